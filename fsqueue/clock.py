@@ -1,0 +1,60 @@
+"""The clock that leases are measured by.
+
+`FilesystemClock` is the server's: files are stamped by `utime` without a time, and *now* is read by touching
+the order file and reading its mtime back, so that no host's wall clock is involved. `InjectedClock` replaces
+all of it in tests: files are stamped with its time, explicitly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from fsqueue.fileops import Directory, FileOps
+from fsqueue.layout import ORDER
+
+
+class Clock(Protocol):
+    """Stamps files and tells the time by one and the same clock, in seconds."""
+
+    def now(self) -> float: ...
+
+    def stamp(self, directory: Directory, name: str) -> None:
+        """Set a file's mtime to now.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+
+
+class FilesystemClock:
+    """The clock of the filesystem that holds the queue."""
+
+    def __init__(self, ops: FileOps, root: Directory) -> None:
+        self._ops = ops
+        self._root = root
+
+    def now(self) -> float:
+        """Costs one modification and one fresh read of an mtime."""
+        try:
+            self.stamp(self._root, ORDER)
+        except FileNotFoundError:
+            flags = 0o102  # O_RDWR | O_CREAT: an operator deleted the order file
+            self._ops.close(self._ops.open(ORDER, flags, 0o666, dir_fd=self._root.fd))
+        mtime = self._ops.fresh_mtime(self._root.fd, ORDER)
+        return self._ops.time() if mtime is None else mtime
+
+    def stamp(self, directory: Directory, name: str) -> None:
+        self._ops.utime(name, dir_fd=directory.fd, follow_symlinks=False)
+
+
+class InjectedClock:
+    """A caller's clock: ``clock()`` returns seconds."""
+
+    def __init__(self, ops: FileOps, clock: Callable[[], float]) -> None:
+        self._ops = ops
+        self.now = clock
+
+    def stamp(self, directory: Directory, name: str) -> None:
+        now_ns = int(self.now() * 1e9)
+        self._ops.utime(name, ns=(now_ns, now_ns), dir_fd=directory.fd, follow_symlinks=False)

@@ -1,0 +1,282 @@
+"""Refs to bytes and back, and the bookkeeping that a ref's file gathers: pure functions, no I/O.
+
+A file is the ref's JSON object and, once something happened to the ref, one reserved last key that begins a
+line of its own::
+
+    {"sample_id":"s17","run_id":"r1",...,"metadata":{}
+    ,"_fsqueue":{"attempts":1,"history":[{"event":"expired","at":1760000000.0,"owner":"node12.4711.9f3a01"}]}}
+
+Invariant: everything before that last line feed is written once and never again. Bookkeeping is added by one
+write in place, from the ref's closing brace on, so a ref never has two files, and a write that was cut short
+costs the history, not the ref: what precedes the last line feed, closed by a brace, still decodes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Generic, TypeVar, cast, get_args, get_type_hints
+
+import msgspec
+
+from fsqueue.errors import CorruptRefError, InvalidRefError
+from fsqueue.records import assert_no_tensors
+
+R = TypeVar("R")
+
+RESERVED = "_fsqueue"
+HISTORY_LIMIT = 32
+_MARK = b'\n,"_fsqueue":'
+_encode = msgspec.json.Encoder().encode
+_decode_any = msgspec.json.Decoder().decode
+
+
+class Event(msgspec.Struct, omit_defaults=True):
+    """One thing that happened to a ref: expired, failed, requeued or rewound."""
+
+    event: str
+    at: float
+    owner: str | None = None
+    reason: str | None = None
+
+
+class Bookkeeping(msgspec.Struct, omit_defaults=True):
+    """The value of the reserved key.
+
+    Attributes:
+        attempts: deliveries that ended in a failure or an expired lease since the ref was last (re)queued by hand.
+        reason: why a dead letter is one.
+        tuples: paths of values that were tuples where the type says Any, since JSON knows lists only.
+        raw: what a file held that was no JSON object.
+    """
+
+    attempts: int = 0
+    reason: str | None = None
+    history: list[Event] = []
+    tuples: list[list[str | int]] = []
+    raw: str | None = None
+
+    def add(self, event: Event) -> None:
+        self.history = [*self.history, event][-HISTORY_LIMIT:]
+
+
+_decode_bookkeeping = msgspec.json.Decoder(Bookkeeping).decode
+
+
+class Codec(Generic[R]):
+    """Refs of one dataclass to bytes and back.
+
+    Raises:
+        TypeError: ref_type is no dataclass with a sample_id, or has a field that JSON cannot carry.
+    """
+
+    def __init__(self, ref_type: type[R]) -> None:
+        if not (isinstance(ref_type, type) and dataclasses.is_dataclass(ref_type)):
+            raise TypeError(f"ref_type must be a dataclass, found {ref_type!r}")
+        fields = {f.name for f in dataclasses.fields(ref_type)}
+        if "sample_id" not in fields or RESERVED in fields:
+            raise TypeError(f"{ref_type.__name__} must have a field sample_id and none named {RESERVED}")
+        self.ref_type: type[R] = ref_type
+        try:
+            self._decode = msgspec.json.Decoder(ref_type).decode
+            self._eq_tells_all = _eq_tells_all(ref_type, set())
+        except (TypeError, NameError) as error:
+            raise TypeError(f"JSON cannot carry the fields of {_full_name(ref_type)}: {error}") from None
+
+    def encode(self, ref: R) -> bytes:
+        """The bytes of a ref; decoding them gives an equal one.
+
+        Raises:
+            TensorInRefError: there is a tensor in it.
+            InvalidRefError: it is of another type, or holds a value that JSON would change.
+        """
+        try:
+            data: bytes = _encode(ref)
+            if self._eq_tells_all and self._decode(data) == ref:
+                return data + b"\n"
+        except (TypeError, ValueError, RecursionError):
+            pass
+        return self._encode_carefully(ref)
+
+    def _encode_carefully(self, ref: R) -> bytes:
+        """Find out what the plain round trip changed: refuse it, or carry tuples by naming their paths."""
+        if type(ref) is not self.ref_type:
+            raise InvalidRefError(
+                "<root>",
+                f"expected {_full_name(self.ref_type)}, found {_full_name(type(ref))}: "
+                "open the queue with ref_type= set to the class that you put",
+            )
+        assert_no_tensors(ref)
+        try:
+            data = _encode(ref)
+        except (TypeError, ValueError, RecursionError) as error:
+            where = _first_unencodable(ref, "<root>")
+            raise InvalidRefError(where, f"JSON cannot carry this: {error}") from None
+        try:
+            back = self._decode(data)
+        except msgspec.DecodeError as error:
+            raise InvalidRefError("<root>", f"does not fit {self.ref_type.__name__}: {error}") from None
+        tuples: list[list[str | int]] = []
+        _compare(ref, back, [], tuples)
+        if not tuples:
+            return data + b"\n"
+        return data[:-1] + bookkeeping_tail(Bookkeeping(tuples=tuples))
+
+    def decode(self, data: bytes) -> R:
+        """The ref in a file's bytes.
+
+        Raises:
+            CorruptRefError: it is none, not even after setting aside torn bookkeeping.
+        """
+        try:
+            ref = self._decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            return self._salvage(data, error)
+        if _MARK in data:
+            _restore_tuples(ref, split(data)[1].tuples)
+        return ref
+
+    def _salvage(self, data: bytes, error: Exception) -> R:
+        end = data.rfind(b"\n", 0, len(data.rstrip(b"\n")) or 1)
+        for stop in (end, len(data) - 1):
+            if stop > 0 and data[stop : stop + 1] == b"\n":
+                try:
+                    return self._decode(data[:stop] + b"}")
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                    continue
+        raise CorruptRefError(str(error)) from None
+
+
+def split(data: bytes) -> tuple[int, Bookkeeping]:
+    """Where a file's bookkeeping begins or would begin (the ref's closing brace), and what it says.
+
+    Raises:
+        CorruptRefError: the bytes hold no JSON object.
+    """
+    mark = data.rfind(_MARK)
+    if mark >= 0:
+        try:
+            return mark, _decode_bookkeeping(data[mark + len(_MARK) :].rstrip()[:-1])
+        except msgspec.DecodeError:
+            return mark, Bookkeeping()
+    body = data.rstrip(b" \t\r\n")
+    if _is_object(body):
+        found = _decode_any(body).get(RESERVED)
+        try:
+            return len(body) - 1, msgspec.convert(found, Bookkeeping) if found else Bookkeeping()
+        except msgspec.ValidationError:
+            return len(body) - 1, Bookkeeping()
+    end = data.rfind(b"\n")
+    if end > 0 and _is_object(data[:end] + b"}"):
+        return end, Bookkeeping()
+    raise CorruptRefError("no JSON object")
+
+
+def bookkeeping_tail(bookkeeping: Bookkeeping) -> bytes:
+    """What goes into the file from the ref's closing brace on."""
+    return _MARK + _encode(bookkeeping) + b"}\n"
+
+
+def wrap_raw(data: bytes, bookkeeping: Bookkeeping) -> bytes:
+    """A dead letter for bytes that are no JSON object: valid JSON with the bytes inside as text."""
+    bookkeeping.raw = data.decode("utf-8", "backslashreplace")
+    return _encode({RESERVED: bookkeeping}) + b"\n"
+
+
+def _is_object(data: bytes) -> bool:
+    try:
+        return isinstance(_decode_any(data), dict)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+
+
+def _compare(ref: Any, back: Any, path: list[str | int], tuples: list[list[str | int]]) -> None:
+    """Note the tuples that came back as lists; refuse whatever else came back changed."""
+    if type(ref) is tuple and isinstance(back, (list, tuple)):
+        if isinstance(back, list):
+            tuples.append(list(path))
+        _compare_items(enumerate(ref), back, path, tuples)
+    elif isinstance(ref, list) and isinstance(back, list):
+        _compare_items(enumerate(ref), back, path, tuples)
+    elif isinstance(ref, dict) and isinstance(back, dict) and ref.keys() == back.keys():
+        _compare_items(ref.items(), back, path, tuples)
+    elif dataclasses.is_dataclass(ref) and type(ref) is type(back):
+        for f in dataclasses.fields(ref):
+            _compare(getattr(ref, f.name), getattr(back, f.name), [*path, f.name], tuples)
+    elif ref != back or isinstance(ref, bool) != isinstance(back, bool):
+        raise InvalidRefError(_format(path), _why_not(ref, back))
+
+
+def _compare_items(items: Any, back: Any, path: list[str | int], tuples: list[list[str | int]]) -> None:
+    for key, value in items:
+        _compare(value, back[key], [*path, key], tuples)
+
+
+def _why_not(ref: Any, back: Any) -> str:
+    if isinstance(ref, float) and not math.isfinite(ref):
+        return f"JSON has no {ref!r}: leave the key out, or use None"
+    if isinstance(ref, dict):
+        return "JSON object keys are strings: use str keys"
+    return f"a {_full_name(type(ref))} would come back as {back!r}: convert it before put"
+
+
+def _first_unencodable(value: Any, where: str) -> str:
+    """The path of the innermost value that the encoder refuses."""
+    if isinstance(value, dict):
+        below = [(f"{where}[{key!r}]", child) for key, child in value.items()]
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        below = [(f"{where}[{index}]", child) for index, child in enumerate(value)]
+    elif dataclasses.is_dataclass(value):
+        below = [(f"{where}.{f.name}", getattr(value, f.name)) for f in dataclasses.fields(value)]
+    else:
+        return where
+    for path, child in below:
+        try:
+            _encode(child)
+        except RecursionError:
+            return path
+        except (TypeError, ValueError):
+            return _first_unencodable(child, path)
+    return where
+
+
+def _restore_tuples(ref: Any, paths: list[list[str | int]]) -> None:
+    """Turn the lists at these paths into tuples, innermost first; a path that leads nowhere is skipped."""
+    for path in sorted(paths, key=len, reverse=True):
+        try:
+            holder = ref
+            for step in path[:-1]:
+                holder = _child(holder, step)
+            value = tuple(_child(holder, path[-1]))
+            if dataclasses.is_dataclass(holder):
+                object.__setattr__(holder, cast(str, path[-1]), value)
+            else:
+                holder[path[-1]] = value
+        except (AttributeError, KeyError, IndexError, TypeError):
+            continue
+
+
+def _child(holder: Any, step: str | int) -> Any:
+    return getattr(holder, str(step)) if dataclasses.is_dataclass(holder) else holder[step]
+
+
+def _format(path: list[str | int]) -> str:
+    """``<root>.metadata['x'][3]``: the first step is a field, later ones may be fields or keys."""
+    return "<root>" + "".join(f".{p}" if i == 0 else f"[{p!r}]" for i, p in enumerate(path))
+
+
+def _full_name(t: type) -> str:
+    return f"{t.__module__}.{t.__qualname__}"
+
+
+def _eq_tells_all(t: Any, seen: set[Any]) -> bool:
+    """Whether ``==`` on this type compares every field: the generated method, and no field left out of it."""
+    if t in seen:
+        return True
+    seen.add(t)
+    if isinstance(t, type) and dataclasses.is_dataclass(t):
+        params = getattr(t, "__dataclass_params__", None)
+        if not getattr(params, "eq", False) or not all(f.compare for f in dataclasses.fields(t)):
+            return False
+        return all(_eq_tells_all(hint, seen) for hint in get_type_hints(t).values())
+    return all(_eq_tells_all(arg, seen) for arg in get_args(t) if not isinstance(arg, (str, int, bytes)))

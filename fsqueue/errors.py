@@ -1,0 +1,167 @@
+"""Every error that fsqueue raises on purpose.
+
+Each is an `FsQueueError` and also the built-in that fits, so that callers who know only `ValueError` or
+`OSError` catch it too. Each carries its facts as attributes and survives pickling. The text says what is
+wrong, where, what was found and expected, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+from typing import Any
+
+
+class FsQueueError(Exception):
+    """The base of all errors of this package."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), str(self), self.__dict__)
+
+
+def _rebuild(cls: type[FsQueueError], text: str, facts: dict[str, Any]) -> FsQueueError:
+    error = cls.__new__(cls)
+    error.args = (text,)
+    error.__dict__.update(facts)
+    return error
+
+
+class InvalidRefError(FsQueueError, ValueError):
+    """A ref that put refuses: nothing of the batch was written.
+
+    Attributes:
+        where: the path inside the ref, such as ``<root>.metadata['x'][3]``.
+    """
+
+    def __init__(self, where: str, problem: str) -> None:
+        super().__init__(f"{where}: {problem}")
+        self.where = where
+
+
+class TensorInRefError(InvalidRefError, TypeError):
+    """A ref carries a tensor or an array; refs are metadata only.
+
+    Attributes:
+        type_name: the offending value's type.
+    """
+
+    def __init__(self, where: str, type_name: str) -> None:
+        super().__init__(
+            where,
+            f"a {type_name} does not belong in a sample ref, which is metadata only: "
+            "put the tensor into the feature store and its key into the ref",
+        )
+        self.type_name = type_name
+
+
+class CorruptRefError(FsQueueError, ValueError):
+    """A file does not hold a ref of the expected type.
+
+    Attributes:
+        reason: what the decoder found.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"this is no ref: {reason}")
+        self.reason = reason
+
+
+class QueueConfigError(FsQueueError, ValueError):
+    """A handle's argument contradicts what the queue's fsqueue.json says, or is not valid by itself.
+
+    Attributes:
+        path: the queue's directory.
+    """
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(f"queue {path} {problem}")
+        self.path = path
+
+
+class NotAQueueError(QueueConfigError):
+    """The directory is no queue and is not empty, so it is not made one."""
+
+
+class UnsupportedFormatError(NotAQueueError):
+    """The queue was written in a format that this version does not read.
+
+    Attributes:
+        found: the format number in fsqueue.json.
+        reads: the format number that this version reads.
+    """
+
+    def __init__(self, path: str, found: object, reads: int) -> None:
+        super().__init__(path, f"has format {found!r}, this fsqueue reads {reads}: upgrade fsqueue")
+        self.found = found
+        self.reads = reads
+
+
+class QueueClosedError(FsQueueError, ValueError):
+    """A handle was used after close().
+
+    Attributes:
+        path: the queue's directory.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"this handle of queue {path} is closed: open another one")
+        self.path = path
+
+
+class QueueIOError(FsQueueError, OSError):
+    """The filesystem refused an operation; the queue is unchanged, or one repeated call away from done.
+
+    Attributes:
+        path: the file or directory that was worked on.
+        errno: the system's error number, as on any OSError.
+    """
+
+    def __init__(self, what: str, path: str, cause: OSError) -> None:
+        code = cause.errno or 0
+        symbol = _errno.errorcode.get(code, "an error")
+        text = f"{what} {path} failed: {symbol} ({os.strerror(code)}){_advice(code)}"
+        OSError.__init__(self, code, text)
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.args[1]) if len(self.args) > 1 else str(self.args[0])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild_io, (type(self), self.errno, str(self), self.path)
+
+
+def _rebuild_io(cls: type[QueueIOError], code: int, text: str, path: str) -> QueueIOError:
+    error = cls.__new__(cls, code, text)
+    error.path = path
+    return error
+
+
+class LockUnsupportedError(QueueIOError):
+    """The filesystem does not support the lock that the queue is configured with."""
+
+    def __init__(self, path: str, cause: OSError) -> None:
+        super().__init__("locking", path, cause)
+
+
+_ADVICE = {
+    _errno.ENOSPC: ": free space on this filesystem, then call again",
+    _errno.EDQUOT: ": the quota is used up; free space or inodes, then call again",
+    _errno.EROFS: ": the filesystem is mounted read-only",
+    _errno.EACCES: ": check the owner and mode; users who share a queue need a common group, umask 002 and setgid",
+    _errno.EPERM: ": check the owner and mode; users who share a queue need a common group, umask 002 and setgid",
+    _errno.EMFILE: ": too many open files in this process; raise `ulimit -n`",
+    _errno.ENFILE: ": too many open files on this host",
+    _errno.ESTALE: ": the server no longer knows this file; call again, and remount if it stays",
+    _errno.EIO: ": the storage reported an error; check the server, then call again",
+    _errno.EXDEV: ": the queue's directories must lie on one filesystem",
+    _errno.ENOSYS: (
+        ": this mount has no flock; mount Lustre with -o flock, NFS without nolock, "
+        "or create the queue with lock='lease' or lock='none'"
+    ),
+}
+for _code in (_errno.ENOLCK, _errno.EOPNOTSUPP):
+    _ADVICE[_code] = _ADVICE[_errno.ENOSYS]
+
+
+def _advice(code: int) -> str:
+    return _ADVICE.get(code, "")

@@ -1,0 +1,311 @@
+"""The one module that makes file operations.
+
+`FileOps` is a table of the system calls that the queue uses, plus a few sequences of them that belong
+together. Everything else in the package goes through an instance of it, so that a test can count, delay or
+record every call, fail any of them, kill the process around the k-th one, or put a simulated filesystem in
+their place (`wrapped`, `using`).
+
+All names are relative to a directory descriptor; nothing here follows a symbolic link in the last component,
+and nothing waits on a FIFO.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import stat as stat_module
+import threading
+import time as timing
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from filelock import lock_descriptor, unlock_descriptor
+
+from fsqueue.errors import CorruptRefError, QueueIOError
+
+T = TypeVar("T")
+
+CALLS = (
+    "open", "close", "read", "write", "pread", "pwrite", "ftruncate", "fsync", "stat", "fstat", "listdir",
+    "rename", "link", "unlink", "mkdir", "utime", "lock", "unlock",
+)  # fmt: skip
+
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_UPDATE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_CHUNK = 1 << 16
+_FILE_LIMIT = 1 << 26
+_IO_THREADS = 16
+
+
+def _listdir(fd: int) -> list[str]:
+    return os.listdir(fd)
+
+
+class FileOps:
+    """The system calls, and what else the queue asks of the operating system.
+
+    The class attributes are the real calls. An instance may carry others; `CALLS` lists the file operations.
+    """
+
+    open = staticmethod(os.open)
+    close = staticmethod(os.close)
+    read = staticmethod(os.read)
+    write = staticmethod(os.write)
+    pread = staticmethod(os.pread)
+    pwrite = staticmethod(os.pwrite)
+    ftruncate = staticmethod(os.ftruncate)
+    fsync = staticmethod(os.fsync)
+    stat = staticmethod(os.stat)
+    fstat = staticmethod(os.fstat)
+    listdir = staticmethod(_listdir)
+    rename = staticmethod(os.rename)
+    link = staticmethod(os.link)
+    unlink = staticmethod(os.unlink)
+    mkdir = staticmethod(os.mkdir)
+    utime = staticmethod(os.utime)
+    lock = staticmethod(lambda fd: lock_descriptor(fd, blocking=False))
+    unlock = staticmethod(unlock_descriptor)
+
+    time = staticmethod(timing.time)
+    monotonic = staticmethod(timing.monotonic)
+    sleep = staticmethod(timing.sleep)
+    random = staticmethod(random.random)
+
+    def each(self, work: Callable[[T], None], items: list[T]) -> None:
+        """Run work on every item, side by side where that pays; the first error is raised after all ended."""
+        if len(items) < 2:
+            for item in items:
+                work(item)
+            return
+        with ThreadPoolExecutor(min(_IO_THREADS, len(items)), "fsqueue-io") as pool:
+            futures = [pool.submit(work, item) for item in items]
+        for future in futures:
+            future.result()
+
+    def write_all(self, fd: int, data: bytes) -> None:
+        """Write all of data, however many calls that takes."""
+        done = self.write(fd, data)
+        while done < len(data):
+            done += self.write(fd, data[done:])
+
+    def pwrite_all(self, fd: int, data: bytes, offset: int) -> None:
+        """Write all of data at offset, however many calls that takes."""
+        done = self.pwrite(fd, data, offset)
+        while done < len(data):
+            done += self.pwrite(fd, data[done:], offset + done)
+
+    def create(self, dir_fd: int, name: str, data: bytes) -> int:
+        """Create a file with this content; returns its open descriptor.
+
+        No O_EXCL: the caller's names are unique, and on NFS it costs a round trip.
+        """
+        fd = self.open(name, _CREATE, 0o666, dir_fd=dir_fd)
+        try:
+            self.write_all(fd, data)
+        except BaseException:
+            self.close(fd)
+            raise
+        return fd
+
+    def read_file(self, dir_fd: int, name: str) -> bytes:
+        """The content of a regular file.
+
+        Raises:
+            CorruptRefError: it is a symbolic link, a directory, a device, or larger than 64 MiB.
+        """
+        try:
+            fd = self.open(name, _READ, dir_fd=dir_fd)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO):
+                raise CorruptRefError("not a regular file") from None
+            raise
+        try:
+            return self.read_regular(fd)
+        finally:
+            self.close(fd)
+
+    def read_regular(self, fd: int) -> bytes:
+        """What an open file holds, from its start.
+
+        A small file costs one read; whether it is a regular one is asked only where more is to come.
+        """
+        try:
+            data = self.read(fd, _CHUNK)
+            if len(data) < _CHUNK:
+                return data
+        except OSError as error:
+            if error.errno in (errno.EISDIR, errno.EAGAIN, errno.EINVAL):
+                raise CorruptRefError("not a regular file") from None
+            raise
+        status = self.fstat(fd)
+        if not stat_module.S_ISREG(status.st_mode) or status.st_size > _FILE_LIMIT:
+            raise CorruptRefError(f"not a regular file of at most {_FILE_LIMIT} bytes")
+        parts = [data]
+        while parts[-1]:
+            parts.append(self.read(fd, _CHUNK))
+        return b"".join(parts)
+
+    def update_in_place(self, fd: int, data: bytes, offset: int) -> None:
+        """Replace what a file holds from offset on."""
+        self.pwrite_all(fd, data, offset)
+        self.ftruncate(fd, offset + len(data))
+
+    def open_for_update(self, dir_fd: int, name: str) -> int:
+        return self.open(name, _UPDATE, dir_fd=dir_fd)
+
+    def fresh_mtime(self, dir_fd: int, name: str) -> float | None:
+        """A file's mtime in seconds, None where there is no such file.
+
+        NFS: `stat` may answer from the attribute cache, seconds old; open + fstat asks the server.
+        """
+        try:
+            fd = self.open(name, _READ, dir_fd=dir_fd)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENXIO):
+                raise
+            return self.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mtime
+        try:
+            return self.fstat(fd).st_mtime
+        finally:
+            self.close(fd)
+
+    def exists(self, dir_fd: int, name: str) -> bool:
+        try:
+            self.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def remove(self, dir_fd: int, name: str) -> bool:
+        """Unlink a file; False when it was gone already."""
+        try:
+            self.unlink(name, dir_fd=dir_fd)
+        except FileNotFoundError:
+            return False
+        return True
+
+
+class Directory:
+    """One directory of a queue, with a descriptor that is kept open."""
+
+    def __init__(self, ops: FileOps, path: str) -> None:
+        self.ops = ops
+        self.path = path
+        self.fd = ops.open(path, _DIRECTORY)
+
+    def refresh(self) -> None:
+        """Make this client ask the server again about every name in here.
+
+        NFS: it remembers for up to 30 s that a name was missing or present; opening the directory ends that,
+        a stat of it does not.
+        """
+        self.ops.close(self.ops.open(self.path, _DIRECTORY))
+
+    def listing(self) -> list[str]:
+        """The names in here, read afresh."""
+        fd = self.ops.open(self.path, _DIRECTORY)
+        try:
+            return self.ops.listdir(fd)
+        finally:
+            self.ops.close(fd)
+
+    def changed_at_ns(self) -> int:
+        """The directory's own mtime, read afresh."""
+        fd = self.ops.open(self.path, _DIRECTORY)
+        try:
+            return self.ops.fstat(fd).st_mtime_ns
+        finally:
+            self.ops.close(fd)
+
+    def sync(self) -> None:
+        """Make the names in here durable."""
+        self.ops.fsync(self.fd)
+
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            self.ops.close(fd)
+
+
+def move(source: Directory, name: str, target: Directory, new_name: str) -> bool:
+    """Rename a file; False where it was gone.
+
+    The rename decides: of several processes that move the same file, one gets True.
+    """
+    ops = source.ops
+    try:
+        ops.rename(name, new_name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
+        return True
+    except FileNotFoundError:
+        pass
+    # NFS: this ENOENT may be a remembered miss, or the answer to a retransmitted rename that was done.
+    source.refresh()
+    target.refresh()
+    if ops.exists(target.fd, new_name):
+        return True
+    try:
+        ops.rename(name, new_name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
+        return True
+    except FileNotFoundError:
+        return False
+
+
+def wrapped(ops: FileOps, around: Callable[..., Any]) -> FileOps:
+    """A copy of the table in which every file operation runs as ``around(name, call, *args, **kwargs)``."""
+    copy = FileOps()
+    copy.__dict__.update(ops.__dict__)
+
+    def wrap(name: str) -> Callable[..., Any]:
+        call = getattr(ops, name)
+        return lambda *args, **kwargs: around(name, call, *args, **kwargs)
+
+    for name in CALLS:
+        setattr(copy, name, wrap(name))
+    return copy
+
+
+_default = FileOps()
+_override = threading.local()
+
+
+def current() -> FileOps:
+    """The table that handles opened by this thread use from now on."""
+    return getattr(_override, "ops", _default)
+
+
+@contextmanager
+def using(ops: FileOps) -> Iterator[None]:
+    """Let handles that are opened in this block use another table."""
+    before = current()
+    _override.ops = ops
+    try:
+        yield
+    finally:
+        _override.ops = before
+
+
+@contextmanager
+def explained(what: str, path: str) -> Iterator[None]:
+    """Turn an OSError into a QueueIOError that says what was tried, where, and what to do."""
+    try:
+        yield
+    except QueueIOError:
+        raise
+    except OSError as error:
+        raise QueueIOError(what, error.filename2 or error.filename or path, error) from error
+
+
+def silently_remove(ops: FileOps, dir_fd: int, names: Iterable[str]) -> None:
+    """Unlink files that nobody needs; what cannot be removed is left to `fsqueue check --repair`."""
+    for name in names:
+        try:
+            ops.unlink(name, dir_fd=dir_fd)
+        except OSError:
+            continue

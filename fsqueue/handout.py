@@ -1,0 +1,172 @@
+"""The get side: taking places in the order, claiming the refs, and finding those that no line names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from fsqueue import names
+from fsqueue.errors import CorruptRefError
+from fsqueue.handle import Handle
+from fsqueue.order import Scan
+from fsqueue.records import dp_partition
+
+SWEEP_S = 60.0
+_SORT_BY_MTIME_LIMIT = 4096
+_TRUST_AFTER_S = 2.0
+_CHEAP_SWEEP_S = 0.001
+_RELAX = 20
+
+Partition = tuple[int, int]
+
+
+class _SampleId(msgspec.Struct):
+    sample_id: str
+
+
+@dataclass
+class _Sweep:
+    """What is known of pending/ since it was last listed.
+
+    Attributes:
+        changed_at_ns: the directory's mtime before that listing; None before the first.
+        seen_since: when that mtime was first seen, monotonic. Timestamps are coarse, up to 2 s: only an mtime
+            that stayed the same for longer proves that nothing changed.
+        not_before: when the next listing may be made, monotonic; far off when listings are slow.
+    """
+
+    changed_at_ns: int | None = None
+    seen_since: float = 0.0
+    listed_at: float = -1e9
+    not_before: float = -1e9
+
+
+class Handout:
+    """Hands pending refs to one handle."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+        self._scans: dict[Partition, Scan] = {}
+        self._sweep_state = _Sweep()
+
+    def take(self, count: int, partition: Partition | None, leased: list[str]) -> bool:
+        """Lease up to count refs in FIFO order and append their stems to leased; False when there were none.
+
+        On an error, leased holds what was leased before it, and a sweep will look for the refs whose places
+        were taken and that were not claimed.
+        """
+        handle, wanted = self._handle, len(leased) + count
+        before = len(leased)
+        try:
+            while len(leased) < wanted:
+                stems, exhausted = self._reserve(wanted - len(leased), partition)
+                for stem in stems:
+                    if handle.moves.claim(stem):
+                        handle.held.add(stem)
+                        leased.append(stem)
+                if exhausted and not stems and (len(leased) > before or not self._sweep()):
+                    break
+        except BaseException:
+            handle.sweep_wanted = True
+            raise
+        return len(leased) > before
+
+    def _reserve(self, count: int, partition: Partition | None) -> tuple[list[str], bool]:
+        """Take places in the order; the second value says that it holds no more of them."""
+        handle = self._handle
+        with handle.order_file.hold_patiently() as held:
+            if not held:
+                return self._without_lock(count, partition), True
+            if partition is None:
+                stems = handle.order.take_locked(count)
+                return stems, len(stems) < count
+            stems, self._scans[partition], at_end = handle.order.take_partition_locked(
+                count, lambda stem: self._belongs(stem, partition), self._scans.get(partition)
+            )
+            return stems, at_end
+
+    def _without_lock(self, count: int, partition: Partition | None) -> list[str]:
+        """Candidates from a listing, in an order of this handle's own so that claims rarely collide."""
+        stems = [stem for stem in self._pending_stems() if partition is None or self._belongs(stem, partition)]
+        random = self._handle.ops.random
+        return sorted(stems, key=lambda _: random())[:count]
+
+    def _sweep(self) -> bool:
+        """List pending/ and name in the order what it does not know; True when there was something.
+
+        Skipped where nothing can have changed since the last listing, or where listings take long and the
+        last one is recent: at most 1/20 of the time goes into them.
+        """
+        handle, state, ops = self._handle, self._sweep_state, self._handle.ops
+        changed_at_ns = handle.layout.pending.changed_at_ns()
+        started = ops.monotonic()
+        if changed_at_ns != state.changed_at_ns:
+            state.changed_at_ns, state.seen_since = changed_at_ns, started
+        elif state.listed_at - state.seen_since > _TRUST_AFTER_S and not handle.sweep_wanted:
+            return False
+        if started < state.not_before:
+            return False
+        state.listed_at = started
+        found = self.adopt()
+        took_s = ops.monotonic() - started
+        state.not_before = started + took_s * (_RELAX if took_s > _CHEAP_SWEEP_S else 1)
+        return found > 0
+
+    def adopt(self) -> int:
+        """Name in the order every pending ref that no line names; returns how many there were.
+
+        A ref is adopted within `SWEEP_S` seconds, or 100 times what a listing takes, of being stranded, and
+        at once when the order is exhausted.
+        """
+        handle = self._handle
+        handle.sweep_wanted = False
+        stems = self._pending_stems()
+        if not stems:
+            return 0
+        with handle.order_file.hold_patiently() as held:
+            if not held:
+                return 0
+            return handle.order.adopt_locked(stems, handle.ops.time(), self._arrange)
+
+    def sweep_if_due(self) -> None:
+        """Adopt stranded refs though the order is not exhausted, once in a while and for all handles."""
+        handle, state = self._handle, self._sweep_state
+        age_s = abs(handle.ops.time() - handle.order.swept_at)
+        if handle.sweep_wanted or (age_s > SWEEP_S and handle.ops.monotonic() >= state.not_before):
+            started = handle.ops.monotonic()
+            self.adopt()
+            state.not_before = started + 100 * (handle.ops.monotonic() - started)
+
+    def _pending_stems(self) -> list[str]:
+        parsed = (names.parse_ref(name) for name in self._handle.layout.pending.listing())
+        return [stem for stem in parsed if stem is not None]
+
+    def _arrange(self, stems: list[str]) -> list[str]:
+        """Refs that come from a listing: by age where a few, by name where a stat each would cost too much."""
+        if len(stems) > _SORT_BY_MTIME_LIMIT:
+            return sorted(stems)
+        return sorted(stems, key=lambda stem: (self._mtime_ns(stem), stem))
+
+    def _mtime_ns(self, stem: str) -> int:
+        ops, pending = self._handle.ops, self._handle.layout.pending
+        try:
+            return ops.stat(names.ref_file(stem), dir_fd=pending.fd, follow_symlinks=False).st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    def _belongs(self, stem: str, partition: Partition) -> bool:
+        index, count = partition
+        return dp_partition(names.id_of(stem) or self._id_inside(stem), count) == index
+
+    def _id_inside(self, stem: str) -> str:
+        """The id of a ref whose name is too short to tell; the stem itself where the file does not tell either."""
+        handle = self._handle
+        try:
+            data = handle.ops.read_file(handle.layout.pending.fd, names.ref_file(stem))
+            return msgspec.json.decode(data, type=_SampleId).sample_id
+        except (FileNotFoundError, CorruptRefError, msgspec.DecodeError):
+            return stem
+
+    def anything_pending(self) -> bool:
+        return any(names.parse_ref(name) for name in self._handle.layout.pending.listing())

@@ -1,0 +1,69 @@
+"""The put side: writing refs into tmp/, and publishing those that are not in the queue yet."""
+
+from __future__ import annotations
+
+from fsqueue import names
+from fsqueue.fileops import silently_remove
+from fsqueue.handle import Handle
+
+
+class Intake:
+    """Puts encoded refs on behalf of one handle."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+
+    def put(self, contents: dict[str, bytes]) -> None:
+        """Publish files by stem; stems that are pending or leased already are skipped.
+
+        CRASH: before a rename, a file in tmp/ that nobody sees; after it, a pending ref, which a sweep finds
+        where its line in the order is missing.
+        """
+        handle = self._handle
+        if handle.durable:
+            # An fsync costs more than asking, and a restarted controller puts everything again.
+            known = self._known(list(contents))
+            contents = {stem: data for stem, data in contents.items() if stem not in known}
+        if not contents:
+            return
+        waiting = dict(zip(contents, handle.moves.write_new(list(contents.values())), strict=True))
+        try:
+            with handle.order_file.hold():
+                published = self._publish_locked(waiting)
+            if handle.durable and published:
+                handle.layout.pending.sync()
+        finally:
+            silently_remove(handle.ops, handle.layout.tmp.fd, waiting.values())
+
+    def _publish_locked(self, waiting: dict[str, str]) -> list[str]:
+        """Rename what is new into pending/ and name it in the order; what remains in waiting is not new."""
+        handle = self._handle
+        handle.layout.pending.refresh()
+        known = self._known(list(waiting))
+        published: list[str] = []
+        try:
+            for stem in [stem for stem in waiting if stem not in known]:
+                handle.moves.publish(waiting[stem], stem)
+                del waiting[stem]
+                handle.held.forget(stem)
+                published.append(stem)
+        finally:
+            self._append_locked(published)
+        return published
+
+    def _append_locked(self, stems: list[str]) -> None:
+        if not stems:
+            return
+        try:
+            self._handle.order.append_locked(stems)
+        except OSError:
+            # The order is a hint, and the refs are in the queue: whoever runs out of lines finds them.
+            self._handle.sweep_wanted = True
+
+    def _known(self, stems: list[str]) -> set[str]:
+        """Those of the stems that are pending or leased."""
+        handle, layout = self._handle, self._handle.layout
+        known = {stem for stem in stems if handle.ops.exists(layout.pending.fd, names.ref_file(stem))}
+        if len(known) < len(stems):
+            known |= handle.moves.holders().keys() & set(stems)
+        return known

@@ -1,0 +1,258 @@
+"""The queue's directory: creating it, opening it, and the settings in its fsqueue.json.
+
+A queue exists from the instant that fsqueue.json does. It is written last, by a hard link from tmp/ that
+only one of several creators can make (by a rename under the order lock where there are no hard links), so
+whoever reads it finds everything else in place.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fsqueue.errors import NotAQueueError, QueueConfigError, UnsupportedFormatError
+from fsqueue.fileops import Directory, FileOps, explained, silently_remove
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FORMAT = 1
+SETTINGS = "fsqueue.json"
+ORDER = "order.lock"
+STATES = ("pending", "leased", "done", "failed")
+DIRECTORIES = ("owners", "tmp", *STATES)
+LOCK_MODES = ("flock", "lease", "none")
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What fsqueue.json says. All handles of a queue agree on it.
+
+    Attributes:
+        lease_timeout_s: seconds after which an unrenewed lease expires; None: leases do not time out.
+        lock: what orders the critical sections: "flock", "lease" (filelock's SoftFileLease) or "none".
+    """
+
+    format: int
+    created_at: float
+    run_id: str | None
+    lease_timeout_s: float | None
+    lock: str
+
+
+class Layout:
+    """An existing queue's settings and open directories."""
+
+    def __init__(self, ops: FileOps, path: str, settings: Settings) -> None:
+        self.ops = ops
+        self.path = path
+        self.settings = settings
+        self._opened: list[Directory] = []
+        try:
+            self.root = self._open("")
+            self.owners = self._open("owners")
+            self.tmp = self._open("tmp")
+            self.pending = self._open("pending")
+            self.leased = self._open("leased")
+            self.done = self._open("done")
+            self.failed = self._open("failed")
+        except OSError:
+            self.close()
+            raise
+
+    def _open(self, name: str) -> Directory:
+        directory = Directory(self.ops, os.path.join(self.path, name) if name else self.path)
+        self._opened.append(directory)
+        return directory
+
+    def close(self) -> None:
+        for directory in self._opened:
+            directory.close()
+        self._opened.clear()
+
+
+def open_layout(ops: FileOps, path: str) -> Layout:
+    """Open an existing queue; writes nothing.
+
+    Raises:
+        NotAQueueError: there is none at this path.
+        UnsupportedFormatError: it has another format.
+    """
+    with explained("opening queue", path):
+        settings = _read_settings(ops, path)
+        if settings is None:
+            raise NotAQueueError(path, f"does not exist: there is no {SETTINGS} in it; `fsqueue init` creates one")
+        return Layout(ops, path, settings)
+
+
+def ensure_queue(
+    ops: FileOps,
+    path: str,
+    *,
+    lease_timeout_s: float | None,
+    lock: str | None,
+    run_id: str | None,
+    durable: bool,
+    now: Callable[[], float],
+) -> Settings:
+    """The settings of a queue, which is created where the directory is missing or empty.
+
+    Raises:
+        NotAQueueError: the directory is not empty and holds no queue.
+        QueueConfigError: the queue's settings differ from the arguments given.
+    """
+    _validate(path, lease_timeout_s, lock)
+    with explained("opening queue", path):
+        settings = _read_settings(ops, path)
+        if settings is None:
+            wanted = Settings(FORMAT, now(), run_id, lease_timeout_s, lock or "flock")
+            _create(ops, path, wanted, durable)
+            settings = _read_settings(ops, path)
+            if settings is None:
+                raise NotAQueueError(path, f"vanished while it was created: {SETTINGS} is gone")
+        _compare(path, settings, lease_timeout_s, lock, run_id)
+        return settings
+
+
+def _validate(path: str, lease_timeout_s: float | None, lock: str | None) -> None:
+    if lease_timeout_s is not None and not 0 < lease_timeout_s < float("inf"):
+        raise QueueConfigError(path, f"needs a positive lease_timeout_s or None, found {lease_timeout_s!r}")
+    if lock is not None and lock not in LOCK_MODES:
+        raise QueueConfigError(path, f"needs lock to be one of {', '.join(LOCK_MODES)}, found {lock!r}")
+
+
+def _read_settings(ops: FileOps, path: str) -> Settings | None:
+    """The settings, or None where there is no fsqueue.json (or no directory)."""
+    try:
+        root = Directory(ops, path)
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        raise NotAQueueError(path, "is a file: a queue is a directory") from None
+    try:
+        data = ops.read_file(root.fd, SETTINGS)
+    except FileNotFoundError:
+        return None
+    finally:
+        root.close()
+    return _parse_settings(path, data)
+
+
+def _parse_settings(path: str, data: bytes) -> Settings:
+    try:
+        found = msgspec.json.decode(data)
+        number = found.get("format") if isinstance(found, dict) else None
+        if isinstance(number, int) and number != FORMAT:
+            raise UnsupportedFormatError(path, number, FORMAT)
+        settings = msgspec.json.decode(data, type=Settings)
+    except msgspec.DecodeError as error:
+        raise NotAQueueError(path, f"has a damaged {SETTINGS} ({error}): restore it from another queue") from None
+    if settings.lock not in LOCK_MODES:
+        raise UnsupportedFormatError(path, f"{FORMAT} with lock {settings.lock!r}", FORMAT)
+    return settings
+
+
+def _compare(path: str, stored: Settings, lease_timeout_s: float | None, lock: str | None, run_id: str | None) -> None:
+    for key, given in (("lease_timeout_s", lease_timeout_s), ("lock", lock), ("run_id", run_id)):
+        found = getattr(stored, key)
+        if given is not None and given != found:
+            raise QueueConfigError(
+                path,
+                f"was created with {key}={found!r}, this handle asks for {given!r}: "
+                f"leave {key} out to take the stored one, or use another directory",
+            )
+
+
+def _create(ops: FileOps, path: str, settings: Settings, durable: bool) -> None:
+    _make_directory(ops, path)
+    root = Directory(ops, path)
+    try:
+        strangers = sorted(set(ops.listdir(root.fd)) - {*DIRECTORIES, ORDER, SETTINGS})
+        if strangers:
+            raise NotAQueueError(
+                path,
+                f"is not empty and holds no {SETTINGS}, but for instance {strangers[0]!r}: choose a new directory",
+            )
+        for name in DIRECTORIES:
+            _make_directory(ops, os.path.join(path, name))
+        _refuse_orphans(ops, path)
+        ops.close(ops.open(ORDER, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=root.fd))
+        _publish(ops, root, settings, durable)
+    finally:
+        root.close()
+
+
+def _make_directory(ops: FileOps, path: str) -> None:
+    try:
+        ops.mkdir(path, 0o777)
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        parent = os.path.dirname(os.path.abspath(path))
+        if parent == path:
+            raise
+        _make_directory(ops, parent)
+        _make_directory(ops, path)
+
+
+def _refuse_orphans(ops: FileOps, path: str) -> None:
+    """A queue that lost its fsqueue.json is not taken for a new one while there are refs in it."""
+    for state in STATES:
+        directory = Directory(ops, os.path.join(path, state))
+        try:
+            names = ops.listdir(directory.fd)
+        finally:
+            directory.close()
+        if names and _read_settings(ops, path) is None:
+            raise NotAQueueError(
+                path,
+                f"has files in {state}/ but no {SETTINGS}: restore it (FORMAT.md shows one), or move the files away",
+            )
+
+
+def _publish(ops: FileOps, root: Directory, settings: Settings, durable: bool) -> None:
+    """Make the queue exist, unless another process has done so meanwhile.
+
+    CRASH: before the link there is no queue, only empty directories, which the next creator completes.
+    """
+    tmp = Directory(ops, os.path.join(root.path, "tmp"))
+    name = f"{SETTINGS}.{os.getpid()}.{int(ops.random() * 2**48):012x}"
+    try:
+        fd = ops.create(tmp.fd, name, msgspec.json.encode(settings) + b"\n")
+        try:
+            if durable:
+                ops.fsync(fd)
+        finally:
+            ops.close(fd)
+        try:
+            ops.link(name, SETTINGS, src_dir_fd=tmp.fd, dst_dir_fd=root.fd)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            _publish_by_rename(ops, root, tmp, name)
+        if durable:
+            root.sync()
+            _sync_parent(ops, root.path)
+    finally:
+        silently_remove(ops, tmp.fd, [name])
+        tmp.close()
+
+
+def _publish_by_rename(ops: FileOps, root: Directory, tmp: Directory, name: str) -> None:
+    # RACE: two creators without hard links may both find no settings; the later rename replaces the earlier
+    # one's, which said the same unless their arguments differ, and then the earlier handle's next open says so.
+    if not ops.exists(root.fd, SETTINGS):
+        ops.rename(name, SETTINGS, src_dir_fd=tmp.fd, dst_dir_fd=root.fd)
+
+
+def _sync_parent(ops: FileOps, path: str) -> None:
+    parent = Directory(ops, os.path.dirname(os.path.abspath(path)))
+    try:
+        parent.sync()
+    finally:
+        parent.close()

@@ -1,0 +1,228 @@
+"""The lock that orders put and get: filelock's own primitive on order.lock, polled, never waited on for good.
+
+No promise but FIFO order and deduplication rests on it. Where it cannot be had, get goes on without it, and
+put replaces the file, whose lock a dead node may keep for minutes, by a fresh one.
+
+Modes: ``flock`` locks order.lock itself, which on NFS also makes its cached content fresh; ``lease`` takes
+filelock's SoftFileLease on order.lease; ``none`` takes nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from filelock import SoftFileLease, Timeout
+
+from fsqueue.errors import LockUnsupportedError
+from fsqueue.fileops import Directory, FileOps, silently_remove
+from fsqueue.layout import ORDER
+
+GET_PATIENCE_S = 2.0
+PUT_TIMEOUT_S = 30.0
+STUCK_FOR_S = 10.0
+LEASE_DURATION_S = 15.0
+_FIRST_PAUSE_S = 0.00005
+_LONGEST_PAUSE_S = 0.005
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+
+
+class StaleLockWarning(RuntimeWarning):
+    """The order lock was held for so long that its file was replaced."""
+
+
+class OrderFile:
+    """The open order.lock and its lock.
+
+    Attributes:
+        fd: its descriptor; valid while the lock is held.
+        size: its length in bytes when the lock was taken.
+    """
+
+    def __init__(self, ops: FileOps, root: Directory, mode: str) -> None:
+        self.ops = ops
+        self.root = root
+        self.fd = -1
+        self.size = 0
+        self._mode = mode
+        self._mutex = threading.Lock()
+        self._stuck_until = 0.0
+        self._lease: SoftFileLease | None = None
+        if mode == "lease":
+            self._lease = SoftFileLease(
+                os.path.join(root.path, "order.lease"), lease_duration=LEASE_DURATION_S, thread_local=False
+            )
+
+    @contextmanager
+    def hold_patiently(self) -> Iterator[bool]:
+        """Hold the lock; yields False where it could not be had soon, and is then not held.
+
+        After one such failure it is only tried, not waited for, for the next `STUCK_FOR_S` seconds.
+        """
+        stuck = self.ops.monotonic() < self._stuck_until
+        held = self.acquire(0.0 if stuck else GET_PATIENCE_S)
+        if not held and not stuck:
+            self._stuck_until = self.ops.monotonic() + STUCK_FOR_S
+        try:
+            yield held
+        finally:
+            if held:
+                self.release()
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Hold the lock, replacing the file where the lock could not be had for `PUT_TIMEOUT_S` seconds."""
+        while not self.acquire(PUT_TIMEOUT_S):
+            self._replace()
+        try:
+            yield
+        finally:
+            self.release()
+
+    def acquire(self, patience_s: float) -> bool:
+        """Take the lock within patience_s seconds, or return False.
+
+        Raises:
+            LockUnsupportedError: the mount has no such lock.
+        """
+        if not self._mutex.acquire(timeout=patience_s):
+            return False
+        try:
+            if self._acquire_within(patience_s):
+                return True
+        except BaseException:
+            self._mutex.release()
+            raise
+        self._mutex.release()
+        return False
+
+    def release(self) -> None:
+        try:
+            if self._lease is not None:
+                self._lease.release()
+            elif self._mode == "flock":
+                self.ops.unlock(self.fd)
+            # NFS: without a lock on this very file, a kept descriptor would go on showing old content.
+            if self._mode != "flock":
+                self._drop()
+        finally:
+            self._mutex.release()
+
+    def probe(self) -> None:
+        """Find out whether the mount has the lock at all.
+
+        Raises:
+            LockUnsupportedError: it has not.
+        """
+        if self.acquire(0.0):
+            self.release()
+
+    def close(self) -> None:
+        with self._mutex:
+            self._drop()
+
+    def abandon_in_child(self) -> None:
+        """Close the child's copy of the descriptor, without the mutex that a thread of the parent may hold.
+
+        Closing it does not unlock: the lock belongs to the open file, which the parent still has.
+        """
+        self._drop()
+
+    def peek(self) -> tuple[int, int]:
+        """Which file it is and its size, as this client knows them without the lock."""
+        status = self.ops.stat(ORDER, dir_fd=self.root.fd, follow_symlinks=False)
+        return status.st_ino, status.st_size
+
+    def _acquire_within(self, patience_s: float) -> bool:
+        deadline = self.ops.monotonic() + patience_s
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            if self._try_lock(max(0.0, deadline - self.ops.monotonic())):
+                status = self.ops.fstat(self.fd)
+                if status.st_nlink:
+                    self.size = status.st_size
+                    return True
+                # The file was deleted or replaced under this handle: its lock excludes nobody any more.
+                self._unlock_dropped()
+                continue
+            if self.ops.monotonic() >= deadline:
+                if not self._was_replaced():
+                    return False
+                self._drop()
+                deadline = self.ops.monotonic() + patience_s
+                continue
+            self.ops.sleep(pause_s * (0.5 + self.ops.random()))
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _try_lock(self, patience_s: float) -> bool:
+        if self._lease is not None:
+            try:
+                self._lease.acquire(timeout=patience_s, poll_interval=_LONGEST_PAUSE_S)
+            except Timeout:
+                return False
+        if self.fd < 0:
+            self.fd = self.ops.open(ORDER, _FLAGS, 0o666, dir_fd=self.root.fd)
+        if self._mode != "flock":
+            return True
+        try:
+            return self.ops.lock(self.fd)
+        except OSError as error:
+            if error.errno in _UNSUPPORTED:
+                raise LockUnsupportedError(os.path.join(self.root.path, ORDER), error) from error
+            if error.errno != errno.ESTALE:
+                raise
+            self._drop()
+            return False
+
+    def _unlock_dropped(self) -> None:
+        if self._mode == "flock":
+            self.ops.unlock(self.fd)
+        elif self._lease is not None:
+            self._lease.release()
+        self._drop()
+
+    def _drop(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            self.ops.close(fd)
+
+    def _was_replaced(self) -> bool:
+        if self.fd < 0:
+            return False
+        self.root.refresh()
+        try:
+            now = self.ops.stat(ORDER, dir_fd=self.root.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return True
+        return now.st_ino != self.ops.fstat(self.fd).st_ino
+
+    def _replace(self) -> None:
+        """Put a fresh copy of the order file in the place of one whose lock does not come free.
+
+        RACE: of many waiters, those that come second find another inode and wait for its lock; two that
+        replace at the same instant may both go on, which costs order and deduplication, nothing else.
+        """
+        if self._was_replaced():
+            self._drop()
+            return
+        path = os.path.join(self.root.path, ORDER)
+        warnings.warn(
+            f"the lock on {path} was held by another process for {PUT_TIMEOUT_S:.0f} s, perhaps on a node that died; "
+            "replaced the file and went on",
+            StaleLockWarning,
+            stacklevel=2,
+        )
+        content = self.ops.read_file(self.root.fd, ORDER)
+        name = f".{ORDER}.{os.getpid()}.{int(self.ops.random() * 2**48):012x}"
+        try:
+            self.ops.close(self.ops.create(self.root.fd, name, content))
+            self.ops.rename(name, ORDER, src_dir_fd=self.root.fd, dst_dir_fd=self.root.fd)
+        except OSError:
+            silently_remove(self.ops, self.root.fd, [name])
+            raise
+        self._drop()

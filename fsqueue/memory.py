@@ -1,0 +1,198 @@
+"""`MemorySampleRefQueue`: the contract of `FileSampleRefQueue` within one process, for tests and small runs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
+
+from fsqueue.codec import Codec
+from fsqueue.errors import QueueConfigError
+from fsqueue.names import stem_of
+from fsqueue.queue import Counts
+from fsqueue.records import SampleRef, dp_partition
+
+R = TypeVar("R")
+
+
+@dataclass
+class _Entry(Generic[R]):
+    ref: R
+    attempts: int = 0
+    leased_at: float = 0.0
+
+
+class MemorySampleRefQueue(Generic[R]):
+    """A queue of sample refs in memory. One object is one handle and all of the queue.
+
+    Refs pass the same checks as in a file queue, so that what works here works there.
+
+    Args:
+        lease_timeout_s, ref_type, max_attempts, keep_done, clock, poll_interval_s: as for `FileSampleRefQueue`.
+    """
+
+    def __init__(
+        self,
+        *,
+        lease_timeout_s: float | None = None,
+        ref_type: type[R] = cast(Any, SampleRef),  # noqa: B008
+        max_attempts: int | None = None,
+        keep_done: bool = True,
+        clock: Callable[[], float] | None = None,
+        poll_interval_s: float = 0.05,
+    ) -> None:
+        self._codec = Codec(ref_type)
+        self._timeout_s = lease_timeout_s
+        self._max_attempts = max_attempts
+        self._keep_done = keep_done
+        self._clock = clock or time.monotonic
+        self._poll_interval_s = poll_interval_s
+        self._changed = threading.Condition()
+        self._pending: dict[str, _Entry[R]] = {}
+        self._leased: dict[str, _Entry[R]] = {}
+        self._done: set[str] = set()
+        self._failed: set[str] = set()
+        self._lost: set[str] = set()
+
+    def put(self, refs: Iterable[R], *, partition_key: str | None = None) -> None:
+        """Add refs at the tail; an id that is pending or leased is skipped."""
+        entries: dict[str, _Entry[R]] = {}
+        for ref in refs:
+            stem_of(_id(ref))
+            entries.setdefault(_id(ref), _Entry(self._codec.decode(self._codec.encode(ref))))
+        with self._changed:
+            for sample_id, entry in entries.items():
+                if sample_id not in self._leased:
+                    self._pending.setdefault(sample_id, entry)
+                    self._lost.discard(sample_id)
+            self._changed.notify_all()
+
+    def get(
+        self,
+        max_refs: int,
+        timeout_s: float | None = None,
+        *,
+        partition_key: str | None = None,
+        partition: tuple[int, int] | None = None,
+    ) -> list[R]:
+        """Lease up to max_refs refs, the oldest first; see `FileSampleRefQueue.get`."""
+        if partition is not None and not 0 <= partition[0] < partition[1]:
+            raise QueueConfigError(
+                "in memory", f"needs a partition (index, count) with index < count, found {partition}"
+            )
+        deadline = time.monotonic() + (timeout_s or 0.0)
+        with self._changed:
+            while True:
+                self._reclaim_locked()
+                refs = self._take_locked(max_refs, partition)
+                left_s = deadline - time.monotonic()
+                if refs or left_s <= 0 or max_refs <= 0 or (partition and self._pending):
+                    return refs
+                self._changed.wait(min(left_s, self._poll_interval_s))
+
+    def _take_locked(self, max_refs: int, partition: tuple[int, int] | None) -> list[R]:
+        mine = [i for i in self._pending if partition is None or dp_partition(i, partition[1]) == partition[0]]
+        taken = mine[: max(0, max_refs)]
+        for sample_id in taken:
+            entry = self._leased[sample_id] = self._pending.pop(sample_id)
+            entry.leased_at = self._clock()
+            self._lost.discard(sample_id)
+        return [self._leased[sample_id].ref for sample_id in taken]
+
+    def _reclaim_locked(self) -> int:
+        if self._timeout_s is None:
+            return 0
+        limit = self._clock() - self._timeout_s
+        expired = [sample_id for sample_id, entry in self._leased.items() if entry.leased_at <= limit]
+        for sample_id in expired:
+            self._lost.add(sample_id)
+            self._return_locked(sample_id, attempt=True)
+        return len(expired)
+
+    def _return_locked(self, sample_id: str, attempt: bool) -> None:
+        entry = self._leased.pop(sample_id)
+        entry.attempts += attempt
+        if attempt and self._max_attempts is not None and entry.attempts >= self._max_attempts:
+            self._failed.add(sample_id)
+        else:
+            self._pending[sample_id] = entry
+
+    def ack(self, refs: Iterable[R], *, step: int | None = None) -> list[str]:
+        """Settle refs; returns the ids whose lease had expired before."""
+        lost = []
+        with self._changed:
+            for sample_id in map(_id, refs):
+                if sample_id in self._lost and sample_id not in self._leased:
+                    lost.append(sample_id)
+                if self._forget_locked(sample_id) and self._keep_done:
+                    self._done.add(sample_id)
+        return lost
+
+    def fail(self, refs: Iterable[R], reason: str, retryable: bool) -> list[str]:
+        """Count an attempt: retryable refs go to the tail, others are dead letters."""
+        with self._changed:
+            lost = self._lost_locked(refs)
+            for sample_id in map(_id, refs):
+                if retryable and sample_id in self._leased:
+                    self._return_locked(sample_id, attempt=True)
+                elif not retryable and sample_id not in lost and self._forget_locked(sample_id):
+                    self._failed.add(sample_id)
+            self._changed.notify_all()
+        return lost
+
+    def release(self, refs: Iterable[R]) -> list[str]:
+        """Give refs back to the tail without counting an attempt."""
+        with self._changed:
+            lost = self._lost_locked(refs)
+            for sample_id in map(_id, refs):
+                if sample_id in self._leased:
+                    self._return_locked(sample_id, attempt=False)
+            self._changed.notify_all()
+        return lost
+
+    def renew(self, refs: Iterable[R]) -> list[str]:
+        """Start the lease timeout anew; returns the ids that are not leased."""
+        with self._changed:
+            now = self._clock()
+            for entry in (self._leased[i] for i in map(_id, refs) if i in self._leased):
+                entry.leased_at = now
+            return [sample_id for sample_id in map(_id, refs) if sample_id not in self._leased]
+
+    def _forget_locked(self, sample_id: str) -> bool:
+        return any(state.pop(sample_id, None) is not None for state in (self._leased, self._pending))
+
+    def _lost_locked(self, refs: Iterable[R]) -> list[str]:
+        return [i for i in map(_id, refs) if i in self._lost and i not in self._leased]
+
+    def reclaim(self) -> int:
+        """Bring back all refs whose lease has expired; returns how many."""
+        with self._changed:
+            return self._reclaim_locked()
+
+    def depth(self) -> int:
+        """How many refs are pending."""
+        return len(self._pending)
+
+    def in_flight(self) -> int:
+        """How many refs are leased."""
+        return len(self._leased)
+
+    def counts(self) -> Counts:
+        """How many refs are in each state."""
+        with self._changed:
+            return Counts(len(self._pending), len(self._leased), len(self._done), len(self._failed))
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    def __enter__(self) -> MemorySampleRefQueue[R]:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def _id(ref: object) -> str:
+    return cast(str, cast(Any, ref).sample_id)

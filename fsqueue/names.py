@@ -1,0 +1,124 @@
+"""File names, and what they say: pure functions, no I/O.
+
+    pending/<id>.json        leased/<id>@<owner>.json        done/<id>.json or done/<id>@<step>.json
+
+``<id>``, called the *stem* here, is the sample id percent-encoded outside ``[A-Za-z0-9._-]`` (and a leading
+dot); over 160 bytes it is cut to 120 bytes, ``~`` and 32 hex digits of the id's SHA-256. Neither ``@`` nor
+``/`` can occur in a stem or an owner, so a name never leads out of its directory and splits in one way only.
+Names outside the grammar (dot files, editors' backups) parse to None and are left alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from urllib.parse import unquote_to_bytes
+
+from fsqueue.errors import InvalidRefError
+
+SUFFIX = ".json"
+STEM_LIMIT = 160
+OWNER_NAME_LIMIT = 64
+_CUT = 120
+
+_PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,159}\Z").match
+_TO_ESCAPE = re.compile(rb"[^A-Za-z0-9._-]|\A\.")
+_WHOLE = r"(?:[A-Za-z0-9_-]|%[0-9a-f]{2})(?:[A-Za-z0-9._-]|%[0-9a-f]{2})*"
+_SHORTENED = r"[A-Za-z0-9_%-][A-Za-z0-9._%-]{119}~[0-9a-f]{32}"
+_STEM = rf"(?:{_SHORTENED}|{_WHOLE})"
+_OWNER = r"[A-Za-z0-9_%-][A-Za-z0-9._%-]*\.[0-9]+\.[0-9a-f]{6}"
+
+_is_stem = re.compile(_STEM + r"\Z").match
+_is_owner = re.compile(_OWNER + r"\Z").match
+_parse_leased = re.compile(rf"({_STEM})@({_OWNER})\.json\Z").match
+_parse_done = re.compile(rf"({_STEM})(?:@([0-9]+))?\.json\Z").match
+
+
+def stem_of(sample_id: str) -> str:
+    """The stem of an id.
+
+    Raises:
+        InvalidRefError: the id is no string, is empty, or is not valid Unicode.
+    """
+    if not isinstance(sample_id, str) or not sample_id:
+        raise InvalidRefError("<root>.sample_id", f"expected a non-empty string, found {sample_id!r}")
+    if _PLAIN(sample_id):
+        return sample_id
+    try:
+        raw = sample_id.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRefError("<root>.sample_id", f"not valid Unicode: {error}") from None
+    escaped = _escape(raw)
+    if len(escaped) <= STEM_LIMIT:
+        return escaped
+    return f"{escaped[:_CUT]}~{hashlib.sha256(raw).hexdigest()[:32]}"
+
+
+def id_of(stem: str) -> str | None:
+    """The id that a stem was made from; None where the stem was cut, and only the file's content knows."""
+    if "~" in stem:
+        return None
+    if "%" not in stem:
+        return stem
+    try:
+        return unquote_to_bytes(stem).decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def owner_name(name: str) -> str:
+    """A user's or host's name as it appears in owner names; escaped like an id, not cut."""
+    return _escape(name.encode())
+
+
+def _escape(raw: bytes) -> str:
+    return _TO_ESCAPE.sub(lambda match: b"%%%02x" % match[0][0], raw).decode("ascii")
+
+
+def is_stem(text: str) -> bool:
+    return len(text) <= STEM_LIMIT and _is_stem(text) is not None
+
+
+def is_owner(text: str) -> bool:
+    return _is_owner(text) is not None
+
+
+def pid_of(owner: str) -> int:
+    """The process id in an owner's name."""
+    return int(owner.rsplit(".", 2)[1])
+
+
+def ref_file(stem: str) -> str:
+    return stem + SUFFIX
+
+
+def leased_file(stem: str, owner: str) -> str:
+    return f"{stem}@{owner}{SUFFIX}"
+
+
+def done_file(stem: str, step: int | None) -> str:
+    return stem + SUFFIX if step is None else f"{stem}@{step}{SUFFIX}"
+
+
+def parse_ref(name: str) -> str | None:
+    """The stem of a name in pending/ or failed/."""
+    stem = name[: -len(SUFFIX)]
+    return stem if name.endswith(SUFFIX) and is_stem(stem) else None
+
+
+def parse_leased(name: str) -> tuple[str, str] | None:
+    """The stem and the owner of a name in leased/."""
+    match = _parse_leased(name)
+    return (match[1], match[2]) if match else None
+
+
+def parse_done(name: str) -> tuple[str, int | None] | None:
+    """The stem and the optimizer step of a name in done/."""
+    match = _parse_done(name)
+    return (match[1], int(match[2]) if match[2] else None) if match else None
+
+
+def parse_owner(name: str) -> str | None:
+    """The owner of a name in owners/."""
+    owner = name[: -len(SUFFIX)]
+    return owner if name.endswith(SUFFIX) and is_owner(owner) else None

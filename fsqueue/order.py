@@ -1,0 +1,235 @@
+"""The FIFO order: a hint, kept inside the file that is locked.
+
+    header, 64 bytes:  cursor  dead  epoch  swept_at
+    then one stem a line, in the order in which refs became pending; a line handed out before the cursor
+    came to it begins with #
+
+It may be deleted, torn, duplicated or stale at any moment; a line that is no stem is skipped, and refs that
+no line names are adopted from a listing. It exists so that put and get cost O(batch), whatever the backlog.
+
+Every method named ``_locked`` expects the caller to hold the order file's lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from fsqueue.fileops import FileOps
+from fsqueue.lock import OrderFile
+from fsqueue.names import is_stem
+
+HEADER_BYTES = 64
+COMPACT_BYTES = 1 << 16
+_SCAN_CHUNK_BYTES = 1 << 16
+_SCAN_LIMIT_BYTES = 1 << 21
+_LINE_GUESS_BYTES = 48
+_DEAD = ord("#")
+
+
+class Header(NamedTuple):
+    """The order's first line.
+
+    Attributes:
+        cursor: offset of the next line to hand out.
+        dead: bytes of lines after the cursor that were handed out already.
+        epoch: changes when offsets change their meaning.
+        swept_at: when pending/ was last listed for refs that no line names, in whole seconds.
+    """
+
+    cursor: int = HEADER_BYTES
+    dead: int = 0
+    epoch: int = 0
+    swept_at: int = 0
+
+    def encode(self) -> bytes:
+        return b"%016d %016d %016x %012d\n" % self
+
+    @staticmethod
+    def decode(data: bytes) -> Header | None:
+        """None where the bytes are no header."""
+        if len(data) != HEADER_BYTES or not data.endswith(b"\n"):
+            return None
+        try:
+            cursor, dead, epoch, swept_at = data.split()
+            header = Header(int(cursor), int(dead), int(epoch, 16), int(swept_at))
+        except ValueError:
+            return None
+        return header if header.cursor >= HEADER_BYTES else None
+
+
+class Scan(NamedTuple):
+    """Where a handle's scan for one partition stands; valid for one epoch."""
+
+    epoch: int
+    offset: int
+
+
+class Order:
+    """The order inside a locked `OrderFile`.
+
+    Attributes:
+        swept_at: what the header said last, seconds.
+    """
+
+    def __init__(self, ops: FileOps, file: OrderFile) -> None:
+        self._ops = ops
+        self._file = file
+        self.swept_at = 0
+
+    def header_locked(self) -> Header:
+        """The header; a damaged one is replaced by that of an empty order."""
+        header = Header.decode(self._ops.pread(self._file.fd, HEADER_BYTES, 0))
+        if header is None or header.cursor > self._file.size:
+            header = Header(epoch=self._new_epoch())
+            self._rewrite_locked(header, b"")
+        self.swept_at = header.swept_at
+        return header
+
+    def append_locked(self, stems: Iterable[str]) -> None:
+        """Name these at the tail.
+
+        A blank line goes first, so that what a torn append left behind ends there.
+        """
+        data = ("\n" + "\n".join(stems) + "\n").encode("ascii")
+        offset = self._file.size
+        if offset < HEADER_BYTES:
+            data = Header(epoch=self._new_epoch()).encode() + data
+            offset = 0
+        self._ops.pwrite_all(self._file.fd, data, offset)
+        self._file.size = offset + len(data)
+
+    def take_locked(self, count: int) -> list[str]:
+        """Hand out the next count stems and move the cursor past them; fewer where the order ends."""
+        header = self.header_locked()
+        cursor, dead = header.cursor, header.dead
+        stems: list[str] = []
+        while len(stems) < count and cursor < self._file.size:
+            lines = self._lines(cursor, max(4096, (count - len(stems)) * _LINE_GUESS_BYTES))
+            if not lines:
+                break
+            for line in lines:
+                cursor += len(line)
+                if line[0] == _DEAD:
+                    dead -= len(line)
+                elif (stem := _stem(line)) is not None:
+                    stems.append(stem)
+                    if len(stems) == count:
+                        break
+        self._advance_locked(header._replace(cursor=min(cursor, self._file.size), dead=max(dead, 0)), header)
+        return stems
+
+    def take_partition_locked(
+        self, count: int, mine: Callable[[str], bool], scan: Scan | None
+    ) -> tuple[list[str], Scan, bool]:
+        """Hand out the next count stems that are mine, leaving the others where they are.
+
+        Returns the stems, where to go on the next time, and whether the scan reached the order's end.
+        """
+        header = self.header_locked()
+        offset = header.cursor
+        if scan is not None and scan.epoch == header.epoch:
+            offset = max(offset, scan.offset)
+        stop = offset + _SCAN_LIMIT_BYTES
+        stems: list[str] = []
+        dead = header.dead
+        while len(stems) < count and offset < min(stop, self._file.size):
+            lines = self._lines(offset, _SCAN_CHUNK_BYTES)
+            if not lines:
+                break
+            taken, used, dead_bytes = self._mark_locked(lines, offset, count - len(stems), mine)
+            stems += taken
+            offset += used
+            dead += dead_bytes
+        self._advance_locked(self._skip_dead_locked(header._replace(dead=dead)), header)
+        return stems, Scan(header.epoch, offset), offset >= self._file.size
+
+    def adopt_locked(self, stems: list[str], now: float, arrange: Callable[[list[str]], list[str]]) -> int:
+        """Name at the tail those of the listed stems that no line from the cursor on names.
+
+        RACE: a stem that another handle has taken but not claimed yet is named again; whoever comes to that
+        line finds the file gone and skips it.
+        """
+        header = self.header_locked()
+        rest = self._ops.pread(self._file.fd, max(0, self._file.size - header.cursor), header.cursor)
+        known = set(rest.decode("ascii", "replace").split("\n"))
+        missing = [stem for stem in stems if stem not in known]
+        if missing:
+            self.append_locked(arrange(missing))
+        self._write_header(header._replace(swept_at=int(now)))
+        return len(missing)
+
+    def _mark_locked(
+        self, lines: list[bytes], offset: int, count: int, mine: Callable[[str], bool]
+    ) -> tuple[list[str], int, int]:
+        """Mark up to count lines that are mine as dead; returns their stems, bytes scanned, bytes marked."""
+        stems: list[str] = []
+        marked = bytearray()
+        first = last = dead = used = 0
+        for line in lines:
+            stem = _stem(line)
+            if stem is not None and mine(stem):
+                if not stems:
+                    first = used
+                stems.append(stem)
+                dead += len(line)
+                last = used + 1
+                line = b"#" + line[1:]
+            if stems:
+                marked += line
+            used += len(line)
+            if len(stems) == count:
+                break
+        if stems:
+            self._ops.pwrite_all(self._file.fd, bytes(marked[: last - first]), offset + first)
+        return stems, used, dead
+
+    def _skip_dead_locked(self, header: Header) -> Header:
+        """Move the cursor past dead lines that it has come to."""
+        cursor, dead = header.cursor, header.dead
+        for line in self._lines(cursor, 4096) if dead else ():
+            if line[0] != _DEAD and line != b"\n":
+                break
+            cursor += len(line)
+            dead -= len(line) if line[0] == _DEAD else 0
+        return header._replace(cursor=min(cursor, self._file.size), dead=max(dead, 0))
+
+    def _advance_locked(self, header: Header, before: Header) -> None:
+        """Write the header back, and drop the lines that were handed out once they are most of the file."""
+        consumed = header.cursor - HEADER_BYTES + header.dead
+        if consumed > COMPACT_BYTES and consumed > self._file.size - HEADER_BYTES - consumed:
+            rest = self._ops.pread(self._file.fd, self._file.size - header.cursor, header.cursor)
+            if header.dead:
+                rest = b"".join(line for line in rest.splitlines(keepends=True) if line[0] != _DEAD)
+            self._rewrite_locked(Header(epoch=self._new_epoch(), swept_at=header.swept_at), rest)
+        elif header != before:
+            self._write_header(header)
+
+    def _rewrite_locked(self, header: Header, lines: bytes) -> None:
+        """CRASH: after the write and before the truncation, old lines follow the new: names handed out twice."""
+        self._ops.pwrite_all(self._file.fd, header.encode() + lines, 0)
+        self._ops.ftruncate(self._file.fd, HEADER_BYTES + len(lines))
+        self._file.size = HEADER_BYTES + len(lines)
+
+    def _write_header(self, header: Header) -> None:
+        self._ops.pwrite_all(self._file.fd, header.encode(), 0)
+
+    def _lines(self, offset: int, wanted: int) -> list[bytes]:
+        """Whole lines from offset on, at least one; the last of the file counts as whole."""
+        while True:
+            data = self._ops.pread(self._file.fd, wanted, offset)
+            if offset + len(data) >= self._file.size or len(data) < wanted:
+                return data.splitlines(keepends=True)
+            end = data.rfind(b"\n") + 1
+            if end:
+                return data[:end].splitlines(keepends=True)
+            wanted *= 4
+
+    def _new_epoch(self) -> int:
+        return int(self._ops.random() * 2**53)
+
+
+def _stem(line: bytes) -> str | None:
+    """The stem on a line; None for a blank, dead, torn or foreign one."""
+    text = line.decode("ascii", "replace").rstrip("\n")
+    return text if text and is_stem(text) else None

@@ -1,0 +1,193 @@
+"""Who holds leases: owner names, their records in owners/, whether their process lives, and heartbeats.
+
+A handle that leases has one record, ``owners/<owner>.json``. It says on which host, boot and pid namespace the
+process runs and since when, so that another handle on the same host can tell that it is gone; where the owner
+keeps a heartbeat, the record's mtime is its last beat and prolongs all of the owner's leases.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import threading
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
+from typing import Literal
+
+import msgspec
+
+from fsqueue import names
+from fsqueue.errors import CorruptRefError, FsQueueError, QueueConfigError
+from fsqueue.fileops import Directory, FileOps, silently_remove
+
+Liveness = Literal["alive", "dead", "unknown"]
+
+
+class OwnerRecord(msgspec.Struct, frozen=True):
+    """What owners/<owner>.json says.
+
+    Attributes:
+        boot_id, pid_namespace, pid_start_time: with pid, these name a process for good; None where the
+            system does not tell.
+        heartbeat_s: seconds between beats; None: the owner keeps none, and the mtime means nothing.
+    """
+
+    owner: str
+    host: str
+    boot_id: str | None
+    pid_namespace: str | None
+    pid: int
+    pid_start_time: str | None
+    started_at: float
+    heartbeat_s: float | None = None
+
+    def liveness(self) -> Liveness:
+        """Whether the owner's process runs, as far as this host can know."""
+        if self.boot_id is None or self.pid_namespace is None or self.pid_start_time is None:
+            return "unknown"
+        if (self.boot_id, self.pid_namespace) != (boot_id(), pid_namespace()):
+            return "unknown"
+        return "alive" if process_start_time(self.pid) == self.pid_start_time else "dead"
+
+
+def new_owner(name: str | None, path: str) -> str:
+    """A name for one handle: ``<name>.<pid>.<6 hex>``, name being the host's unless given.
+
+    Raises:
+        QueueConfigError: the name is empty or longer than 64 bytes once escaped.
+    """
+    if name is None:
+        escaped = names.owner_name(socket.gethostname() or "host")[: names.OWNER_NAME_LIMIT]
+    else:
+        escaped = names.owner_name(name)
+        if not 0 < len(escaped) <= names.OWNER_NAME_LIMIT:
+            raise QueueConfigError(
+                path,
+                f"takes an owner name of 1 to {names.OWNER_NAME_LIMIT} bytes once percent-encoded, "
+                f"found {name!r} with {len(escaped)}: choose a shorter one",
+            )
+    return f"{escaped}.{os.getpid()}.{secrets.token_hex(3)}"
+
+
+def describe_self(owner: str, now: float, heartbeat_s: float | None) -> OwnerRecord:
+    """The record of a handle of this process."""
+    pid = os.getpid()
+    return OwnerRecord(
+        owner, socket.gethostname(), boot_id(), pid_namespace(), pid, process_start_time(pid), now, heartbeat_s
+    )
+
+
+def write_record(ops: FileOps, owners: Directory, tmp: Directory, record: OwnerRecord) -> None:
+    """Publish a record by tmp + rename, so that nobody reads half of one."""
+    name = f"{record.owner}.owner"
+    try:
+        ops.close(ops.create(tmp.fd, name, msgspec.json.encode(record) + b"\n"))
+        ops.rename(name, names.ref_file(record.owner), src_dir_fd=tmp.fd, dst_dir_fd=owners.fd)
+    except OSError:
+        silently_remove(ops, tmp.fd, [name])
+        raise
+
+
+def read_record(ops: FileOps, owners: Directory, owner: str) -> OwnerRecord | None:
+    """An owner's record; None where there is none that can be read."""
+    try:
+        return msgspec.json.decode(ops.read_file(owners.fd, names.ref_file(owner)), type=OwnerRecord)
+    except (FileNotFoundError, CorruptRefError, msgspec.DecodeError):
+        return None
+
+
+@lru_cache(maxsize=1)
+def boot_id() -> str | None:
+    """This boot of this host (Linux: /proc/sys/kernel/random/boot_id)."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as f:
+            return f.read().strip()
+    except OSError:
+        return None
+
+
+def pid_namespace() -> str | None:
+    """The namespace that this process's pids are numbers of (Linux: /proc/self/ns/pid)."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
+
+
+def process_start_time(pid: int) -> str | None:
+    """When a process started, in clock ticks since boot; None when it does not run (a zombie does not).
+
+    Source: proc_pid_stat(5), fields 3 (state) and 22 (starttime).
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as f:
+            fields = f.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in (b"Z", b"X", b"x") else fields[19].decode()
+
+
+class Heartbeats:
+    """The process's one heartbeat thread: calls each registered handle's beat at its interval.
+
+    The thread is a daemon, starts with the first registration, and ends with the last.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._beats: dict[int, tuple[float, weakref.WeakMethod[Callable[[], None]]]] = {}
+        self._due: dict[int, float] = {}
+        self._running = False
+
+    def register(self, beat: Callable[[], None], interval_s: float, monotonic: Callable[[], float]) -> int:
+        """Call beat every interval_s seconds, as long as the object that it is a method of lives."""
+        with self._changed:
+            key = max(self._beats, default=0) + 1
+            self._beats[key] = (interval_s, weakref.WeakMethod(beat))
+            self._due[key] = monotonic() + interval_s
+            if not self._running:
+                self._running = True
+                threading.Thread(target=self._run, args=(monotonic,), name="fsqueue-heartbeat", daemon=True).start()
+            self._changed.notify()
+            return key
+
+    def unregister(self, key: int) -> None:
+        with self._changed:
+            self._beats.pop(key, None)
+            self._due.pop(key, None)
+            self._changed.notify()
+
+    def _run(self, monotonic: Callable[[], float]) -> None:
+        while True:
+            with self._changed:
+                if not self._beats:
+                    self._running = False
+                    return
+                key = min(self._due, key=self._due.__getitem__)
+                wait_s = self._due[key] - monotonic()
+                if wait_s > 0:
+                    self._changed.wait(wait_s)
+                    continue
+                interval_s, reference = self._beats[key]
+                self._due[key] = monotonic() + interval_s
+            beat = reference()
+            if beat is None:
+                self.unregister(key)
+                continue
+            with suppress(OSError, FsQueueError):  # tried again at the next interval; the timeout allows for several
+                beat()
+            del beat
+
+
+heartbeats = Heartbeats()
+
+
+def _forget_parent_thread() -> None:
+    global heartbeats
+    heartbeats = Heartbeats()
+
+
+os.register_at_fork(after_in_child=_forget_parent_thread)

@@ -1,0 +1,416 @@
+"""`FileSampleRefQueue`: the public face of a queue in a directory.
+
+put:  encode all, write to tmp/, publish under the lock          (intake.py)
+get:  reclaim what expired, take places, claim, read, decode     (reclaim.py, handout.py)
+ack, fail, release, renew: settle a lease by one rename          (settle.py)
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, NamedTuple, TypeVar, cast, overload
+
+from fsqueue import fileops, names
+from fsqueue.codec import Codec
+from fsqueue.errors import CorruptRefError, InvalidRefError, QueueClosedError, QueueConfigError
+from fsqueue.fileops import explained
+from fsqueue.handle import Handle
+from fsqueue.handout import Handout, Partition
+from fsqueue.intake import Intake
+from fsqueue.layout import ensure_queue, open_layout
+from fsqueue.moves import record
+from fsqueue.owners import new_owner
+from fsqueue.reclaim import Reclaimer
+from fsqueue.records import SampleRef
+from fsqueue.settle import Settler, bury, unique
+from fsqueue.waiting import Waiter
+
+R = TypeVar("R")
+
+
+class Counts(NamedTuple):
+    """How many refs are in each state."""
+
+    pending: int
+    leased: int
+    done: int
+    failed: int
+
+
+class _Parts(NamedTuple):
+    """What a queue object is made of in one process, and what must not be shared after a fork."""
+
+    handle: Handle
+    intake: Intake
+    handout: Handout
+    settler: Settler
+    reclaimer: Reclaimer
+
+
+class FileSampleRefQueue(Generic[R]):
+    """A durable, exclusive queue of sample refs in a directory, shared by processes and nodes.
+
+    A handle may be used by several threads. After a fork, the child's use of it makes it a handle of the
+    child, with an owner and descriptors of its own.
+
+    Args:
+        path: the queue's directory; created where it is missing or empty.
+        lease_timeout_s: seconds until an unrenewed lease expires; None takes the queue's stored value, and
+            stores "never" in a new queue. Belongs to the queue: another value than the stored one is refused.
+        ref_type: the dataclass that put takes and get returns.
+        owner: the first part of this handle's owner name; the host's name unless given.
+        durable: whether put, ack, fail and release fsync, so that they survive a power cut.
+        keep_done: whether acked refs stay as files in done/.
+        max_attempts: failures and expired leases after which a ref goes to failed/; None: it never does.
+        heartbeat_s: seconds between the beats that prolong all leases of this handle while its process lives;
+            None: leases last lease_timeout_s unless renewed.
+        lock: "flock", "lease" (filelock's SoftFileLease) or "none"; stored in a new queue, and compared with
+            what is stored in an existing one where it is not "flock", the default.
+        clock: replaces the filesystem's clock, for tests; returns seconds.
+        poll_interval_s: the longest pause between two looks of a waiting get, seconds.
+        run_id: stored in a new queue; a handle that passes another one is refused.
+
+    Raises:
+        QueueConfigError: the arguments are not valid, or differ from what the queue stores.
+        NotAQueueError: the directory is not empty and holds no queue.
+        LockUnsupportedError: the mount has no flock.
+        QueueIOError: the filesystem refused.
+    """
+
+    @overload
+    def __init__(
+        self: FileSampleRefQueue[SampleRef],
+        path: str | os.PathLike[str],
+        *,
+        lease_timeout_s: float | None = None,
+        owner: str | None = None,
+        durable: bool = True,
+        keep_done: bool = True,
+        max_attempts: int | None = None,
+        heartbeat_s: float | None = None,
+        lock: str = "flock",
+        clock: Callable[[], float] | None = None,
+        poll_interval_s: float = 0.05,
+        run_id: str | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        ref_type: type[R],
+        lease_timeout_s: float | None = None,
+        owner: str | None = None,
+        durable: bool = True,
+        keep_done: bool = True,
+        max_attempts: int | None = None,
+        heartbeat_s: float | None = None,
+        lock: str = "flock",
+        clock: Callable[[], float] | None = None,
+        poll_interval_s: float = 0.05,
+        run_id: str | None = None,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        lease_timeout_s: float | None = None,
+        ref_type: type[Any] = SampleRef,
+        owner: str | None = None,
+        durable: bool = True,
+        keep_done: bool = True,
+        max_attempts: int | None = None,
+        heartbeat_s: float | None = None,
+        lock: str = "flock",
+        clock: Callable[[], float] | None = None,
+        poll_interval_s: float = 0.05,
+        run_id: str | None = None,
+    ) -> None:
+        self.path = os.path.abspath(os.fspath(path))
+        self._ops = fileops.current()
+        self._codec: Codec[R] = Codec(cast("type[R]", ref_type))
+        self._owner = owner
+        self._durable = durable
+        self._keep_done = keep_done
+        self._max_attempts = max_attempts
+        self._heartbeat_s = heartbeat_s
+        self._clock = clock
+        self._poll_interval_s = poll_interval_s
+        self._opening = threading.Lock()
+        self._closed = False
+        self._validate()
+        settings = ensure_queue(
+            self._ops,
+            self.path,
+            lease_timeout_s=lease_timeout_s,
+            lock=None if lock == "flock" else lock,
+            run_id=run_id,
+            durable=durable,
+            now=clock or self._ops.time,
+        )
+        self.lease_timeout_s = settings.lease_timeout_s
+        self.run_id = settings.run_id
+        self._check_heartbeat()
+        self._parts: _Parts | None = self._open()
+        _live.add(self)
+
+    def _validate(self) -> None:
+        if self._max_attempts is not None and self._max_attempts < 1:
+            raise QueueConfigError(self.path, f"needs max_attempts of at least 1 or None, found {self._max_attempts}")
+        if not self._poll_interval_s > 0:
+            raise QueueConfigError(self.path, f"needs a positive poll_interval_s, found {self._poll_interval_s}")
+        if self._heartbeat_s is not None and not self._heartbeat_s > 0:
+            raise QueueConfigError(self.path, f"needs a positive heartbeat_s or None, found {self._heartbeat_s}")
+
+    def _check_heartbeat(self) -> None:
+        if self._heartbeat_s is None or self.lease_timeout_s is None:
+            return
+        if self._heartbeat_s > self.lease_timeout_s / 2:
+            raise QueueConfigError(
+                self.path,
+                f"has lease_timeout_s={self.lease_timeout_s}: heartbeat_s={self._heartbeat_s} would let leases "
+                "expire between beats; use at most half of the timeout",
+            )
+
+    def _open(self) -> _Parts:
+        """Open the queue for this process; it costs no listing."""
+        layout = open_layout(self._ops, self.path)
+        handle = Handle(
+            layout,
+            owner=new_owner(self._owner, self.path),
+            durable=self._durable,
+            heartbeat_s=self._heartbeat_s,
+            clock=self._clock,
+        )
+        with explained("locking", self.path):
+            handle.order_file.probe()
+        settler = Settler(handle, keep_done=self._keep_done, max_attempts=self._max_attempts)
+        reclaimer = Reclaimer(handle, self._max_attempts)
+        return _Parts(handle, Intake(handle), Handout(handle), settler, reclaimer)
+
+    def _here(self) -> _Parts:
+        """The parts that belong to this process."""
+        parts = self._parts
+        if parts is not None:
+            return parts
+        with self._opening:
+            if self._closed:
+                raise QueueClosedError(self.path)
+            if self._parts is None:
+                self._parts = self._open()
+            return self._parts
+
+    @property
+    def owner(self) -> str:
+        """This handle's owner name, as it appears in leased/ and owners/."""
+        return self._here().handle.owner
+
+    def put(self, refs: Iterable[R], *, partition_key: str | None = None) -> None:
+        """Add refs at the tail; an id that is pending or leased is skipped, one that was acked may come again.
+
+        All refs are checked and encoded before anything is written. partition_key is accepted and ignored.
+
+        Raises:
+            InvalidRefError: a ref holds a tensor, an unusable id or a value that JSON would change.
+            QueueIOError: the filesystem refused; calling put again with the same refs completes it.
+        """
+        parts = self._here()
+        contents: dict[str, bytes] = {}
+        for ref in refs:
+            data = self._codec.encode(ref)
+            contents.setdefault(names.stem_of(cast(Any, ref).sample_id), data)
+        if contents:
+            with explained("putting refs into", self.path):
+                parts.intake.put(contents)
+
+    def get(
+        self,
+        max_refs: int,
+        timeout_s: float | None = None,
+        *,
+        partition_key: str | None = None,
+        partition: Partition | None = None,
+    ) -> list[R]:
+        """Lease up to max_refs refs, the oldest first; perhaps fewer, perhaps none.
+
+        Args:
+            timeout_s: how long to wait where nothing is pending; None and 0.0 do not wait.
+            partition_key: accepted and ignored.
+            partition: (index, count): lease only ids with ``dp_partition(id, count) == index``, and never wait
+                while anything at all is pending.
+
+        Raises:
+            QueueIOError: the filesystem refused; refs leased before that come with the next get.
+        """
+        if partition is not None and not 0 <= partition[0] < partition[1]:
+            raise QueueConfigError(self.path, f"needs a partition (index, count) with index < count, found {partition}")
+        parts = self._here()
+        if max_refs <= 0:
+            return []
+        with explained("getting refs from", self.path):
+            waiter = Waiter(parts.handle, timeout_s, self._poll_interval_s, parts.reclaimer.round_s)
+            while True:
+                refs = self._get_now(parts, max_refs, partition)
+                if refs or waiter.expired() or (partition and parts.handout.anything_pending()):
+                    return refs
+                waiter.wait()
+
+    def _get_now(self, parts: _Parts, max_refs: int, partition: Partition | None) -> list[R]:
+        if parts.reclaimer.due(idle=False):
+            parts.reclaimer.round()
+        refs = self._lease(parts, max_refs, partition)
+        if not refs and parts.reclaimer.due(idle=True) and parts.reclaimer.round():
+            refs = self._lease(parts, max_refs, partition)
+        return refs
+
+    def _lease(self, parts: _Parts, max_refs: int, partition: Partition | None) -> list[R]:
+        """Claim and decode; refs that do not decode are buried and made up for."""
+        handle, started = parts.handle, self._ops.monotonic()
+        handle.announce()
+        parts.handout.sweep_if_due()
+        leased = handle.undelivered.pop(partition, [])
+        refs: list[R] = []
+        seen = 0
+        try:
+            while True:
+                refs += [ref for ref in (self._read(handle, stem) for stem in leased[seen:]) if ref is not None]
+                seen = len(leased)
+                if len(refs) >= max_refs or not parts.handout.take(max_refs - len(refs), partition, leased):
+                    break
+            return self._renewed_if_slow(parts, refs, started)
+        except BaseException:
+            # They are leased and nobody has them: the next get hands them out.
+            handle.undelivered[partition] = leased
+            raise
+
+    def _renewed_if_slow(self, parts: _Parts, refs: list[R], started: float) -> list[R]:
+        """Give refs back with a fresh lease where getting them took a good part of the lease timeout."""
+        if self.lease_timeout_s is None or self._ops.monotonic() - started < self.lease_timeout_s / 4:
+            return refs
+        stems = {names.stem_of(cast(Any, ref).sample_id): ref for ref in refs}
+        lost = set(parts.settler.renew(list(stems)))
+        return [ref for stem, ref in stems.items() if stem not in lost]
+
+    def _read(self, handle: Handle, stem: str) -> R | None:
+        """The ref in a file that this handle leases; None where it is none, or the lease is gone already."""
+        try:
+            ref = self._codec.decode(
+                handle.ops.read_file(handle.layout.leased.fd, names.leased_file(stem, handle.owner))
+            )
+            named = names.stem_of(cast(Any, ref).sample_id)
+        except FileNotFoundError:
+            handle.held.end(stem, lost=True)
+            return None
+        except (CorruptRefError, InvalidRefError) as error:
+            event = record("failed", handle.clock.now(), handle.owner, str(error))
+            bury(handle, stem, event, str(error))
+            handle.held.end(stem, lost=False)
+            return None
+        if named != stem:
+            # The id inside is the authority: a file that somebody named otherwise gets its right name.
+            handle.moves.rename_leased(stem, named)
+            handle.held.end(stem, lost=False)
+            handle.held.add(named)
+        return ref
+
+    def ack(self, refs: Iterable[R], *, step: int | None = None) -> list[str]:
+        """Move refs to done/; with step, the optimizer step becomes part of the file's name.
+
+        Returns:
+            The ids whose lease this handle had lost, normally none. What another owner holds stays untouched;
+            a ref that is back in pending/ goes to done/ all the same. Unknown ids are ignored.
+        """
+        if step is not None and (not isinstance(step, int) or step < 0):
+            raise QueueConfigError(self.path, f"needs an optimizer step of 0 or more, or None; found {step!r}")
+        return self._settle("acknowledging refs in", refs, lambda parts, stems: parts.settler.ack(stems, step))
+
+    def fail(self, refs: Iterable[R], reason: str, retryable: bool) -> list[str]:
+        """Count an attempt: retryable refs go to the tail of pending/, others to failed/ with the reason.
+
+        Returns:
+            The ids whose lease this handle had lost, normally none; they are left as they are.
+        """
+        return self._settle(
+            "failing refs in", refs, lambda parts, stems: parts.settler.fail(stems, str(reason), retryable)
+        )
+
+    def release(self, refs: Iterable[R]) -> list[str]:
+        """Give refs back to the tail of pending/ without counting an attempt; returns the ids lost, as ack does."""
+        return self._settle("releasing refs in", refs, lambda parts, stems: parts.settler.release(stems))
+
+    def renew(self, refs: Iterable[R]) -> list[str]:
+        """Start the lease timeout of refs anew; returns the ids that this handle does not lease (any more)."""
+        return self._settle("renewing leases in", refs, lambda parts, stems: parts.settler.renew(stems))
+
+    def _settle(self, what: str, refs: Iterable[R], settle: Callable[[_Parts, list[str]], list[str]]) -> list[str]:
+        parts = self._here()
+        ids = {names.stem_of(sample_id): sample_id for sample_id in (cast(Any, ref).sample_id for ref in refs)}
+        if not ids:
+            return []
+        with explained(what, self.path):
+            return [ids[stem] for stem in unique(settle(parts, list(ids)))]
+
+    def reclaim(self) -> int:
+        """Bring back all refs whose lease has expired, now; returns how many."""
+        parts = self._here()
+        with explained("reclaiming leases in", self.path):
+            return parts.reclaimer.round()
+
+    def depth(self) -> int:
+        """How many refs are pending."""
+        handle = self._here().handle
+        with explained("listing", handle.layout.pending.path):
+            return sum(1 for name in handle.layout.pending.listing() if names.parse_ref(name))
+
+    def in_flight(self) -> int:
+        """How many refs are leased."""
+        handle = self._here().handle
+        with explained("listing", handle.layout.leased.path):
+            return sum(1 for name in handle.layout.leased.listing() if names.parse_leased(name))
+
+    def counts(self) -> Counts:
+        """How many refs are in each state, by one listing each."""
+        layout = self._here().handle.layout
+        with explained("listing", self.path):
+            done = sum(1 for name in layout.done.listing() if names.parse_done(name))
+            failed = sum(1 for name in layout.failed.listing() if names.parse_ref(name))
+        return Counts(self.depth(), self.in_flight(), done, failed)
+
+    def close(self) -> None:
+        """Stop the heartbeat and close the descriptors; leases stay, and expire unless they are settled."""
+        with self._opening:
+            self._closed = True
+            parts, self._parts = self._parts, None
+        if parts is not None:
+            parts.handle.close()
+
+    def __enter__(self) -> FileSampleRefQueue[R]:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"FileSampleRefQueue({self.path!r})"
+
+    def _after_fork_in_child(self) -> None:
+        self._opening = threading.Lock()
+        parts, self._parts = self._parts, None
+        if parts is not None:
+            parts.handle.abandon_in_child()
+
+
+_live: weakref.WeakSet[FileSampleRefQueue[Any]] = weakref.WeakSet()
+
+
+def _become_handles_of_the_child() -> None:
+    for queue in list(_live):
+        queue._after_fork_in_child()
+
+
+os.register_at_fork(after_in_child=_become_handles_of_the_child)

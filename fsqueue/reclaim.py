@@ -1,0 +1,200 @@
+"""Expired leases: noticing them, and bringing their refs back.
+
+A lease has expired when lease_timeout_s has passed since the newer of the leased file's mtime and, where the
+owner keeps a heartbeat, its record's mtime; or at once when the owner's process is known to be gone.
+
+A round costs one listing of leased/. A lease that appeared since the previous round cannot expire before that
+round's start plus the timeout, so a file is looked at only when its time may have come.
+"""
+
+from __future__ import annotations
+
+from fsqueue import names
+from fsqueue.codec import Bookkeeping
+from fsqueue.fileops import silently_remove
+from fsqueue.handle import Handle
+from fsqueue.moves import record
+from fsqueue.owners import OwnerRecord, read_record
+
+ROUND_S = 1.0
+IDLE_ROUND_S = 0.05
+OWNERS_ROUND_S = 10.0
+_EPSILON_S = 1e-6
+
+Lease = tuple[str, str]
+
+
+class Reclaimer:
+    """Reclaims expired leases on behalf of one handle, at a bounded rate.
+
+    Attributes:
+        round_s: seconds between rounds while there is something to hand out.
+    """
+
+    def __init__(self, handle: Handle, max_attempts: int | None) -> None:
+        self._handle = handle
+        self._max_attempts = max_attempts
+        self._timeout_s = handle.layout.settings.lease_timeout_s
+        self.round_s = ROUND_S if self._timeout_s is None else min(ROUND_S, self._timeout_s / 10)
+        self._check_at: dict[Lease, float] = {}
+        self._records: dict[str, OwnerRecord | None] = {}
+        self._last_round: float | None = None
+        self._now: float | None = None  # the filesystem's time in this round, read when first needed
+        self._last_round_mono = self._last_owners_mono = -1e9
+
+    def due(self, idle: bool) -> bool:
+        """Whether a round is due; sooner when there is nothing else to hand out."""
+        since_s = self._handle.ops.monotonic() - self._last_round_mono
+        if since_s >= (min(IDLE_ROUND_S, self.round_s) if idle else self.round_s):
+            return True
+        if self._last_round is None:
+            return True
+        now = self._tick()
+        return now >= min(self._check_at.values(), default=now + 1) or (
+            self._handle.injected and now >= self._last_round + self.round_s
+        )
+
+    def round(self) -> int:
+        """Reclaim what has expired; returns how many refs left leased/."""
+        started = self._tick()
+        self._now = None
+        leases = self._leases()
+        self._forget_gone(leases)
+        dead = {owner for _, owner in leases if self._is_dead(owner)}
+        expired = [lease for lease in leases if lease[1] in dead or self._time_has_come(lease, started)]
+        self._last_round = started
+        self._last_round_mono = self._handle.ops.monotonic()
+        back: list[str] = []
+        try:
+            moved = sum(self._reclaim(lease, lease[1] in dead, back) for lease in expired)
+        finally:
+            self._handle.requeue_order(back)
+        self._remove_dead_owners({owner for _, owner in leases} - dead)
+        return moved
+
+    def _tick(self) -> float:
+        """The time that rounds and deadlines are kept in: the injected clock's, or monotonic."""
+        return self._handle.clock.now() if self._handle.injected else self._handle.ops.monotonic()
+
+    def _leases(self) -> list[Lease]:
+        parsed = (names.parse_leased(name) for name in self._handle.layout.leased.listing())
+        return [lease for lease in parsed if lease is not None]
+
+    def _forget_gone(self, leases: list[Lease]) -> None:
+        present = set(leases)
+        self._check_at = {lease: at for lease, at in self._check_at.items() if lease in present}
+        owners = {owner for _, owner in leases}
+        self._records = {owner: record for owner, record in self._records.items() if owner in owners}
+
+    def _record(self, owner: str) -> OwnerRecord | None:
+        found = self._records.get(owner)
+        if found is None:
+            found = read_record(self._handle.ops, self._handle.layout.owners, owner)
+            self._records[owner] = found
+        return found
+
+    def _is_dead(self, owner: str) -> bool:
+        if owner == self._handle.owner:
+            return False
+        found = self._record(owner)
+        return found is not None and found.liveness() == "dead"
+
+    def _time_has_come(self, lease: Lease, now: float) -> bool:
+        if self._timeout_s is None:
+            return False
+        check_at = self._check_at.get(lease)
+        if check_at is None:
+            check_at = now if self._last_round is None else self._last_round + self._timeout_s
+        if now >= check_at:
+            left_s = self._left_s(lease[0], lease[1], lease[1])
+            if left_s is not None and left_s <= _EPSILON_S:
+                return True
+            check_at = now + (left_s or 0.0)
+        self._check_at[lease] = check_at
+        return False
+
+    def _left_s(self, stem: str, owner: str, holder: str) -> float | None:
+        """Seconds until owner's lease, whose file carries holder's name, expires; None where it is gone."""
+        assert self._timeout_s is not None
+        ops, layout = self._handle.ops, self._handle.layout
+        since = ops.fresh_mtime(layout.leased.fd, names.leased_file(stem, holder))
+        if since is None:
+            return None
+        found = self._record(owner)
+        if found is not None and found.heartbeat_s is not None:
+            beat = ops.fresh_mtime(layout.owners.fd, names.ref_file(owner))
+            since = max(since, beat or 0.0)
+        if self._now is None:
+            self._now = self._handle.clock.now()
+        return since + self._timeout_s - self._now
+
+    def _reclaim(self, lease: Lease, dead: bool, back: list[str]) -> bool:
+        """Bring one ref back, or bury it when it has used up its attempts; False where somebody else won.
+
+        RACE: the owner may renew between the look and the take-over. The file's mtime, untouched by the
+        rename, tells: then the lease is handed back. An ack in that instant finds the name gone, and says so.
+        CRASH: after the take-over this is a lease of this owner, which expires.
+        """
+        stem, owner = lease
+        handle, moves = self._handle, self._handle.moves
+        self._check_at.pop(lease, None)
+        if not moves.take_over(stem, owner):
+            return False
+        if not dead and not self._still_expired(stem, owner):
+            moves.hand_back(stem, owner)
+            return False
+        if owner == handle.owner:
+            handle.held.end(stem, lost=True)
+        try:
+            handle.clock.stamp(handle.layout.leased, names.leased_file(stem, handle.owner))
+        except FileNotFoundError:
+            return False
+        reason = "the owner's process is gone" if dead else "the lease timed out"
+        return return_or_bury(handle, stem, "expired", reason, self._max_attempts, back, owner)
+
+    def _still_expired(self, stem: str, owner: str) -> bool:
+        left_s = self._left_s(stem, owner, self._handle.owner)
+        return left_s is not None and left_s <= _EPSILON_S
+
+    def _remove_dead_owners(self, leasing: set[str]) -> None:
+        """Remove the records and tmp files of processes that are gone.
+
+        One that died between taking places in the order and claiming them left refs that no line names.
+        """
+        handle = self._handle
+        if handle.ops.monotonic() - self._last_owners_mono < OWNERS_ROUND_S:
+            return
+        self._last_owners_mono = handle.ops.monotonic()
+        parsed = (names.parse_owner(name) for name in handle.layout.owners.listing())
+        gone = [owner for owner in parsed if owner and owner not in leasing and self._is_dead(owner)]
+        if not gone:
+            return
+        handle.sweep_wanted = True
+        leftovers = [name for name in handle.layout.tmp.listing() if name.startswith(tuple(f"{o}." for o in gone))]
+        silently_remove(handle.ops, handle.layout.tmp.fd, leftovers)
+        silently_remove(handle.ops, handle.layout.owners.fd, [names.ref_file(owner) for owner in gone])
+
+
+def return_or_bury(
+    handle: Handle, stem: str, event: str, reason: str, max_attempts: int | None, back: list[str], owner: str | None
+) -> bool:
+    """Move a ref that this handle leases to the tail of pending/, or to failed/ after its last attempt.
+
+    The caller names the stems collected in back in the order, once for the batch.
+    """
+    counted = record(event, handle.clock.now(), owner, reason, attempt=True)
+
+    def change(bookkeeping: Bookkeeping) -> None:
+        counted(bookkeeping)
+        if max_attempts is not None and bookkeeping.attempts >= max_attempts:
+            bookkeeping.reason = f"{bookkeeping.attempts} attempts, the last one: {reason}"
+
+    bookkeeping = handle.moves.annotate(stem, change)
+    if bookkeeping is None:
+        return False
+    if bookkeeping.reason is not None:
+        return handle.moves.bury(stem)
+    if not handle.moves.give_back(stem):
+        return False
+    back.append(stem)
+    return True

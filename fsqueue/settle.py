@@ -1,0 +1,179 @@
+"""The end of a lease: ack, fail, release, and renew, which puts the end off.
+
+Three cases each. The handle holds the lease: one rename of a name that is its own decides. It held the lease
+and lost it: nothing that another owner holds is touched. It never had it (an acknowledgement after a restart,
+or by another controller): the ref is settled by id, whoever holds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from fsqueue import names
+from fsqueue.codec import Bookkeeping
+from fsqueue.fileops import Directory, explained
+from fsqueue.handle import Handle
+from fsqueue.moves import Change, record
+from fsqueue.reclaim import return_or_bury
+
+_Settle = Callable[[str], bool]
+
+
+class Settler:
+    """Settles leases on behalf of one handle. Methods take stems and return those whose lease was lost."""
+
+    def __init__(self, handle: Handle, *, keep_done: bool, max_attempts: int | None) -> None:
+        self._handle = handle
+        self._keep_done = keep_done
+        self._max_attempts = max_attempts
+
+    def ack(self, stems: list[str], step: int | None) -> list[str]:
+        """Move refs to done/, or unlink them where done files are not kept."""
+        handle, layout = self._handle, self._handle.layout
+        lost: list[str] = []
+        strangers: list[str] = []
+        for stem in stems:
+            if stem in handle.held:
+                done = self._finish(layout.leased, names.leased_file(stem, handle.owner), stem, step)
+                handle.held.end(stem, lost=not done)
+            was_lost = handle.held.was_lost(stem)
+            if was_lost is None:
+                strangers.append(stem)
+            elif was_lost:
+                lost.append(stem)
+                self._finish(layout.pending, names.ref_file(stem), stem, step)
+        self._ack_by_id(strangers, step)
+        if handle.durable and stems:
+            self._sync(layout.done if self._keep_done else layout.leased, layout.leased)
+        return lost
+
+    def _finish(self, source: Directory, name: str, stem: str, step: int | None) -> bool:
+        return self._handle.moves.finish(source, name, stem, step, self._keep_done)
+
+    def _ack_by_id(self, stems: list[str], step: int | None) -> None:
+        if not stems:
+            return
+        layout = self._handle.layout
+        holders = self._handle.moves.holders()
+        for stem in stems:
+            leases = [names.leased_file(stem, owner) for owner in holders.get(stem, ())]
+            finished = [name for name in leases if self._finish(layout.leased, name, stem, step)]
+            if not finished:
+                self._finish(layout.pending, names.ref_file(stem), stem, step)
+
+    def fail(self, stems: list[str], reason: str, retryable: bool) -> list[str]:
+        """Count an attempt and move refs to the tail of pending/, or to failed/ for good."""
+        handle = self._handle
+
+        def settle(stem: str) -> bool:
+            if retryable:
+                return return_or_bury(handle, stem, "failed", reason, self._max_attempts, back, handle.owner)
+            return self._bury(stem, reason)
+
+        back: list[str] = []
+        try:
+            return self._settle_leased(stems, settle, from_pending=not retryable)
+        finally:
+            handle.requeue_order(back)
+            if handle.durable and stems:
+                self._sync(handle.layout.pending, handle.layout.failed, handle.layout.leased)
+
+    def _bury(self, stem: str, reason: str) -> bool:
+        handle = self._handle
+        return bury(handle, stem, record("failed", handle.clock.now(), handle.owner, reason, attempt=True), reason)
+
+    def release(self, stems: list[str]) -> list[str]:
+        """Move refs back to pending/ as they are: no attempt is counted."""
+        handle = self._handle
+        back: list[str] = []
+
+        def settle(stem: str) -> bool:
+            if not handle.moves.give_back(stem):
+                return False
+            back.append(stem)
+            return True
+
+        try:
+            return self._settle_leased(stems, settle, from_pending=False)
+        finally:
+            handle.requeue_order(back)
+            if handle.durable and stems:
+                self._sync(handle.layout.pending, handle.layout.leased)
+
+    def _settle_leased(self, stems: list[str], settle: _Settle, from_pending: bool) -> list[str]:
+        """Run settle on each ref once it is leased to this handle; returns the stems whose lease was lost."""
+        handle = self._handle
+        lost = []
+        strangers = []
+        for stem in stems:
+            if stem in handle.held:
+                handle.held.end(stem, lost=not settle(stem))
+            was_lost = handle.held.was_lost(stem)
+            if was_lost is None:
+                strangers.append(stem)
+            elif was_lost:
+                lost.append(stem)
+        holders = handle.moves.holders() if strangers else {}
+        if strangers:
+            handle.announce()
+        for stem in strangers:
+            owners = holders.get(stem, [])
+            taken = [owner for owner in owners if self._take_over(stem, owner)]
+            if taken or (from_pending and not owners and handle.moves.claim(stem)):
+                settle(stem)
+        return lost
+
+    def _take_over(self, stem: str, owner: str) -> bool:
+        """Make another owner's lease this handle's for as long as settling it takes."""
+        handle = self._handle
+        if not handle.moves.take_over(stem, owner):
+            return False
+        try:
+            handle.clock.stamp(handle.layout.leased, names.leased_file(stem, handle.owner))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def renew(self, stems: list[str]) -> list[str]:
+        """Start the lease timeout anew for refs that this handle leases; others count as lost.
+
+        RACE: a reclaimer that looked before the stamp finds it after its take-over and hands the lease back;
+        one that took over before the stamp is seen by the listing after it.
+        """
+        handle, leased = self._handle, self._handle.layout.leased
+        leased.refresh()
+        lost = []
+        for stem in stems:
+            try:
+                if stem not in handle.held:
+                    raise FileNotFoundError
+                handle.clock.stamp(leased, names.leased_file(stem, handle.owner))
+            except FileNotFoundError:
+                lost.append(stem)
+        present = set(leased.listing())
+        lost += [s for s in stems if s not in lost and names.leased_file(s, handle.owner) not in present]
+        for stem in lost:
+            handle.held.end(stem, lost=True)
+        return lost
+
+    def _sync(self, *directories: Directory) -> None:
+        for directory in dict.fromkeys(directories):
+            with explained("syncing", directory.path):
+                directory.sync()
+
+
+def bury(handle: Handle, stem: str, change: Change, reason: str) -> bool:
+    """Move a ref that this handle leases to failed/, with the reason inside; False where the lease is gone."""
+
+    def with_reason(bookkeeping: Bookkeeping) -> None:
+        change(bookkeeping)
+        bookkeeping.reason = reason
+
+    if handle.moves.annotate(stem, with_reason) is None:
+        return False
+    return handle.moves.bury(stem)
+
+
+def unique(stems: Iterable[str]) -> list[str]:
+    """The stems without repetitions, in order."""
+    return list(dict.fromkeys(stems))

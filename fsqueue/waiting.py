@@ -1,0 +1,55 @@
+"""Waiting for a ref: polls that start short and grow to a ceiling, since shared filesystems tell nobody."""
+
+from __future__ import annotations
+
+from fsqueue.handle import Handle
+
+_FIRST_PAUSE_S = 0.0002
+_GROWTH = 1.2
+
+
+class Waiter:
+    """Paces one waiting get.
+
+    Between full looks, which reclaim and list, a poll is one look at the order file: every put and every ref
+    that comes back changes it.
+    """
+
+    def __init__(self, handle: Handle, timeout_s: float | None, ceiling_s: float, full_look_s: float) -> None:
+        self._handle = handle
+        self._ops = handle.ops
+        self._ceiling_s = ceiling_s
+        self._full_look_s = max(full_look_s, ceiling_s)
+        self._pause_s = min(_FIRST_PAUSE_S, ceiling_s)
+        self._deadline = self._ops.monotonic() + timeout_s if timeout_s and timeout_s > 0 else None
+        self._seen = self._look() if self._deadline is not None else None
+        self._over = self._deadline is None
+
+    def expired(self) -> bool:
+        """Whether the time is up; true only after one more look at or past the deadline."""
+        return self._over
+
+    def wait(self) -> None:
+        """Sleep until something has changed, a full look is due, or the time is up."""
+        assert self._deadline is not None
+        full_look_at = self._ops.monotonic() + self._full_look_s
+        while True:
+            now = self._ops.monotonic()
+            if now >= self._deadline:
+                self._over = True
+                return
+            pause_s = self._pause_s * (0.75 + 0.25 * self._ops.random())
+            self._ops.sleep(min(pause_s, self._deadline - now))
+            self._pause_s = min(self._pause_s * _GROWTH, self._ceiling_s)
+            seen = self._look()
+            if seen != self._seen:
+                self._seen = seen
+                return
+            if now >= full_look_at:
+                return
+
+    def _look(self) -> tuple[int, int] | None:
+        try:
+            return self._handle.order_file.peek()
+        except FileNotFoundError:
+            return None
