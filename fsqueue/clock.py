@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from fsqueue.fileops import Directory, FileOps
-from fsqueue.layout import ORDER
+from fsqueue.layout import ORDER, ORDER_FLAGS
 
 
 class Clock(Protocol):
@@ -39,8 +39,8 @@ class FilesystemClock:
         try:
             self.stamp(self._root, ORDER)
         except FileNotFoundError:
-            flags = 0o102  # O_RDWR | O_CREAT: an operator deleted the order file
-            self._ops.close(self._ops.open(ORDER, flags, 0o666, dir_fd=self._root.fd))
+            # Somebody deleted the order file; a new one is stamped by its creation.
+            self._ops.close(self._ops.open(ORDER, ORDER_FLAGS, 0o666, dir_fd=self._root.fd))
         mtime = self._ops.fresh_mtime(self._root.fd, ORDER)
         return self._ops.time() if mtime is None else mtime
 

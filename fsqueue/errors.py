@@ -118,9 +118,10 @@ class QueueIOError(FsQueueError, OSError):
 
     def __init__(self, what: str, path: str, cause: OSError) -> None:
         code = cause.errno or 0
-        symbol = _errno.errorcode.get(code, "an error")
-        text = f"{what} {path} failed: {symbol} ({os.strerror(code)}){_advice(code)}"
-        OSError.__init__(self, code, text)
+        symbol = _errno.errorcode.get(code, "unknown error")
+        files = [repr(name) for name in (cause.filename, cause.filename2) if isinstance(name, str) and name != path]
+        at = f" at {' -> '.join(files)}" if files else ""
+        OSError.__init__(self, code, f"{what} {path} failed{at}: {symbol} ({os.strerror(code)}){_advice(code)}")
         self.path = path
 
     def __str__(self) -> str:
@@ -141,6 +142,23 @@ class LockUnsupportedError(QueueIOError):
 
     def __init__(self, path: str, cause: OSError) -> None:
         super().__init__("locking", path, cause)
+
+
+class LockTimeoutError(FsQueueError, TimeoutError):
+    """The lock could not be had, and the process that holds it is alive.
+
+    Attributes:
+        path: the lock file.
+        waited_s: for how long it was tried.
+    """
+
+    def __init__(self, path: str, waited_s: float) -> None:
+        super().__init__(
+            f"lock {path} was held, and its lease refreshed, by another process for {waited_s:.0f} s: "
+            "find that process (the file names it), then call again"
+        )
+        self.path = path
+        self.waited_s = waited_s
 
 
 _ADVICE = {

@@ -24,12 +24,12 @@ from typing import Any, TypeVar
 
 from filelock import lock_descriptor, unlock_descriptor
 
-from fsqueue.errors import CorruptRefError, QueueIOError
+from fsqueue.errors import CorruptRefError, FsQueueError, QueueIOError
 
 T = TypeVar("T")
 
 CALLS = (
-    "open", "close", "read", "write", "pread", "pwrite", "ftruncate", "fsync", "stat", "fstat", "listdir",
+    "open", "close", "read", "write", "pread", "pwrite", "ftruncate", "fsync", "stat", "fstat", "listdir", "scan_until",
     "rename", "link", "unlink", "mkdir", "utime", "lock", "unlock",
 )  # fmt: skip
 
@@ -44,6 +44,11 @@ _IO_THREADS = 16
 
 def _listdir(fd: int) -> list[str]:
     return os.listdir(fd)
+
+
+def _scan_until(fd: int, accept: Callable[[str], bool]) -> bool:
+    with os.scandir(fd) as entries:
+        return any(accept(entry.name) for entry in entries)
 
 
 class FileOps:
@@ -63,6 +68,7 @@ class FileOps:
     stat = staticmethod(os.stat)
     fstat = staticmethod(os.fstat)
     listdir = staticmethod(_listdir)
+    scan_until = staticmethod(_scan_until)
     rename = staticmethod(os.rename)
     link = staticmethod(os.link)
     unlink = staticmethod(os.unlink)
@@ -216,6 +222,14 @@ class Directory:
         finally:
             self.ops.close(fd)
 
+    def any_name(self, accept: Callable[[str], bool]) -> bool:
+        """Whether some name in here is accepted; reads no further than to the first."""
+        fd = self.ops.open(self.path, _DIRECTORY)
+        try:
+            return self.ops.scan_until(fd, accept)
+        finally:
+            self.ops.close(fd)
+
     def changed_at_ns(self) -> int:
         """The directory's own mtime, read afresh."""
         fd = self.ops.open(self.path, _DIRECTORY)
@@ -296,10 +310,10 @@ def explained(what: str, path: str) -> Iterator[None]:
     """Turn an OSError into a QueueIOError that says what was tried, where, and what to do."""
     try:
         yield
-    except QueueIOError:
+    except FsQueueError:
         raise
     except OSError as error:
-        raise QueueIOError(what, error.filename2 or error.filename or path, error) from error
+        raise QueueIOError(what, path, error) from error
 
 
 def silently_remove(ops: FileOps, dir_fd: int, names: Iterable[str]) -> None:

@@ -58,6 +58,7 @@ class Handout:
         """
         handle, wanted = self._handle, len(leased) + count
         before = len(leased)
+        swept = False
         try:
             while len(leased) < wanted:
                 stems, exhausted = self._reserve(wanted - len(leased), partition)
@@ -65,8 +66,10 @@ class Handout:
                     if handle.moves.claim(stem):
                         handle.held.add(stem)
                         leased.append(stem)
-                if exhausted and not stems and (len(leased) > before or not self._sweep()):
-                    break
+                if exhausted and not stems:
+                    if swept or len(leased) > before or not self._sweep():
+                        break
+                    swept = True
         except BaseException:
             handle.sweep_wanted = True
             raise
@@ -169,4 +172,5 @@ class Handout:
             return stem
 
     def anything_pending(self) -> bool:
-        return any(names.parse_ref(name) for name in self._handle.layout.pending.listing())
+        """Whether there is any pending ref, of whatever partition; costs no whole listing."""
+        return self._handle.layout.pending.any_name(lambda name: names.parse_ref(name) is not None)

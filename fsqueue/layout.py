@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 SETTINGS = "fsqueue.json"
 ORDER = "order.lock"
+ORDER_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 STATES = ("pending", "leased", "done", "failed")
 DIRECTORIES = ("owners", "tmp", *STATES)
 LOCK_MODES = ("flock", "lease", "none")
@@ -179,7 +180,7 @@ def _create(ops: FileOps, path: str, settings: Settings, durable: bool) -> None:
         for name in DIRECTORIES:
             _make_directory(ops, os.path.join(path, name))
         _refuse_orphans(ops, path)
-        ops.close(ops.open(ORDER, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=root.fd))
+        ops.close(ops.open(ORDER, ORDER_FLAGS, 0o666, dir_fd=root.fd))
         _publish(ops, root, settings, durable)
     finally:
         root.close()

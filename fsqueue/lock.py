@@ -18,9 +18,9 @@ from contextlib import contextmanager
 
 from filelock import SoftFileLease, Timeout
 
-from fsqueue.errors import LockUnsupportedError
+from fsqueue.errors import LockTimeoutError, LockUnsupportedError
 from fsqueue.fileops import Directory, FileOps, silently_remove
-from fsqueue.layout import ORDER
+from fsqueue.layout import ORDER, ORDER_FLAGS
 
 GET_PATIENCE_S = 2.0
 PUT_TIMEOUT_S = 30.0
@@ -28,7 +28,6 @@ STUCK_FOR_S = 10.0
 LEASE_DURATION_S = 15.0
 _FIRST_PAUSE_S = 0.00005
 _LONGEST_PAUSE_S = 0.005
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
@@ -76,7 +75,11 @@ class OrderFile:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Hold the lock, replacing the file where the lock could not be had for `PUT_TIMEOUT_S` seconds."""
+        """Hold the lock, replacing the file where the lock could not be had for `PUT_TIMEOUT_S` seconds.
+
+        Raises:
+            LockTimeoutError: in mode ``lease``, where a dead holder's claim expires and a live one's does not.
+        """
         while not self.acquire(PUT_TIMEOUT_S):
             self._replace()
         try:
@@ -166,7 +169,7 @@ class OrderFile:
             except Timeout:
                 return False
         if self.fd < 0:
-            self.fd = self.ops.open(ORDER, _FLAGS, 0o666, dir_fd=self.root.fd)
+            self.fd = self.ops.open(ORDER, ORDER_FLAGS, 0o666, dir_fd=self.root.fd)
         if self._mode != "flock":
             return True
         try:
@@ -207,6 +210,8 @@ class OrderFile:
         RACE: of many waiters, those that come second find another inode and wait for its lock; two that
         replace at the same instant may both go on, which costs order and deduplication, nothing else.
         """
+        if self._lease is not None:
+            raise LockTimeoutError(self._lease.lock_file, PUT_TIMEOUT_S)
         if self._was_replaced():
             self._drop()
             return

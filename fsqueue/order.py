@@ -105,7 +105,7 @@ class Order:
         cursor, dead = header.cursor, header.dead
         stems: list[str] = []
         while len(stems) < count and cursor < self._file.size:
-            lines = self._lines(cursor, max(4096, (count - len(stems)) * _LINE_GUESS_BYTES))
+            lines = self._lines(cursor, 128 + (count - len(stems)) * _LINE_GUESS_BYTES)
             if not lines:
                 break
             for line in lines:

@@ -386,7 +386,11 @@ class FileSampleRefQueue(Generic[R]):
         with self._opening:
             self._closed = True
             parts, self._parts = self._parts, None
-        if parts is not None:
+        if parts is None:
+            return
+        with explained("closing", self.path):
+            for leased in parts.handle.undelivered.values():
+                parts.settler.release(leased)
             parts.handle.close()
 
     def __enter__(self) -> FileSampleRefQueue[R]:
