@@ -29,7 +29,7 @@ from fsqueue.errors import CorruptRefError, FsQueueError, QueueIOError
 T = TypeVar("T")
 
 CALLS = (
-    "open", "close", "read", "write", "pread", "pwrite", "ftruncate", "fsync", "stat", "fstat", "listdir", "scan_until",
+    "open", "close", "read", "write", "pread", "pwrite", "ftruncate", "fsync", "stat", "access", "fstat", "listdir", "scan_until",
     "rename", "link", "unlink", "mkdir", "utime", "lock", "unlock",
 )  # fmt: skip
 
@@ -66,6 +66,7 @@ class FileOps:
     ftruncate = staticmethod(os.ftruncate)
     fsync = staticmethod(os.fsync)
     stat = staticmethod(os.stat)
+    access = staticmethod(os.access)
     fstat = staticmethod(os.fstat)
     listdir = staticmethod(_listdir)
     scan_until = staticmethod(_scan_until)
@@ -93,12 +94,6 @@ class FileOps:
         for future in futures:
             future.result()
 
-    def write_all(self, fd: int, data: bytes) -> None:
-        """Write all of data, however many calls that takes."""
-        done = self.write(fd, data)
-        while done < len(data):
-            done += self.write(fd, data[done:])
-
     def pwrite_all(self, fd: int, data: bytes, offset: int) -> None:
         """Write all of data at offset, however many calls that takes."""
         done = self.pwrite(fd, data, offset)
@@ -112,7 +107,9 @@ class FileOps:
         """
         fd = self.open(name, _CREATE, 0o666, dir_fd=dir_fd)
         try:
-            self.write_all(fd, data)
+            done = self.write(fd, data)
+            while done < len(data):
+                done += self.write(fd, data[done:])
         except BaseException:
             self.close(fd)
             raise
@@ -181,6 +178,10 @@ class FileOps:
             return self.fstat(fd).st_mtime
         finally:
             self.close(fd)
+
+    def is_there(self, dir_fd: int, name: str) -> bool:
+        """As `exists`, at half the cost; an error of the filesystem reads as no."""
+        return self.access(name, os.F_OK, dir_fd=dir_fd, follow_symlinks=False)
 
     def exists(self, dir_fd: int, name: str) -> bool:
         try:

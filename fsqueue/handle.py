@@ -122,14 +122,15 @@ class Handle:
         back = list(stems)
         if not back:
             return
-        with self.order_file.hold_patiently() as held:
-            if not held:
-                self.sweep_wanted = True
-                return
-            try:
-                self.order.append_locked(back)
-            except OSError:
-                self.sweep_wanted = True  # the order is a hint: the refs are in pending/ all the same
+        if not self.order_file.acquire_soon():
+            self.sweep_wanted = True
+            return
+        try:
+            self.order.append_locked(back)
+        except OSError:
+            self.sweep_wanted = True  # the order is a hint: the refs are in pending/ all the same
+        finally:
+            self.order_file.release()
 
     def stop_beating(self) -> None:
         if self._beat_key is not None:

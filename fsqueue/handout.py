@@ -58,13 +58,14 @@ class Handout:
         """
         handle, wanted = self._handle, len(leased) + count
         before = len(leased)
+        claim, hold = handle.moves.claim, handle.held.add
         swept = False
         try:
             while len(leased) < wanted:
                 stems, exhausted = self._reserve(wanted - len(leased), partition)
                 for stem in stems:
-                    if handle.moves.claim(stem):
-                        handle.held.add(stem)
+                    if claim(stem):
+                        hold(stem)
                         leased.append(stem)
                 if exhausted and not stems:
                     if swept or len(leased) > before or not self._sweep():
@@ -78,9 +79,9 @@ class Handout:
     def _reserve(self, count: int, partition: Partition | None) -> tuple[list[str], bool]:
         """Take places in the order; the second value says that it holds no more of them."""
         handle = self._handle
-        with handle.order_file.hold_patiently() as held:
-            if not held:
-                return self._without_lock(count, partition), True
+        if not handle.order_file.acquire_soon():
+            return self._without_lock(count, partition), True
+        try:
             if partition is None:
                 stems = handle.order.take_locked(count)
                 return stems, len(stems) < count
@@ -88,6 +89,8 @@ class Handout:
                 count, lambda stem: self._belongs(stem, partition), self._scans.get(partition)
             )
             return stems, at_end
+        finally:
+            handle.order_file.release()
 
     def _without_lock(self, count: int, partition: Partition | None) -> list[str]:
         """Candidates from a listing, in an order of this handle's own so that claims rarely collide."""
@@ -127,10 +130,12 @@ class Handout:
         stems = self._pending_stems()
         if not stems:
             return 0
-        with handle.order_file.hold_patiently() as held:
-            if not held:
-                return 0
+        if not handle.order_file.acquire_soon():
+            return 0
+        try:
             return handle.order.adopt_locked(stems, handle.ops.time(), self._arrange)
+        finally:
+            handle.order_file.release()
 
     def sweep_if_due(self) -> None:
         """Adopt stranded refs though the order is not exhausted, once in a while and for all handles."""

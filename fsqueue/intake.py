@@ -28,8 +28,11 @@ class Intake:
             return
         waiting = dict(zip(contents, handle.moves.write_new(list(contents.values())), strict=True))
         try:
-            with handle.order_file.hold():
+            handle.order_file.acquire_surely()
+            try:
                 published = self._publish_locked(waiting)
+            finally:
+                handle.order_file.release()
             if handle.durable and published:
                 handle.layout.pending.sync()
         finally:
@@ -42,10 +45,11 @@ class Intake:
         known = self._known(list(waiting))
         published: list[str] = []
         try:
-            for stem in [stem for stem in waiting if stem not in known]:
-                handle.moves.publish(waiting[stem], stem)
+            publish, forget = handle.moves.publish, handle.held.forget
+            for stem in [stem for stem in waiting if stem not in known] if known else list(waiting):
+                publish(waiting[stem], stem)
                 del waiting[stem]
-                handle.held.forget(stem)
+                forget(stem)
                 published.append(stem)
         finally:
             self._append_locked(published)
@@ -63,7 +67,8 @@ class Intake:
     def _known(self, stems: list[str]) -> set[str]:
         """Those of the stems that are pending or leased."""
         handle, layout = self._handle, self._handle.layout
-        known = {stem for stem in stems if handle.ops.exists(layout.pending.fd, names.ref_file(stem))}
+        is_there, pending_fd = handle.ops.is_there, layout.pending.fd
+        known = {stem for stem in stems if is_there(pending_fd, stem + names.SUFFIX)}
         if len(known) < len(stems):
-            known |= handle.moves.holders().keys() & set(stems)
+            known.update(set(stems).intersection(name.partition("@")[0] for name in layout.leased.listing()))
         return known

@@ -13,8 +13,6 @@ import errno
 import os
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from filelock import SoftFileLease, Timeout
 
@@ -57,35 +55,26 @@ class OrderFile:
                 os.path.join(root.path, "order.lease"), lease_duration=LEASE_DURATION_S, thread_local=False
             )
 
-    @contextmanager
-    def hold_patiently(self) -> Iterator[bool]:
-        """Hold the lock; yields False where it could not be had soon, and is then not held.
+    def acquire_soon(self) -> bool:
+        """Take the lock within `GET_PATIENCE_S` seconds, or return False.
 
         After one such failure it is only tried, not waited for, for the next `STUCK_FOR_S` seconds.
         """
         stuck = self.ops.monotonic() < self._stuck_until
-        held = self.acquire(0.0 if stuck else GET_PATIENCE_S)
-        if not held and not stuck:
+        if self.acquire(0.0 if stuck else GET_PATIENCE_S):
+            return True
+        if not stuck:
             self._stuck_until = self.ops.monotonic() + STUCK_FOR_S
-        try:
-            yield held
-        finally:
-            if held:
-                self.release()
+        return False
 
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        """Hold the lock, replacing the file where the lock could not be had for `PUT_TIMEOUT_S` seconds.
+    def acquire_surely(self) -> None:
+        """Take the lock, replacing the file where it could not be had for `PUT_TIMEOUT_S` seconds.
 
         Raises:
             LockTimeoutError: in mode ``lease``, where a dead holder's claim expires and a live one's does not.
         """
         while not self.acquire(PUT_TIMEOUT_S):
             self._replace()
-        try:
-            yield
-        finally:
-            self.release()
 
     def acquire(self, patience_s: float) -> bool:
         """Take the lock within patience_s seconds, or return False.

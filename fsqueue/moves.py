@@ -43,12 +43,13 @@ class Moves:
         written: list[str] = []
         fds: list[int] = []
         try:
+            create, close, tmp_fd = self._ops.create, self._ops.close, self._layout.tmp.fd
             for data in contents:
                 name = f"{self._owner}.{next(self._serial)}"
                 written.append(name)
-                fd = self._ops.create(self._layout.tmp.fd, name, data)
+                fd = create(tmp_fd, name, data)
                 if not self._durable:
-                    self._ops.close(fd)
+                    close(fd)
                 else:
                     fds.append(fd)
                     if len(fds) == 256:

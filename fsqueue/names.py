@@ -76,7 +76,7 @@ def _escape(raw: bytes) -> str:
 
 
 def is_stem(text: str) -> bool:
-    return len(text) <= STEM_LIMIT and _is_stem(text) is not None
+    return _PLAIN(text) is not None or (len(text) <= STEM_LIMIT and _is_stem(text) is not None)
 
 
 def is_owner(text: str) -> bool:

@@ -231,5 +231,5 @@ class Order:
 
 def _stem(line: bytes) -> str | None:
     """The stem on a line; None for a blank, dead, torn or foreign one."""
-    text = line.decode("ascii", "replace").rstrip("\n")
+    text = str(line, "ascii", "replace").rstrip("\n")
     return text if text and is_stem(text) else None
