@@ -18,8 +18,8 @@ R = TypeVar("R")
 
 
 @dataclass
-class _Entry(Generic[R]):
-    ref: R
+class _Entry:
+    data: bytes
     attempts: int = 0
     leased_at: float = 0.0
 
@@ -27,7 +27,7 @@ class _Entry(Generic[R]):
 class MemorySampleRefQueue(Generic[R]):
     """A queue of sample refs in memory. One object is one handle and all of the queue.
 
-    Refs pass the same checks as in a file queue, so that what works here works there.
+    Refs are kept as bytes and pass the same checks as in a file queue, so that what works here works there.
 
     Args:
         lease_timeout_s, ref_type, max_attempts, keep_done, clock, poll_interval_s: as for `FileSampleRefQueue`.
@@ -50,18 +50,18 @@ class MemorySampleRefQueue(Generic[R]):
         self._clock = clock or time.monotonic
         self._poll_interval_s = poll_interval_s
         self._changed = threading.Condition()
-        self._pending: dict[str, _Entry[R]] = {}
-        self._leased: dict[str, _Entry[R]] = {}
+        self._pending: dict[str, _Entry] = {}
+        self._leased: dict[str, _Entry] = {}
         self._done: set[str] = set()
         self._failed: set[str] = set()
         self._lost: set[str] = set()
 
     def put(self, refs: Iterable[R], *, partition_key: str | None = None) -> None:
         """Add refs at the tail; an id that is pending or leased is skipped."""
-        entries: dict[str, _Entry[R]] = {}
+        entries: dict[str, _Entry] = {}
         for ref in refs:
             stem_of(_id(ref))
-            entries.setdefault(_id(ref), _Entry(self._codec.decode(self._codec.encode(ref))))
+            entries.setdefault(_id(ref), _Entry(self._codec.encode(ref)))
         with self._changed:
             for sample_id, entry in entries.items():
                 if sample_id not in self._leased:
@@ -99,7 +99,7 @@ class MemorySampleRefQueue(Generic[R]):
             entry = self._leased[sample_id] = self._pending.pop(sample_id)
             entry.leased_at = self._clock()
             self._lost.discard(sample_id)
-        return [self._leased[sample_id].ref for sample_id in taken]
+        return [self._codec.decode(self._leased[sample_id].data) for sample_id in taken]
 
     def _reclaim_locked(self) -> int:
         if self._timeout_s is None:
