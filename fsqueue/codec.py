@@ -117,7 +117,10 @@ class Codec(Generic[R]):
         except msgspec.DecodeError as error:
             raise InvalidRefError("<root>", f"does not fit {self.ref_type.__name__}: {error}") from None
         tuples: list[list[str | int]] = []
-        _compare(ref, back, [], tuples)
+        try:
+            _compare(ref, back, [], tuples)
+        except _ChangedError as error:
+            raise InvalidRefError(_format(ref, error.path), error.problem) from None
         if not tuples:
             return data + b"\n"
         return data[:-1] + bookkeeping_tail(Bookkeeping(tuples=tuples))
@@ -190,6 +193,13 @@ def _is_object(data: bytes) -> bool:
         return False
 
 
+class _ChangedError(Exception):
+    def __init__(self, path: list[str | int], problem: str) -> None:
+        super().__init__(problem)
+        self.path = path
+        self.problem = problem
+
+
 def _compare(ref: Any, back: Any, path: list[str | int], tuples: list[list[str | int]]) -> None:
     """Note the tuples that came back as lists; refuse whatever else came back changed."""
     if type(ref) is tuple and isinstance(back, (list, tuple)):
@@ -204,7 +214,7 @@ def _compare(ref: Any, back: Any, path: list[str | int], tuples: list[list[str |
         for f in dataclasses.fields(ref):
             _compare(getattr(ref, f.name), getattr(back, f.name), [*path, f.name], tuples)
     elif ref != back or isinstance(ref, bool) != isinstance(back, bool):
-        raise InvalidRefError(_format(path), _why_not(ref, back))
+        raise _ChangedError(path, _why_not(ref, back))
 
 
 def _compare_items(items: Any, back: Any, path: list[str | int], tuples: list[list[str | int]]) -> None:
@@ -260,9 +270,13 @@ def _child(holder: Any, step: str | int) -> Any:
     return getattr(holder, str(step)) if dataclasses.is_dataclass(holder) else holder[step]
 
 
-def _format(path: list[str | int]) -> str:
-    """``<root>.metadata['x'][3]``: the first step is a field, later ones may be fields or keys."""
-    return "<root>" + "".join(f".{p}" if i == 0 else f"[{p!r}]" for i, p in enumerate(path))
+def _format(ref: Any, path: list[str | int]) -> str:
+    """A path as Python would write it: ``<root>.feature_specs['hidden'].target_meta['scale']``."""
+    text = "<root>"
+    for step in path:
+        text += f".{step}" if dataclasses.is_dataclass(ref) else f"[{step!r}]"
+        ref = _child(ref, step)
+    return text
 
 
 def _full_name(t: type) -> str:
