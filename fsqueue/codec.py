@@ -28,6 +28,7 @@ RESERVED = "_fsqueue"
 HISTORY_LIMIT = 32
 _MARK = b'\n,"_fsqueue":'
 _encode = msgspec.json.Encoder().encode
+UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _decode_any = msgspec.json.Decoder().decode
 
 
@@ -114,7 +115,7 @@ class Codec(Generic[R]):
             raise InvalidRefError(where, f"JSON cannot carry this: {error}") from None
         try:
             back = self._decode(data)
-        except msgspec.DecodeError as error:
+        except UNDECODABLE as error:
             raise InvalidRefError("<root>", f"does not fit {self.ref_type.__name__}: {error}") from None
         tuples: list[list[str | int]] = []
         try:
@@ -133,20 +134,18 @@ class Codec(Generic[R]):
         """
         try:
             ref = self._decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except UNDECODABLE as error:
             return self._salvage(data, error)
         if _MARK in data:
             _restore_tuples(ref, split(data)[1].tuples)
         return ref
 
     def _salvage(self, data: bytes, error: Exception) -> R:
-        end = data.rfind(b"\n", 0, len(data.rstrip(b"\n")) or 1)
-        for stop in (end, len(data) - 1):
-            if stop > 0 and data[stop : stop + 1] == b"\n":
-                try:
-                    return self._decode(data[:stop] + b"}")
-                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-                    continue
+        for end in _possible_ends(data):
+            try:
+                return self._decode(data[:end] + b"}")
+            except UNDECODABLE:
+                continue
         raise CorruptRefError(str(error)) from None
 
 
@@ -160,7 +159,7 @@ def split(data: bytes) -> tuple[int, Bookkeeping]:
     if mark >= 0:
         try:
             return mark, _decode_bookkeeping(data[mark + len(_MARK) :].rstrip()[:-1])
-        except msgspec.DecodeError:
+        except UNDECODABLE:
             return mark, Bookkeeping()
     body = data.rstrip(b" \t\r\n")
     if _is_object(body):
@@ -169,10 +168,16 @@ def split(data: bytes) -> tuple[int, Bookkeeping]:
             return len(body) - 1, msgspec.convert(found, Bookkeeping) if found else Bookkeeping()
         except msgspec.ValidationError:
             return len(body) - 1, Bookkeeping()
-    end = data.rfind(b"\n")
-    if end > 0 and _is_object(data[:end] + b"}"):
-        return end, Bookkeeping()
+    for end in _possible_ends(data):
+        if _is_object(data[:end] + b"}"):
+            return end, Bookkeeping()
     raise CorruptRefError("no JSON object")
+
+
+def _possible_ends(data: bytes) -> list[int]:
+    """Where the ref may end in a file whose bookkeeping is torn: at a line feed, most likely the one before the key."""
+    ends = (data.rfind(_MARK), data.rfind(b"\n", 0, len(data.rstrip(b"\n"))), data.rfind(b"\n"))
+    return [end for end in dict.fromkeys(ends) if end > 0]
 
 
 def bookkeeping_tail(bookkeeping: Bookkeeping) -> bytes:
@@ -189,7 +194,7 @@ def wrap_raw(data: bytes, bookkeeping: Bookkeeping) -> bytes:
 def _is_object(data: bytes) -> bool:
     try:
         return isinstance(_decode_any(data), dict)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNDECODABLE:
         return False
 
 

@@ -171,6 +171,7 @@ _ADVICE = {
     _errno.ENFILE: ": too many open files on this host",
     _errno.ESTALE: ": the server no longer knows this file; call again, and remount if it stays",
     _errno.EIO: ": the storage reported an error; check the server, then call again",
+    _errno.EISDIR: ": a directory lies where a ref's file belongs; move it away",
     _errno.EXDEV: ": the queue's directories must lie on one filesystem",
     _errno.ENOSYS: (
         ": this mount has no flock; mount Lustre with -o flock, NFS without nolock, "

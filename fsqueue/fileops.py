@@ -19,17 +19,19 @@ import threading
 import time as timing
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from filelock import lock_descriptor, unlock_descriptor
 
 from fsqueue.errors import CorruptRefError, FsQueueError, QueueIOError
+from fsqueue.mounts import mount_of
 
 T = TypeVar("T")
 
 CALLS = (
-    "open", "close", "read", "write", "pread", "pwrite", "ftruncate", "fsync", "stat", "access", "fstat", "listdir", "scan_until",
+    "open", "close", "read", "write", "pread", "pwrite", "ftruncate", "fsync", "stat", "access", "fstat", "listdir",
+    "scan_until",
     "rename", "link", "unlink", "mkdir", "utime", "lock", "unlock",
 )  # fmt: skip
 
@@ -44,6 +46,11 @@ _IO_THREADS = 16
 
 def _listdir(fd: int) -> list[str]:
     return os.listdir(fd)
+
+
+def _filesystem_type(path: str) -> str | None:
+    mount = mount_of(path)
+    return mount.type if mount else None
 
 
 def _scan_until(fd: int, accept: Callable[[str], bool]) -> bool:
@@ -82,6 +89,7 @@ class FileOps:
     monotonic = staticmethod(timing.monotonic)
     sleep = staticmethod(timing.sleep)
     random = staticmethod(random.random)
+    filesystem_type = staticmethod(_filesystem_type)
 
     def each(self, work: Callable[[T], None], items: list[T]) -> None:
         """Run work on every item, side by side where that pays; the first error is raised after all ended."""
@@ -248,28 +256,9 @@ class Directory:
         if fd >= 0:
             self.ops.close(fd)
 
-
-def move(source: Directory, name: str, target: Directory, new_name: str) -> bool:
-    """Rename a file; False where it was gone.
-
-    The rename decides: of several processes that move the same file, one gets True.
-    """
-    ops = source.ops
-    try:
-        ops.rename(name, new_name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
-        return True
-    except FileNotFoundError:
-        pass
-    # NFS: this ENOENT may be a remembered miss, or the answer to a retransmitted rename that was done.
-    source.refresh()
-    target.refresh()
-    if ops.exists(target.fd, new_name):
-        return True
-    try:
-        ops.rename(name, new_name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
-        return True
-    except FileNotFoundError:
-        return False
+    def __del__(self) -> None:
+        with suppress(OSError, AttributeError):  # a handle that was dropped without close()
+            self.close()
 
 
 def wrapped(ops: FileOps, around: Callable[..., Any]) -> FileOps:
@@ -315,6 +304,18 @@ def explained(what: str, path: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise QueueIOError(what, path, error) from error
+
+
+def despite_errors(work: Callable[[T], object], items: Iterable[T]) -> None:
+    """Do the work for every item, then raise the first OSError: one bad file must not stop the others."""
+    first: OSError | None = None
+    for item in items:
+        try:
+            work(item)
+        except OSError as error:
+            first = first or error
+    if first is not None:
+        raise first
 
 
 def silently_remove(ops: FileOps, dir_fd: int, names: Iterable[str]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from typing import Literal
 
 from fsqueue import owners
 from fsqueue.clock import FilesystemClock, InjectedClock
-from fsqueue.fileops import FileOps, silently_remove
+from fsqueue.fileops import FileOps, despite_errors, silently_remove
 from fsqueue.layout import Layout
 from fsqueue.lock import OrderFile
 from fsqueue.moves import Moves
@@ -16,45 +18,67 @@ from fsqueue.order import Order
 
 _REMEMBERED = 4096
 
+Ending = Literal["settled", "returned", "lost"]
+
 
 class Held:
     """Which refs this handle leases, and how its latest leases ended.
 
     The second half fences a late acknowledgement off: a ref that this handle once leased is only settled
-    under its own lease, one that it never leased may be settled whoever holds it.
+    under its own lease, one that it never leased may be settled whoever holds it. What was lost is remembered
+    for good (it is rare), what was settled for the last `_REMEMBERED` refs.
     """
 
     def __init__(self) -> None:
+        self._claiming: dict[str, object] = {}
         self._held: dict[str, None] = {}
-        self._ended: OrderedDict[str, bool] = OrderedDict()
+        self._lost: set[str] = set()
+        self._ended: OrderedDict[str, Ending] = OrderedDict()
+
+    def begin(self, stem: str) -> bool:
+        """Before claiming a ref; False where another thread of this handle is claiming it."""
+        mark = object()
+        return self._claiming.setdefault(stem, mark) is mark
 
     def add(self, stem: str) -> None:
+        """The ref is claimed; how earlier leases on it ended does not count any more."""
         self._held[stem] = None
-        self._ended.pop(stem, None)
+        self._claiming.pop(stem, None)
+        self.forget(stem)
 
-    def end(self, stem: str, lost: bool) -> None:
-        """The lease is over; lost: others may have had the ref since."""
-        if self._held.pop(stem, False) is None:
-            self._ended[stem] = lost
-            if len(self._ended) > _REMEMBERED:
-                self._ended.popitem(last=False)
+    def cancel_claim(self, stem: str) -> None:
+        """The claim came to nothing."""
+        self._claiming.pop(stem, None)
 
-    def was_lost(self, stem: str) -> bool | None:
+    def drop(self, stem: str) -> None:
+        """A lease that nobody learned of was given back."""
+        self._claiming.pop(stem, None)
+        self._held.pop(stem, None)
+
+    def end(self, stem: str, how: Ending) -> None:
+        """The lease is over: acked or buried, given back to pending/, or lost so that others may have it."""
+        self._claiming.pop(stem, None)
+        if self._held.pop(stem, False) is False:
+            return
+        if how == "lost":
+            self._lost.add(stem)
+            return
+        self._ended[stem] = how
+        if len(self._ended) > _REMEMBERED:
+            self._ended.popitem(last=False)
+
+    def ending(self, stem: str) -> Ending | None:
         """How this handle's latest lease on a ref ended; None where it had none, or long ago."""
-        return self._ended.get(stem)
+        return "lost" if stem in self._lost else self._ended.get(stem)
 
     def forget(self, stem: str) -> None:
-        """The ref begins a new life: this handle has put it."""
-        self._ended.pop(stem, None)
-
-    def stems(self) -> list[str]:
-        return list(self._held)
+        """The ref begins a new life, by a put or a claim of this handle."""
+        if self._lost or self._ended:
+            self._lost.discard(stem)
+            self._ended.pop(stem, None)
 
     def __contains__(self, stem: str) -> bool:
         return stem in self._held
-
-    def __len__(self) -> int:
-        return len(self._held)
 
 
 class Handle:
@@ -62,7 +86,9 @@ class Handle:
 
     Attributes:
         owner: this handle's owner name; in leased/ it marks what the handle leases.
-        undelivered: stems leased by a get that an error ended, by the partition it asked for.
+        mutex: held by the thread that reclaims, renews, or settles what this handle does not lease.
+        strays: refs that may be leased to this owner though nobody has them, after an error; the next call
+            gives them back.
         sweep_wanted: refs may lie in pending/ that no line of the order names.
     """
 
@@ -86,8 +112,9 @@ class Handle:
         self.order = Order(self.ops, self.order_file)
         self.moves = Moves(layout, self.clock, owner, durable)
         self.held = Held()
+        self.mutex = threading.RLock()
+        self.strays: dict[str, None] = {}
         self.sweep_wanted = False
-        self.undelivered: dict[tuple[int, int] | None, list[str]] = {}
         self._announced = False
         self._beat_key: int | None = None
 
@@ -95,10 +122,13 @@ class Handle:
         """Write this owner's record, once, before its first lease; start its heartbeat where it keeps one."""
         if self._announced:
             return
-        self._write_record()
-        self._announced = True
-        if self.heartbeat_s is not None:
-            self._beat_key = owners.heartbeats.register(self.beat, self.heartbeat_s, self.ops.monotonic)
+        with self.mutex:
+            if self._announced:
+                return
+            self._write_record()
+            if self.heartbeat_s is not None:
+                self._beat_key = owners.heartbeats.register(self.beat, self.heartbeat_s, self.ops.monotonic)
+            self._announced = True
 
     def beat(self) -> None:
         """Prolong all leases of this owner by touching its record; writes it anew where it was deleted."""
@@ -113,6 +143,21 @@ class Handle:
         owners.write_record(self.ops, self.layout.owners, self.layout.tmp, described)
         if self.injected:
             self.clock.stamp(self.layout.owners, ref_file(self.owner))
+
+    def stray(self, stems: Iterable[str]) -> None:
+        """Note refs that may be leased to this owner though nobody has them."""
+        for stem in stems:
+            self.strays[stem] = None
+
+    def recover_strays(self) -> None:
+        """Give strays back to pending/, as they are."""
+        back = []
+        for stem in list(self.strays):
+            if self.moves.give_back(stem):
+                back.append(stem)
+            self.held.drop(stem)
+            self.strays.pop(stem, None)
+        self.requeue_order(back)
 
     def requeue_order(self, stems: Iterable[str]) -> None:
         """Name refs that have come back to pending/ at the order's tail.
@@ -132,21 +177,20 @@ class Handle:
         finally:
             self.order_file.release()
 
-    def stop_beating(self) -> None:
-        if self._beat_key is not None:
-            owners.heartbeats.unregister(self._beat_key)
-            self._beat_key = None
-
     def close(self) -> None:
-        """Stop the heartbeat and close the descriptors.
+        """Stop the heartbeat, give strays back, and close the descriptors.
 
         The record stays while leases do: it is what tells others that the process is gone.
         """
-        self.stop_beating()
-        if self._announced and not self.held:
-            silently_remove(self.ops, self.layout.owners.fd, [ref_file(self.owner)])
-        self.order_file.close()
-        self.layout.close()
+        if self._beat_key is not None:
+            owners.heartbeats.unregister(self._beat_key)
+            self._beat_key = None
+        try:
+            self.recover_strays()
+            if self._announced and not any(self.owner in held for held in self.moves.holders().values()):
+                silently_remove(self.ops, self.layout.owners.fd, [ref_file(self.owner)])
+        finally:
+            despite_errors(lambda close: close(), [self.order_file.close, self.layout.close])
 
     def abandon_in_child(self) -> None:
         """After a fork, close the child's copies of the descriptors; locks and leases stay the parent's."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import msgspec
 
 from fsqueue import names
+from fsqueue.codec import UNDECODABLE
 from fsqueue.errors import CorruptRefError
 from fsqueue.handle import Handle
 from fsqueue.order import Scan
@@ -53,28 +54,44 @@ class Handout:
     def take(self, count: int, partition: Partition | None, leased: list[str]) -> bool:
         """Lease up to count refs in FIFO order and append their stems to leased; False when there were none.
 
-        On an error, leased holds what was leased before it, and a sweep will look for the refs whose places
-        were taken and that were not claimed.
+        On an error, leased holds every ref that may be leased by now, and a sweep will look for those whose
+        places were taken and that were not claimed.
         """
-        handle, wanted = self._handle, len(leased) + count
-        before = len(leased)
-        claim, hold = handle.moves.claim, handle.held.add
+        wanted, before = len(leased) + count, len(leased)
         swept = False
         try:
             while len(leased) < wanted:
                 stems, exhausted = self._reserve(wanted - len(leased), partition)
-                for stem in stems:
-                    if claim(stem):
-                        hold(stem)
-                        leased.append(stem)
+                self._claim(stems, leased)
                 if exhausted and not stems:
                     if swept or len(leased) > before or not self._sweep():
                         break
                     swept = True
         except BaseException:
-            handle.sweep_wanted = True
+            self._handle.sweep_wanted = True
             raise
         return len(leased) > before
+
+    def _claim(self, stems: list[str], leased: list[str]) -> None:
+        held, claim, strays = self._handle.held, self._handle.moves.claim, self._handle.strays
+        for stem in stems:
+            if stem in strays or not held.begin(stem):
+                continue
+            if stem in held and self._still_leased(stem):
+                held.cancel_claim(stem)
+                continue
+            leased.append(stem)
+            if claim(stem):
+                held.add(stem)
+            else:
+                leased.pop()
+                held.cancel_claim(stem)
+
+    def _still_leased(self, stem: str) -> bool:
+        """Whether a ref that this handle leased, and that is pending again, was queued twice or taken away."""
+        leased = self._handle.layout.leased
+        leased.refresh()
+        return self._handle.ops.exists(leased.fd, names.leased_file(stem, self._handle.owner))
 
     def _reserve(self, count: int, partition: Partition | None) -> tuple[list[str], bool]:
         """Take places in the order; the second value says that it holds no more of them."""
@@ -140,15 +157,23 @@ class Handout:
     def sweep_if_due(self) -> None:
         """Adopt stranded refs though the order is not exhausted, once in a while and for all handles."""
         handle, state = self._handle, self._sweep_state
-        age_s = abs(handle.ops.time() - handle.order.swept_at)
-        if handle.sweep_wanted or (age_s > SWEEP_S and handle.ops.monotonic() >= state.not_before):
-            started = handle.ops.monotonic()
+        swept_at, started = handle.order.swept_at, handle.ops.monotonic()
+        overdue = swept_at is not None and abs(handle.ops.time() - swept_at) > SWEEP_S
+        if handle.sweep_wanted or (overdue and started >= state.not_before):
             self.adopt()
             state.not_before = started + 100 * (handle.ops.monotonic() - started)
 
     def _pending_stems(self) -> list[str]:
-        parsed = (names.parse_ref(name) for name in self._handle.layout.pending.listing())
-        return [stem for stem in parsed if stem is not None]
+        """The stems in pending/, by a listing; a file that was moved there under another name gets its own."""
+        stems = []
+        for name in self._handle.layout.pending.listing():
+            stem = names.parse_pending(name)
+            if stem is None:
+                continue
+            if name != names.ref_file(stem):
+                self._handle.moves.rename_pending(name, stem)
+            stems.append(stem)
+        return stems
 
     def _arrange(self, stems: list[str]) -> list[str]:
         """Refs that come from a listing: by age where a few, by name where a stat each would cost too much."""
@@ -165,17 +190,18 @@ class Handout:
 
     def _belongs(self, stem: str, partition: Partition) -> bool:
         index, count = partition
-        return dp_partition(names.id_of(stem) or self._id_inside(stem), count) == index
+        sample_id = names.id_of(stem) or self._id_inside(stem)
+        return sample_id is None or dp_partition(sample_id, count) == index
 
-    def _id_inside(self, stem: str) -> str:
-        """The id of a ref whose name is too short to tell; the stem itself where the file does not tell either."""
+    def _id_inside(self, stem: str) -> str | None:
+        """The id of a ref whose name is too short to tell; None where the file does not tell either."""
         handle = self._handle
         try:
             data = handle.ops.read_file(handle.layout.pending.fd, names.ref_file(stem))
             return msgspec.json.decode(data, type=_SampleId).sample_id
-        except (FileNotFoundError, CorruptRefError, msgspec.DecodeError):
-            return stem
+        except (FileNotFoundError, CorruptRefError, *UNDECODABLE):
+            return None
 
     def anything_pending(self) -> bool:
         """Whether there is any pending ref, of whatever partition; costs no whole listing."""
-        return self._handle.layout.pending.any_name(lambda name: names.parse_ref(name) is not None)
+        return self._handle.layout.pending.any_name(lambda name: names.parse_pending(name) is not None)

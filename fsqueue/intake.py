@@ -22,27 +22,31 @@ class Intake:
         handle = self._handle
         if handle.durable:
             # An fsync costs more than asking, and a restarted controller puts everything again.
-            known = self._known(list(contents))
+            known = self.known(list(contents))
             contents = {stem: data for stem, data in contents.items() if stem not in known}
-        if not contents:
-            return
+        if contents:
+            self._write_and_publish(contents)
+        if handle.durable:
+            # Also where all was known: the put that made it so may have died before its own sync.
+            handle.layout.pending.sync()
+            handle.layout.leased.sync()
+
+    def _write_and_publish(self, contents: dict[str, bytes]) -> None:
+        handle = self._handle
         waiting = dict(zip(contents, handle.moves.write_new(list(contents.values())), strict=True))
         try:
             handle.order_file.acquire_surely()
             try:
-                published = self._publish_locked(waiting)
+                self._publish_locked(waiting)
             finally:
                 handle.order_file.release()
-            if handle.durable and published:
-                handle.layout.pending.sync()
         finally:
             silently_remove(handle.ops, handle.layout.tmp.fd, waiting.values())
 
-    def _publish_locked(self, waiting: dict[str, str]) -> list[str]:
+    def _publish_locked(self, waiting: dict[str, str]) -> None:
         """Rename what is new into pending/ and name it in the order; what remains in waiting is not new."""
         handle = self._handle
-        handle.layout.pending.refresh()
-        known = self._known(list(waiting))
+        known = self.known(list(waiting))
         published: list[str] = []
         try:
             publish, forget = handle.moves.publish, handle.held.forget
@@ -53,7 +57,6 @@ class Intake:
                 published.append(stem)
         finally:
             self._append_locked(published)
-        return published
 
     def _append_locked(self, stems: list[str]) -> None:
         if not stems:
@@ -64,9 +67,11 @@ class Intake:
             # The order is a hint, and the refs are in the queue: whoever runs out of lines finds them.
             self._handle.sweep_wanted = True
 
-    def _known(self, stems: list[str]) -> set[str]:
+    def known(self, stems: list[str]) -> set[str]:
         """Those of the stems that are pending or leased."""
         handle, layout = self._handle, self._handle.layout
+        if layout.remote:
+            layout.pending.refresh()  # NFS: or names that are gone, or new, are remembered otherwise for 30 s
         is_there, pending_fd = handle.ops.is_there, layout.pending.fd
         known = {stem for stem in stems if is_there(pending_fd, stem + names.SUFFIX)}
         if len(known) < len(stems):

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fsqueue.errors import NotAQueueError, QueueConfigError, UnsupportedFormatError
-from fsqueue.fileops import Directory, FileOps, explained, silently_remove
+from fsqueue.codec import UNDECODABLE
+from fsqueue.errors import CorruptRefError, NotAQueueError, QueueConfigError, UnsupportedFormatError
+from fsqueue.fileops import Directory, FileOps, despite_errors, explained, silently_remove
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +27,7 @@ ORDER_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 STATES = ("pending", "leased", "done", "failed")
 DIRECTORIES = ("owners", "tmp", *STATES)
 LOCK_MODES = ("flock", "lease", "none")
+_LOCAL_TYPES = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "overlay", "bcachefs")
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
 
@@ -45,12 +47,18 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 class Layout:
-    """An existing queue's settings and open directories."""
+    """An existing queue's settings and open directories.
+
+    Attributes:
+        remote: whether other hosts may change the files behind this one's caches: true unless the filesystem is
+            known to be local. Only then are an ENOENT and a remembered name doubted.
+    """
 
     def __init__(self, ops: FileOps, path: str, settings: Settings) -> None:
         self.ops = ops
         self.path = path
         self.settings = settings
+        self.remote = ops.filesystem_type(path) not in _LOCAL_TYPES
         self._opened: list[Directory] = []
         try:
             self.root = self._open("")
@@ -70,9 +78,9 @@ class Layout:
         return directory
 
     def close(self) -> None:
-        for directory in self._opened:
-            directory.close()
-        self._opened.clear()
+        """Close all descriptors, also where closing one of them fails."""
+        opened, self._opened = self._opened, []
+        despite_errors(Directory.close, opened)
 
 
 def open_layout(ops: FileOps, path: str) -> Layout:
@@ -137,6 +145,8 @@ def _read_settings(ops: FileOps, path: str) -> Settings | None:
         data = ops.read_file(root.fd, SETTINGS)
     except FileNotFoundError:
         return None
+    except CorruptRefError:
+        raise NotAQueueError(path, f"has a {SETTINGS} that is not a regular file: look who put it there") from None
     finally:
         root.close()
     return _parse_settings(path, data)
@@ -149,10 +159,9 @@ def _parse_settings(path: str, data: bytes) -> Settings:
         if isinstance(number, int) and number != FORMAT:
             raise UnsupportedFormatError(path, number, FORMAT)
         settings = msgspec.json.decode(data, type=Settings)
-    except msgspec.DecodeError as error:
-        raise NotAQueueError(path, f"has a damaged {SETTINGS} ({error}): restore it from another queue") from None
-    if settings.lock not in LOCK_MODES:
-        raise UnsupportedFormatError(path, f"{FORMAT} with lock {settings.lock!r}", FORMAT)
+        _validate(path, settings.lease_timeout_s, settings.lock)
+    except UNDECODABLE as error:
+        raise NotAQueueError(path, f"has a damaged {SETTINGS} ({error}): FORMAT.md shows what belongs there") from None
     return settings
 
 

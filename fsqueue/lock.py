@@ -13,10 +13,11 @@ import errno
 import os
 import threading
 import warnings
+from contextlib import suppress
 
 from filelock import SoftFileLease, Timeout
 
-from fsqueue.errors import LockTimeoutError, LockUnsupportedError
+from fsqueue.errors import CorruptRefError, LockTimeoutError, LockUnsupportedError
 from fsqueue.fileops import Directory, FileOps, silently_remove
 from fsqueue.layout import ORDER, ORDER_FLAGS
 
@@ -73,8 +74,13 @@ class OrderFile:
         Raises:
             LockTimeoutError: in mode ``lease``, where a dead holder's claim expires and a live one's does not.
         """
-        while not self.acquire(PUT_TIMEOUT_S):
-            self._replace()
+        self._mutex.acquire()
+        try:
+            while not self._acquire_within(PUT_TIMEOUT_S):
+                self._replace()
+        except BaseException:
+            self._give_up()
+            raise
 
     def acquire(self, patience_s: float) -> bool:
         """Take the lock within patience_s seconds, or return False.
@@ -88,10 +94,15 @@ class OrderFile:
             if self._acquire_within(patience_s):
                 return True
         except BaseException:
-            self._mutex.release()
+            self._give_up()
             raise
         self._mutex.release()
         return False
+
+    def _give_up(self) -> None:
+        """After an error: closing the descriptor drops its lock too, whatever state it was left in."""
+        self._drop_quietly()
+        self._mutex.release()
 
     def release(self) -> None:
         try:
@@ -102,6 +113,9 @@ class OrderFile:
             # NFS: without a lock on this very file, a kept descriptor would go on showing old content.
             if self._mode != "flock":
                 self._drop()
+        except BaseException:
+            self._drop_quietly()
+            raise
         finally:
             self._mutex.release()
 
@@ -116,6 +130,10 @@ class OrderFile:
 
     def close(self) -> None:
         with self._mutex:
+            self._drop()
+
+    def __del__(self) -> None:
+        with suppress(OSError, AttributeError):  # a handle that was dropped without close()
             self._drop()
 
     def abandon_in_child(self) -> None:
@@ -135,9 +153,7 @@ class OrderFile:
         pause_s = _FIRST_PAUSE_S
         while True:
             if self._try_lock(max(0.0, deadline - self.ops.monotonic())):
-                status = self.ops.fstat(self.fd)
-                if status.st_nlink:
-                    self.size = status.st_size
+                if self._is_linked():
                     return True
                 # The file was deleted or replaced under this handle: its lock excludes nobody any more.
                 self._unlock_dropped()
@@ -150,6 +166,17 @@ class OrderFile:
                 continue
             self.ops.sleep(pause_s * (0.5 + self.ops.random()))
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _is_linked(self) -> bool:
+        """Whether the locked file still has a name; notes its size."""
+        try:
+            status = self.ops.fstat(self.fd)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            return False
+        self.size = status.st_size
+        return status.st_nlink > 0
 
     def _try_lock(self, patience_s: float) -> bool:
         if self._lease is not None:
@@ -172,9 +199,7 @@ class OrderFile:
             return False
 
     def _unlock_dropped(self) -> None:
-        if self._mode == "flock":
-            self.ops.unlock(self.fd)
-        elif self._lease is not None:
+        if self._lease is not None:
             self._lease.release()
         self._drop()
 
@@ -183,15 +208,21 @@ class OrderFile:
         if fd >= 0:
             self.ops.close(fd)
 
+    def _drop_quietly(self) -> None:
+        with suppress(OSError):
+            self._drop()
+
     def _was_replaced(self) -> bool:
         if self.fd < 0:
             return False
         self.root.refresh()
         try:
             now = self.ops.stat(ORDER, dir_fd=self.root.fd, follow_symlinks=False)
-        except FileNotFoundError:
+            return now.st_ino != self.ops.fstat(self.fd).st_ino
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ESTALE):
+                raise
             return True
-        return now.st_ino != self.ops.fstat(self.fd).st_ino
 
     def _replace(self) -> None:
         """Put a fresh copy of the order file in the place of one whose lock does not come free.
@@ -204,14 +235,10 @@ class OrderFile:
         if self._was_replaced():
             self._drop()
             return
-        path = os.path.join(self.root.path, ORDER)
-        warnings.warn(
-            f"the lock on {path} was held by another process for {PUT_TIMEOUT_S:.0f} s, perhaps on a node that died; "
-            "replaced the file and went on",
-            StaleLockWarning,
-            stacklevel=2,
-        )
-        content = self.ops.read_file(self.root.fd, ORDER)
+        try:
+            content = self.ops.read_file(self.root.fd, ORDER)
+        except CorruptRefError:
+            content = b""  # too long to copy: the order is rebuilt from a listing
         name = f".{ORDER}.{os.getpid()}.{int(self.ops.random() * 2**48):012x}"
         try:
             self.ops.close(self.ops.create(self.root.fd, name, content))
@@ -220,3 +247,10 @@ class OrderFile:
             silently_remove(self.ops, self.root.fd, [name])
             raise
         self._drop()
+        path = os.path.join(self.root.path, ORDER)
+        warnings.warn(
+            f"the lock on {path} was held by another process for {PUT_TIMEOUT_S:.0f} s, perhaps on a node that died; "
+            "replaced it and went on",
+            StaleLockWarning,
+            stacklevel=2,
+        )

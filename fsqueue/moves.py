@@ -18,13 +18,16 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from fsqueue import names
-from fsqueue.clock import Clock
+from fsqueue.clock import Clock, FilesystemClock
 from fsqueue.codec import Bookkeeping, Event, bookkeeping_tail, split, wrap_raw
 from fsqueue.errors import CorruptRefError
-from fsqueue.fileops import Directory, explained, move, silently_remove
+from fsqueue.fileops import Directory, explained, silently_remove
 from fsqueue.layout import Layout
 
 Change = Callable[[Bookkeeping], None]
+
+_CTIME_GRAIN_S = 0.05
+_NO_SUCH_REPLACEMENT = (errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST)
 
 
 class Moves:
@@ -37,6 +40,42 @@ class Moves:
         self._owner = owner
         self._durable = durable
         self._serial = itertools.count()
+
+    def move(self, source: Directory, name: str, target: Directory, new_name: str, unique: bool = False) -> bool:
+        """Rename a file; False where it was gone. Of several processes that move the same file, one gets True.
+
+        NFS: an ENOENT may be a remembered miss, or the answer to a retransmitted rename that was done. So the
+        directories are opened afresh and the destination is looked at: the file there is this one when its
+        name is unique to this claim, or when it has just arrived.
+        """
+        ops = self._ops
+        started = ops.monotonic() if self._layout.remote else 0.0
+        try:
+            ops.rename(name, new_name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
+            return True
+        except FileNotFoundError:
+            if not self._layout.remote:
+                return False
+        source.refresh()
+        target.refresh()
+        if self._arrived(target, new_name, started, unique):
+            return True
+        try:
+            ops.rename(name, new_name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
+            return True
+        except FileNotFoundError:
+            return False
+
+    def _arrived(self, target: Directory, name: str, started: float, unique: bool) -> bool:
+        """Whether the destination is there, and where its name is not unique, since this move was begun."""
+        try:
+            status = self._ops.stat(name, dir_fd=target.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        if unique:
+            return True
+        now = FilesystemClock(self._ops, self._layout.root).now()
+        return status.st_ctime >= now - (self._ops.monotonic() - started) - _CTIME_GRAIN_S
 
     def write_new(self, contents: list[bytes]) -> list[str]:
         """Write files into tmp/ and make them durable; returns their names. On an error none is left."""
@@ -87,13 +126,15 @@ class Moves:
         try:
             self._clock.stamp(pending, name)
         except FileNotFoundError:
+            if not self._layout.remote:
+                return False
             # NFS: this may be a remembered miss of a name that exists by now.
             pending.refresh()
             try:
                 self._clock.stamp(pending, name)
             except FileNotFoundError:
                 return False
-        return move(pending, name, self._layout.leased, names.leased_file(stem, self._owner))
+        return self.move(pending, name, self._layout.leased, names.leased_file(stem, self._owner), unique=True)
 
     def take_over(self, stem: str, owner: str) -> bool:
         """leased/@owner -> leased/@me: whatever the former owner does next finds the name gone.
@@ -103,35 +144,61 @@ class Moves:
         if owner == self._owner:
             return True
         leased = self._layout.leased
-        return move(leased, names.leased_file(stem, owner), leased, names.leased_file(stem, self._owner))
+        mine = names.leased_file(stem, self._owner)
+        return self.move(leased, names.leased_file(stem, owner), leased, mine, unique=True)
 
     def hand_back(self, stem: str, owner: str) -> bool:
         """Undo a take-over: leased/@me -> leased/@owner."""
         if owner == self._owner:
             return True
         leased = self._layout.leased
-        return move(leased, names.leased_file(stem, self._owner), leased, names.leased_file(stem, owner))
+        theirs = names.leased_file(stem, owner)
+        return self.move(leased, names.leased_file(stem, self._owner), leased, theirs, unique=True)
 
     def finish(self, source: Directory, name: str, stem: str, step: int | None, keep: bool) -> bool:
         """leased/ or pending/ -> done/, or gone where done files are not kept."""
         if keep:
-            return move(source, name, self._layout.done, names.done_file(stem, step))
+            return self.move(source, name, self._layout.done, names.done_file(stem, step))
         if self._ops.remove(source.fd, name):
             return True
+        if not self._layout.remote:
+            return False
         source.refresh()  # NFS: as in claim
         return self._ops.remove(source.fd, name)
 
     def give_back(self, stem: str) -> bool:
         """leased/@me -> pending/."""
-        return move(self._layout.leased, self._mine(stem), self._layout.pending, names.ref_file(stem))
+        return self.move(self._layout.leased, self._mine(stem), self._layout.pending, names.ref_file(stem))
 
     def bury(self, stem: str) -> bool:
         """leased/@me -> failed/."""
-        return move(self._layout.leased, self._mine(stem), self._layout.failed, names.ref_file(stem))
+        leased, failed = self._layout.leased, self._layout.failed
+        try:
+            return self.move(leased, self._mine(stem), failed, names.ref_file(stem))
+        except OSError as error:
+            if error.errno not in _NO_SUCH_REPLACEMENT:
+                raise
+            # A directory takes part, which somebody put there: neither may block the queue.
+            other = f"{stem}.{int(self._ops.random() * 2**24):06x}"
+            return self.move(leased, self._mine(stem), failed, names.ref_file(other))
+
+    def fetch(self, source: Directory, name: str, stem: str) -> bool:
+        """A file anywhere in the queue -> leased/@me, stamped first as in a claim; False where it was gone."""
+        try:
+            self._clock.stamp(source, name)
+        except FileNotFoundError:
+            return False
+        return self.move(source, name, self._layout.leased, self._mine(stem), unique=True)
 
     def rename_leased(self, stem: str, new_stem: str) -> bool:
         """leased/@me under one name -> leased/@me under another."""
-        return move(self._layout.leased, self._mine(stem), self._layout.leased, self._mine(new_stem))
+        leased = self._layout.leased
+        return self.move(leased, self._mine(stem), leased, self._mine(new_stem), unique=True)
+
+    def rename_pending(self, name: str, stem: str) -> bool:
+        """A file that was moved into pending/ under another name gets the one that belongs there."""
+        pending = self._layout.pending
+        return self.move(pending, name, pending, names.ref_file(stem))
 
     def annotate(self, stem: str, change: Change) -> Bookkeeping | None:
         """Change the bookkeeping of a ref that is leased to this owner; None where the lease is gone.
@@ -191,7 +258,7 @@ class Moves:
             )
         except OSError as error:
             silently_remove(self._ops, self._layout.tmp.fd, [tmp_name])
-            if error.errno not in (errno.EISDIR, errno.ENOTEMPTY):  # a directory in the file's place moves as it is
+            if error.errno not in _NO_SUCH_REPLACEMENT:  # a directory in the file's place moves as it is
                 raise
         return bookkeeping
 

@@ -101,9 +101,18 @@ def done_file(stem: str, step: int | None) -> str:
 
 
 def parse_ref(name: str) -> str | None:
-    """The stem of a name in pending/ or failed/."""
+    """The stem of a name such as ``<id>.json``."""
     stem = name[: -len(SUFFIX)]
     return stem if name.endswith(SUFFIX) and is_stem(stem) else None
+
+
+def parse_pending(name: str) -> str | None:
+    """The stem of a name in pending/, also where a lease or an acked ref was moved back under its old name."""
+    stem = parse_ref(name)
+    if stem is not None or "@" not in name:
+        return stem
+    parsed = parse_leased(name) or parse_done(name)
+    return parsed[0] if parsed else None
 
 
 def parse_leased(name: str) -> tuple[str, str] | None:

@@ -69,13 +69,13 @@ class Order:
     """The order inside a locked `OrderFile`.
 
     Attributes:
-        swept_at: what the header said last, seconds.
+        swept_at: what the header said when it was last read, seconds; None before.
     """
 
     def __init__(self, ops: FileOps, file: OrderFile) -> None:
         self._ops = ops
         self._file = file
-        self.swept_at = 0
+        self.swept_at: int | None = None
 
     def header_locked(self) -> Header:
         """The header; a damaged one is replaced by that of an empty order."""
@@ -94,7 +94,7 @@ class Order:
         data = ("\n" + "\n".join(stems) + "\n").encode("ascii")
         offset = self._file.size
         if offset < HEADER_BYTES:
-            data = Header(epoch=self._new_epoch()).encode() + data
+            data = Header(epoch=self._new_epoch(), swept_at=int(self._ops.time())).encode() + data
             offset = 0
         self._ops.pwrite_all(self._file.fd, data, offset)
         self._file.size = offset + len(data)
@@ -217,6 +217,7 @@ class Order:
     def _lines(self, offset: int, wanted: int) -> list[bytes]:
         """Whole lines from offset on, at least one; the last of the file counts as whole."""
         while True:
+            wanted = min(wanted, max(0, self._file.size - offset))
             data = self._ops.pread(self._file.fd, wanted, offset)
             if offset + len(data) >= self._file.size or len(data) < wanted:
                 return data.splitlines(keepends=True)

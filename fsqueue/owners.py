@@ -20,6 +20,7 @@ from typing import Literal
 import msgspec
 
 from fsqueue import names
+from fsqueue.codec import UNDECODABLE
 from fsqueue.errors import CorruptRefError, FsQueueError, QueueConfigError
 from fsqueue.fileops import Directory, FileOps, silently_remove
 
@@ -50,7 +51,24 @@ class OwnerRecord(msgspec.Struct, frozen=True):
             return "unknown"
         if (self.boot_id, self.pid_namespace) != (boot_id(), pid_namespace()):
             return "unknown"
-        return "alive" if process_start_time(self.pid) == self.pid_start_time else "dead"
+        return _liveness(self.pid, self.pid_start_time)
+
+
+def _liveness(pid: int, start_time: str) -> Liveness:
+    """Whether the process with this pid and start time runs on this host.
+
+    A process that is there but cannot be looked at (another user's, under hidepid) is unknown, not dead.
+    """
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return "dead"
+    except PermissionError:
+        pass
+    state, found = process_stat(pid)
+    if state is None:
+        return "unknown"
+    return "alive" if found == start_time and state not in "ZXx" else "dead"
 
 
 def new_owner(name: str | None, path: str) -> str:
@@ -76,7 +94,7 @@ def describe_self(owner: str, now: float, heartbeat_s: float | None) -> OwnerRec
     """The record of a handle of this process."""
     pid = os.getpid()
     return OwnerRecord(
-        owner, socket.gethostname(), boot_id(), pid_namespace(), pid, process_start_time(pid), now, heartbeat_s
+        owner, socket.gethostname(), boot_id(), pid_namespace(), pid, process_stat(pid)[1], now, heartbeat_s
     )
 
 
@@ -95,7 +113,7 @@ def read_record(ops: FileOps, owners: Directory, owner: str) -> OwnerRecord | No
     """An owner's record; None where there is none that can be read."""
     try:
         return msgspec.json.decode(ops.read_file(owners.fd, names.ref_file(owner)), type=OwnerRecord)
-    except (FileNotFoundError, CorruptRefError, msgspec.DecodeError):
+    except (FileNotFoundError, CorruptRefError, *UNDECODABLE):
         return None
 
 
@@ -117,8 +135,8 @@ def pid_namespace() -> str | None:
         return None
 
 
-def process_start_time(pid: int) -> str | None:
-    """When a process started, in clock ticks since boot; None when it does not run (a zombie does not).
+def process_stat(pid: int) -> tuple[str, str] | tuple[None, None]:
+    """A process's state letter and when it started, in clock ticks since boot; None where it cannot be read.
 
     Source: proc_pid_stat(5), fields 3 (state) and 22 (starttime).
     """
@@ -126,8 +144,8 @@ def process_start_time(pid: int) -> str | None:
         with open(f"/proc/{pid}/stat", "rb") as f:
             fields = f.read().rpartition(b")")[2].split()
     except OSError:
-        return None
-    return None if fields[0] in (b"Z", b"X", b"x") else fields[19].decode()
+        return None, None
+    return fields[0].decode(), fields[19].decode()
 
 
 class Heartbeats:

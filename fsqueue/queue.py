@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast, overload
 
 from fsqueue import fileops, names
 from fsqueue.codec import Codec
-from fsqueue.errors import CorruptRefError, InvalidRefError, QueueClosedError, QueueConfigError
+from fsqueue.errors import CorruptRefError, FsQueueError, InvalidRefError, QueueClosedError, QueueConfigError
 from fsqueue.fileops import explained
 from fsqueue.handle import Handle
 from fsqueue.handout import Handout, Partition
@@ -24,7 +24,7 @@ from fsqueue.layout import ensure_queue, open_layout
 from fsqueue.moves import record
 from fsqueue.owners import new_owner
 from fsqueue.reclaim import Reclaimer
-from fsqueue.records import SampleRef
+from fsqueue.records import SampleRef, dp_partition
 from fsqueue.settle import Settler, bury, unique
 from fsqueue.waiting import Waiter
 
@@ -144,6 +144,8 @@ class FileSampleRefQueue(Generic[R]):
         self._opening = threading.Lock()
         self._closed = False
         self._validate()
+        new_owner(owner, self.path)
+        self._check_heartbeat(lease_timeout_s)
         settings = ensure_queue(
             self._ops,
             self.path,
@@ -155,7 +157,7 @@ class FileSampleRefQueue(Generic[R]):
         )
         self.lease_timeout_s = settings.lease_timeout_s
         self.run_id = settings.run_id
-        self._check_heartbeat()
+        self._check_heartbeat(settings.lease_timeout_s)
         self._parts: _Parts | None = self._open()
         _live.add(self)
 
@@ -167,28 +169,33 @@ class FileSampleRefQueue(Generic[R]):
         if self._heartbeat_s is not None and not self._heartbeat_s > 0:
             raise QueueConfigError(self.path, f"needs a positive heartbeat_s or None, found {self._heartbeat_s}")
 
-    def _check_heartbeat(self) -> None:
-        if self._heartbeat_s is None or self.lease_timeout_s is None:
+    def _check_heartbeat(self, lease_timeout_s: float | None) -> None:
+        if self._heartbeat_s is None or lease_timeout_s is None:
             return
-        if self._heartbeat_s > self.lease_timeout_s / 2:
+        if self._heartbeat_s > lease_timeout_s / 2:
             raise QueueConfigError(
                 self.path,
-                f"has lease_timeout_s={self.lease_timeout_s}: heartbeat_s={self._heartbeat_s} would let leases "
+                f"has lease_timeout_s={lease_timeout_s}: heartbeat_s={self._heartbeat_s} would let leases "
                 "expire between beats; use at most half of the timeout",
             )
 
     def _open(self) -> _Parts:
         """Open the queue for this process; it costs no listing."""
+        owner = new_owner(self._owner, self.path)
         layout = open_layout(self._ops, self.path)
         handle = Handle(
             layout,
-            owner=new_owner(self._owner, self.path),
+            owner=owner,
             durable=self._durable,
             heartbeat_s=self._heartbeat_s,
             clock=self._clock,
         )
-        with explained("locking", self.path):
-            handle.order_file.probe()
+        try:
+            with explained("locking", self.path):
+                handle.order_file.probe()
+        except FsQueueError:
+            layout.close()
+            raise
         settler = Settler(handle, keep_done=self._keep_done, max_attempts=self._max_attempts)
         reclaimer = Reclaimer(handle, self._max_attempts)
         return _Parts(handle, Intake(handle), Handout(handle), settler, reclaimer)
@@ -223,7 +230,7 @@ class FileSampleRefQueue(Generic[R]):
         contents: dict[str, bytes] = {}
         for ref in refs:
             data = self._codec.encode(ref)
-            contents.setdefault(names.stem_of(cast(Any, ref).sample_id), data)
+            contents.setdefault(names.stem_of(_id(ref)), data)
         if contents:
             with explained("putting refs into", self.path):
                 parts.intake.put(contents)
@@ -261,62 +268,99 @@ class FileSampleRefQueue(Generic[R]):
                 waiter.wait()
 
     def _get_now(self, parts: _Parts, max_refs: int, partition: Partition | None) -> list[R]:
-        if parts.reclaimer.due(idle=False):
-            parts.reclaimer.round()
+        parts.reclaimer.round_if_due(idle=False)
         refs = self._lease(parts, max_refs, partition)
-        if not refs and parts.reclaimer.due(idle=True) and parts.reclaimer.round():
+        if not refs and parts.reclaimer.round_if_due(idle=True):
             refs = self._lease(parts, max_refs, partition)
         return refs
 
     def _lease(self, parts: _Parts, max_refs: int, partition: Partition | None) -> list[R]:
-        """Claim and decode; refs that do not decode are buried and made up for."""
+        """Claim and decode; refs that do not decode are buried and made up for.
+
+        After an error, what was leased for this call goes back to pending/ with the next one.
+        """
         handle, started = parts.handle, self._ops.monotonic()
         handle.announce()
+        if handle.strays:
+            handle.recover_strays()
         parts.handout.sweep_if_due()
-        leased = handle.undelivered.pop(partition, [])
-        refs: list[R] = []
-        seen = 0
+        leased: list[str] = []
         try:
-            while True:
-                refs += [ref for ref in (self._read(handle, stem) for stem in leased[seen:]) if ref is not None]
-                seen = len(leased)
-                if len(refs) >= max_refs or not parts.handout.take(max_refs - len(refs), partition, leased):
-                    break
+            refs = self._fill(parts, max_refs, partition, leased)
             return self._renewed_if_slow(parts, refs, started)
         except BaseException:
-            # They are leased and nobody has them: the next get hands them out.
-            handle.undelivered[partition] = leased
+            handle.stray(leased)
             raise
+
+    def _fill(self, parts: _Parts, max_refs: int, partition: Partition | None, leased: list[str]) -> list[R]:
+        """Lease and read until there are max_refs refs, or no more; one file's error costs that ref, not the others."""
+        refs: list[R] = []
+        first: OSError | None = None
+        while len(refs) < max_refs:
+            seen = len(leased)
+            if not parts.handout.take(max_refs - len(refs), partition, leased):
+                break
+            for index in range(seen, len(leased)):
+                try:
+                    ref = self._read(parts, leased, index)
+                except OSError as error:
+                    first = first or error
+                    parts.handle.stray([leased[index]])
+                    continue
+                if ref is not None and self._belongs(parts, ref, partition):
+                    refs.append(ref)
+        if first is not None and not refs:
+            raise first
+        return refs
+
+    def _belongs(self, parts: _Parts, ref: R, partition: Partition | None) -> bool:
+        """Whether a ref is of the partition asked for; its name alone cannot tell where the id is a long one."""
+        if partition is None or names.id_of(names.stem_of(_id(ref))) is not None:
+            return True
+        if dp_partition(_id(ref), partition[1]) == partition[0]:
+            return True
+        parts.settler.release([names.stem_of(_id(ref))])
+        return False
 
     def _renewed_if_slow(self, parts: _Parts, refs: list[R], started: float) -> list[R]:
         """Give refs back with a fresh lease where getting them took a good part of the lease timeout."""
         if self.lease_timeout_s is None or self._ops.monotonic() - started < self.lease_timeout_s / 4:
             return refs
-        stems = {names.stem_of(cast(Any, ref).sample_id): ref for ref in refs}
+        stems = {names.stem_of(_id(ref)): ref for ref in refs}
         lost = set(parts.settler.renew(list(stems)))
         return [ref for stem, ref in stems.items() if stem not in lost]
 
-    def _read(self, handle: Handle, stem: str) -> R | None:
+    def _read(self, parts: _Parts, leased: list[str], index: int) -> R | None:
         """The ref in a file that this handle leases; None where it is none, or the lease is gone already."""
+        handle, stem = parts.handle, leased[index]
+        name = names.leased_file(stem, handle.owner)
         try:
-            ref = self._codec.decode(
-                handle.ops.read_file(handle.layout.leased.fd, names.leased_file(stem, handle.owner))
-            )
-            named = names.stem_of(cast(Any, ref).sample_id)
+            ref = self._codec.decode(handle.ops.read_file(handle.layout.leased.fd, name))
+            named = names.stem_of(_id(ref))
         except FileNotFoundError:
-            handle.held.end(stem, lost=True)
+            handle.held.end(stem, "lost")
             return None
         except (CorruptRefError, InvalidRefError) as error:
-            event = record("failed", handle.clock.now(), handle.owner, str(error))
-            bury(handle, stem, event, str(error))
-            handle.held.end(stem, lost=False)
+            self._bury(handle, stem, str(error))
             return None
-        if named != stem:
-            # The id inside is the authority: a file that somebody named otherwise gets its right name.
-            handle.moves.rename_leased(stem, named)
-            handle.held.end(stem, lost=False)
-            handle.held.add(named)
+        if named == stem:
+            return ref
+        # The id inside is the authority: a file that somebody named otherwise gets its right name.
+        if parts.intake.known([named]) or not handle.held.begin(named):
+            self._bury(handle, stem, f"the file holds the id {_id(ref)!r}, which is in the queue already")
+            return None
+        leased.append(named)
+        if not handle.moves.rename_leased(stem, named):
+            handle.held.cancel_claim(named)
+            handle.held.end(stem, "lost")
+            return None
+        handle.held.add(named)
+        handle.held.drop(stem)
         return ref
+
+    def _bury(self, handle: Handle, stem: str, reason: str) -> None:
+        bury(handle, stem, record("failed", handle.clock.now(), handle.owner, reason), reason)
+        handle.held.end(stem, "settled")
 
     def ack(self, refs: Iterable[R], *, step: int | None = None) -> list[str]:
         """Move refs to done/; with step, the optimizer step becomes part of the file's name.
@@ -349,7 +393,7 @@ class FileSampleRefQueue(Generic[R]):
 
     def _settle(self, what: str, refs: Iterable[R], settle: Callable[[_Parts, list[str]], list[str]]) -> list[str]:
         parts = self._here()
-        ids = {names.stem_of(sample_id): sample_id for sample_id in (cast(Any, ref).sample_id for ref in refs)}
+        ids = {names.stem_of(sample_id): sample_id for sample_id in map(_id, refs)}
         if not ids:
             return []
         with explained(what, self.path):
@@ -365,7 +409,7 @@ class FileSampleRefQueue(Generic[R]):
         """How many refs are pending."""
         handle = self._here().handle
         with explained("listing", handle.layout.pending.path):
-            return sum(1 for name in handle.layout.pending.listing() if names.parse_ref(name))
+            return sum(1 for name in handle.layout.pending.listing() if names.parse_pending(name))
 
     def in_flight(self) -> int:
         """How many refs are leased."""
@@ -386,12 +430,9 @@ class FileSampleRefQueue(Generic[R]):
         with self._opening:
             self._closed = True
             parts, self._parts = self._parts, None
-        if parts is None:
-            return
-        with explained("closing", self.path):
-            for leased in parts.handle.undelivered.values():
-                parts.settler.release(leased)
-            parts.handle.close()
+        if parts is not None:
+            with explained("closing", self.path):
+                parts.handle.close()
 
     def __enter__(self) -> FileSampleRefQueue[R]:
         return self
@@ -407,6 +448,10 @@ class FileSampleRefQueue(Generic[R]):
         parts, self._parts = self._parts, None
         if parts is not None:
             parts.handle.abandon_in_child()
+
+
+def _id(ref: object) -> str:
+    return cast(str, cast(Any, ref).sample_id)
 
 
 _live: weakref.WeakSet[FileSampleRefQueue[Any]] = weakref.WeakSet()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from fsqueue import names
 from fsqueue.codec import Bookkeeping
-from fsqueue.fileops import silently_remove
+from fsqueue.fileops import despite_errors, silently_remove
 from fsqueue.handle import Handle
 from fsqueue.moves import record
 from fsqueue.owners import OwnerRecord, read_record
@@ -54,23 +54,43 @@ class Reclaimer:
             self._handle.injected and now >= self._last_round + self.round_s
         )
 
+    def round_if_due(self, idle: bool) -> int:
+        """A round, unless none is due or another thread is at it."""
+        if not self.due(idle) or not self._handle.mutex.acquire(blocking=False):
+            return 0
+        try:
+            return self.round()
+        finally:
+            self._handle.mutex.release()
+
     def round(self) -> int:
         """Reclaim what has expired; returns how many refs left leased/."""
-        started = self._tick()
-        self._now = None
-        leases = self._leases()
-        self._forget_gone(leases)
-        dead = {owner for _, owner in leases if self._is_dead(owner)}
-        expired = [lease for lease in leases if lease[1] in dead or self._time_has_come(lease, started)]
-        self._last_round = started
-        self._last_round_mono = self._handle.ops.monotonic()
+        with self._handle.mutex:
+            started = self._tick()
+            self._now = None
+            leases = self._leases()
+            self._forget_gone(leases)
+            dead = {owner for owner in {owner for _, owner in leases} if self._is_dead(owner)}
+            expired = [lease for lease in leases if lease[1] in dead or self._time_has_come(lease, started)]
+            self._last_round = started
+            self._last_round_mono = self._handle.ops.monotonic()
+            moved = self._reclaim_all(sorted(expired), dead)
+            self._remove_dead_owners()
+            return moved
+
+    def _reclaim_all(self, expired: list[Lease], dead: set[str]) -> int:
         back: list[str] = []
+        moved: list[Lease] = []
+
+        def reclaim(lease: Lease) -> None:
+            if self._reclaim(lease, lease[1] in dead, back):
+                moved.append(lease)
+
         try:
-            moved = sum(self._reclaim(lease, lease[1] in dead, back) for lease in expired)
+            despite_errors(reclaim, expired)
         finally:
             self._handle.requeue_order(back)
-        self._remove_dead_owners({owner for _, owner in leases} - dead)
-        return moved
+        return len(moved)
 
     def _tick(self) -> float:
         """The time that rounds and deadlines are kept in: the injected clock's, or monotonic."""
@@ -136,28 +156,32 @@ class Reclaimer:
         CRASH: after the take-over this is a lease of this owner, which expires.
         """
         stem, owner = lease
-        handle, moves = self._handle, self._handle.moves
+        handle = self._handle
         self._check_at.pop(lease, None)
-        if not moves.take_over(stem, owner):
-            return False
-        if not dead and not self._still_expired(stem, owner):
-            moves.hand_back(stem, owner)
-            return False
-        if owner == handle.owner:
-            handle.held.end(stem, lost=True)
+        handle.announce()
         try:
+            if not handle.moves.take_over(stem, owner):
+                return False
+            if not dead and not self._still_expired(stem, owner):
+                handle.moves.hand_back(stem, owner)
+                return False
+            if owner == handle.owner:
+                handle.held.end(stem, "lost")
             handle.clock.stamp(handle.layout.leased, names.leased_file(stem, handle.owner))
+            reason = "the owner's process is gone" if dead else "the lease timed out"
+            return return_or_bury(handle, stem, "expired", reason, self._max_attempts, back, owner)
         except FileNotFoundError:
             return False
-        reason = "the owner's process is gone" if dead else "the lease timed out"
-        return return_or_bury(handle, stem, "expired", reason, self._max_attempts, back, owner)
+        except BaseException:
+            handle.stray([stem])
+            raise
 
     def _still_expired(self, stem: str, owner: str) -> bool:
         left_s = self._left_s(stem, owner, self._handle.owner)
         return left_s is not None and left_s <= _EPSILON_S
 
-    def _remove_dead_owners(self, leasing: set[str]) -> None:
-        """Remove the records and tmp files of processes that are gone.
+    def _remove_dead_owners(self) -> None:
+        """Remove the records and tmp files of processes that are gone and lease nothing.
 
         One that died between taking places in the order and claiming them left refs that no line names.
         """
@@ -166,7 +190,9 @@ class Reclaimer:
             return
         self._last_owners_mono = handle.ops.monotonic()
         parsed = (names.parse_owner(name) for name in handle.layout.owners.listing())
-        gone = [owner for owner in parsed if owner and owner not in leasing and self._is_dead(owner)]
+        gone = {owner for owner in parsed if owner and self._is_dead(owner)}
+        # The dead lease nothing new: what they hold is in this listing, made after they were found dead.
+        gone -= {owner for _, owner in self._leases()} if gone else set()
         if not gone:
             return
         handle.sweep_wanted = True
@@ -185,6 +211,9 @@ def return_or_bury(
     counted = record(event, handle.clock.now(), owner, reason, attempt=True)
 
     def change(bookkeeping: Bookkeeping) -> None:
+        if bookkeeping.reason is not None:
+            # A dead letter that was moved back by hand: it starts afresh.
+            bookkeeping.attempts, bookkeeping.reason = 0, None
         counted(bookkeeping)
         if max_attempts is not None and bookkeeping.attempts >= max_attempts:
             bookkeeping.reason = f"{bookkeeping.attempts} attempts, the last one: {reason}"

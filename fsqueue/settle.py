@@ -8,11 +8,12 @@ or by another controller): the ref is settled by id, whoever holds it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from fsqueue import names
 from fsqueue.codec import Bookkeeping
-from fsqueue.fileops import Directory, explained
-from fsqueue.handle import Handle
+from fsqueue.fileops import Directory, despite_errors, explained
+from fsqueue.handle import Ending, Handle
 from fsqueue.moves import Change, record
 from fsqueue.reclaim import return_or_bury
 
@@ -32,19 +33,26 @@ class Settler:
         handle, layout = self._handle, self._handle.layout
         lost: list[str] = []
         strangers: list[str] = []
-        for stem in stems:
+
+        def settle(stem: str) -> None:
             if stem in handle.held:
                 done = self._finish(layout.leased, names.leased_file(stem, handle.owner), stem, step)
-                handle.held.end(stem, lost=not done)
-            was_lost = handle.held.was_lost(stem)
-            if was_lost is None:
+                handle.held.end(stem, "settled" if done else "lost")
+                if done:
+                    return
+            ending = handle.held.ending(stem)
+            if ending is None:
                 strangers.append(stem)
-            elif was_lost:
+                return
+            if ending == "lost":
                 lost.append(stem)
+            if ending != "settled":
                 self._finish(layout.pending, names.ref_file(stem), stem, step)
+
+        despite_errors(settle, stems)
         self._ack_by_id(strangers, step)
         if handle.durable and stems:
-            self._sync(layout.done if self._keep_done else layout.leased, layout.leased)
+            self._sync(*([layout.done] if self._keep_done else []), layout.leased)
         return lost
 
     def _finish(self, source: Directory, name: str, stem: str, step: int | None) -> bool:
@@ -55,11 +63,14 @@ class Settler:
             return
         layout = self._handle.layout
         holders = self._handle.moves.holders()
-        for stem in stems:
+
+        def settle(stem: str) -> None:
             leases = [names.leased_file(stem, owner) for owner in holders.get(stem, ())]
             finished = [name for name in leases if self._finish(layout.leased, name, stem, step)]
             if not finished:
                 self._finish(layout.pending, names.ref_file(stem), stem, step)
+
+        despite_errors(settle, stems)
 
     def fail(self, stems: list[str], reason: str, retryable: bool) -> list[str]:
         """Count an attempt and move refs to the tail of pending/, or to failed/ for good."""
@@ -72,7 +83,7 @@ class Settler:
 
         back: list[str] = []
         try:
-            return self._settle_leased(stems, settle, from_pending=not retryable)
+            return self._settle_leased(stems, settle, "returned" if retryable else "settled", not retryable)
         finally:
             handle.requeue_order(back)
             if handle.durable and stems:
@@ -94,34 +105,50 @@ class Settler:
             return True
 
         try:
-            return self._settle_leased(stems, settle, from_pending=False)
+            return self._settle_leased(stems, settle, "returned")
         finally:
             handle.requeue_order(back)
             if handle.durable and stems:
                 self._sync(handle.layout.pending, handle.layout.leased)
 
-    def _settle_leased(self, stems: list[str], settle: _Settle, from_pending: bool) -> list[str]:
+    def _settle_leased(self, stems: list[str], settle: _Settle, how: Ending, from_pending: bool = False) -> list[str]:
         """Run settle on each ref once it is leased to this handle; returns the stems whose lease was lost."""
         handle = self._handle
-        lost = []
-        strangers = []
-        for stem in stems:
+        lost: list[str] = []
+        strangers: list[str] = []
+
+        def settle_held(stem: str) -> None:
             if stem in handle.held:
-                handle.held.end(stem, lost=not settle(stem))
-            was_lost = handle.held.was_lost(stem)
-            if was_lost is None:
+                handle.held.end(stem, how if settle(stem) else "lost")
+            ending = handle.held.ending(stem)
+            if ending is None:
                 strangers.append(stem)
-            elif was_lost:
+            elif ending == "lost":
                 lost.append(stem)
-        holders = handle.moves.holders() if strangers else {}
+
+        despite_errors(settle_held, stems)
         if strangers:
-            handle.announce()
-        for stem in strangers:
-            owners = holders.get(stem, [])
-            taken = [owner for owner in owners if self._take_over(stem, owner)]
-            if taken or (from_pending and not owners and handle.moves.claim(stem)):
-                settle(stem)
+            with handle.mutex:
+                self._settle_strangers(strangers, settle, from_pending)
         return lost
+
+    def _settle_strangers(self, stems: list[str], settle: _Settle, from_pending: bool) -> None:
+        """Take refs over from whoever leases them, then settle them."""
+        handle = self._handle
+        handle.announce()
+        holders = handle.moves.holders()
+
+        def take_over_and_settle(stem: str) -> None:
+            owners = holders.get(stem, [])
+            try:
+                taken = [owner for owner in owners if self._take_over(stem, owner)]
+                if taken or (from_pending and not owners and handle.moves.claim(stem)):
+                    settle(stem)
+            except BaseException:
+                handle.stray([stem])
+                raise
+
+        despite_errors(take_over_and_settle, stems)
 
     def _take_over(self, stem: str, owner: str) -> bool:
         """Make another owner's lease this handle's for as long as settling it takes."""
@@ -141,19 +168,21 @@ class Settler:
         one that took over before the stamp is seen by the listing after it.
         """
         handle, leased = self._handle, self._handle.layout.leased
-        leased.refresh()
-        lost = []
-        for stem in stems:
-            try:
-                if stem not in handle.held:
-                    raise FileNotFoundError
-                handle.clock.stamp(leased, names.leased_file(stem, handle.owner))
-            except FileNotFoundError:
-                lost.append(stem)
-        present = set(leased.listing())
-        lost += [s for s in stems if s not in lost and names.leased_file(s, handle.owner) not in present]
+        renewed: set[str] = set()
+
+        def stamp(stem: str) -> None:
+            if stem in handle.held:
+                with suppress(FileNotFoundError):
+                    handle.clock.stamp(leased, names.leased_file(stem, handle.owner))
+                    renewed.add(stem)
+
+        with handle.mutex:
+            leased.refresh()
+            despite_errors(stamp, stems)
+            present = set(leased.listing())
+        lost = [s for s in stems if s not in renewed or names.leased_file(s, handle.owner) not in present]
         for stem in lost:
-            handle.held.end(stem, lost=True)
+            handle.held.end(stem, "lost")
         return lost
 
     def _sync(self, *directories: Directory) -> None:

@@ -1,0 +1,118 @@
+"""Which filesystem a path lies on, as the kernel tells it in /proc/self/mountinfo.
+
+Source: proc_pid_mountinfo(5). Elsewhere than on Linux nothing is known.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_REMOTE_TYPES = frozenset({
+    "nfs", "nfs3", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "smbfs", "afs", "9p", "virtiofs",
+    "gfs2", "ocfs2", "orangefs", "pvfs2", "panfs", "wekafs", "quobyte", "coda", "vboxsf", "prl_fs",
+    "fuse.sshfs", "fuse.ceph", "fuse.ceph-fuse", "fuse.glusterfs", "fuse.juicefs", "fuse.s3fs", "fuse.gcsfuse",
+    "fuse.goofys", "fuse.rclone", "fuse.davfs", "fuse.quobyte", "fuse.nfs",
+})  # fmt: skip
+_HOST_SOURCE = re.compile(r"//[^/]+/|(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9_.,@-]+):").match
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One line of mountinfo.
+
+    Attributes:
+        mount_id: the kernel's number of it in this mount namespace.
+        point: the directory that it is mounted on.
+        source: the device or the server's export.
+        options: those of the mount, then those of the filesystem; "ro" or "rw" once, as it is in effect.
+    """
+
+    mount_id: int
+    point: str
+    type: str
+    source: str
+    options: tuple[str, ...]
+
+    def option(self, name: str) -> str | None:
+        """The value of an option; "" for one that has none, None where it is not set."""
+        for option in self.options:
+            key, _, value = option.partition("=")
+            if key == name:
+                return value
+        return None
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether other hosts may see the same files: a known type, or a source such as ``host:/export``."""
+        if self.type in _REMOTE_TYPES:
+            return True
+        return not self.source.startswith("/dev/") and _HOST_SOURCE(self.source) is not None
+
+
+def mount_of(path: str | os.PathLike[str]) -> Mount | None:
+    """The mount that a path, or the nearest existing directory above it, lies on; None where nobody tells."""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as f:
+            mounts = parse_mountinfo(f.read())
+    except OSError:
+        return None
+    existing = os.path.realpath(path)
+    while not os.path.lexists(existing) and existing != os.path.dirname(existing):
+        existing = os.path.dirname(existing)
+    number = _mount_id(existing)
+    exact = next((mount for mount in mounts if mount.mount_id == number), None)
+    return exact or containing(mounts, existing)
+
+
+def parse_mountinfo(text: str) -> list[Mount]:
+    """The mounts in the text of a mountinfo file, in its order; lines outside the format are skipped."""
+    return [mount for mount in map(_parse_line, text.splitlines()) if mount is not None]
+
+
+def containing(mounts: Iterable[Mount], path: str) -> Mount | None:
+    """The mount with the longest point above an absolute path; of equals the last, which covers the others."""
+    found: Mount | None = None
+    for mount in mounts:
+        above = mount.point.rstrip("/")
+        if (path == above or path.startswith(above + "/")) and (found is None or len(mount.point) >= len(found.point)):
+            found = mount
+    return found
+
+
+def _parse_line(line: str) -> Mount | None:
+    head, separator, tail = line.partition(" - ")
+    mount, filesystem = head.split(" "), tail.split(" ")
+    if not separator or len(mount) < 6 or len(filesystem) < 3 or not mount[0].isdigit():
+        return None
+    options = _merged(mount[5].split(","), filesystem[2].split(","))
+    return Mount(int(mount[0]), _unescaped(mount[4]), filesystem[0], _unescaped(filesystem[1]), options)
+
+
+def _merged(of_mount: list[str], of_filesystem: list[str]) -> tuple[str, ...]:
+    access = "ro" if "ro" in (*of_mount, *of_filesystem) else "rw"
+    others = [option for option in (*of_mount, *of_filesystem) if option not in ("", "ro", "rw")]
+    return (access, *(_unescaped(option) for option in dict.fromkeys(others)))
+
+
+def _unescaped(text: str) -> str:
+    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
+
+
+def _mount_id(path: str) -> int | None:
+    """The number of the mount that an open of this path reaches: exact also under bind mounts and covered ones."""
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as f:
+            fields = dict(line.rstrip("\n").split(":\t", 1) for line in f if ":\t" in line)
+        return int(fields["mnt_id"])
+    except (OSError, KeyError, ValueError):
+        return None
+    finally:
+        os.close(fd)

@@ -1,0 +1,103 @@
+"""What a ref's file shows to someone who does not know the ref's type: pure functions, no I/O."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Any, NamedTuple
+
+import msgspec
+
+from fsqueue import names
+from fsqueue.codec import RESERVED, UNDECODABLE, Bookkeeping, split
+from fsqueue.errors import CorruptRefError, InvalidRefError
+
+
+class Place(NamedTuple):
+    """What a file's name says, in one of the states' directories."""
+
+    stem: str
+    owner: str | None = None
+    step: int | None = None
+
+
+class RefSight(NamedTuple):
+    """What a ref file's bytes show.
+
+    Attributes:
+        fields: the JSON object without the reserved key; None where there is none.
+        sample_id: None where the object has no usable one.
+        bookkeeping: as far as it decodes.
+        torn: the bookkeeping does not decode, though the ref before it does.
+        problem: why this is no ref; None where it is one.
+    """
+
+    fields: dict[str, Any] | None
+    sample_id: str | None
+    bookkeeping: Bookkeeping
+    torn: bool
+    problem: str | None
+
+
+def place_of(state: str, name: str) -> Place | None:
+    """What a name in a state's directory says; None outside the grammar."""
+    if state == "leased":
+        leased = names.parse_leased(name)
+        return Place(leased[0], owner=leased[1]) if leased else None
+    if state == "done":
+        done = names.parse_done(name)
+        return Place(done[0], step=done[1]) if done else None
+    stem = names.parse_pending(name) if state == "pending" else names.parse_ref(name)
+    return Place(stem) if stem else None
+
+
+def sight(data: bytes) -> RefSight:
+    """Look at a file's bytes, setting torn bookkeeping aside."""
+    try:
+        offset, bookkeeping = split(data)
+        fields, torn = _fields(data, offset)
+    except (CorruptRefError, *UNDECODABLE):
+        return RefSight(None, None, Bookkeeping(), False, "holds no JSON object" if data.strip() else "is empty")
+    try:
+        names.stem_of(fields.get("sample_id", ""))
+    except InvalidRefError:
+        return RefSight(fields, None, bookkeeping, torn, "has no usable sample_id")
+    return RefSight(fields, fields["sample_id"], bookkeeping, torn, None)
+
+
+def _fields(data: bytes, offset: int) -> tuple[dict[str, Any], bool]:
+    try:
+        fields: dict[str, Any] = msgspec.json.decode(data)
+        msgspec.convert(fields.pop(RESERVED, {}), Bookkeeping)
+        return fields, False
+    except (*UNDECODABLE, AttributeError, TypeError):
+        return msgspec.json.decode(data[:offset] + b"}", type=dict[str, Any]), True
+
+
+def same_ref(one: bytes, other: bytes) -> bool:
+    """Whether two files hold the same ref, whatever their bookkeeping says."""
+    first, second = sight(one), sight(other)
+    return first.problem is None and second.problem is None and first.fields == second.fields
+
+
+def type_name(status: os.stat_result) -> str:
+    """What kind of directory entry this is, in words."""
+    kinds = (
+        (stat.S_ISDIR, "directory"),
+        (stat.S_ISLNK, "symbolic link"),
+        (stat.S_ISFIFO, "FIFO"),
+        (stat.S_ISSOCK, "socket"),
+    )
+    return next((word for test, word in kinds if test(status.st_mode)), "device")
+
+
+def allows(status: os.stat_result, *, write: bool) -> bool:
+    """Whether the mode lets this user read (and write) a file."""
+    if os.geteuid() == 0:
+        return True
+    wanted = 0o6 if write else 0o4
+    if status.st_uid == os.geteuid():
+        wanted <<= 6
+    elif status.st_gid == os.getegid() or status.st_gid in os.getgroups():
+        wanted <<= 3
+    return status.st_mode & wanted == wanted
