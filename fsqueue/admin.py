@@ -19,10 +19,10 @@ from fsqueue.fileops import Directory, current, explained
 from fsqueue.handle import Handle
 from fsqueue.handout import Handout
 from fsqueue.layout import open_layout
+from fsqueue.listing import owner_matches, reading
 from fsqueue.moves import Change, record
 from fsqueue.owners import new_owner, read_record
 from fsqueue.sight import place_of, sight
-from fsqueue.survey import owner_matches, reading
 
 _BATCH = 256
 

@@ -141,9 +141,9 @@ class Codec(Generic[R]):
         return ref
 
     def _salvage(self, data: bytes, error: Exception) -> R:
-        for end in _possible_ends(data):
+        for body in _possible_bodies(data):
             try:
-                return self._decode(data[:end] + b"}")
+                return self._decode(body)
             except UNDECODABLE:
                 continue
         raise CorruptRefError(str(error)) from None
@@ -168,16 +168,17 @@ def split(data: bytes) -> tuple[int, Bookkeeping]:
             return len(body) - 1, msgspec.convert(found, Bookkeeping) if found else Bookkeeping()
         except msgspec.ValidationError:
             return len(body) - 1, Bookkeeping()
-    for end in _possible_ends(data):
-        if _is_object(data[:end] + b"}"):
-            return end, Bookkeeping()
+    for body in _possible_bodies(data):
+        if _is_object(body):
+            return len(body) - 1, Bookkeeping()
     raise CorruptRefError("no JSON object")
 
 
-def _possible_ends(data: bytes) -> list[int]:
-    """Where the ref may end in a file whose bookkeeping is torn: at a line feed, most likely the one before the key."""
+def _possible_bodies(data: bytes) -> list[bytes]:
+    """What the ref may be in a file whose bookkeeping is torn: it ends at a line feed, with its brace or without."""
     ends = (data.rfind(_MARK), data.rfind(b"\n", 0, len(data.rstrip(b"\n"))), data.rfind(b"\n"))
-    return [end for end in dict.fromkeys(ends) if end > 0]
+    cut = [data[:end] for end in dict.fromkeys(ends) if end > 0]
+    return [body + brace for body in cut for brace in (b"}", b"")]
 
 
 def bookkeeping_tail(bookkeeping: Bookkeeping) -> bytes:

@@ -161,10 +161,11 @@ class FileOps:
             parts.append(self.read(fd, _CHUNK))
         return b"".join(parts)
 
-    def update_in_place(self, fd: int, data: bytes, offset: int) -> None:
-        """Replace what a file holds from offset on."""
+    def update_in_place(self, fd: int, data: bytes, offset: int, size: int) -> None:
+        """Replace what a file of this size holds from offset on."""
         self.pwrite_all(fd, data, offset)
-        self.ftruncate(fd, offset + len(data))
+        if offset + len(data) < size:
+            self.ftruncate(fd, offset + len(data))
 
     def open_for_update(self, dir_fd: int, name: str) -> int:
         return self.open(name, _UPDATE, dir_fd=dir_fd)

@@ -54,11 +54,12 @@ class Layout:
             known to be local. Only then are an ENOENT and a remembered name doubted.
     """
 
-    def __init__(self, ops: FileOps, path: str, settings: Settings) -> None:
+    def __init__(self, ops: FileOps, path: str, settings: Settings, make_missing: bool = False) -> None:
         self.ops = ops
         self.path = path
         self.settings = settings
         self.remote = ops.filesystem_type(path) not in _LOCAL_TYPES
+        self._make_missing = make_missing
         self._opened: list[Directory] = []
         try:
             self.root = self._open("")
@@ -68,12 +69,20 @@ class Layout:
             self.leased = self._open("leased")
             self.done = self._open("done")
             self.failed = self._open("failed")
-        except OSError:
+        except BaseException:
             self.close()
             raise
 
     def _open(self, name: str) -> Directory:
-        directory = Directory(self.ops, os.path.join(self.path, name) if name else self.path)
+        path = os.path.join(self.path, name) if name else self.path
+        try:
+            directory = Directory(self.ops, path)
+        except FileNotFoundError:
+            if not (name and self._make_missing):
+                raise
+            # An empty directory was removed by hand, or its making was reported done and was not.
+            _make_directory(self.ops, path)
+            directory = Directory(self.ops, path)
         self._opened.append(directory)
         return directory
 
@@ -83,8 +92,8 @@ class Layout:
         despite_errors(Directory.close, opened)
 
 
-def open_layout(ops: FileOps, path: str) -> Layout:
-    """Open an existing queue; writes nothing.
+def open_layout(ops: FileOps, path: str, make_missing: bool = False) -> Layout:
+    """Open an existing queue; writes nothing, unless it is to make missing directories.
 
     Raises:
         NotAQueueError: there is none at this path.
@@ -94,7 +103,7 @@ def open_layout(ops: FileOps, path: str) -> Layout:
         settings = _read_settings(ops, path)
         if settings is None:
             raise NotAQueueError(path, f"does not exist: there is no {SETTINGS} in it; `fsqueue init` creates one")
-        return Layout(ops, path, settings)
+        return Layout(ops, path, settings, make_missing)
 
 
 def ensure_queue(
@@ -249,8 +258,10 @@ def _publish(ops: FileOps, root: Directory, settings: Settings, durable: bool) -
             root.sync()
             _sync_parent(ops, root.path)
     finally:
-        silently_remove(ops, tmp.fd, [name])
-        tmp.close()
+        try:
+            silently_remove(ops, tmp.fd, [name])
+        finally:
+            tmp.close()
 
 
 def _publish_by_rename(ops: FileOps, root: Directory, tmp: Directory, name: str) -> None:

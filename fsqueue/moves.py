@@ -44,22 +44,25 @@ class Moves:
     def move(self, source: Directory, name: str, target: Directory, new_name: str, unique: bool = False) -> bool:
         """Rename a file; False where it was gone. Of several processes that move the same file, one gets True.
 
-        NFS: an ENOENT may be a remembered miss, or the answer to a retransmitted rename that was done. So the
-        directories are opened afresh and the destination is looked at: the file there is this one when its
-        name is unique to this claim, or when it has just arrived.
+        An error is a question. NFS: an ENOENT may be a remembered miss, or the answer to a retransmitted rename
+        that was done; a soft mount says EIO or ETIMEDOUT of one that it did not wait for. So the directories are
+        opened afresh and the destination is looked at: the file there is this one when its name is unique to
+        this claim, or when it has just arrived.
         """
         ops = self._ops
-        started = ops.monotonic() if self._layout.remote else 0.0
+        started = ops.monotonic()
         try:
             ops.rename(name, new_name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
             return True
-        except FileNotFoundError:
-            if not self._layout.remote:
+        except OSError as error:
+            if not self._layout.remote and error.errno == errno.ENOENT:
                 return False
-        source.refresh()
-        target.refresh()
-        if self._arrived(target, new_name, started, unique):
-            return True
+            source.refresh()
+            target.refresh()
+            if self._arrived(target, new_name, started, unique):
+                return True
+            if error.errno != errno.ENOENT:
+                raise
         try:
             ops.rename(name, new_name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
             return True
@@ -233,18 +236,15 @@ class Moves:
             return self._replace(stem, data, change)
         change(bookkeeping)
         try:
-            self._ops.update_in_place(fd, bookkeeping_tail(bookkeeping), offset)
+            tail = bookkeeping_tail(bookkeeping)
+            self._ops.update_in_place(fd, tail, offset, len(data))
             if self._durable:
                 self._ops.fsync(fd)
         except OSError:
-            self._restore(fd, data, offset)
+            with suppress(OSError):  # the update's own error is the one to report; what is torn now still decodes
+                self._ops.update_in_place(fd, data[offset:], offset, offset + len(tail))
             raise
         return bookkeeping
-
-    def _restore(self, fd: int, data: bytes, offset: int) -> None:
-        """Put back what a failed update may have overwritten; where that fails too, only history is torn."""
-        with suppress(OSError):  # the update's own error is the one to report
-            self._ops.update_in_place(fd, data[offset:], offset)
 
     def _replace(self, stem: str, data: bytes, change: Change) -> Bookkeeping:
         """Wrap bytes that are no JSON object into a dead letter, under the same leased name."""

@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast, overload
 
 from fsqueue import fileops, names
 from fsqueue.codec import Codec
-from fsqueue.errors import CorruptRefError, FsQueueError, InvalidRefError, QueueClosedError, QueueConfigError
+from fsqueue.errors import CorruptRefError, InvalidRefError, QueueClosedError, QueueConfigError
 from fsqueue.fileops import explained
 from fsqueue.handle import Handle
 from fsqueue.handout import Handout, Partition
@@ -182,7 +182,7 @@ class FileSampleRefQueue(Generic[R]):
     def _open(self) -> _Parts:
         """Open the queue for this process; it costs no listing."""
         owner = new_owner(self._owner, self.path)
-        layout = open_layout(self._ops, self.path)
+        layout = open_layout(self._ops, self.path, make_missing=True)
         handle = Handle(
             layout,
             owner=owner,
@@ -193,7 +193,7 @@ class FileSampleRefQueue(Generic[R]):
         try:
             with explained("locking", self.path):
                 handle.order_file.probe()
-        except FsQueueError:
+        except BaseException:
             layout.close()
             raise
         settler = Settler(handle, keep_done=self._keep_done, max_attempts=self._max_attempts)

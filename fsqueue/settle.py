@@ -121,7 +121,7 @@ class Settler:
             if stem in handle.held:
                 handle.held.end(stem, how if settle(stem) else "lost")
             ending = handle.held.ending(stem)
-            if ending is None:
+            if ending is None or (ending == "returned" and from_pending):
                 strangers.append(stem)
             elif ending == "lost":
                 lost.append(stem)
@@ -140,8 +140,9 @@ class Settler:
 
         def take_over_and_settle(stem: str) -> None:
             owners = holders.get(stem, [])
+            may_take_over = handle.held.ending(stem) is None
             try:
-                taken = [owner for owner in owners if self._take_over(stem, owner)]
+                taken = [owner for owner in owners if may_take_over and self._take_over(stem, owner)]
                 if taken or (from_pending and not owners and handle.moves.claim(stem)):
                     settle(stem)
             except BaseException:

@@ -1,0 +1,120 @@
+"""The files of a queue, for whoever looks at it without being one of its handles: no lock, no writing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from fsqueue import names
+from fsqueue.errors import CorruptRefError
+from fsqueue.fileops import Directory, current, explained
+from fsqueue.layout import ORDER, Layout, open_layout
+from fsqueue.order import HEADER_BYTES, Header
+from fsqueue.sight import Place, RefSight, place_of, sight
+
+_SORT_BY_MTIME_LIMIT = 4096
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[Layout]:
+    """An open queue to look at.
+
+    Raises:
+        NotAQueueError: there is no queue at this path.
+        QueueIOError: this user cannot read it.
+    """
+    layout = open_layout(current(), os.fspath(path))
+    try:
+        with explained("reading", layout.path):
+            yield layout
+    finally:
+        layout.close()
+
+
+def owner_matches(wanted: str, owner: str) -> bool:
+    """Whether an owner is the one that is named, or belongs to the node that is."""
+    return wanted == owner or names.owner_name(wanted) == owner.rsplit(".", 2)[0]
+
+
+class File(NamedTuple):
+    """A ref's file: its state, its name and what the name says."""
+
+    state: str
+    name: str
+    place: Place
+
+
+def directory_of(layout: Layout, state: str) -> Directory:
+    found: Directory = getattr(layout, state)
+    return found
+
+
+def files_in(layout: Layout, state: str) -> list[File]:
+    """The ref files in a state's directory, in no order."""
+    parsed = ((name, place_of(state, name)) for name in directory_of(layout, state).listing())
+    return [File(state, name, place) for name, place in parsed if place is not None]
+
+
+def id_of(layout: Layout, file: File) -> str:
+    """The sample id of a file: from its name where that tells, else from inside; the stem where neither does."""
+    return names.id_of(file.place.stem) or _id_inside(layout, file) or file.place.stem
+
+
+def _id_inside(layout: Layout, file: File) -> str | None:
+    seen = look_inside(layout, file)
+    return seen.sample_id if seen else None
+
+
+def look_inside(layout: Layout, file: File) -> RefSight | None:
+    """What a file holds; None where it is gone or no regular file."""
+    try:
+        return sight(layout.ops.read_file(directory_of(layout, file.state).fd, file.name))
+    except (FileNotFoundError, CorruptRefError):
+        return None
+
+
+def stat_of(layout: Layout, file: File) -> os.stat_result | None:
+    """A file's status; None where it is gone."""
+    try:
+        return layout.ops.stat(file.name, dir_fd=directory_of(layout, file.state).fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
+def hinted(layout: Layout) -> Iterator[str]:
+    """The stems that the order names, the next one first, read without its lock: a hint, as all of the order."""
+    try:
+        data = layout.ops.read_file(layout.root.fd, ORDER)
+    except (FileNotFoundError, PermissionError, CorruptRefError):
+        return
+    header = Header.decode(data[:HEADER_BYTES])
+    for line in data[header.cursor if header else HEADER_BYTES :].split(b"\n"):
+        stem = line.decode("ascii", "replace")
+        if stem and names.is_stem(stem):
+            yield stem
+
+
+def in_order(layout: Layout, state: str, owner: str | None = None) -> list[File]:
+    """The files of a state: pending as they come next, the others by their last stamp.
+
+    Refs that the order does not name, and those of the other states, go by mtime where there are at most 4,096
+    of them, and by name where a stat of each would cost too much.
+    """
+    files = files_in(layout, state)
+    if owner is not None:
+        files = [file for file in files if file.place.owner and owner_matches(owner, file.place.owner)]
+    if state != "pending":
+        return _arranged(layout, files)
+    by_stem = {file.place.stem: file for file in files}
+    first = [by_stem.pop(stem) for stem in hinted(layout) if stem in by_stem]
+    return first + _arranged(layout, by_stem.values())
+
+
+def _arranged(layout: Layout, files: Iterable[File]) -> list[File]:
+    listed = sorted(files)
+    if len(listed) > _SORT_BY_MTIME_LIMIT:
+        return listed
+    stamps = {file: found.st_mtime for file in listed if (found := stat_of(layout, file)) is not None}
+    return sorted(stamps, key=lambda file: stamps[file])
