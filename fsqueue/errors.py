@@ -161,6 +161,43 @@ class LockTimeoutError(FsQueueError, TimeoutError):
         self.waited_s = waited_s
 
 
+class LeasesHeldError(FsQueueError, RuntimeError):
+    """A rewind was refused because consumers still hold leases.
+
+    Attributes:
+        path: the queue's directory.
+        owners: who holds them.
+    """
+
+    def __init__(self, path: str, owners: list[str]) -> None:
+        super().__init__(
+            f"queue {path} is not rewound while others hold leases, namely {', '.join(owners[:5])}: stop them first, "
+            "take their leases away with `fsqueue release --owner`, or force it"
+        )
+        self.path = path
+        self.owners = owners
+
+
+class MemberFailedError(FsQueueError, RuntimeError):
+    """A producer or consumer of the stream failed or died: what the others wait for will not come.
+
+    Attributes:
+        member: its role, name, process, and when it was last seen.
+        reason: its own words.
+        traceback: of the exception that ended it, where there was one.
+    """
+
+    def __init__(self, member: str, reason: str, traceback: str | None) -> None:
+        super().__init__(f"{member} failed: {reason}")
+        self.member = member
+        self.reason = reason
+        self.traceback = traceback
+
+
+class StreamStalledError(FsQueueError, TimeoutError):
+    """Nothing has come, or no room was made, for too long."""
+
+
 _ADVICE = {
     _errno.ENOSPC: ": free space on this filesystem, then call again",
     _errno.EDQUOT: ": the quota is used up; free space or inodes, then call again",

@@ -7,6 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Literal
 
+import msgspec
+
 from fsqueue import owners
 from fsqueue.clock import FilesystemClock, InjectedClock
 from fsqueue.fileops import FileOps, despite_errors, silently_remove
@@ -140,7 +142,7 @@ class Handle:
     def _write_record(self) -> None:
         now = self.clock.now() if self.injected else self.ops.time()
         described = owners.describe_self(self.owner, now, self.heartbeat_s)
-        owners.write_record(self.ops, self.layout.owners, self.layout.tmp, described)
+        self.moves.write(msgspec.json.encode(described) + b"\n", self.layout.owners, ref_file(self.owner))
         if self.injected:
             self.clock.stamp(self.layout.owners, ref_file(self.owner))
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 SETTINGS = "fsqueue.json"
 ORDER = "order.lock"
+STREAM = "stream"
 ORDER_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 STATES = ("pending", "leased", "done", "failed")
 DIRECTORIES = ("owners", "tmp", *STATES)
@@ -81,7 +82,7 @@ class Layout:
             if not (name and self._make_missing):
                 raise
             # An empty directory was removed by hand, or its making was reported done and was not.
-            _make_directory(self.ops, path)
+            make_directory(self.ops, path)
             directory = Directory(self.ops, path)
         self._opened.append(directory)
         return directory
@@ -186,7 +187,7 @@ def _compare(path: str, stored: Settings, lease_timeout_s: float | None, lock: s
 
 
 def _create(ops: FileOps, path: str, settings: Settings, durable: bool) -> None:
-    _make_directory(ops, path)
+    make_directory(ops, path)
     root = Directory(ops, path)
     try:
         strangers = sorted(set(ops.listdir(root.fd)) - {*DIRECTORIES, ORDER, SETTINGS})
@@ -196,7 +197,7 @@ def _create(ops: FileOps, path: str, settings: Settings, durable: bool) -> None:
                 f"is not empty and holds no {SETTINGS}, but for instance {strangers[0]!r}: choose a new directory",
             )
         for name in DIRECTORIES:
-            _make_directory(ops, os.path.join(path, name))
+            make_directory(ops, os.path.join(path, name))
         _refuse_orphans(ops, path)
         ops.close(ops.open(ORDER, ORDER_FLAGS, 0o666, dir_fd=root.fd))
         _publish(ops, root, settings, durable)
@@ -204,7 +205,7 @@ def _create(ops: FileOps, path: str, settings: Settings, durable: bool) -> None:
         root.close()
 
 
-def _make_directory(ops: FileOps, path: str) -> None:
+def make_directory(ops: FileOps, path: str) -> None:
     try:
         ops.mkdir(path, 0o777)
     except FileExistsError:
@@ -213,8 +214,8 @@ def _make_directory(ops: FileOps, path: str) -> None:
         parent = os.path.dirname(os.path.abspath(path))
         if parent == path:
             raise
-        _make_directory(ops, parent)
-        _make_directory(ops, path)
+        make_directory(ops, parent)
+        make_directory(ops, path)
 
 
 def _refuse_orphans(ops: FileOps, path: str) -> None:

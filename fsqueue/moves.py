@@ -115,9 +115,22 @@ class Moves:
 
     def publish(self, tmp_name: str, stem: str) -> None:
         """tmp/ -> pending/."""
-        self._ops.rename(
-            tmp_name, names.ref_file(stem), src_dir_fd=self._layout.tmp.fd, dst_dir_fd=self._layout.pending.fd
-        )
+        self._install(tmp_name, self._layout.pending, names.ref_file(stem))
+
+    def write(self, data: bytes, directory: Directory, name: str) -> None:
+        """Publish one small file by tmp + rename, in place of an older one of this name."""
+        (tmp_name,) = self.write_new([data])
+        try:
+            self._install(tmp_name, directory, name)
+        except OSError:
+            silently_remove(self._ops, self._layout.tmp.fd, [tmp_name])
+            raise
+        if self._durable:
+            directory.sync()
+
+    def _install(self, tmp_name: str, directory: Directory, name: str) -> None:
+        if not self.move(self._layout.tmp, tmp_name, directory, name):
+            raise FileNotFoundError(errno.ENOENT, "it vanished before it was published", tmp_name)
 
     def claim(self, stem: str) -> bool:
         """pending/ -> leased/@me; the stamp comes first, since a rename keeps the old mtime.

@@ -22,7 +22,7 @@ import msgspec
 from fsqueue import names
 from fsqueue.codec import UNDECODABLE
 from fsqueue.errors import CorruptRefError, FsQueueError, QueueConfigError
-from fsqueue.fileops import Directory, FileOps, silently_remove
+from fsqueue.fileops import Directory, FileOps
 
 Liveness = Literal["alive", "dead", "unknown"]
 
@@ -96,17 +96,6 @@ def describe_self(owner: str, now: float, heartbeat_s: float | None) -> OwnerRec
     return OwnerRecord(
         owner, socket.gethostname(), boot_id(), pid_namespace(), pid, process_stat(pid)[1], now, heartbeat_s
     )
-
-
-def write_record(ops: FileOps, owners: Directory, tmp: Directory, record: OwnerRecord) -> None:
-    """Publish a record by tmp + rename, so that nobody reads half of one."""
-    name = f"{record.owner}.owner"
-    try:
-        ops.close(ops.create(tmp.fd, name, msgspec.json.encode(record) + b"\n"))
-        ops.rename(name, names.ref_file(record.owner), src_dir_fd=tmp.fd, dst_dir_fd=owners.fd)
-    except OSError:
-        silently_remove(ops, tmp.fd, [name])
-        raise
 
 
 def read_record(ops: FileOps, owners: Directory, owner: str) -> OwnerRecord | None:

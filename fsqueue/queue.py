@@ -11,6 +11,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, Generic, NamedTuple, TypeVar, cast, overload
 
 from fsqueue import fileops, names
@@ -194,7 +195,8 @@ class FileSampleRefQueue(Generic[R]):
             with explained("locking", self.path):
                 handle.order_file.probe()
         except BaseException:
-            layout.close()
+            with suppress(OSError):  # the first error is the one to report
+                layout.close()
             raise
         settler = Settler(handle, keep_done=self._keep_done, max_attempts=self._max_attempts)
         reclaimer = Reclaimer(handle, self._max_attempts)
@@ -301,11 +303,12 @@ class FileSampleRefQueue(Generic[R]):
             if not parts.handout.take(max_refs - len(refs), partition, leased):
                 break
             for index in range(seen, len(leased)):
+                known = len(leased)
                 try:
                     ref = self._read(parts, leased, index)
                 except OSError as error:
                     first = first or error
-                    parts.handle.stray([leased[index]])
+                    parts.handle.stray([leased[index], *leased[known:]])
                     continue
                 if ref is not None and self._belongs(parts, ref, partition):
                     refs.append(ref)

@@ -83,9 +83,13 @@ class Reclaimer:
         moved: list[Lease] = []
 
         def reclaim(lease: Lease) -> None:
+            self._check_at[lease] = self._last_round or 0.0  # looked at again soon, should this one fail
             if self._reclaim(lease, lease[1] in dead, back):
                 moved.append(lease)
+            self._check_at.pop(lease, None)
 
+        if expired:
+            self._handle.announce()
         try:
             despite_errors(reclaim, expired)
         finally:
@@ -157,8 +161,6 @@ class Reclaimer:
         """
         stem, owner = lease
         handle = self._handle
-        self._check_at.pop(lease, None)
-        handle.announce()
         try:
             if not handle.moves.take_over(stem, owner):
                 return False

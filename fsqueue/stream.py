@@ -1,0 +1,262 @@
+"""A stream over the queue: who produces, who consumes, and when it is over.
+
+    stream/<role>@<owner>@<state>.json     role: producer or consumer; state: open, closed or failed
+    stream/quantum.json                    what the consumers take at a time
+
+A member's file is its record; its mtime is the member's heartbeat. Leaving is one rename from open to closed; a
+member that fails writes its reason into a failed file first and removes the open one then. The end of the
+stream is decided by these files and the refs' own, never by one empty listing.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Iterator
+from contextlib import suppress
+from types import TracebackType
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from fsqueue import names, owners
+from fsqueue.codec import UNDECODABLE
+from fsqueue.errors import CorruptRefError, MemberFailedError, QueueConfigError
+from fsqueue.fileops import Directory, FileOps, explained, silently_remove
+from fsqueue.handle import Handle
+from fsqueue.layout import STREAM, make_directory
+
+Role = Literal["producer", "consumer"]
+State = Literal["open", "closed", "failed"]
+
+BEAT_S = 5.0
+DEAD_AFTER_S = 30.0
+_SETTLE_S = 0.03
+_QUANTUM = "quantum.json"
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What a member's file says.
+
+    Attributes:
+        name: what the user called it; a restarted member takes its dead namesake's place.
+        expected: how many members of this role the stream has in all; 0 where nobody said.
+        reason, traceback: of a failed member.
+    """
+
+    name: str
+    process: owners.OwnerRecord
+    expected: int = 0
+    reason: str | None = None
+    traceback: str | None = None
+
+
+class Quantum(msgspec.Struct, frozen=True):
+    """How many refs the consumers take at a time: a high watermark below it would starve them for good."""
+
+    dp_size: int
+    batch_size: int
+    accumulation_steps: int
+
+    @property
+    def refs(self) -> int:
+        return self.dp_size * self.batch_size * self.accumulation_steps
+
+
+class Member(NamedTuple):
+    """A member of the stream as its file shows it.
+
+    Attributes:
+        age_s: seconds since its last heartbeat, by the filesystem's clock.
+    """
+
+    role: Role
+    state: State
+    record: Record
+    age_s: float
+
+    @property
+    def is_dead(self) -> bool:
+        """Open, but its process is gone or silent for `DEAD_AFTER_S` seconds; a restart has had that long."""
+        if self.state != "open" or self.age_s <= DEAD_AFTER_S:
+            return False
+        return self.record.process.liveness() != "alive"
+
+    def describe(self) -> str:
+        process = self.record.process
+        return (
+            f"{self.role} {self.record.name!r} (pid {process.pid} on {process.host}, last seen {self.age_s:.0f} s ago)"
+        )
+
+
+class Stream:
+    """The stream's members, as one handle sees them."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+        self._ops: FileOps = handle.ops
+        path = os.path.join(handle.layout.path, STREAM)
+        make_directory(self._ops, path)
+        self._directory = Directory(self._ops, path)
+
+    def join(self, role: Role, name: str, expected: int) -> Membership:
+        """Register a member. A dead or failed namesake's place is taken.
+
+        Raises:
+            QueueConfigError: a member of this name is alive.
+        """
+        for file, member in self._files():
+            if (member.role, member.record.name) != (role, name) or member.state == "closed":
+                continue
+            if member.state == "open" and member.record.process.liveness() != "dead" and member.age_s <= DEAD_AFTER_S:
+                raise QueueConfigError(
+                    self._handle.layout.path,
+                    f"has a {member.describe()}: give this one another name, or end that one first",
+                )
+            silently_remove(self._ops, self._directory.fd, [file])
+        described = owners.describe_self(self._handle.owner, self._ops.time(), BEAT_S)
+        record = Record(name=name, process=described, expected=expected)
+        return Membership(self._handle, self._directory, role, record)
+
+    def members(self) -> list[Member]:
+        return [member for _, member in self._files()]
+
+    def _files(self) -> Iterator[tuple[str, Member]]:
+        found = [(name, parse_member(name)) for name in self._directory.listing()]
+        now = self._handle.clock.now() if any(parsed for _, parsed in found) else 0.0
+        for name, parsed in found:
+            if parsed is None:
+                continue
+            try:
+                beat = self._ops.fresh_mtime(self._directory.fd, name)
+                record = msgspec.json.decode(self._ops.read_file(self._directory.fd, name), type=Record)
+            except (FileNotFoundError, CorruptRefError, *UNDECODABLE):
+                continue
+            yield name, Member(*parsed, record, now - (beat or 0.0))
+
+    def raise_failures(self, role: Role) -> None:
+        """Raise the error of a member of this role that failed or died, if there is one.
+
+        Raises:
+            MemberFailedError: names the member and its reason.
+        """
+        for member in self.members():
+            if member.role == role and (member.state == "failed" or member.is_dead):
+                reason = member.record.reason or "its process is gone or silent"
+                raise MemberFailedError(member.describe(), reason, member.record.traceback)
+
+    def all_closed(self, role: Role) -> bool:
+        """Whether every expected member of this role has joined and left; false before the first one joins."""
+        mine = [member for member in self.members() if member.role == role]
+        expected = max((member.record.expected for member in mine), default=1)
+        return len(mine) >= max(1, expected) and all(member.state == "closed" for member in mine)
+
+    def drained(self) -> bool:
+        """Whether nothing will ever be delivered again: all producers closed, nothing pending, nothing leased.
+
+        RACE: a ref may hop between pending/ and leased/ while they are listed one after the other. Both
+        directories' mtimes must stay the same for longer than their grain around the empty listings.
+        """
+        if not self.all_closed("producer"):
+            return False
+        layout = self._handle.layout
+        before = layout.pending.changed_at_ns(), layout.leased.changed_at_ns()
+        if any(map(names.parse_pending, layout.pending.listing())):
+            return False
+        if any(map(names.parse_leased, layout.leased.listing())):
+            return False
+        self._ops.sleep(_SETTLE_S)
+        return before == (layout.pending.changed_at_ns(), layout.leased.changed_at_ns())
+
+    def publish_quantum(self, quantum: Quantum) -> None:
+        """Say what the consumers take at a time; the latest word counts."""
+        if min(quantum.dp_size, quantum.batch_size, quantum.accumulation_steps) < 1:
+            raise QueueConfigError(self._handle.layout.path, f"needs a quantum of positive factors, found {quantum}")
+        self._handle.moves.write(msgspec.json.encode(quantum) + b"\n", self._directory, _QUANTUM)
+
+    def quantum(self) -> Quantum | None:
+        try:
+            return msgspec.json.decode(self._ops.read_file(self._directory.fd, _QUANTUM), type=Quantum)
+        except (FileNotFoundError, CorruptRefError, *UNDECODABLE):
+            return None
+
+    def close(self) -> None:
+        self._directory.close()
+
+
+class Membership:
+    """One member's part in the stream: a context manager that says how it ended.
+
+    Leaving the block normally closes this member's end, an exception marks it failed with its reason and
+    traceback, and a process that is killed is noticed by its heartbeat, which a thread keeps.
+    """
+
+    def __init__(self, handle: Handle, directory: Directory, role: Role, record: Record) -> None:
+        self._handle = handle
+        self._directory = directory
+        self._role: Role = role
+        self._record = record
+        self._ended = False
+        with explained(f"joining as {role}", directory.path):
+            self._write("open", record)
+        self._beat_key = owners.heartbeats.register(self.beat, BEAT_S, handle.ops.monotonic)
+
+    @property
+    def name(self) -> str:
+        return self._record.name
+
+    def beat(self) -> None:
+        """Show that this member lives."""
+        with suppress(FileNotFoundError):
+            self._handle.clock.stamp(self._directory, self._file("open"))
+
+    def close(self) -> None:
+        """Leave: this member has produced, or consumed, all that it will."""
+        if self._end():
+            ops, fd = self._handle.ops, self._directory.fd
+            with explained("leaving", self._directory.path), suppress(FileNotFoundError):
+                ops.rename(self._file("open"), self._file("closed"), src_dir_fd=fd, dst_dir_fd=fd)
+
+    def fail(self, reason: str, trace: str | None = None) -> None:
+        """Mark this member failed: the other side stops with an error that carries the reason.
+
+        CRASH: between the two steps the member is both open and failed, and failed counts.
+        """
+        if self._end():
+            record = msgspec.structs.replace(self._record, reason=reason, traceback=trace)
+            with explained("marking a failure in", self._directory.path):
+                self._write("failed", record)
+            silently_remove(self._handle.ops, self._directory.fd, [self._file("open")])
+
+    def _write(self, state: State, record: Record) -> None:
+        self._handle.moves.write(msgspec.json.encode(record) + b"\n", self._directory, self._file(state))
+
+    def _end(self) -> bool:
+        owners.heartbeats.unregister(self._beat_key)
+        ended, self._ended = self._ended, True
+        return not ended
+
+    def _file(self, state: State) -> str:
+        return f"{self._role}@{names.owner_name(self.name)}-{self._record.process.owner}@{state}{names.SUFFIX}"
+
+    def __enter__(self) -> Membership:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self.fail(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
+
+
+def parse_member(name: str) -> tuple[Role, State] | None:
+    """Role and state in a member's file name; None for other names."""
+    parts = name.removesuffix(names.SUFFIX).split("@")
+    if not name.endswith(names.SUFFIX) or len(parts) != 3:
+        return None
+    role, _, state = parts
+    if role not in ("producer", "consumer") or state not in ("open", "closed", "failed"):
+        return None
+    return role, state  # type: ignore[return-value]
