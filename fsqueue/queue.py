@@ -16,18 +16,17 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast, overload
 
 from fsqueue import fileops, names
 from fsqueue.codec import Codec
-from fsqueue.errors import CorruptRefError, InvalidRefError, QueueClosedError, QueueConfigError
+from fsqueue.delivery import Delivery, id_of_ref
+from fsqueue.errors import QueueClosedError, QueueConfigError
 from fsqueue.fileops import explained
 from fsqueue.handle import Handle
-from fsqueue.handout import Handout, Partition
+from fsqueue.handout import Partition
 from fsqueue.intake import Intake
 from fsqueue.layout import ensure_queue, open_layout
-from fsqueue.moves import record
 from fsqueue.owners import new_owner
 from fsqueue.reclaim import Reclaimer
-from fsqueue.records import SampleRef, dp_partition
-from fsqueue.settle import Settler, bury, unique
-from fsqueue.waiting import Waiter
+from fsqueue.records import SampleRef
+from fsqueue.settle import Settler, unique
 
 R = TypeVar("R")
 
@@ -46,7 +45,7 @@ class _Parts(NamedTuple):
 
     handle: Handle
     intake: Intake
-    handout: Handout
+    delivery: Delivery[Any]
     settler: Settler
     reclaimer: Reclaimer
 
@@ -200,7 +199,8 @@ class FileSampleRefQueue(Generic[R]):
             raise
         settler = Settler(handle, keep_done=self._keep_done, max_attempts=self._max_attempts)
         reclaimer = Reclaimer(handle, self._max_attempts)
-        return _Parts(handle, Intake(handle), Handout(handle), settler, reclaimer)
+        intake = Intake(handle)
+        return _Parts(handle, intake, Delivery(handle, self._codec, intake, settler, reclaimer), settler, reclaimer)
 
     def _here(self) -> _Parts:
         """The parts that belong to this process."""
@@ -232,7 +232,7 @@ class FileSampleRefQueue(Generic[R]):
         contents: dict[str, bytes] = {}
         for ref in refs:
             data = self._codec.encode(ref)
-            contents.setdefault(names.stem_of(_id(ref)), data)
+            contents.setdefault(names.stem_of(id_of_ref(ref)), data)
         if contents:
             with explained("putting refs into", self.path):
                 parts.intake.put(contents)
@@ -262,108 +262,7 @@ class FileSampleRefQueue(Generic[R]):
         if max_refs <= 0:
             return []
         with explained("getting refs from", self.path):
-            waiter = Waiter(parts.handle, timeout_s, self._poll_interval_s, parts.reclaimer.round_s)
-            while True:
-                refs = self._get_now(parts, max_refs, partition)
-                if refs or waiter.expired() or (partition and parts.handout.anything_pending()):
-                    return refs
-                waiter.wait()
-
-    def _get_now(self, parts: _Parts, max_refs: int, partition: Partition | None) -> list[R]:
-        parts.reclaimer.round_if_due(idle=False)
-        refs = self._lease(parts, max_refs, partition)
-        if not refs and parts.reclaimer.round_if_due(idle=True):
-            refs = self._lease(parts, max_refs, partition)
-        return refs
-
-    def _lease(self, parts: _Parts, max_refs: int, partition: Partition | None) -> list[R]:
-        """Claim and decode; refs that do not decode are buried and made up for.
-
-        After an error, what was leased for this call goes back to pending/ with the next one.
-        """
-        handle, started = parts.handle, self._ops.monotonic()
-        handle.announce()
-        if handle.strays:
-            handle.recover_strays()
-        parts.handout.sweep_if_due()
-        leased: list[str] = []
-        try:
-            refs = self._fill(parts, max_refs, partition, leased)
-            return self._renewed_if_slow(parts, refs, started)
-        except BaseException:
-            handle.stray(leased)
-            raise
-
-    def _fill(self, parts: _Parts, max_refs: int, partition: Partition | None, leased: list[str]) -> list[R]:
-        """Lease and read until there are max_refs refs, or no more; one file's error costs that ref, not the others."""
-        refs: list[R] = []
-        first: OSError | None = None
-        while len(refs) < max_refs:
-            seen = len(leased)
-            if not parts.handout.take(max_refs - len(refs), partition, leased):
-                break
-            for index in range(seen, len(leased)):
-                known = len(leased)
-                try:
-                    ref = self._read(parts, leased, index)
-                except OSError as error:
-                    first = first or error
-                    parts.handle.stray([leased[index], *leased[known:]])
-                    continue
-                if ref is not None and self._belongs(parts, ref, partition):
-                    refs.append(ref)
-        if first is not None and not refs:
-            raise first
-        return refs
-
-    def _belongs(self, parts: _Parts, ref: R, partition: Partition | None) -> bool:
-        """Whether a ref is of the partition asked for; its name alone cannot tell where the id is a long one."""
-        if partition is None or names.id_of(names.stem_of(_id(ref))) is not None:
-            return True
-        if dp_partition(_id(ref), partition[1]) == partition[0]:
-            return True
-        parts.settler.release([names.stem_of(_id(ref))])
-        return False
-
-    def _renewed_if_slow(self, parts: _Parts, refs: list[R], started: float) -> list[R]:
-        """Give refs back with a fresh lease where getting them took a good part of the lease timeout."""
-        if self.lease_timeout_s is None or self._ops.monotonic() - started < self.lease_timeout_s / 4:
-            return refs
-        stems = {names.stem_of(_id(ref)): ref for ref in refs}
-        lost = set(parts.settler.renew(list(stems)))
-        return [ref for stem, ref in stems.items() if stem not in lost]
-
-    def _read(self, parts: _Parts, leased: list[str], index: int) -> R | None:
-        """The ref in a file that this handle leases; None where it is none, or the lease is gone already."""
-        handle, stem = parts.handle, leased[index]
-        name = names.leased_file(stem, handle.owner)
-        try:
-            ref = self._codec.decode(handle.ops.read_file(handle.layout.leased.fd, name))
-            named = names.stem_of(_id(ref))
-        except FileNotFoundError:
-            handle.held.end(stem, "lost")
-            return None
-        except (CorruptRefError, InvalidRefError) as error:
-            self._bury(handle, stem, str(error))
-            return None
-        if named == stem:
-            return ref
-        # The id inside is the authority: a file that somebody named otherwise gets its right name.
-        if parts.intake.known([named]) or not handle.held.begin(named):
-            self._bury(handle, stem, f"the file holds the id {_id(ref)!r}, which is in the queue already")
-            return None
-        leased.append(named)
-        if not handle.moves.rename_leased(stem, named):
-            handle.held.cancel_claim(named)
-            handle.held.end(stem, "lost")
-            return None
-        handle.held.add(named)
-        handle.held.drop(stem)
-        return ref
-
-    def _bury(self, handle: Handle, stem: str, reason: str) -> None:
-        bury(handle, stem, record("failed", handle.clock.now(), handle.owner, reason), reason)
-        handle.held.end(stem, "settled")
+            return parts.delivery.get(max_refs, timeout_s, partition, self._poll_interval_s)
 
     def ack(self, refs: Iterable[R], *, step: int | None = None) -> list[str]:
         """Move refs to done/; with step, the optimizer step becomes part of the file's name.
@@ -396,7 +295,7 @@ class FileSampleRefQueue(Generic[R]):
 
     def _settle(self, what: str, refs: Iterable[R], settle: Callable[[_Parts, list[str]], list[str]]) -> list[str]:
         parts = self._here()
-        ids = {names.stem_of(sample_id): sample_id for sample_id in map(_id, refs)}
+        ids = {names.stem_of(sample_id): sample_id for sample_id in map(id_of_ref, refs)}
         if not ids:
             return []
         with explained(what, self.path):
@@ -451,10 +350,6 @@ class FileSampleRefQueue(Generic[R]):
         parts, self._parts = self._parts, None
         if parts is not None:
             parts.handle.abandon_in_child()
-
-
-def _id(ref: object) -> str:
-    return cast(str, cast(Any, ref).sample_id)
 
 
 _live: weakref.WeakSet[FileSampleRefQueue[Any]] = weakref.WeakSet()

@@ -1,0 +1,148 @@
+"""Delivering refs: reclaim what expired, lease what is next, read it, decode it.
+
+Whatever goes wrong on the way, a ref that this handle has leased is either returned to the caller or becomes a
+stray, which the next call gives back to pending/.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar, cast
+
+from fsqueue import names
+from fsqueue.codec import Codec
+from fsqueue.errors import CorruptRefError, InvalidRefError
+from fsqueue.handle import Handle
+from fsqueue.handout import Handout, Partition
+from fsqueue.intake import Intake
+from fsqueue.moves import record
+from fsqueue.reclaim import Reclaimer
+from fsqueue.records import dp_partition
+from fsqueue.settle import Settler, bury
+from fsqueue.waiting import Waiter
+
+R = TypeVar("R")
+
+
+def id_of_ref(ref: object) -> str:
+    """The id of a ref of whatever class."""
+    return cast(str, cast(Any, ref).sample_id)
+
+
+class Delivery(Generic[R]):
+    """The get of one handle."""
+
+    def __init__(self, handle: Handle, codec: Codec[R], intake: Intake, settler: Settler, reclaimer: Reclaimer) -> None:
+        self._handle = handle
+        self._codec = codec
+        self._intake = intake
+        self._settler = settler
+        self._reclaimer = reclaimer
+        self._handout = Handout(handle)
+        self._timeout_s = handle.layout.settings.lease_timeout_s
+
+    def get(
+        self, max_refs: int, timeout_s: float | None, partition: Partition | None, poll_interval_s: float
+    ) -> list[R]:
+        """Lease up to max_refs refs, waiting for the first one for up to timeout_s seconds."""
+        waiter = Waiter(self._handle, timeout_s, poll_interval_s, self._reclaimer.round_s)
+        while True:
+            refs = self._get_now(max_refs, partition)
+            if refs or waiter.expired() or (partition and self._handout.anything_pending()):
+                return refs
+            waiter.wait()
+
+    def _get_now(self, max_refs: int, partition: Partition | None) -> list[R]:
+        self._reclaimer.round_if_due(idle=False)
+        refs = self._lease(max_refs, partition)
+        if not refs and self._reclaimer.round_if_due(idle=True):
+            refs = self._lease(max_refs, partition)
+        return refs
+
+    def _lease(self, max_refs: int, partition: Partition | None) -> list[R]:
+        handle, started = self._handle, self._handle.ops.monotonic()
+        handle.announce()
+        if handle.strays:
+            handle.recover_strays()
+        self._handout.sweep_if_due()
+        leased: list[str] = []
+        try:
+            return self._renewed_if_slow(self._fill(max_refs, partition, leased), started)
+        except BaseException:
+            handle.stray(leased)
+            raise
+
+    def _fill(self, max_refs: int, partition: Partition | None, leased: list[str]) -> list[R]:
+        """Lease and read until there are max_refs refs or no more; one file's error costs that ref, not the others."""
+        refs: list[R] = []
+        first: OSError | None = None
+        while len(refs) < max_refs:
+            seen = len(leased)
+            if not self._handout.take(max_refs - len(refs), partition, leased):
+                break
+            for index in range(seen, len(leased)):
+                known = len(leased)
+                try:
+                    ref = self._read(leased, index)
+                except OSError as error:
+                    first = first or error
+                    self._handle.stray([leased[index], *leased[known:]])
+                    continue
+                if ref is not None and (partition is None or self._belongs(ref, partition)):
+                    refs.append(ref)
+        if first is not None and not refs:
+            raise first
+        return refs
+
+    def _belongs(self, ref: R, partition: Partition) -> bool:
+        """Whether a ref is of the partition asked for; its name alone cannot tell where the id is a long one."""
+        sample_id = id_of_ref(ref)
+        stem = names.stem_of(sample_id)
+        if names.id_of(stem) is not None or dp_partition(sample_id, partition[1]) == partition[0]:
+            return True
+        self._settler.release([stem])
+        return False
+
+    def _renewed_if_slow(self, refs: list[R], started: float) -> list[R]:
+        """Give refs a fresh lease where getting them took a good part of the lease timeout."""
+        if self._timeout_s is None or self._handle.ops.monotonic() - started < self._timeout_s / 4:
+            return refs
+        stems = {names.stem_of(id_of_ref(ref)): ref for ref in refs}
+        lost = set(self._settler.renew(list(stems)))
+        return [ref for stem, ref in stems.items() if stem not in lost]
+
+    def _read(self, leased: list[str], index: int) -> R | None:
+        """The ref in a file that this handle leases; None where it is none, or the lease is gone already."""
+        handle, stem = self._handle, leased[index]
+        try:
+            data = handle.ops.read_file(handle.layout.leased.fd, names.leased_file(stem, handle.owner))
+            ref = self._codec.decode(data)
+            named = names.stem_of(id_of_ref(ref))
+        except FileNotFoundError:
+            handle.held.end(stem, "lost")
+            return None
+        except (CorruptRefError, InvalidRefError) as error:
+            self._bury(stem, str(error))
+            return None
+        if named == stem or self._rename(stem, named, leased):
+            return ref
+        return None
+
+    def _rename(self, stem: str, named: str, leased: list[str]) -> bool:
+        """Give a file that somebody named otherwise its right name: the id inside is the authority."""
+        handle = self._handle
+        if self._intake.known([named]) or not handle.held.begin(named):
+            self._bury(stem, "the file holds the id of another ref that is in the queue already")
+            return False
+        leased.append(named)
+        if not handle.moves.rename_leased(stem, named):
+            handle.held.cancel_claim(named)
+            handle.held.end(stem, "lost")
+            return False
+        handle.held.add(named)
+        handle.held.drop(stem)
+        return True
+
+    def _bury(self, stem: str, reason: str) -> None:
+        handle = self._handle
+        bury(handle, stem, record("failed", handle.clock.now(), handle.owner, reason), reason)
+        handle.held.end(stem, "settled")
