@@ -1,0 +1,142 @@
+"""Recording a history: every call of a queue, as it begins and as it returns, one line each."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from math import inf
+from typing import Any
+
+from history import Call
+
+Line = dict[str, Any]
+
+
+class Log:
+    """Writes calls as they happen; a process that is killed leaves its last call without an end.
+
+    Args:
+        write: takes one line.
+        clock: one that all who share the history read; the default is one for all processes of a host.
+    """
+
+    def __init__(self, write: Callable[[Line], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._write = write
+        self._clock = clock
+        self._calls = 0
+
+    @staticmethod
+    def to_file(path: str | os.PathLike[str], clock: Callable[[], float] = time.monotonic) -> Log:
+        """A log that appends to a file of this process's own, or one shared on a local disk."""
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        return Log(lambda line: _append(fd, line), clock)
+
+    def begin(self, kind: str, owner: str, ids: Iterable[str] = (), **facts: Any) -> str:
+        """A call is about to be made; returns its key."""
+        self._calls += 1
+        key = f"{owner}/{os.getpid()}/{self._calls}"
+        self._write({"key": key, "kind": kind, "owner": owner, "ids": list(ids), "invoked_at": self._clock(), **facts})
+        return key
+
+    def end(self, key: str, **facts: Any) -> None:
+        """The call has returned; facts may replace those given at its beginning."""
+        now = self._clock()
+        self._write({"key": key, "returned_at": now, "over_at": now, **facts})
+
+    def gave_up(self, key: str) -> None:
+        """The call raised, or its process is known to be dead: what it has not done by now, it never does."""
+        self._write({"key": key, "over_at": self._clock()})
+
+    def saw(self, kind: str, owner: str, ids: Iterable[str] = ()) -> None:
+        """Something happened at this instant."""
+        self.end(self.begin(kind, owner, ids))
+
+
+def _append(fd: int, line: Line) -> None:
+    os.write(fd, json.dumps(line).encode() + b"\n")
+
+
+def calls_in(lines: Iterable[Line]) -> list[Call]:
+    """The calls that a log's lines tell of."""
+    calls: dict[str, Line] = {}
+    for line in lines:
+        calls.setdefault(line["key"], {}).update(line)
+    return [_call(facts) for facts in calls.values() if "kind" in facts]
+
+
+def read(path: str | os.PathLike[str]) -> list[Call]:
+    """The calls in a log file; a line that a kill has cut short is skipped."""
+    lines = []
+    with open(path, "rb") as f:
+        for line in f:
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                continue
+    return calls_in(lines)
+
+
+def _call(facts: Line) -> Call:
+    return Call(
+        facts["kind"],
+        facts["owner"],
+        tuple(facts["ids"]),
+        facts["invoked_at"],
+        facts.get("returned_at"),
+        facts.get("over_at", inf),
+        tuple(facts.get("lost", ())),
+        bool(facts.get("final", False)),
+        tuple(facts.get("files", ())),
+    )
+
+
+class Recorded:
+    """A queue whose calls go into a log; refs in and out as on the queue itself."""
+
+    def __init__(self, queue: Any, log: Log, file_of: Callable[[str, str], int] | None = None) -> None:
+        self.queue = queue
+        self.owner: str = queue.owner
+        self._log = log
+        self._file_of = file_of
+
+    def put(self, refs: list[Any]) -> None:
+        self._record("put", refs, lambda: self.queue.put(refs))
+
+    def get(self, max_refs: int, timeout_s: float | None = None, **options: Any) -> list[Any]:
+        key = self._log.begin("get", self.owner)
+        try:
+            refs: list[Any] = self.queue.get(max_refs, timeout_s, **options)
+        except BaseException:
+            self._log.gave_up(key)
+            raise
+        files = [self._file_of(sample_id, self.owner) for sample_id in _ids(refs)] if self._file_of else []
+        self._log.end(key, ids=_ids(refs), files=files)
+        return refs
+
+    def ack(self, refs: list[Any], **options: Any) -> list[str]:
+        return self._record("ack", refs, lambda: self.queue.ack(refs, **options))
+
+    def fail(self, refs: list[Any], reason: str, retryable: bool) -> list[str]:
+        return self._record("fail", refs, lambda: self.queue.fail(refs, reason, retryable), final=not retryable)
+
+    def release(self, refs: list[Any]) -> list[str]:
+        return self._record("release", refs, lambda: self.queue.release(refs))
+
+    def renew(self, refs: list[Any]) -> list[str]:
+        return self._record("renew", refs, lambda: self.queue.renew(refs))
+
+    def _record(self, kind: str, refs: list[Any], call: Callable[[], list[str] | None], **facts: Any) -> list[str]:
+        key = self._log.begin(kind, self.owner, _ids(refs), **facts)
+        try:
+            lost = call() or []
+        except BaseException:
+            self._log.gave_up(key)
+            raise
+        self._log.end(key, lost=lost)
+        return lost
+
+
+def _ids(refs: Iterable[Any]) -> list[str]:
+    return [ref.sample_id for ref in refs]

@@ -1,0 +1,152 @@
+"""From raw durations to rows, ratios, targets, and the text that is printed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from statistics import median
+from typing import Any
+
+from measure import Case, Findings, Options
+from subjects import SUBJECTS
+from worker import Slice
+
+STEPS = ("put", "get", "ack")
+Row = dict[str, Any]
+
+
+def rows(findings: Findings) -> list[Row]:
+    """One row a case: refs/s (median over rounds), call latencies in µs (over all calls), and ratios."""
+    rates = {case: [_cycle_rate(found) for found in rounds] for case, rounds in findings.slices.items()}
+    result = []
+    for case, rounds in findings.slices.items():
+        row: Row = {**asdict(case), "refs_per_s": median(rates[case])}
+        for step in STEPS:
+            row[f"{step}_refs_per_s"] = median(_rate(found, (step,)) for found in rounds)
+            calls = sorted(duration for found in rounds for part in found for duration in getattr(part, f"{step}_s"))
+            row[f"{step}_median_us"] = median(calls) * 1e6
+            row[f"{step}_p99_us"] = _quantile(calls, 0.99) * 1e6
+        for other in ("floor", "sqlite", "sqlite-tuned"):
+            against = rates.get(Case(other, case.backlog, case.batch, case.processes), [])
+            row[f"x_{other.replace('-', '_')}"] = _ratio(rates[case], against)
+        result.append(row)
+    return result
+
+
+def _rate(found: list[Slice], steps: tuple[str, ...]) -> float:
+    """Refs a second of processes side by side: the sum of each one's refs over the time its calls took."""
+    return sum(part.refs_got / sum(sum(getattr(part, f"{step}_s")) for step in steps) for part in found)
+
+
+def _cycle_rate(found: list[Slice]) -> float:
+    return _rate(found, STEPS)
+
+
+def _ratio(ours: list[float], theirs: list[float]) -> float | None:
+    pairs = [(a, b) for a, b in zip(ours, theirs, strict=False) if b]
+    return median(a / b for a, b in pairs) if pairs else None
+
+
+def _quantile(ordered: list[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def wakeup_rows(findings: Findings) -> list[Row]:
+    return [
+        {
+            "kind": kind,
+            "samples": len(delays),
+            "median_ms": median(delays) * 1e3,
+            "p99_ms": _quantile(sorted(delays), 0.99) * 1e3,
+        }
+        for kind, delays in findings.wakeups_s.items()
+    ]
+
+
+def targets(options: Options, filesystem: str | None, found: list[Row], wakeups: list[Row]) -> list[Row]:
+    """What the queue should reach at batch 64 in one process, and whether this run's ratios do.
+
+    Without durability the targets are meant for a tmpfs, with it for a disk; elsewhere they are not judged.
+    """
+    ours = {row["backlog"]: row for row in found if (row["kind"], row["batch"], row["processes"]) == ("file", 64, 1)}
+    result: list[Row] = []
+    if not options.durable and filesystem == "tmpfs":
+        for backlog, row in ours.items():
+            result.append(_target(f"share of the floor, backlog {backlog}", row["x_floor"], 0.4))
+        for backlog, factor in ((5_000, 2.5), (20_000, 4.0)):
+            if backlog in ours:
+                result.append(_target(f"times plain SQLite, backlog {backlog}", ours[backlog]["x_sqlite"], factor))
+        if 1_000 in ours and 100_000 in ours:
+            growth = ours[100_000]["get_median_us"] / ours[1_000]["get_median_us"]
+            result.append(_target("median get, backlog 100000 over 1000", growth, 1.5, at_most=True))
+    elif options.durable and filesystem != "tmpfs":
+        for backlog, row in ours.items():
+            result.append(_target(f"times plain SQLite, both durable, backlog {backlog}", row["x_sqlite"], 1.5))
+    for row in wakeups:
+        if row["kind"] == "file":
+            result.append(_target("median wake-up over 5 ms", row["median_ms"] / 5.0, 1.0, at_most=True))
+    return result
+
+
+def _target(name: str, value: float, bound: float, at_most: bool = False) -> Row:
+    met = value <= bound if at_most else value >= bound
+    return {"target": name, "value": value, "bound": bound, "at_most": at_most, "met": met}
+
+
+def table(header: list[str], lines: list[list[str]]) -> str:
+    """Plain text with aligned columns; the first column is left-aligned, the others right."""
+    widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
+    ruled = [header, ["-" * width for width in widths], *lines]
+    first = widths[0]
+    return "\n".join(
+        "  ".join([line[0].ljust(first), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
+        for line in ruled
+    )
+
+
+def text(found: list[Row], wakeups: list[Row], judged: list[Row], findings: Findings) -> str:
+    """Everything that is printed after the environment line."""
+    parts = []
+    for processes in sorted({row["processes"] for row in found}):
+        parts.append(f"processes: {processes}; refs/s as median of rounds; µs a call as median/p99")
+        parts.append(_throughput([row for row in found if row["processes"] == processes]))
+    wakeup_lines = [
+        [SUBJECTS[r["kind"]], f"{r['median_ms']:.2f}", f"{r['p99_ms']:.2f}", f"{r['samples']}"] for r in wakeups
+    ]
+    parts.append("wake-up: from before the put in one process to after the waiting get in another, a put every 20 ms")
+    parts.append(table(["implementation", "median ms", "p99 ms", "refs"], wakeup_lines))
+    parts.append(_targets_text(judged))
+    parts.append(_verdict_text(findings))
+    return "\n\n".join(parts)
+
+
+def _throughput(found: list[Row]) -> str:
+    header = ["implementation", "backlog", "batch", "refs/s", "put/s", "get/s", "ack/s", "put µs", "get µs", "ack µs"]
+    header += ["x floor", "x plain", "x tuned"]
+    lines = []
+    for row in sorted(found, key=lambda r: (r["batch"], r["backlog"], list(SUBJECTS).index(r["kind"]))):
+        line = [SUBJECTS[row["kind"]], f"{row['backlog']}", f"{row['batch']}", f"{row['refs_per_s']:,.0f}"]
+        line += [f"{row[f'{step}_refs_per_s']:,.0f}" for step in STEPS]
+        line += [f"{row[f'{step}_median_us']:,.0f}/{row[f'{step}_p99_us']:,.0f}" for step in STEPS]
+        for other in ("floor", "sqlite", "sqlite_tuned"):
+            ratio = row[f"x_{other}"]
+            line.append("-" if ratio is None else f"{ratio:.2f}")
+        lines.append(line)
+    return table(header, lines)
+
+
+def _targets_text(judged: list[Row]) -> str:
+    lines = [
+        [row["target"], f"{row['value']:.2f}", f"{'<=' if row['at_most'] else '>='} {row['bound']:g}",
+         "met" if row["met"] else "NOT MET"]
+        for row in judged
+    ]  # fmt: skip
+    return table(["target (batch 64, one process)", "ratio", "bound", ""], lines)
+
+
+def _verdict_text(findings: Findings) -> str:
+    put, delivered = (sum(getattr(v, key) for v in findings.verdicts) for key in ("put", "delivered"))
+    bad = [v for v in findings.verdicts if not v.clean]
+    lines = [f"checked: {put:,} refs put, {delivered:,} delivered, {'nothing' if not bad else 'SOME'} lost or doubled"]
+    for v in bad:
+        lines.append(f"  {SUBJECTS[v.kind]}, backlog {v.backlog}: {v.lost} lost, {v.doubled} doubled, {v.left} left")
+    return "\n".join(lines)

@@ -1,0 +1,85 @@
+"""Checking a queue against its format, and mending what is damaged.
+
+violations.py   what can be wrong, and what is done about each
+looks.py        a look at one directory entry
+examine.py      a look over all of them, and a second one before anything is claimed
+duplicates.py   refs that are live twice
+mend.py         the remedies
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from fsqueue.check.examine import Examination
+from fsqueue.check.mend import Mended, mend_all
+from fsqueue.check.violations import REMEDIES, Violation
+from fsqueue.errors import QueueIOError
+from fsqueue.fileops import Directory, FileOps, current, explained
+from fsqueue.layout import DIRECTORIES, open_layout
+
+__all__ = ["Mended", "Violation", "check_queue", "repair"]
+
+
+def check_queue(path: str | os.PathLike[str], *, notes: bool = False) -> list[Violation]:
+    """What is wrong with a queue; empty when it is clean. Takes no lock and writes nothing.
+
+    What is legal at some instant of a running queue, or after a kill at any instant, is no damage. Costs a stat
+    and a read of every file, and a second look at those with a problem.
+
+    Args:
+        notes: include what costs nothing, such as leftovers of killed processes and a damaged order hint.
+
+    Raises:
+        NotAQueueError: there is no queue at this path, or its fsqueue.json is damaged.
+        UnsupportedFormatError: it has another format.
+        QueueIOError: this user cannot read it.
+    """
+    path, ops = os.path.normpath(os.fspath(path)), current()
+    try:
+        layout = open_layout(ops, path)
+    except QueueIOError as error:
+        missing = _missing_directories(ops, path) if error.errno == errno.ENOENT else []
+        if not missing:
+            raise
+        return missing
+    try:
+        with explained("checking", path):
+            found = Examination(layout).run()
+    finally:
+        layout.close()
+    return [violation for violation in found if notes or violation.severity == "damage"]
+
+
+def repair(path: str | os.PathLike[str]) -> list[Mended]:
+    """Mend what `check_queue` finds, notes included, and report on each; no ref is lost by it.
+
+    Safe on a running queue: refs are moved as its handles move them, one rename each.
+
+    Raises:
+        QueueIOError: the filesystem refused; what was mended before that stays mended.
+    """
+    path, ops = os.path.normpath(os.fspath(path)), current()
+    found = check_queue(path, notes=True)
+    mended: list[Mended] = []
+    if found and found[0].kind == "missing-directory":
+        for violation in found:
+            with explained("creating", violation.path):
+                ops.mkdir(violation.path, 0o777)
+            mended.append(Mended(violation, True, "created"))
+        found = check_queue(path, notes=True)
+    if any(violation.mendable for violation in found):
+        mended += mend_all(path, found)
+    return mended
+
+
+def _missing_directories(ops: FileOps, path: str) -> list[Violation]:
+    """The queue's directories that are not there; nothing else can be checked before they are."""
+    root = Directory(ops, path)
+    try:
+        missing = sorted(set(DIRECTORIES) - set(root.listing()))
+    finally:
+        root.close()
+    kind = "missing-directory"
+    return [Violation(os.path.join(path, name), "missing", REMEDIES[kind], kind, "damage") for name in missing]

@@ -1,0 +1,58 @@
+"""Refs that are live twice: pending and leased, leased by two owners, or pending under two names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fsqueue.check.looks import Copy, Looks
+from fsqueue.check.violations import Severity, Violation
+from fsqueue.layout import Layout
+from fsqueue.owners import read_record
+
+_Identity = tuple[int, int]
+
+
+def duplicates(layout: Layout, looks: Looks, copies: list[Copy]) -> Iterator[Violation]:
+    """The copies of one live ref that are too many: all but the one that is to be kept.
+
+    RACE: a file that moves between two listings is seen twice. But two files that each keep their inode from one
+    look to the next existed side by side in between.
+    """
+    first = [_identity(layout, copy) for copy in copies]
+    second = [_identity(layout, copy) for copy in copies]
+    there = {copy: seen for copy, seen, again in zip(copies, first, second, strict=True) if seen and seen == again}
+    inodes = {inode for inode, _ in there.values()}
+    linked = any(links > 1 for _, links in there.values())
+    if len(there) < 2 or (len(inodes) == 1 and not linked):
+        return
+    kept, *others = sorted(there, key=lambda copy: (*_rank(layout, copy), copy.name))
+    # With no lock, an id that two processes put at one moment may be queued twice: design, not damage.
+    severity: Severity | None = "note" if layout.settings.lock == "none" else None
+    for copy in others:
+        kind = "two-leases" if copy.state == "leased" and not _is_dead(layout, copy) else "duplicate"
+        problem = f"its ref is live twice: also {kept.state}/{kept.name}"
+        yield looks.violation(kind, copy.state, copy.name, problem, severity=severity)
+
+
+def _identity(layout: Layout, copy: Copy) -> _Identity | None:
+    directory = layout.leased if copy.state == "leased" else layout.pending
+    try:
+        status = layout.ops.stat(copy.name, dir_fd=directory.fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_nlink
+
+
+def _rank(layout: Layout, copy: Copy) -> tuple[int]:
+    """Which copy is kept: a lease that may be worked on, then one of a dead owner, then a pending one."""
+    if copy.state == "pending":
+        return (2,)
+    return (int(_is_dead(layout, copy)),)
+
+
+def _is_dead(layout: Layout, copy: Copy) -> bool:
+    """Whether nobody works under this lease: it has no owner, or one that is known to be gone."""
+    if copy.owner is None:
+        return True
+    record = read_record(layout.ops, layout.owners, copy.owner)
+    return record is not None and record.liveness() == "dead"

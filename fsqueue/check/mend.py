@@ -1,0 +1,217 @@
+"""The remedies of `fsqueue check --repair`. No ref is lost by any of them.
+
+A file is first made a lease of the mender's own, which fences everybody else off, then read once more, and only
+then moved to where it belongs. Of two copies of a live ref one is dropped only where both hold the same ref.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+
+from fsqueue import names
+from fsqueue.admin import fetch, locked_soon, move, operator
+from fsqueue.check.violations import Violation
+from fsqueue.errors import CorruptRefError
+from fsqueue.fileops import Directory
+from fsqueue.handle import Handle
+from fsqueue.handout import Handout
+from fsqueue.moves import record
+from fsqueue.order import HEADER_BYTES, Header
+from fsqueue.owners import read_record
+from fsqueue.settle import bury
+from fsqueue.sight import RefSight, place_of, same_ref, sight
+
+_TRIES = 3
+_GONE = "left alone: it is gone or changed"
+
+
+@dataclass(frozen=True)
+class Mended:
+    """What became of one violation.
+
+    Attributes:
+        done: whether it is mended.
+        outcome: what was done, or why not.
+    """
+
+    violation: Violation
+    done: bool
+    outcome: str
+
+
+def mend_all(path: str, violations: list[Violation]) -> list[Mended]:
+    """Mend those that can be; each is looked at again first."""
+    with operator(path) as handle:
+        mender = Mender(handle)
+        try:
+            return [mender.mend(violation) for violation in violations if violation.mendable]
+        finally:
+            mender.finish()
+
+
+class Mender:
+    """Mends one violation after the other in one handle's name."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+        self._back: list[str] = []
+        self._remedies = {
+            "undecodable": self._bury_no_ref,
+            "no-id": self._bury_no_ref,
+            "misnamed": self._rename,
+            "unowned": self._rename,
+            "duplicate": self._rename,
+            "torn": self._drop_torn_end,
+            "future": self._stamp,
+            "order": self._rebuild_order,
+            "leftover": self._remove,
+            "owner-gone": self._remove,
+            "owner-unreadable": self._remove,
+        }
+
+    def mend(self, violation: Violation) -> Mended:
+        parent, name = os.path.split(violation.path)
+        directory = next(found for found in self._directories() if found.path == parent)
+        outcome = self._remedies[violation.kind](directory, name)
+        self._handle.strays.clear()  # whatever it leased for a moment has gone where it belongs
+        return Mended(violation, not outcome.startswith("left"), outcome)
+
+    def finish(self) -> None:
+        """Name what came back to pending/ in the order."""
+        self._handle.requeue_order(self._back)
+        self._back = []
+
+    def _directories(self) -> list[Directory]:
+        layout = self._handle.layout
+        return [layout.root, layout.owners, layout.tmp, layout.pending, layout.leased, layout.done, layout.failed]
+
+    def _state(self, directory: Directory) -> str:
+        return os.path.basename(directory.path)
+
+    def _read(self, directory: Directory, name: str) -> RefSight | None:
+        try:
+            return sight(self._handle.ops.read_file(directory.fd, name))
+        except (FileNotFoundError, CorruptRefError):
+            return None
+
+    def _is_worked_on(self, directory: Directory, name: str) -> bool:
+        """Whether it is a lease of a process that runs on this host."""
+        place = place_of(self._state(directory), name)
+        if place is None or place.owner is None:
+            return False
+        found = read_record(self._handle.ops, self._handle.layout.owners, place.owner)
+        return found is not None and found.liveness() == "alive"
+
+    def _bury_no_ref(self, directory: Directory, name: str) -> str:
+        place = place_of(self._state(directory), name)
+        seen = self._read(directory, name)
+        if place is None or seen is None or seen.problem is None:
+            return _GONE
+        if self._is_worked_on(directory, name):
+            return "left alone: the process that leases it runs, and buries it"
+        if not fetch(self._handle, directory, name, place.stem):
+            return _GONE
+        return self._bury(place.stem, f"found in {self._state(directory)}/: it {seen.problem}")
+
+    def _bury(self, stem: str, reason: str) -> str:
+        """Move a lease of one's own to failed/, under a new name where a dead letter has that name."""
+        handle, target = self._handle, stem
+        if handle.ops.exists(handle.layout.failed.fd, names.ref_file(stem)):
+            target = names.stem_of(f"{stem}.{secrets.token_hex(3)}")
+            handle.moves.rename_leased(stem, target)
+        event = record("failed", handle.clock.now(), handle.owner, reason)
+        buried = bury(handle, target, event, reason)
+        return f"moved to failed/{names.ref_file(target)}" if buried else _GONE
+
+    def _rename(self, directory: Directory, name: str) -> str:
+        """Give a file the name of the ref inside; one that is live goes through a lease of one's own."""
+        seen = self._read(directory, name)
+        if seen is None or seen.sample_id is None:
+            return _GONE
+        stem, state = names.stem_of(seen.sample_id), self._state(directory)
+        if state in ("done", "failed"):
+            return self._rename_settled(directory, name, stem)
+        if self._is_worked_on(directory, name):
+            return "left alone: the process that leases it runs"
+        # RACE: under the lock, no put is between its look for the id and its publishing.
+        with locked_soon(self._handle):
+            fetched = fetch(self._handle, directory, name, stem)
+        return self._settle_live(stem) if fetched else _GONE
+
+    def _rename_settled(self, directory: Directory, name: str, stem: str) -> str:
+        handle, place = self._handle, place_of(self._state(directory), name)
+        target = names.done_file(stem, place.step if place else None)
+        if handle.ops.exists(directory.fd, target):
+            return f"left alone: {target} is there already; remove one of them by hand"
+        return f"renamed to {target}" if move(handle, directory, name, directory, target) else _GONE
+
+    def _settle_live(self, stem: str) -> str:
+        """Move a lease of one's own to pending/, unless another copy of its ref is live."""
+        handle, mine = self._handle, names.leased_file(stem, self._handle.owner)
+        for _ in range(_TRIES):
+            other = self._other_copy(stem)
+            if other is None:
+                if not handle.moves.give_back(stem):
+                    return _GONE
+                self._back.append(stem)
+                return f"moved to pending/{names.ref_file(stem)}"
+            try:
+                same = same_ref(handle.ops.read_file(handle.layout.leased.fd, mine), handle.ops.read_file(*other))
+            except (FileNotFoundError, CorruptRefError):
+                continue  # the other one has moved on: look again
+            if not same:
+                return self._bury(stem, "another ref with this id was live")
+            handle.ops.remove(handle.layout.leased.fd, mine)
+            return "dropped: the same ref is live under another name"
+        return self._bury(stem, "another file with this id was live, and could not be read")
+
+    def _other_copy(self, stem: str) -> tuple[int, str] | None:
+        layout, owner = self._handle.layout, self._handle.owner
+        others = [holder for holder in self._handle.moves.holders().get(stem, ()) if holder != owner]
+        if others:
+            return layout.leased.fd, names.leased_file(stem, others[0])
+        name = names.ref_file(stem)
+        return (layout.pending.fd, name) if self._handle.ops.exists(layout.pending.fd, name) else None
+
+    def _drop_torn_end(self, directory: Directory, name: str) -> str:
+        handle, seen = self._handle, self._read(directory, name)
+        if seen is None or not seen.torn or seen.sample_id is None:
+            return _GONE
+        stem = names.stem_of(seen.sample_id)
+        if not fetch(handle, directory, name, stem):
+            return _GONE
+        event = record("repaired", handle.clock.now(), handle.owner, "the history before this was torn")
+        whole = handle.moves.annotate(stem, event) is not None
+        moved = whole and move(handle, handle.layout.leased, names.leased_file(stem, handle.owner), directory, name)
+        if moved and directory is handle.layout.pending:
+            self._back.append(stem)
+        return "dropped the torn end" if moved else _GONE
+
+    def _stamp(self, directory: Directory, name: str) -> str:
+        try:
+            self._handle.clock.stamp(directory, name)
+        except FileNotFoundError:
+            return _GONE
+        return "stamped with the present time"
+
+    def _rebuild_order(self, directory: Directory, name: str) -> str:
+        """Keep the lines that name something, under a new header, and add what is pending and not named."""
+        handle, file = self._handle, self._handle.order_file
+        file.acquire_surely()
+        try:
+            data = handle.ops.pread(file.fd, file.size, 0)
+            header = Header.decode(data[:HEADER_BYTES])
+            lines = data[header.cursor if header else 0 :].decode("ascii", "replace").split("\n")
+            # CRASH: between the two an empty order, which the next get fills from a listing.
+            handle.ops.ftruncate(file.fd, 0)
+            file.size = 0
+            handle.order.append_locked(dict.fromkeys(line for line in lines if line and names.is_stem(line)))
+        finally:
+            file.release()
+        Handout(handle).adopt()
+        return "rebuilt"
+
+    def _remove(self, directory: Directory, name: str) -> str:
+        return "removed" if self._handle.ops.remove(directory.fd, name) else _GONE

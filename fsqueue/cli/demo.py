@@ -1,0 +1,186 @@
+"""`fsqueue demo`: online training of a draft head, live on stderr and as a table or JSON on stdout."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from fsqueue.demo.options import DemoOptions, DemoReport, Snapshot, how_to_install, missing_packages
+from fsqueue.errors import FsQueueError
+
+_PLAIN_EVERY_S = 5.0
+_DEFAULTS = DemoOptions("")
+
+
+@click.command(epilog="Example:  fsqueue demo /tmp/demo --kill")
+@click.argument("directory", required=False, type=click.Path(file_okay=False))
+@click.option("--samples", default=_DEFAULTS.samples, show_default=True, help="Chunks of text to capture.")
+@click.option("--passes", default=_DEFAULTS.passes, show_default=True, help="How often each chunk is put.")
+@click.option("--tokens", default=_DEFAULTS.tokens, show_default=True, help="Tokens in a chunk.")
+@click.option("--rollouts", default=_DEFAULTS.rollouts, show_default=True, help="Rollout processes.")
+@click.option("--trainers", default=_DEFAULTS.trainers, show_default=True, help="Trainer processes, one rank each.")
+@click.option("--batch", default=_DEFAULTS.batch_size, show_default=True, help="Refs of a rank in one optimizer step.")
+@click.option("--high", default=_DEFAULTS.high_watermark, show_default=True, help="Pending refs that pause rollouts.")
+@click.option("--low", default=_DEFAULTS.low_watermark, show_default=True, help="Pending refs that resume them.")
+@click.option("--target", type=click.Path(exists=True, file_okay=False), help="A local Hugging Face causal model.")
+@click.option("--kill", is_flag=True, help="SIGKILL one rollout and one trainer in mid-run.")
+@click.option("--seed", default=_DEFAULTS.seed, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
+def demo(
+    directory: str | None,
+    samples: int,
+    passes: int,
+    tokens: int,
+    rollouts: int,
+    trainers: int,
+    batch: int,
+    high: int,
+    low: int,
+    target: str | None,
+    kill: bool,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Train a draft head for a real language model, by processes that share nothing but DIR.
+
+    Rollouts run the frozen target over English text, write its hidden states into DIR/features and put refs;
+    trainers lease the refs, train, and ack them. DIR must be missing or empty; without it, a temporary directory is
+    made and kept. Exits with 1 where a ref was lost, failed or put twice, or the queue is left damaged.
+    """
+    missing = missing_packages(target)
+    if missing:
+        raise click.ClickException(how_to_install(missing))
+    from fsqueue.demo.run import run_demo
+
+    try:
+        options = DemoOptions(
+            directory or tempfile.mkdtemp(prefix="fsqueue-demo-"),
+            samples=samples,
+            passes=passes,
+            tokens=tokens,
+            rollouts=rollouts,
+            trainers=trainers,
+            batch_size=batch,
+            high_watermark=high,
+            low_watermark=low,
+            target=target,
+            kill=kill,
+            seed=seed,
+        )
+        with _display() as show:
+            report = run_demo(options, show)
+    except FsQueueError as error:
+        raise click.ClickException(str(error)) from None
+    if as_json:
+        click.echo(json.dumps({**dataclasses.asdict(report), "ok": report.ok}, indent=2))
+    else:
+        _print_table(report)
+    sys.exit(0 if report.ok else 1)
+
+
+@contextmanager
+def _display() -> Iterator[Callable[[Snapshot], None]]:
+    """A live display on a terminal, otherwise a line now and then; both on stderr."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield _PlainLines()
+        return
+    from rich.live import Live
+
+    with Live(console=console, refresh_per_second=4, transient=True) as live:
+
+        def show(snapshot: Snapshot) -> None:
+            if snapshot.message:
+                live.console.print(f"[dim]{snapshot.elapsed_s:6.1f} s[/dim]  {snapshot.message}")
+            live.update(_panel(snapshot))
+
+        yield show
+
+
+class _PlainLines:
+    """One line every few seconds, and one for each message."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+        self._stage = ""
+
+    def __call__(self, snapshot: Snapshot) -> None:
+        if snapshot.message:
+            click.echo(f"{snapshot.elapsed_s:6.1f} s  {snapshot.message}", err=True)
+        elif snapshot.stage != self._stage or time.monotonic() - self._last > _PLAIN_EVERY_S:
+            self._last, self._stage = time.monotonic(), snapshot.stage
+            click.echo(f"{snapshot.elapsed_s:6.1f} s  {snapshot.stage}: {_one_line(snapshot)}", err=True)
+
+
+def _one_line(snapshot: Snapshot) -> str:
+    losses = " ".join(f"{loss:.2f}" for _, loss in sorted(snapshot.losses.items()))
+    counts = f"pending {snapshot.pending}, leased {snapshot.leased}, done {snapshot.done} of {snapshot.total}"
+    failed = f", failed {snapshot.failed}" if snapshot.failed else ""
+    rate = f", {snapshot.samples_per_s:.1f} samples/s" if snapshot.samples_per_s else ""
+    return counts + failed + rate + (f", step {snapshot.step}, loss by rank {losses}" if losses else "")
+
+
+def _panel(snapshot: Snapshot) -> Any:
+    """The live display's content."""
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.text import Text
+
+    return Group(
+        Text(f"{snapshot.stage}  {snapshot.elapsed_s:.0f} s", style="bold"),
+        ProgressBar(total=snapshot.total, completed=snapshot.done, width=60),
+        Text(_one_line(snapshot)),
+    )
+
+
+def _print_table(report: DemoReport) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in _rows(report):
+        table.add_row(name, value)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _rows(report: DemoReport) -> Iterator[tuple[str, str]]:
+    yield "put", f"{report.put}   ({report.samples} chunks x {report.passes} passes, {report.put_twice} put twice)"
+    yield "trained", f"{report.trained}   in {report.steps} steps, failed {report.failed}"
+    yield "delivered twice", str(report.delivered_twice)
+    yield "lost", str(report.lost)
+    yield "killed", ", ".join(f"{kill.worker} after {kill.after_s:.0f} s" for kill in report.kills) or "none"
+    yield "loss", f"{_number(report.loss_first)} at the start, {_number(report.loss_last)} at the end"
+    before, after = f"{report.acceptance_before:.1%}", f"{report.acceptance_after:.1%}"
+    yield "top-1 acceptance", f"{before} before, {after} after   (held-out text)"
+    yield "time", f"{report.seconds:.0f} s, {report.samples_per_s:.1f} samples/s while training"
+    for rank in report.ranks:
+        loss = _number(rank.loss_last)
+        yield (
+            f"trainer {rank.rank}",
+            f"{rank.trained} trained of {rank.deliveries} delivered, loss {loss}, {_starts(rank.starts)}",
+        )
+    for rollout in report.rollouts:
+        yield f"rollout {rollout.index}", f"{rollout.put} put, paused {rollout.pauses} times, {_starts(rollout.starts)}"
+    yield "ranks agree", "yes" if report.ranks_agree else "NO"
+    yield "check", "clean" if not report.check_violations else f"{report.check_violations} violations"
+    yield "directory", report.directory
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _starts(starts: int) -> str:
+    return "1 start" if starts == 1 else f"{starts} starts"

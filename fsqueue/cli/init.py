@@ -1,0 +1,48 @@
+"""`fsqueue init`: create a queue."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from fsqueue.cli.arguments import Duration, dry_run, takes_queue
+from fsqueue.cli.output import remark
+from fsqueue.errors import NotAQueueError
+from fsqueue.fileops import current
+from fsqueue.layout import LOCK_MODES, SETTINGS, ensure_queue
+from fsqueue.listing import reading
+from fsqueue.queue import FileSampleRefQueue
+
+
+@click.command(epilog="Example:  fsqueue init /shared/queue --lease-timeout 10m")
+@takes_queue
+@click.option(
+    "--lease-timeout", type=Duration(), help="How long an unrenewed lease lasts, such as 10m; default: for ever."
+)
+@click.option("--lock", type=click.Choice(LOCK_MODES), help="What orders put and get; default: flock.")
+@click.option("--run-id", help="Handles that name another run are refused.")
+@dry_run
+def init(queue: str, lease_timeout: float | None, lock: str | None, run_id: str | None, dry_run: bool) -> None:
+    """Create a queue in QUEUE, a directory that is missing or empty.
+
+    For a queue that exists, check that these are its settings.
+    """
+    existed = os.path.exists(os.path.join(queue, SETTINGS))
+    if dry_run and not existed:
+        _refuse_other_contents(queue)
+        remark(f"would create a queue in {queue}")
+        return
+    ops = current()
+    ensure_queue(ops, queue, lease_timeout_s=lease_timeout, lock=lock, run_id=run_id, durable=True, now=ops.time)
+    if not dry_run:
+        FileSampleRefQueue(queue).close()  # finds out whether the mount has the lock
+    remark(f"{queue} is a queue already" if existed else f"created a queue in {queue}")
+
+
+def _refuse_other_contents(queue: str) -> None:
+    if os.path.exists(queue) and not os.path.isdir(queue):
+        raise NotAQueueError(queue, "is a file: a queue is a directory")
+    if os.path.isdir(queue) and os.listdir(queue):
+        with reading(queue):
+            pass

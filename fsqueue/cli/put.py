@@ -1,0 +1,104 @@
+"""`fsqueue put`: refs from a JSON Lines file."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import BinaryIO
+
+import click
+
+from fsqueue.cli.arguments import dry_run, takes_queue_and_one
+from fsqueue.cli.jsonl import BadLine, LineReader
+from fsqueue.cli.output import count, remark, shown
+from fsqueue.listing import reading
+from fsqueue.queue import FileSampleRefQueue
+from fsqueue.records import SampleRef
+
+Advance = Callable[[int], None]
+
+
+@click.command(epilog="Example:  jq -c . failed/*.json | fsqueue put /shared/queue -")
+@takes_queue_and_one("FILE")
+@click.option("--skip-bad", is_flag=True, help="Put the good lines where some are bad.")
+@click.option("--batch", type=click.IntRange(min=1), default=256, show_default=True, help="Refs put at once.")
+@click.option("--durable/--no-durable", default=True, show_default=True, help="Whether to fsync what is put.")
+@dry_run
+@click.pass_context
+def put(ctx: click.Context, queue: str, file: str, skip_bad: bool, batch: int, durable: bool, dry_run: bool) -> None:
+    """Put the sample refs in FILE, one JSON object a line; - is standard input.
+
+    All lines are checked first. Where one is bad, its number and the path inside the record are reported, nothing
+    is put unless --skip-bad is given, and the command exits with 1. Ids that are pending or leased are skipped.
+    """
+    with reading(queue), _opened(file) as lines:
+        bad: set[int] = set()
+        good = 0
+        with _progress("checking", lines) as advance:
+            for result in _read(lines, advance):
+                if isinstance(result, BadLine):
+                    bad.add(result.number)
+                    remark(f"{file}:{result.number}: {shown(result.where)}: {result.problem}")
+                else:
+                    good += 1
+        if bad and not skip_bad:
+            remark(f"put nothing: {count(len(bad), 'bad line')}; --skip-bad puts the others")
+        elif dry_run:
+            remark(f"would put {count(good, 'ref')}")
+        else:
+            _put(queue, lines, batch, durable)
+            remark(f"put {count(good, 'ref')}" + (f", skipped {count(len(bad), 'bad line')}" if bad else ""))
+    ctx.exit(1 if bad else 0)
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[BinaryIO]:
+    """FILE, such that it can be read twice: what cannot be rewound is copied to a temporary file."""
+    with ExitStack() as stack:
+        try:
+            source: BinaryIO = sys.stdin.buffer if file == "-" else stack.enter_context(open(file, "rb"))
+            if not source.seekable() or file == "-":
+                copy: BinaryIO = stack.enter_context(tempfile.TemporaryFile())
+                shutil.copyfileobj(source, copy)
+                source = copy
+        except OSError as error:
+            raise click.ClickException(f"cannot read {file}: {error.strerror}") from None
+        yield source
+
+
+def _read(lines: BinaryIO, advance: Advance) -> Iterator[SampleRef | BadLine]:
+    reader = LineReader()
+    lines.seek(0)
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield reader.read(number, line)
+        advance(len(line))
+
+
+def _put(queue: str, lines: BinaryIO, batch: int, durable: bool) -> None:
+    waiting: list[SampleRef] = []
+    with FileSampleRefQueue(queue, durable=durable) as handle, _progress("putting", lines) as advance:
+        for result in _read(lines, advance):
+            if isinstance(result, SampleRef):
+                waiting.append(result)
+            if len(waiting) == batch:
+                handle.put(waiting)
+                waiting = []
+        handle.put(waiting)
+
+
+@contextmanager
+def _progress(what: str, lines: BinaryIO) -> Iterator[Advance]:
+    """A progress bar over the bytes of a file, on stderr, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda size: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=lines.seek(0, 2))
+        yield lambda size: progress.update(task, advance=size)

@@ -1,0 +1,25 @@
+"""`fsqueue release`: what a dead node leases, now."""
+
+from __future__ import annotations
+
+import click
+
+from fsqueue import admin
+from fsqueue.cli.arguments import dry_run, takes_queue
+from fsqueue.cli.requeue import report
+
+
+@click.command(epilog="Example:  fsqueue release /shared/queue --owner node12")
+@takes_queue
+@click.option("--owner", required=True, help="An owner as `fsqueue status` names it, or a node: all owners on it.")
+@click.option("--force", is_flag=True, help="Also from a process that runs on this host.")
+@dry_run
+@click.pass_context
+def release(ctx: click.Context, queue: str, owner: str, force: bool, dry_run: bool) -> None:
+    """Move an owner's leases to the tail of pending without waiting for them to expire.
+
+    No attempt is counted. An owner that still works finds its leases lost when it acks. Refused where the owner's
+    process is known to run on this host. Prints the ids that were moved.
+    """
+    outcomes = admin.release(queue, owner, force=force, dry_run=dry_run)
+    report(ctx, outcomes, "would release" if dry_run else "released")

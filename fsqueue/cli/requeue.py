@@ -1,0 +1,45 @@
+"""`fsqueue requeue`: once more from the start."""
+
+from __future__ import annotations
+
+import click
+
+from fsqueue import admin
+from fsqueue.cli.arguments import dry_run, takes_queue_and_ids
+from fsqueue.cli.output import count, data, remark, shown
+
+
+@click.command(epilog="Example:  fsqueue requeue /shared/queue --failed")
+@takes_queue_and_ids
+@click.option("--failed", is_flag=True, help="All dead letters.")
+@click.option("--owner", help="The dead letters whose last event happened under this owner, or on this node.")
+@dry_run
+@click.pass_context
+def requeue(
+    ctx: click.Context, queue: str, ids: tuple[str, ...], failed: bool, owner: str | None, dry_run: bool
+) -> None:
+    """Move refs from failed, or else from done, to the tail of pending; their attempts count from 0 again.
+
+    Prints the ids that were moved. QUEUE is the first argument, unless --queue or $FSQUEUE_DIR names it: then all
+    arguments are ids. Exits with 1 where a ref could not be moved; the others are.
+    """
+    if bool(ids) == (failed or owner is not None):
+        raise click.UsageError("Give either ids, or --failed or --owner.")
+    if ids:
+        outcomes = admin.requeue(queue, ids, dry_run=dry_run)
+    else:
+        outcomes = admin.requeue_failed(queue, owner=owner, dry_run=dry_run)
+    report(ctx, outcomes, "would requeue" if dry_run else "requeued")
+
+
+def report(ctx: click.Context, outcomes: list[admin.Outcome], verb: str) -> None:
+    """Ids that were moved to stdout, the others with the reason to stderr; exits with 1 where there are any."""
+    moved = [outcome for outcome in outcomes if outcome.moved]
+    for outcome in moved:
+        data(shown(outcome.sample_id))
+    for outcome in outcomes:
+        if not outcome.moved:
+            remark(f"not {shown(outcome.sample_id)}: {outcome.detail}")
+    remark(f"{verb} {count(len(moved), 'ref')}")
+    if len(moved) < len(outcomes):
+        ctx.exit(1)

@@ -1,0 +1,339 @@
+"""`DataFlowController`: commits samples, leases them to trainers, records what was trained. Metadata only.
+
+Order of every change: the ledger first, durably, then the queue. So after a crash the queue may lag behind the
+ledger and never the other way round, and `reconcile_on_restart` brings it up to date.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from fsqueue.control.backpressure import BackpressureController
+from fsqueue.control.errors import LeasesHeldError
+from fsqueue.control.prompts import PromptPool
+from fsqueue.control.restart import Report, reconcile, side_of
+from fsqueue.control.store import InMemoryMetadataStore, MetadataStore, id_of
+from fsqueue.control.train_lease import TrainLease
+from fsqueue.memory import MemorySampleRefQueue
+from fsqueue.queue import FileSampleRefQueue
+from fsqueue.records import PromptTask, assert_no_tensors
+
+R = TypeVar("R")
+
+
+class _Named(NamedTuple):
+    """All that fsqueue's own queues look at in a ref that is acknowledged or failed."""
+
+    sample_id: str
+
+
+class DataFlowController(Generic[R]):
+    """The control plane of one run. Several may work over one queue and one ledger, in several processes.
+
+    Prompts live in this object's memory; samples and acknowledgements live in the queue and the ledger. Thread-safe
+    as far as those two are.
+
+    Args:
+        run_id: the run's name; it goes into prompts and `status`.
+        sample_queue: anything with put, get, ack, fail, depth and in_flight; a `MemorySampleRefQueue` unless given.
+        metadata_store: the ledger; an `InMemoryMetadataStore` unless given.
+        backpressure: when prompt leasing pauses, and the caps; never, and none, unless given.
+        max_prompt_attempts: failures after which a prompt is failed for good; None: it never is.
+
+    Attributes:
+        sample_queue: may be replaced.
+        store: the ledger.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        *,
+        sample_queue: Any = None,
+        metadata_store: Any = None,
+        backpressure: Any = None,
+        max_prompt_attempts: int | None = None,
+    ) -> None:
+        self.run_id = run_id
+        self.sample_queue: Any = MemorySampleRefQueue() if sample_queue is None else sample_queue
+        self.store: Any = InMemoryMetadataStore() if metadata_store is None else metadata_store
+        self.backpressure: Any = backpressure
+        self.max_prompt_attempts = max_prompt_attempts
+        if isinstance(backpressure, BackpressureController) and backpressure.capacity is None:
+            backpressure.capacity = self
+        self._prompts = PromptPool(run_id, max_prompt_attempts)
+        self._mutex = threading.Lock()
+        self._owed: list[R] = []  # committed, and the put failed
+        self._workers: dict[str, dict[str, Any]] = {}
+        self._trainers: dict[str, dict[str, Any]] = {}
+
+    # -- who takes part -----------------------------------------------------------------------------------------
+
+    def register_rollout_worker(self, info: Mapping[str, Any]) -> str:
+        """Note a rollout worker; returns its ``worker_id``, which is made up where info has none."""
+        return self._register(self._workers, "worker_id", "rollout", info)
+
+    def register_trainer(self, info: Mapping[str, Any]) -> str:
+        """Note a trainer; returns its ``trainer_id``, which is made up where info has none."""
+        return self._register(self._trainers, "trainer_id", "trainer", info)
+
+    def _register(self, known: dict[str, dict[str, Any]], key: str, prefix: str, info: Mapping[str, Any]) -> str:
+        assert_no_tensors(info)
+        name = str(info.get(key) or f"{prefix}-{uuid.uuid4().hex[:8]}")
+        with self._mutex:
+            known[name] = dict(info)
+        return name
+
+    def train_lease(self, trainer_id: str | None = None) -> TrainLease[R]:
+        """One trainer's client with get, ack and fail."""
+        return TrainLease(self, self.register_trainer({"role": "trainer"}) if trainer_id is None else trainer_id)
+
+    # -- prompts ------------------------------------------------------------------------------------------------
+
+    def ingest_prompts(self, prompts: Iterable[Mapping[str, Any]]) -> list[str]:
+        """Add prompts to the tail; returns their task ids.
+
+        Raises:
+            TensorInRefError: there is a tensor in one; none was added.
+        """
+        return self._prompts.ingest(prompts)
+
+    def lease_prompt_tasks(self, worker_id: str, max_tasks: int) -> list[PromptTask]:
+        """Hand prompts to a worker; none while backpressure pauses the run."""
+        policy = self.backpressure
+        if policy is not None:
+            if policy.should_pause_prompts():
+                policy.note_rollout_starved()
+                return []
+            max_tasks = policy.cap_prompt_grant(self._prompts.held_by(worker_id), max_tasks)
+        return self._prompts.lease(worker_id, max_tasks)
+
+    def fail_prompt_tasks(self, worker_id: str, task_ids: Iterable[str], reason: str, retryable: bool) -> None:
+        """Back to the tail with attempt + 1, or failed where not retryable or out of attempts; others' leases stay."""
+        self._prompts.fail(worker_id, task_ids, reason, retryable)
+
+    # -- samples ------------------------------------------------------------------------------------------------
+
+    def commit_samples(self, worker_id: str, refs: Iterable[R]) -> None:
+        """Record samples in the ledger, in one transaction, and put those that are new into the queue.
+
+        Their prompts are done with. Where the filesystem refuses the put, the next call makes up for it, as does
+        reconciling after a crash.
+
+        Raises:
+            TensorInRefError: there is a tensor in one; none was recorded.
+        """
+        self._commit(list(refs))
+
+    def enqueue_offline_refs(self, refs: Iterable[R]) -> None:
+        """As `commit_samples`, for samples that no worker of this run produced."""
+        self._commit(list(refs))
+
+    def _commit(self, refs: list[R]) -> None:
+        for ref in refs:
+            assert_no_tensors(ref)
+        fresh = self._record(refs)
+        self._prompts.finish(getattr(ref, "source_task_id", None) for ref in refs)
+        with self._mutex:
+            owed, self._owed = self._owed, []
+        if owed or fresh:
+            try:
+                self.sample_queue.put(owed + fresh)
+            except OSError:
+                with self._mutex:
+                    self._owed += owed + fresh
+                raise
+
+    def _record(self, refs: list[R]) -> list[R]:
+        """The refs that the ledger did not have before."""
+        batch = getattr(self.store, "commit_samples", None)
+        flags = batch(refs) if batch is not None else [self.store.commit_sample(ref) for ref in refs]
+        return [ref for ref, fresh in zip(refs, flags, strict=True) if fresh]
+
+    def lease_train_refs(
+        self,
+        trainer_id: str,
+        max_refs: int,
+        timeout_s: float | None = None,
+        *,
+        partition: tuple[int, int] | None = None,
+    ) -> list[R]:
+        """Lease samples that are not acknowledged, the oldest first; perhaps fewer, perhaps none.
+
+        A ref that the ledger knows as acknowledged is in the queue where its controller died between the two; it is
+        settled here instead of being trained twice.
+        """
+        policy = self.backpressure
+        if policy is not None:
+            max_refs = policy.cap_train_lease(max_refs)
+        refs = self._lease(max_refs, timeout_s, {} if partition is None else {"partition": partition})
+        if not refs and policy is not None:
+            policy.note_trainer_starved()
+        return refs
+
+    def _lease(self, max_refs: int, timeout_s: float | None, options: dict[str, Any]) -> list[R]:
+        deadline = time.monotonic() + (timeout_s or 0.0)
+        while True:
+            refs: list[R] = list(self.sample_queue.get(max_refs, timeout_s=timeout_s, **options))
+            stale = self._acked(refs)
+            if not stale:
+                return refs
+            self._ack_on_queue(stale)
+            fresh = [ref for ref in refs if id_of(ref) not in stale]
+            if fresh:
+                return fresh
+            timeout_s = max(0.0, deadline - time.monotonic()) if timeout_s else timeout_s
+
+    def _acked(self, refs: list[R]) -> dict[str, int | None]:
+        """Those that are acknowledged; a foreign store cannot be asked without copying all it knows."""
+        if not refs or not isinstance(self.store, MetadataStore):
+            return {}
+        return self.store.acked_steps([id_of(ref) for ref in refs])
+
+    def ack_train_refs(
+        self,
+        trainer_id: str,
+        sample_ids: Iterable[str],
+        *,
+        global_step: int | None = None,
+        optimizer_durable: bool = False,
+    ) -> list[str]:
+        """Record samples as trained, in the ledger and then in the queue.
+
+        CRASH: between the two, the sample is acknowledged and still leased; whoever leases it next through a
+        controller, or reconciles, settles it.
+
+        Returns:
+            The ids whose lease had been lost, where the queue tells.
+        """
+        ids = list(sample_ids)
+        self.store.record_train_ack(ids, global_step=global_step, optimizer_durable=optimizer_durable)
+        return self._ack_on_queue(dict.fromkeys(ids, global_step))
+
+    def _ack_on_queue(self, steps: Mapping[str, int | None]) -> list[str]:
+        lost: list[str] = []
+        kind: Any = type(self.sample_queue)
+        takes_step = _takes_step(kind)
+        for step in dict.fromkeys(steps.values()):
+            refs = self._refs_of([sample_id for sample_id, found in steps.items() if found == step])
+            if refs:
+                lost += self.sample_queue.ack(refs, **({"step": step} if takes_step else {})) or ()
+        return lost
+
+    def fail_refs(self, owner: str, sample_ids: Iterable[str], reason: str, retryable: bool) -> list[str]:
+        """Give samples back to the queue, or take them out of it for good; returns the ids that were lost before."""
+        return list(self.sample_queue.fail(self._refs_of(list(sample_ids)), reason, retryable) or ())
+
+    def _refs_of(self, sample_ids: Sequence[str]) -> list[Any]:
+        """Refs to acknowledge or fail by."""
+        if isinstance(self.sample_queue, (FileSampleRefQueue, MemorySampleRefQueue)):
+            return [_Named(sample_id) for sample_id in sample_ids]
+        return [ref for ref in map(self.store.get_committed, sample_ids) if ref is not None]
+
+    # -- restarts -----------------------------------------------------------------------------------------------
+
+    def reconcile_on_restart(self, feature_store: Any = None, *, predecessor_gone: bool = False) -> Report:
+        """Make the queue say what the ledger says; see `fsqueue.control.restart` for what becomes of each sample.
+
+        To be called once, by a controller that has just been started. Idempotent.
+
+        Args:
+            feature_store: its ``abort(id, reason=...)`` is called for every released sample.
+            predecessor_gone: believe that an owner of this queue handle's name is dead where that cannot be seen,
+                because it ran on another node.
+
+        Raises:
+            LiveNamesakeError: another owner of this name is alive, or may be; nothing was changed.
+        """
+        with side_of(self.sample_queue, self.store) as side:
+            side.end_dead_leases(predecessor_gone)
+            report = reconcile(side, self.store)
+        with self._mutex:
+            self._owed.clear()
+        if feature_store is not None:
+            for sample_id in report["released"]:
+                feature_store.abort(sample_id, reason="reconciled-released")
+        return report
+
+    def rewind(self, *, after_step: int, force: bool = False) -> Report:
+        """Go back to the checkpoint of a step: what was acknowledged after it is pending again, none of it twice.
+
+        CRASH: the ledger forgets first; should this process die before the queue has followed, calling it again,
+        or reconciling, brings the rest back. Idempotent.
+
+        Args:
+            force: even while others lease refs.
+
+        Raises:
+            LeasesHeldError: another owner leases refs; nothing was changed.
+        """
+        with side_of(self.sample_queue, self.store) as side:
+            side.end_dead_leases(predecessor_gone=False)
+            owners = Counter(owner for found in _leases_of_others(side, self.sample_queue) for owner in found)
+            if owners and not force:
+                raise LeasesHeldError(dict(owners))
+            self.store.forget_acks(after_step=after_step)
+            return reconcile(side, self.store)
+
+    # -- looking ------------------------------------------------------------------------------------------------
+
+    def health(self) -> dict[str, int]:
+        """How much is in the queue: refs, and bytes by their estimated_bytes, both pending and leased.
+
+        Bytes are those of the ledger's unacknowledged samples, less the share of samples that left the queue as
+        dead letters.
+        """
+        refs = self.sample_queue.depth() + self.sample_queue.in_flight()
+        waiting, waiting_bytes = self.store.backlog() if isinstance(self.store, MetadataStore) else (0, 0)
+        share = waiting_bytes if refs >= waiting else waiting_bytes * refs // waiting
+        return {"resident_refs": refs, "resident_bytes": share}
+
+    def status(self) -> dict[str, Any]:
+        """Counts of prompts, samples, leases and members, and the last durable step."""
+        acked, global_step = self._progress()
+        committed = self.store.committed_count()
+        with self._mutex:
+            members = {"rollout_workers": len(self._workers), "trainers": len(self._trainers)}
+        found: dict[str, Any] = {
+            "run_id": self.run_id,
+            **self._prompts.status(),
+            "samples_committed": committed,
+            "train_backlog": committed - acked,
+            "queue_depth": self.sample_queue.depth(),
+            "queue_in_flight": self.sample_queue.in_flight(),
+            **members,
+            "durable_global_step": global_step,
+            "durable_acked": acked,
+        }
+        if self.backpressure is not None:
+            found["backpressure"] = self.backpressure.snapshot()
+        return found
+
+    def _progress(self) -> tuple[int, int | None]:
+        """How many samples are acknowledged, and the step."""
+        if isinstance(self.store, MetadataStore):
+            return self.store.progress()
+        marker = self.store.durable_marker()
+        return len(marker["acked"]), marker["global_step"]
+
+
+def _leases_of_others(side: Any, queue: Any) -> Iterable[list[str]]:
+    side.look()
+    mine = getattr(queue, "owner", None)
+    return ([owner for owner in owners if owner != mine] for owners in side.leased().values())
+
+
+@lru_cache(maxsize=64)
+def _takes_step(kind: Any) -> bool:
+    """Whether a queue class's ack has a parameter ``step``; the contract does not ask for one."""
+    try:
+        return "step" in inspect.signature(kind.ack).parameters
+    except (TypeError, ValueError, AttributeError):
+        return False

@@ -1,0 +1,131 @@
+"""What a ledger keeps in memory: for each id its place in the commit log and the step of its acknowledgement.
+
+About 200 bytes a committed sample; the refs themselves are read when they are asked for.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import defaultdict
+from collections.abc import Iterable
+
+UNACKED = -2
+NO_STEP = -1
+
+
+class Index:
+    """Ids in commit order. Acknowledgements of ids that are not committed are kept, too, in early.
+
+    Attributes:
+        numbers: id to its number in commit order.
+        steps: by number: the step of the acknowledgement, `NO_STEP` or `UNACKED`.
+        acked: how many ids are acknowledged.
+        waiting: how many committed ids are not acknowledged.
+        waiting_bytes: the sum of their weights.
+        acked_chars: the length of all acknowledged ids together.
+    """
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
+        self.steps = array("q")
+        self.early: dict[str, int] = {}
+        self.acked = self.acked_chars = self.waiting = self.waiting_bytes = 0
+        self._offsets = array("Q")
+        self._sizes = array("I")
+        self._weights = array("Q")
+
+    def commit(self, ids: list[str], offsets: list[int], sizes: list[int], weights: list[int]) -> None:
+        """Add ids; one that is there already keeps its place, which it has where the lock did not exclude."""
+        if not self.numbers.keys().isdisjoint(ids) or len(set(ids)) < len(ids):
+            fresh = {i: n for n, i in reversed(list(enumerate(ids))) if i not in self.numbers}
+            chosen = sorted(fresh.values())
+            ids = [ids[n] for n in chosen]
+            offsets, sizes, weights = ([given[n] for n in chosen] for given in (offsets, sizes, weights))
+        first = len(self.numbers)
+        self.numbers.update(zip(ids, range(first, first + len(ids)), strict=True))
+        self._offsets.extend(offsets)
+        self._sizes.extend(sizes)
+        self._weights.extend(weights)
+        self.steps.extend([UNACKED] * len(ids))
+        self.waiting += len(ids)
+        self.waiting_bytes += sum(weights)
+        if self.early:
+            for sample_id in self.early.keys() & ids:
+                self._settle(self.numbers[sample_id], self.early.pop(sample_id))
+
+    def ack(self, ids: Iterable[str], step: int) -> None:
+        """Acknowledge ids; the first acknowledgement of each counts."""
+        numbers, steps = self.numbers, self.steps
+        for sample_id in ids:
+            number = numbers.get(sample_id)
+            if number is None:
+                if sample_id in self.early:
+                    continue
+                self.early[sample_id] = step
+            elif steps[number] != UNACKED:
+                continue
+            else:
+                self._settle(number, step)
+            self.acked += 1
+            self.acked_chars += len(sample_id)
+
+    def _settle(self, number: int, step: int) -> None:
+        self.steps[number] = step
+        self.waiting -= 1
+        self.waiting_bytes -= self._weights[number]
+
+    def forget_acks(self, after_step: int) -> list[str]:
+        """Take back acknowledgements of later steps; returns the committed ids among them, in commit order."""
+        for sample_id in [i for i, step in self.early.items() if step > after_step]:
+            del self.early[sample_id]
+            self._count_forgotten(sample_id)
+        forgotten = []
+        for sample_id, number in self.numbers.items():
+            if self.steps[number] > after_step:
+                self.steps[number] = UNACKED
+                self.waiting += 1
+                self.waiting_bytes += self._weights[number]
+                self._count_forgotten(sample_id)
+                forgotten.append(sample_id)
+        return forgotten
+
+    def _count_forgotten(self, sample_id: str) -> None:
+        self.acked -= 1
+        self.acked_chars -= len(sample_id)
+
+    def place(self, number: int) -> tuple[int, int]:
+        """A ref's offset and size in the commit log."""
+        return self._offsets[number], self._sizes[number]
+
+    def step_of(self, sample_id: str) -> int:
+        number = self.numbers.get(sample_id)
+        return self.early.get(sample_id, UNACKED) if number is None else self.steps[number]
+
+    def acked_ids(self) -> set[str]:
+        steps = self.steps
+        return {i for i, number in self.numbers.items() if steps[number] != UNACKED} | self.early.keys()
+
+    def acked_by_step(self) -> dict[int, list[str]]:
+        """Acknowledged ids by step."""
+        found: dict[int, list[str]] = defaultdict(list)
+        for sample_id, number in self.numbers.items():
+            if self.steps[number] != UNACKED:
+                found[self.steps[number]].append(sample_id)
+        for sample_id, step in self.early.items():
+            found[step].append(sample_id)
+        return found
+
+    def forget_commits(self) -> None:
+        """Start over with the commit log; acknowledgements stay."""
+        self.early |= {i: self.steps[n] for i, n in self.numbers.items() if self.steps[n] != UNACKED}
+        self.numbers.clear()
+        for places in (self._offsets, self._sizes, self._weights, self.steps):
+            del places[:]
+        self.waiting = self.waiting_bytes = 0
+
+    def forget_all_acks(self) -> None:
+        """Start over with the acknowledgements; commits stay."""
+        self.early.clear()
+        self.steps = array("q", [UNACKED]) * len(self.numbers)
+        self.acked = self.acked_chars = 0
+        self.waiting, self.waiting_bytes = len(self.numbers), sum(self._weights)

@@ -1,0 +1,237 @@
+"""What a restarted controller does to its queue, so that the queue says again what the ledger says.
+
+    state of a sample                              after reconciling
+    committed, and live nowhere                    pending: it was committed and not put, or its file is gone
+    committed, acknowledged on the queue alone     pending: the ledger decides, and it knows nothing of it
+    committed, pending or leased by a live owner   as it was
+    committed, leased by a dead predecessor        pending, an attempt counted
+    acknowledged in the ledger, pending or leased  done, under the step that the ledger knows
+    a dead letter in failed/                       as it was: `fsqueue requeue` brings it back
+
+A file queue is listed once and changed by name. Any other queue is asked through the contract alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, TypedDict
+
+from fsqueue import admin, fileops, names
+from fsqueue import queue as queues
+from fsqueue.control.errors import LiveNamesakeError
+from fsqueue.control.store import MetadataStore
+from fsqueue.fileops import explained
+from fsqueue.handle import Handle
+from fsqueue.owners import Liveness, read_record
+from fsqueue.queue import FileSampleRefQueue
+from fsqueue.reclaim import return_or_bury
+
+_BATCH = 1024
+
+
+class Report(TypedDict):
+    """What reconciling found and did; ids are in commit order.
+
+    Attributes:
+        released: acknowledged in the ledger, and now live nowhere in the queue.
+        requeued: every other committed sample that is pending now, or comes back when its lease ends.
+        leased: those of requeued that a live owner leases.
+        failed: dead letters, which stay where they are.
+    """
+
+    requeued: list[str]
+    released: list[str]
+    leased: list[str]
+    failed: list[str]
+    global_step: int | None
+    optimizer_durable: bool
+
+
+@contextmanager
+def side_of(queue: Any, store: Any) -> Iterator[ContractSide]:
+    """The queue as reconciling sees it."""
+    if not isinstance(queue, FileSampleRefQueue):
+        yield ContractSide(queue, store)
+        return
+    with fileops.using(queue._ops), admin.operator(queue.path) as handle:
+        yield FileSide(queue, store, handle)
+
+
+def reconcile(side: ContractSide, store: Any) -> Report:
+    """Make the queue agree with the ledger.
+
+    RACE: other controllers may go on meanwhile. Ids are read before the queue is listed and acknowledgements after
+    it, so that a sample which they bring to its end in between is not taken for one that is missing. What is left,
+    an acknowledgement between here and the put, is caught where refs are leased.
+    """
+    committed = store.all_committed_ids()
+    side.look()
+    marker = store.durable_marker()
+    acked = _acked_steps(store, marker, committed)
+    side.settle(acked)
+    rest = [sample_id for sample_id in committed if sample_id not in acked]
+    failed = side.failed(rest)
+    side.requeue([sample_id for sample_id in rest if sample_id not in failed])
+    leased = side.leased()
+    return Report(
+        requeued=[i for i in rest if i not in failed],
+        released=[i for i in committed if i in acked],
+        leased=[i for i in rest if leased and i not in failed and names.stem_of(i) in leased],
+        failed=[i for i in rest if i in failed],
+        global_step=marker["global_step"],
+        optimizer_durable=marker["optimizer_durable"],
+    )
+
+
+def _acked_steps(store: Any, marker: Any, committed: list[str]) -> dict[str, int | None]:
+    if isinstance(store, MetadataStore):
+        return store.acked_steps(committed)
+    return {sample_id: None for sample_id in committed if sample_id in marker["acked"]}
+
+
+class ContractSide:
+    """Any queue with put and ack; both may be told what they know already."""
+
+    def __init__(self, queue: Any, store: Any) -> None:
+        self._queue = queue
+        self._store = store
+
+    def end_dead_leases(self, predecessor_gone: bool) -> None:
+        """The contract tells nothing about owners: their leases expire."""
+
+    def look(self) -> None: ...
+
+    def leased(self) -> dict[str, list[str]]:
+        return {}
+
+    def failed(self, sample_ids: Iterable[str]) -> set[str]:
+        return set()
+
+    def settle(self, acked: dict[str, int | None]) -> None:
+        for refs in self._refs(acked):
+            self._queue.ack(refs)
+
+    def requeue(self, sample_ids: Sequence[str]) -> None:
+        for refs in self._refs(sample_ids):
+            self._queue.put(refs)
+
+    def _refs(self, sample_ids: Iterable[str]) -> Iterator[list[Any]]:
+        """Refs from the ledger, in batches."""
+        ids = iter(sample_ids)
+        while batch := list(islice(ids, _BATCH)):
+            refs = [ref for ref in map(self._store.get_committed, batch) if ref is not None]
+            if refs:
+                yield refs
+
+
+class FileSide(ContractSide):
+    """A file queue, worked on through a handle of its own, which has no leases to fence off."""
+
+    def __init__(self, queue: FileSampleRefQueue[Any], store: Any, handle: Handle) -> None:
+        super().__init__(queue, store)
+        self._handle = handle
+        self._pending: set[str] = set()
+        self._holders: dict[str, list[str]] = {}
+
+    def end_dead_leases(self, predecessor_gone: bool) -> None:
+        """Bring back what expired owners lease, and what a dead predecessor of the same stable name does.
+
+        Raises:
+            LiveNamesakeError: an owner of that name is alive, or may be; nothing was taken from anybody.
+        """
+        self._queue.reclaim()
+        holders = self._handle.moves.holders()
+        counts = Counter(owner for owners in holders.values() for owner in owners if owner != self._queue.owner)
+        dead = {owner for owner, count in counts.items() if self._is_gone(owner, count, predecessor_gone)}
+        back: list[str] = []
+        try:
+            for stem, owners in holders.items():
+                for owner in dead.intersection(owners):
+                    self._take_back(stem, owner, back)
+        finally:
+            self._handle.requeue_order(back)
+
+    def _is_gone(self, owner: str, count: int, predecessor_gone: bool) -> bool:
+        liveness = self._liveness(owner)
+        if liveness == "dead":
+            return True
+        if self._queue._owner is None or _name_of(owner) != _name_of(self._queue.owner):
+            return False
+        if liveness == "alive":
+            raise LiveNamesakeError(owner, count, f"its process {names.pid_of(owner)} runs on this host")
+        if not predecessor_gone:
+            raise LiveNamesakeError(owner, count, "whether its process lives cannot be seen from this host")
+        return True
+
+    def _liveness(self, owner: str) -> Liveness:
+        """Whether an owner lives; a handle of this process does while it is open."""
+        found = read_record(self._handle.ops, self._handle.layout.owners, owner)
+        if found is None:
+            return "unknown"
+        liveness = found.liveness()
+        if liveness == "alive" and found.pid == os.getpid() and owner not in _open_owners():
+            return "dead"
+        return liveness
+
+    def _take_back(self, stem: str, owner: str, back: list[str]) -> None:
+        handle, leased = self._handle, self._handle.layout.leased
+        if handle.moves.fetch(leased, names.leased_file(stem, owner), stem):
+            reason = "the controller that leased it is gone"
+            return_or_bury(handle, stem, "expired", reason, self._queue._max_attempts, back, owner)
+
+    def look(self) -> None:
+        """List what is live. What moves from one directory to the other meanwhile is seen in one of them."""
+        pending = self._handle.layout.pending
+        with explained("listing", self._queue.path):
+            before = pending.listing()
+            self._holders = self._handle.moves.holders()
+            self._pending = {stem for name in (*before, *pending.listing()) if (stem := names.parse_pending(name))}
+
+    def leased(self) -> dict[str, list[str]]:
+        return self._holders
+
+    def failed(self, sample_ids: Iterable[str]) -> set[str]:
+        """Those that are dead letters and not live again."""
+        listing = self._handle.layout.failed.listing()
+        if not listing:
+            return set()
+        letters = {stem for name in listing if (stem := names.parse_ref(name))}
+        letters -= self._pending
+        letters -= self._holders.keys()
+        return {sample_id for sample_id in sample_ids if names.stem_of(sample_id) in letters}
+
+    def settle(self, acked: dict[str, int | None]) -> None:
+        """Move acknowledged samples to done/, whoever holds them."""
+        handle, layout, keep = self._handle, self._handle.layout, self._queue._keep_done
+        with explained("acknowledging refs in", self._queue.path):
+            for sample_id, step in acked.items():
+                stem = names.stem_of(sample_id)
+                for owner in self._holders.pop(stem, ()):
+                    handle.moves.finish(layout.leased, names.leased_file(stem, owner), stem, step, keep)
+                if stem in self._pending:
+                    handle.moves.finish(layout.pending, names.ref_file(stem), stem, step, keep)
+
+    def requeue(self, sample_ids: Sequence[str]) -> None:
+        """Put what is live nowhere; a file in done/ that the ledger does not know of is moved back."""
+        live = self._pending | self._holders.keys()
+        missing = [sample_id for sample_id in sample_ids if names.stem_of(sample_id) not in live]
+        if not missing:
+            return
+        parsed = map(names.parse_done, self._handle.layout.done.listing())
+        done = {found[0] for found in parsed if found}
+        admin.requeue(self._queue.path, [i for i in missing if names.stem_of(i) in done])
+        super().requeue([i for i in missing if names.stem_of(i) not in done])
+
+
+def _name_of(owner: str) -> str:
+    return owner.rsplit(".", 2)[0]
+
+
+def _open_owners() -> set[str]:
+    """The owners of all handles that are open in this process."""
+    parts = (queue._parts for queue in list(queues._live))
+    return {found.handle.owner for found in parts if found is not None}

@@ -1,0 +1,99 @@
+"""The training state: draft weights, optimizer moments and step, as one flat vector and as a file.
+
+A checkpoint is one safetensors file, replaced by rename; nothing is pickled. All ranks hold the same state,
+so rank 0 alone writes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from fsqueue.demo.directory import DemoDirectory, Plan, publish
+from fsqueue.demo.draft import new_draft
+
+_FILE = "latest.safetensors"
+_WARM_UP_STEPS = 10
+_MAX_NORM = 1.0
+
+
+class TrainingState:
+    """The draft and its AdamW optimizer.
+
+    Attributes:
+        step: optimizer steps taken.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.draft = new_draft(plan.hidden_size, plan.options.seed)
+        self.step = 0
+        self._rate = plan.options.learning_rate
+        self._parameters = list(self.draft.parameters())
+        self._optimizer = torch.optim.AdamW(self._parameters, lr=self._rate, betas=(0.9, 0.95), weight_decay=0.01)
+        for parameter in self._parameters:
+            self._optimizer.state[parameter] = {
+                "step": torch.zeros(()),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+    def gradient(self) -> Tensor:
+        """All gradients as one new vector; zeros where nothing was computed."""
+        parts = (torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters)
+        return torch.cat([part.flatten() for part in parts])
+
+    def clear_gradient(self) -> None:
+        self._optimizer.zero_grad()
+
+    def apply(self, gradient: Tensor) -> None:
+        """Take one optimizer step with this gradient."""
+        for parameter, part in zip(self._parameters, self._split(gradient), strict=True):
+            parameter.grad = part.view_as(parameter).clone()
+        torch.nn.utils.clip_grad_norm_(self._parameters, _MAX_NORM)
+        self._optimizer.param_groups[0]["lr"] = self._rate * min(1.0, (self.step + 1) / _WARM_UP_STEPS)
+        self._optimizer.step()
+        self.clear_gradient()
+        self.step += 1
+
+    def _split(self, flat: Tensor) -> tuple[Tensor, ...]:
+        return torch.split(flat, [p.numel() for p in self._parameters])
+
+    @torch.no_grad()
+    def flatten(self) -> Tensor:
+        """Weights and moments as one vector; the step is not in it."""
+        return torch.cat([part.flatten() for part in self._tensors()])
+
+    @torch.no_grad()
+    def restore(self, flat: Tensor, step: int) -> None:
+        """Take over what flatten gave, in this or another process, at that step."""
+        at = 0
+        for tensor in self._tensors():
+            tensor.copy_(flat[at : at + tensor.numel()].view_as(tensor))
+            at += tensor.numel()
+        self.step = step
+        for parameter in self._parameters:
+            self._optimizer.state[parameter]["step"].fill_(step)
+
+    def _tensors(self) -> list[Tensor]:
+        moments = [self._optimizer.state[p][name] for name in ("exp_avg", "exp_avg_sq") for p in self._parameters]
+        return [*self._parameters, *moments]
+
+    def digest(self) -> str:
+        """SHA-256 of the weights, to compare ranks by."""
+        weights = torch.cat([p.detach().flatten() for p in self._parameters])
+        return hashlib.sha256(weights.numpy().tobytes()).hexdigest()
+
+    def save(self, demo: DemoDirectory) -> None:
+        """Replace the checkpoint."""
+        content = save({"state": self.flatten()}, metadata={"step": str(self.step)})
+        publish(demo.at("checkpoints", _FILE), content)
+
+    def load(self, demo: DemoDirectory) -> int:
+        """Take over the last checkpoint; returns its step."""
+        with safe_open(demo.at("checkpoints", _FILE), "pt") as file:
+            self.restore(file.get_tensor("state"), int(file.metadata()["step"]))
+        return self.step

@@ -1,0 +1,184 @@
+"""The one directory that the demo's processes share, and the plan that they all read.
+
+DIR/queue/           the sample refs
+DIR/plan.json        what to produce: written last by `prepare`, so whoever reads it finds the rest in place
+DIR/plan/            the chunks, and the target's frozen embedding and head
+DIR/target/          the target model, converted once
+DIR/features/        hidden states, one safetensors file a chunk
+DIR/checkpoints/     the draft head's training state
+DIR/rendezvous/      where the trainers of one generation find each other
+DIR/log/             one JSONL file and one stderr file a process
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+
+from fsqueue import names
+from fsqueue.demo.options import DemoError, DemoOptions
+from fsqueue.layout import STATES
+
+_SUBDIRECTORIES = ("plan", "features", "checkpoints", "rendezvous", "log")
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What the workers agree on.
+
+    Attributes:
+        target: the folder to load the target model from.
+        target_version: what its weights are called.
+        hidden_size: the target's, and so the draft's.
+        options: the run's parameters.
+    """
+
+    target: str
+    target_version: str
+    hidden_size: int
+    options: DemoOptions
+
+    @property
+    def total(self) -> int:
+        """The refs that will be put in all; the end of the stream is this many done or failed."""
+        return self.options.samples * self.options.passes
+
+
+class Sample(NamedTuple):
+    """One chunk in one pass."""
+
+    chunk: int
+    pass_index: int
+
+    @property
+    def sample_id(self) -> str:
+        return f"chunk-{self.chunk:05d}.pass-{self.pass_index}"
+
+
+def samples_of_rollout(options: DemoOptions, index: int) -> Iterator[Sample]:
+    """A rollout's samples, in the order in which it puts them; every sample belongs to exactly one rollout."""
+    for pass_index in range(options.passes):
+        for chunk in range(index, options.samples, options.rollouts):
+            yield Sample(chunk, pass_index)
+
+
+def ids_by_state(queue_path: str) -> dict[str, set[str]]:
+    """The ids in each state, by one listing each.
+
+    RACE: refs move while the directories are listed one after the other. One that moves forward is seen by a later
+    listing, perhaps by both. One whose trainer dies moves back and can be missed; then it is pending or leased still.
+    """
+    found: dict[str, set[str]] = {state: set() for state in STATES}
+    for state, ids in found.items():
+        for name in os.listdir(os.path.join(queue_path, state)):
+            parsed = names.parse_leased(name) if state == "leased" else names.parse_done(name)
+            sample_id = names.id_of(parsed[0]) if parsed else None
+            if sample_id is not None:
+                ids.add(sample_id)
+    return found
+
+
+def ids_acked_after(queue_path: str, step: int) -> set[str]:
+    """The ids in done/ that were acked at a later optimizer step."""
+    parsed = (names.parse_done(name) for name in os.listdir(os.path.join(queue_path, "done")))
+    late = (names.id_of(entry[0]) for entry in parsed if entry and entry[1] is not None and entry[1] > step)
+    return {sample_id for sample_id in late if sample_id is not None}
+
+
+class DemoDirectory:
+    """Paths inside the shared directory."""
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.abspath(path)
+        self.queue = self.at("queue")
+        self.features = self.at("features")
+        self.log = self.at("log")
+
+    def at(self, *parts: str) -> str:
+        return os.path.join(self.path, *parts)
+
+    def create(self) -> None:
+        """Make the directory and its parts.
+
+        Raises:
+            DemoError: it exists and is not empty.
+        """
+        os.makedirs(self.path, exist_ok=True)
+        if os.listdir(self.path):
+            raise DemoError(f"{self.path} is not empty: name a directory that is missing or empty")
+        for name in _SUBDIRECTORIES:
+            os.mkdir(self.at(name))
+
+    def write_plan(self, plan: Plan) -> None:
+        publish(self.at("plan.json"), msgspec.json.encode(plan))
+
+    def read_plan(self) -> Plan | None:
+        """The plan; None as long as it is not written."""
+        try:
+            with open(self.at("plan.json"), "rb") as f:
+                return msgspec.json.decode(f.read(), type=Plan)
+        except FileNotFoundError:
+            return None
+
+
+class Parent:
+    """The process that started this one; a worker does not outlive it."""
+
+    def __init__(self, pid: int | None) -> None:
+        self._pid = pid
+
+    def check(self) -> None:
+        """Exit where the parent is gone."""
+        if self._pid is not None and os.getppid() != self._pid:
+            raise SystemExit("the demo that started this process is gone")
+
+    def sleep(self, seconds: float) -> None:
+        self.check()
+        time.sleep(seconds)
+
+    def wait_for_plan(self, demo: DemoDirectory) -> Plan:
+        while (plan := demo.read_plan()) is None:
+            self.sleep(0.1)
+        return plan
+
+
+@dataclass(frozen=True)
+class WorkerArguments:
+    """A worker's command line; `start` counts the starts of the same worker."""
+
+    directory: str
+    index: int
+    start: int
+    parent: int | None
+
+
+def worker_arguments(name: str) -> WorkerArguments:
+    """Parse this process's command line."""
+    parser = argparse.ArgumentParser(prog=f"python -m fsqueue.demo.{name}")
+    parser.add_argument("directory")
+    parser.add_argument("--index", type=int, required=True)
+    parser.add_argument("--start", type=int, default=1)
+    parser.add_argument("--parent", type=int, help="exit when this process is no longer the parent")
+    return WorkerArguments(**vars(parser.parse_args()))
+
+
+def publish(path: str, content: bytes) -> None:
+    """Write a file so that it is there whole and durable, or not at all. One writer a path."""
+    folder, name = os.path.split(path)
+    tmp = os.path.join(folder, f".{name}.tmp")
+    # CRASH: a leftover .tmp is invisible to readers, and the next write of the same path replaces it.
+    with open(tmp, "wb") as f:
+        f.write(content)
+        f.flush()
+        os.fsync(f.fileno())
+    os.rename(tmp, path)
+    folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder_fd)
+    finally:
+        os.close(folder_fd)

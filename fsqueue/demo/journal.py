@@ -1,0 +1,88 @@
+"""What a process did, as JSON lines in a file of its own, and a reader that follows all of them.
+
+The supervisor's display, its decisions and the final report rest on these lines and on the queue alone.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Literal
+
+import msgspec
+
+Kind = Literal[
+    "started", "prepared", "found", "put", "paused", "resumed", "joined", "delivered", "step", "acked", "lease_lost", "requeued",
+    "failed", "acceptance", "finished",
+]  # fmt: skip
+
+
+class Event(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line.
+
+    Attributes:
+        at: seconds since the epoch, for people and rates.
+        worker: which process, such as ``trainer-0``.
+        loss: of this process's own refs in a step.
+        global_loss: of all ranks' refs in a step.
+        value: an acceptance.
+        note: a digest, a reason.
+    """
+
+    kind: Kind
+    at: float
+    worker: str
+    ids: tuple[str, ...] = ()
+    step: int = 0
+    loss: float | None = None
+    global_loss: float | None = None
+    value: float | None = None
+    note: str = ""
+
+
+class Journal:
+    """Appends events to ``<log>/<worker>.<start>.jsonl``, one write(2) a line, so that a SIGKILL tears none."""
+
+    def __init__(self, log_dir: str, worker: str, start: int) -> None:
+        self.worker = worker
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        self._fd = os.open(os.path.join(log_dir, f"{worker}.{start}.jsonl"), flags, 0o666)
+        self.write("started")
+
+    def write(
+        self,
+        kind: Kind,
+        ids: list[str] | None = None,
+        *,
+        step: int = 0,
+        loss: float | None = None,
+        global_loss: float | None = None,
+        value: float | None = None,
+        note: str = "",
+    ) -> None:
+        event = Event(kind, time.time(), self.worker, tuple(ids or ()), step, loss, global_loss, value, note)
+        os.write(self._fd, msgspec.json.encode(event) + b"\n")
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class Follower:
+    """Reads every event of a log directory once, as they are written."""
+
+    def __init__(self, log_dir: str) -> None:
+        self._log_dir = log_dir
+        self._offsets: dict[str, int] = {}
+
+    def read(self) -> Iterator[Event]:
+        """Events since the last call; a line without its end is left for the next one."""
+        for name in sorted(os.listdir(self._log_dir)):
+            if not name.endswith(".jsonl"):
+                continue
+            with open(os.path.join(self._log_dir, name), "rb") as f:
+                f.seek(self._offsets.get(name, 0))
+                whole, _, _ = f.read().rpartition(b"\n")
+            if whole:
+                self._offsets[name] = self._offsets.get(name, 0) + len(whole) + 1
+                yield from (msgspec.json.decode(line, type=Event) for line in whole.split(b"\n"))

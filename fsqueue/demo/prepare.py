@@ -1,0 +1,94 @@
+"""The first process of a run: everything that the workers need before they can start.
+
+    python -m fsqueue.demo.prepare DIR OPTIONS.json
+
+Converts the target, cuts the text, captures the held-out chunks, writes the untrained draft and its acceptance,
+and last of all the plan, which the workers wait for.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import msgspec
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from fsqueue.demo import text
+from fsqueue.demo.checkpoint import TrainingState
+from fsqueue.demo.directory import DemoDirectory, Plan, publish
+from fsqueue.demo.draft import Frozen
+from fsqueue.demo.evaluate import HeldOut, measure
+from fsqueue.demo.journal import Journal
+from fsqueue.demo.options import DemoOptions
+from fsqueue.demo.target import Target, convert_gguf, load_tokenizer, packaged_gguf
+
+CHUNKS = "chunks.safetensors"
+
+
+def prepare(demo: DemoDirectory, options: DemoOptions, journal: Journal) -> None:
+    """Do it all; the plan is there once this returns."""
+    folder, version = _target_folder(demo, options)
+    journal.write("prepared", note=f"target {version} is ready")
+    target = Target(folder)
+    split = _split(folder, options)
+    publish(demo.at("plan", CHUNKS), save({"training": torch.tensor(split.training, dtype=torch.int32)}))
+    _frozen(target, text.commonest(split.training, options.vocabulary, len(target.embedding()))).save(demo)
+    held_out_tokens = torch.tensor(split.held_out, dtype=torch.int32)
+    _capture_held_out(target, held_out_tokens).save(demo)
+    journal.write("prepared", note=f"{len(split.training)} chunks to capture, {len(split.held_out)} held out")
+    plan = Plan(folder, version, target.hidden_size, options)
+    TrainingState(plan).save(demo)
+    measure(demo, plan, journal)
+    demo.write_plan(plan)
+
+
+def _target_folder(demo: DemoDirectory, options: DemoOptions) -> tuple[str, str]:
+    """Where the processes load the target from, and what it is called."""
+    if options.target is not None:
+        folder = os.path.abspath(options.target)
+        return folder, os.path.basename(folder)
+    source, file = packaged_gguf()
+    convert_gguf(source, file, demo.at("target"))
+    return demo.at("target"), file
+
+
+def _split(folder: str, options: DemoOptions) -> text.Split:
+    tokenizer = load_tokenizer(folder)
+
+    def encode(document: str) -> list[int]:
+        ids: list[int] = tokenizer.backend_tokenizer.encode(document, add_special_tokens=False).ids
+        return ids
+
+    return text.split(
+        text.documents(),
+        encode,
+        length=options.tokens,
+        training=options.samples,
+        held_out=options.held_out_samples,
+        seed=options.seed,
+    )
+
+
+def _frozen(target: Target, kept: list[int]) -> Frozen:
+    ids = torch.tensor(kept)
+    head, bias = target.head_rows(ids)
+    return Frozen(target.embedding().float(), head.float(), bias.float(), ids)
+
+
+def _capture_held_out(target: Target, tokens: Tensor) -> HeldOut:
+    hidden = [target.hidden_states(piece) for piece in tokens]
+    return HeldOut(tokens, torch.stack(hidden), torch.stack([target.choices(states) for states in hidden]))
+
+
+def main(arguments: list[str]) -> None:
+    demo = DemoDirectory(arguments[0])
+    with open(arguments[1], "rb") as f:
+        options = msgspec.json.decode(f.read(), type=DemoOptions)
+    prepare(demo, options, Journal(demo.log, "prepare", 1))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,84 @@
+"""How the trainers' ranks and the supervisor agree on a generation, by files alone.
+
+The supervisor counts generations up in DIR/rendezvous/generation, each time before it starts a dead rank again.
+Every rank announces itself for the current generation and waits for all the others; only then do they connect
+(group.py). A rank whose peer dies sees its collective fail, leaves, and waits for the next generation; what it has
+trained and leased stays with it.
+
+    wait_for_peers -> connect -> collectives -> leave                      the normal end
+    wait_for_peers -> connect -> collectives -> PeerLostError -> leave     and wait_for_peers again
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from fsqueue.demo.directory import DemoDirectory, Parent, publish
+
+_NEW_GENERATION_TIMEOUT_S = 60.0
+_POLL_S = 0.02
+
+
+class FinishedError(Exception):
+    """The training has finished; there is no group to join any more."""
+
+
+class Rendezvous:
+    """The files through which ranks and supervisor agree on a generation."""
+
+    def __init__(self, demo: DemoDirectory) -> None:
+        self._demo = demo
+
+    def generation(self) -> int:
+        """The current generation; 0 before the first."""
+        try:
+            with open(self._at("generation"), encoding="ascii") as f:
+                return int(f.read())
+        except FileNotFoundError:
+            return 0
+
+    def advance(self) -> None:
+        """Begin the next generation. The supervisor alone does this."""
+        publish(self._at("generation"), str(self.generation() + 1).encode())
+
+    def announce(self, generation: int, rank: int) -> None:
+        publish(self._at(f"{generation}.rank-{rank}"), str(os.getpid()).encode())
+
+    def all_here(self, generation: int, world_size: int) -> bool:
+        return all(os.path.exists(self._at(f"{generation}.rank-{rank}")) for rank in range(world_size))
+
+    def store(self, generation: int) -> str:
+        return self._at(f"{generation}.store")
+
+    def wait_for_peers(self, rank: int, world_size: int, after: int, parent: Parent) -> int:
+        """Wait for a generation later than `after` in which all ranks are here; returns it.
+
+        Raises:
+            FinishedError: the training is complete.
+            SystemExit: no later generation begins; the supervisor will start this rank again.
+        """
+        announced = after
+        deadline = time.monotonic() + _NEW_GENERATION_TIMEOUT_S
+        while True:
+            if self.finished():
+                raise FinishedError
+            generation = self.generation()
+            if generation > announced:
+                self.announce(generation, rank)
+                announced = generation
+            if announced > after and self.all_here(announced, world_size):
+                return announced
+            if announced == after and time.monotonic() > deadline:
+                raise SystemExit(f"no generation after {after} began within {_NEW_GENERATION_TIMEOUT_S:.0f} s")
+            parent.sleep(_POLL_S)
+
+    def finish(self) -> None:
+        """Say that the training is complete and its last checkpoint written. Rank 0 alone does this."""
+        publish(self._at("finished"), b"")
+
+    def finished(self) -> bool:
+        return os.path.exists(self._at("finished"))
+
+    def _at(self, name: str) -> str:
+        return self._demo.at("rendezvous", name)

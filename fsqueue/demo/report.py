@@ -1,0 +1,142 @@
+"""What a run came to, counted from the workers' journals and the queue's directories."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+from fsqueue.demo.directory import DemoDirectory, Plan, ids_by_state
+from fsqueue.demo.journal import Event
+from fsqueue.demo.options import DemoReport, Kill, RankStats, RolloutStats
+
+
+class Tally:
+    """Adds up events.
+
+    Attributes:
+        put: sample id to how often a rollout put it.
+        known: ids that are in the queue according to their rollout.
+        delivered: sample id to how often a trainer leased it.
+        held: worker to the ids that it leases and has not settled.
+        losses: step to the loss over all ranks.
+        last_loss: worker to the loss of its own refs at its latest step.
+        acceptance: worker to the acceptance that it measured.
+    """
+
+    def __init__(self) -> None:
+        self.put: Counter[str] = Counter()
+        self.known: set[str] = set()
+        self.delivered: Counter[str] = Counter()
+        self.acked: set[str] = set()
+        self.held: defaultdict[str, set[str]] = defaultdict(set)
+        self.losses: dict[int, float] = {}
+        self.last_loss: dict[str, float] = {}
+        self.acceptance: dict[str, float] = {}
+        self.digests: dict[str, str] = {}
+        self.first_put_at: float | None = None
+        self.last_ack_at = 0.0
+        self._by_worker: defaultdict[str, Counter[str]] = defaultdict(Counter)
+
+    @property
+    def step(self) -> int:
+        return max(self.losses, default=0)
+
+    def count(self, worker: str, kind: str) -> int:
+        """A worker's events of a kind, in all its starts; ids where the kind has them."""
+        return self._by_worker[worker][kind]
+
+    def add(self, event: Event) -> None:
+        self._by_worker[event.worker][event.kind] += len(event.ids) if event.kind in _BY_ID else 1
+        if event.kind in ("put", "found"):
+            self._add_put(event)
+        elif event.kind == "delivered":
+            self.delivered.update(event.ids)
+            self.held[event.worker].update(event.ids)
+        elif event.kind in ("acked", "failed", "lease_lost"):
+            self.held[event.worker].difference_update(event.ids)
+            if event.kind == "acked":
+                self.acked.update(event.ids)
+                self.last_ack_at = max(self.last_ack_at, event.at)
+        elif event.kind == "started":
+            self.held[event.worker].clear()
+        elif event.kind == "step" and event.global_loss is not None:
+            self.losses[event.step] = event.global_loss
+            if event.loss is not None:
+                self.last_loss[event.worker] = event.loss
+        elif event.kind == "acceptance" and event.value is not None:
+            self.acceptance[event.worker] = event.value
+        elif event.kind == "finished" and event.note:
+            self.digests[event.worker] = event.note
+
+    def _add_put(self, event: Event) -> None:
+        self.known.update(event.ids)
+        if event.kind == "put":
+            self.put.update(event.ids)
+            self.first_put_at = min(self.first_put_at or event.at, event.at)
+
+    def samples_per_s(self, done: int, now: float) -> float:
+        """Refs trained a second, since the first put."""
+        elapsed_s = now - self.first_put_at if self.first_put_at is not None else 0.0
+        return done / elapsed_s if elapsed_s > 0 else 0.0
+
+    def mean_loss(self, *, last: bool) -> float | None:
+        """The mean over the first or the last few steps."""
+        steps = sorted(self.losses)
+        few = max(1, min(5, len(steps) // 4))
+        chosen = steps[-few:] if last else steps[:few]
+        return sum(self.losses[step] for step in chosen) / len(chosen) if chosen else None
+
+
+_BY_ID = frozenset({"put", "delivered", "acked", "failed", "lease_lost", "requeued"})
+
+
+def make_report(
+    demo: DemoDirectory, plan: Plan, tally: Tally, kills: list[Kill], *, seconds: float, violations: int
+) -> DemoReport:
+    """The final figures; the queue's directories are read once more for them."""
+    options = plan.options
+    states = ids_by_state(demo.queue)
+    done = states["done"]
+    digests = {tally.digests.get(f"trainer-{rank}") for rank in range(options.trainers)}
+    return DemoReport(
+        directory=demo.path,
+        target=plan.target_version,
+        samples=options.samples,
+        passes=options.passes,
+        put=len(tally.known),
+        put_twice=sum(times > 1 for times in tally.put.values()),
+        trained=len(done),
+        failed=len(states["failed"]),
+        delivered_twice=sum(times > 1 for times in tally.delivered.values()),
+        lost=len(tally.known - set().union(*states.values())),
+        steps=tally.step,
+        loss_first=tally.mean_loss(last=False),
+        loss_last=tally.mean_loss(last=True),
+        acceptance_before=tally.acceptance["prepare"],
+        acceptance_after=tally.acceptance["evaluate"],
+        seconds=seconds,
+        samples_per_s=tally.samples_per_s(len(done), tally.last_ack_at),
+        kills=kills,
+        ranks=[_rank(tally, rank) for rank in range(options.trainers)],
+        rollouts=[_rollout(tally, index) for index in range(options.rollouts)],
+        ranks_agree=len(digests) == 1 and None not in digests,
+        check_violations=violations,
+    )
+
+
+def _rank(tally: Tally, rank: int) -> RankStats:
+    worker = f"trainer-{rank}"
+    return RankStats(
+        rank=rank,
+        deliveries=tally.count(worker, "delivered"),
+        trained=tally.count(worker, "acked"),
+        steps=tally.count(worker, "step"),
+        loss_last=tally.last_loss.get(worker),
+        starts=tally.count(worker, "started"),
+    )
+
+
+def _rollout(tally: Tally, index: int) -> RolloutStats:
+    worker = f"rollout-{index}"
+    return RolloutStats(
+        index, tally.count(worker, "put"), tally.count(worker, "paused"), tally.count(worker, "started")
+    )

@@ -1,0 +1,175 @@
+"""The supervisor of a demo run: starts the processes, watches and kills them, and reports what came of it.
+
+prepare -> rollouts and trainers, until the trainers have trained everything -> evaluate -> check -> report
+
+It needs no torch itself, and touches the queue only to count.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from fsqueue import FileSampleRefQueue
+from fsqueue.check import check_queue
+from fsqueue.demo.directory import DemoDirectory
+from fsqueue.demo.journal import Follower
+from fsqueue.demo.options import DemoError, DemoOptions, DemoReport, Kill, Progress, Snapshot
+from fsqueue.demo.rendezvous import Rendezvous
+from fsqueue.demo.report import Tally, make_report
+from fsqueue.demo.workers import Crew, Worker
+from fsqueue.queue import Counts
+from fsqueue.records import SampleRef
+
+_POLL_S = 0.05
+_PROGRESS_S = 0.5
+
+
+def run_demo(options: DemoOptions, progress: Progress = lambda snapshot: None) -> DemoReport:
+    """Run the demo to its end.
+
+    Args:
+        progress: called about twice a second, and at once with a message when something happens.
+
+    Raises:
+        DemoError: the directory is not empty, a process keeps failing, or nothing moves any more.
+    """
+    demo = DemoDirectory(options.directory)
+    demo.create()
+    with open(demo.at("options.json"), "wb") as f:
+        f.write(msgspec.json.encode(options))
+    rendezvous = Rendezvous(demo)
+    rendezvous.advance()
+    run_id = f"demo-{options.seed}"
+    with (
+        FileSampleRefQueue(demo.queue, lease_timeout_s=options.lease_timeout_s, run_id=run_id) as queue,
+        Crew(demo, options.rollouts, options.trainers, rendezvous.advance) as crew,
+    ):
+        return _Run(options, demo, queue, crew, progress).to_the_end()
+
+
+class _Run:
+    """One run's state in the supervisor."""
+
+    def __init__(
+        self,
+        options: DemoOptions,
+        demo: DemoDirectory,
+        queue: FileSampleRefQueue[SampleRef],
+        crew: Crew,
+        progress: Progress,
+    ) -> None:
+        self._options = options
+        self._demo = demo
+        self._queue = queue
+        self._crew = crew
+        self._progress = progress
+        self._follower = Follower(demo.log)
+        self._tally = Tally()
+        self._started = self._shown = self._moved = time.monotonic()
+        self._random = random.Random(options.seed)
+        self._kills: list[Kill] = []
+        self._due_kills = [self._rollout_to_kill, self._trainer_to_kill] if options.kill else []
+
+    def to_the_end(self) -> DemoReport:
+        self._crew.start()
+        self._until(lambda: self._crew.finished)
+        self._crew.evaluate.start()
+        self._until(lambda: self._crew.evaluate.finished)
+        self._show("checking")
+        violations = check_queue(self._demo.queue)
+        plan = self._demo.read_plan()
+        if plan is None:
+            raise DemoError(f"{self._demo.path} has lost its plan")
+        return make_report(
+            self._demo, plan, self._tally, self._kills, seconds=self._elapsed_s(), violations=len(violations)
+        )
+
+    def _until(self, finished: Callable[[], bool]) -> None:
+        """Watch, kill and show until then."""
+        while True:
+            for worker in self._crew.watch():
+                self._show(message=f"started {worker.name} again, pid {worker.pid}")
+            over = finished()
+            self._read_events()
+            if over:
+                return
+            self._kill_what_is_due()
+            if time.monotonic() - self._shown > _PROGRESS_S:
+                self._show()
+            time.sleep(_POLL_S)
+
+    def _read_events(self) -> None:
+        for event in self._follower.read():
+            self._tally.add(event)
+            self._moved = time.monotonic()
+            if event.kind == "acceptance":
+                when = "before" if event.worker == "prepare" else "after"
+                self._show(message=f"top-1 acceptance {when} training: {event.value:.1%}")
+            elif event.kind == "prepared":
+                self._show(message=event.note)
+            elif event.kind == "failed":
+                self._show(message=f"{event.worker} failed {event.ids[0]}: {event.note}")
+        if time.monotonic() - self._moved > self._options.stall_timeout_s:
+            raise DemoError(f"nothing has moved for {self._options.stall_timeout_s:.0f} s; see {self._demo.log}")
+
+    def _kill_what_is_due(self) -> None:
+        for choose in list(self._due_kills):
+            victim = choose()
+            if victim is not None:
+                self._due_kills.remove(choose)
+                self._kill(victim)
+
+    def _rollout_to_kill(self) -> Worker | None:
+        """A rollout, once a quarter of the chunks is captured."""
+        if len(self._tally.known) < max(1, self._options.samples // 4):
+            return None
+        return self._one_running(self._crew.rollouts)
+
+    def _trainer_to_kill(self) -> Worker | None:
+        """A trainer that holds leases, once a quarter of all refs is trained."""
+        total = self._options.samples * self._options.passes
+        if len(self._tally.acked) < max(1, total // 4):
+            return None
+        return self._one_running([worker for worker in self._crew.trainers if self._tally.held[worker.name]])
+
+    def _one_running(self, workers: list[Worker]) -> Worker | None:
+        running = [worker for worker in workers if worker.running]
+        return self._random.choice(running) if running else None
+
+    def _kill(self, victim: Worker) -> None:
+        pid, held = victim.pid, len(self._tally.held[victim.name])
+        victim.kill()
+        self._kills.append(Kill(victim.name, pid, round(self._elapsed_s(), 1), held))
+        self._show(message=f"killed {victim.name}, pid {pid}, which held {held} leases")
+
+    def _stage(self) -> str:
+        if not self._crew.prepare.finished:
+            return "preparing"
+        return "evaluating" if self._crew.finished else "training"
+
+    def _show(self, stage: str | None = None, message: str | None = None) -> None:
+        self._shown = time.monotonic()
+        counts: Counts = self._queue.counts()
+        tally = self._tally
+        self._progress(
+            Snapshot(
+                stage=stage or self._stage(),
+                elapsed_s=self._elapsed_s(),
+                total=self._options.samples * self._options.passes,
+                pending=counts.pending,
+                leased=counts.leased,
+                done=counts.done,
+                failed=counts.failed,
+                step=tally.step,
+                samples_per_s=tally.samples_per_s(counts.done, time.time()),
+                losses={int(worker.rpartition("-")[2]): loss for worker, loss in sorted(tally.last_loss.items())},
+                message=message,
+            )
+        )
+
+    def _elapsed_s(self) -> float:
+        return time.monotonic() - self._started

@@ -1,0 +1,168 @@
+"""The demo's processes: started, watched, killed when asked, started again when they die, and always reaped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import fsqueue
+from fsqueue.demo.directory import DemoDirectory
+from fsqueue.demo.options import DemoError
+
+_MAX_CRASHES = 3
+_TAIL_LINES = 12
+
+
+def available_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Worker:
+    """One process of the demo, through all its starts.
+
+    Attributes:
+        starts: how often it was started.
+        finished: whether it ended by itself and well.
+    """
+
+    def __init__(self, demo: DemoDirectory, module: str, arguments: list[str], name: str, threads: int) -> None:
+        self._demo = demo
+        self._command = [sys.executable, "-m", f"fsqueue.demo.{module}", demo.path, *arguments]
+        self._threads = threads
+        self._process: subprocess.Popen[bytes] | None = None
+        self._kills = 0
+        self.name = name
+        self.starts = 0
+        self.finished = False
+
+    def start(self) -> None:
+        self.starts += 1
+        command = [argument.replace("{start}", str(self.starts)) for argument in self._command]
+        with open(self._stderr(), "wb") as stderr:
+            # A session of its own: Ctrl-C reaches the supervisor alone, which then stops the workers.
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=stderr,
+                stderr=stderr,
+                env=_environment(self._threads),
+                start_new_session=True,
+            )
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process else 0
+
+    def has_died(self) -> bool:
+        """Whether the process is gone and its work is not done.
+
+        Raises:
+            DemoError: it has crashed too often.
+        """
+        if self._process is None or self.finished or (code := self._process.poll()) is None:
+            return False
+        if code == 0:
+            self.finished = True
+            return False
+        if self.starts - self._kills > _MAX_CRASHES or self.name == "prepare":
+            raise DemoError(f"{self.name} ended with exit code {code}:\n{self.stderr_tail()}")
+        return True
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        if self._process is not None and self._process.poll() is None:
+            self._kills += 1
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+
+    def stderr_tail(self) -> str:
+        try:
+            lines = Path(self._stderr()).read_text(errors="replace").splitlines()
+        except FileNotFoundError:
+            return ""
+        return "\n".join(lines[-_TAIL_LINES:])
+
+    def _stderr(self) -> str:
+        return self._demo.at("log", f"{self.name}.{self.starts}.stderr")
+
+
+class Crew:
+    """All workers of a run; leaving the context kills and reaps those that still run.
+
+    Args:
+        before_trainer_restart: called each time a trainer is about to be started again.
+    """
+
+    def __init__(
+        self, demo: DemoDirectory, rollouts: int, trainers: int, before_trainer_restart: Callable[[], None]
+    ) -> None:
+        cores = available_cores()
+        threads = max(1, cores // (rollouts + trainers))
+        self._before_trainer_restart = before_trainer_restart
+        self.prepare = Worker(demo, "prepare", [demo.at("options.json")], "prepare", cores)
+        self.evaluate = Worker(demo, "evaluate", [], "evaluate", cores)
+        self.rollouts = [_indexed(demo, "rollout", index, threads) for index in range(rollouts)]
+        self.trainers = [_indexed(demo, "trainer", rank, threads) for rank in range(trainers)]
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for worker in (self.prepare, self.evaluate, *self.rollouts, *self.trainers):
+            worker.kill()
+
+    def start(self) -> None:
+        """Start all but the evaluation: the workers load their libraries while the first one prepares."""
+        for worker in (self.prepare, *self.trainers, *self.rollouts):
+            worker.start()
+
+    def watch(self) -> list[Worker]:
+        """Start workers that died again; returns them.
+
+        Raises:
+            DemoError: one of them keeps crashing.
+        """
+        self.prepare.has_died()
+        self.evaluate.has_died()
+        dead_rollouts = [worker for worker in self.rollouts if worker.has_died()]
+        dead_trainers = [worker for worker in self.trainers if worker.has_died()]
+        if dead_trainers:
+            self._before_trainer_restart()
+        for worker in dead_rollouts + dead_trainers:
+            worker.start()
+        return dead_rollouts + dead_trainers
+
+    @property
+    def finished(self) -> bool:
+        return all(worker.finished for worker in (*self.rollouts, *self.trainers))
+
+
+def _indexed(demo: DemoDirectory, kind: str, index: int, threads: int) -> Worker:
+    arguments = ["--index", str(index), "--start", "{start}", "--parent", str(os.getpid())]
+    return Worker(demo, kind, arguments, f"{kind}-{index}", threads)
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """This process's environment, without network look-ups and with its share of the cores."""
+    package_parent = os.path.dirname(os.path.dirname(os.path.abspath(fsqueue.__file__)))
+    inherited = os.environ.get("PYTHONPATH")
+    return {
+        **os.environ,
+        "PYTHONPATH": package_parent if not inherited else package_parent + os.pathsep + inherited,
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads starve the other processes where cores are few
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+    }

@@ -1,0 +1,140 @@
+"""What each file operation of a queue costs on a mount, in microseconds."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fsqueue.fileops import Directory, FileOps
+
+_CONTENT = b"x" * 600
+_SAMPLES = 200
+_FEWEST = 5
+_LISTED = 100
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Microseconds a call; with fewer than 100 samples, p99_us is the slowest of them."""
+
+    median_us: float
+    p99_us: float
+    samples: int
+
+
+def measure_costs(
+    ops: FileOps, source: Directory, target: Directory, budget_s: float, lock: bool = True
+) -> dict[str, Cost]:
+    """The cost of each operation, one after the other, by one process.
+
+    Args:
+        source, target: two empty directories; they are empty again afterwards.
+        budget_s: seconds that go into an operation at most, though a few calls are always made.
+        lock: whether the lock can be measured; False where the mount has none.
+    """
+    bench = _Bench(ops, source, target, budget_s)
+    created = bench.timed(lambda i: ops.close(ops.create(source.fd, str(i), _CONTENT)), _SAMPLES)
+    count = len(created)
+    steps: list[tuple[str, Callable[[int], object]]] = [
+        ("stat", lambda i: ops.stat(str(i), dir_fd=source.fd, follow_symlinks=False)),
+        ("open_read_close", lambda i: ops.read_file(source.fd, str(i))),
+        ("utime", lambda i: ops.utime(str(i), dir_fd=source.fd, follow_symlinks=False)),
+        ("rename", lambda i: ops.rename(str(i), str(i), src_dir_fd=source.fd, dst_dir_fd=target.fd)),
+    ]
+    costs = {"create_write_close": _cost(created)}
+    for name, step in steps:
+        costs[name] = _cost(bench.timed(step, count))
+    costs["fsync"] = _cost(bench.fsyncs())
+    costs["fsync_directory"] = _cost(bench.directory_fsyncs())
+    costs["listdir"] = _cost(bench.listings())
+    costs["unlink"] = _cost(bench.unlinks())
+    if lock:
+        costs["lock_unlock"] = _cost(bench.locks())
+    return costs
+
+
+class _Bench:
+    def __init__(self, ops: FileOps, source: Directory, target: Directory, budget_s: float) -> None:
+        self._ops = ops
+        self._source = source
+        self._target = target
+        self._budget_s = budget_s
+
+    def timed(self, step: Callable[[int], object], count: int) -> list[float]:
+        """Seconds of each of up to count calls of ``step(i)``, fewer when the budget is used up."""
+        seconds: list[float] = []
+        end = time.perf_counter() + self._budget_s
+        for index in range(count):
+            started = time.perf_counter()
+            step(index)
+            finished = time.perf_counter()
+            seconds.append(finished - started)
+            if finished > end and len(seconds) >= _FEWEST:
+                break
+        return seconds
+
+    def fsyncs(self) -> list[float]:
+        """Of a file with one fresh write each; only the fsync is timed."""
+        fds: list[int] = []
+        try:
+            for _ in range(_SAMPLES // 4):
+                fds.append(self._ops.create(self._source.fd, f"fsync{len(fds)}", _CONTENT))
+            return self.timed(lambda i: self._ops.fsync(fds[i]), len(fds))
+        finally:
+            for index, fd in enumerate(fds):
+                self._ops.close(fd)
+                self._ops.remove(self._source.fd, f"fsync{index}")
+
+    def directory_fsyncs(self) -> list[float]:
+        """Of a directory in which one file was made since the last."""
+        seconds: list[float] = []
+        for index in range(_SAMPLES // 4):
+            self._ops.close(self._ops.create(self._source.fd, "entry", _CONTENT))
+            seconds += self.timed(lambda _: self._source.sync(), 1)
+            self._ops.remove(self._source.fd, "entry")
+            if sum(seconds) > self._budget_s and index >= _FEWEST:
+                break
+        return seconds
+
+    def listings(self) -> list[float]:
+        """Of a directory of `_LISTED` files, opened anew each time."""
+        names = [f"listed{index}" for index in range(_LISTED)]
+        try:
+            for name in names:
+                self._ops.close(self._ops.create(self._source.fd, name, b""))
+            return self.timed(lambda _: self._source.listing(), _SAMPLES)
+        finally:
+            for name in names:
+                self._ops.remove(self._source.fd, name)
+
+    def unlinks(self) -> list[float]:
+        """Of the files that the renames have left; both directories are empty afterwards."""
+        names = self._target.listing()
+        seconds = self.timed(lambda i: self._ops.unlink(names[i], dir_fd=self._target.fd), len(names))
+        for directory in (self._source, self._target):
+            for name in directory.listing():
+                self._ops.remove(directory.fd, name)
+        return seconds
+
+    def locks(self) -> list[float]:
+        """Of a lock that nobody else wants, on a descriptor that is kept open."""
+        fd = self._ops.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666, dir_fd=self._source.fd)
+
+        def cycle(_: int) -> None:
+            self._ops.lock(fd)
+            self._ops.unlock(fd)
+
+        try:
+            return self.timed(cycle, _SAMPLES)
+        finally:
+            self._ops.close(fd)
+            self._ops.remove(self._source.fd, "lock")
+
+
+def _cost(seconds: list[float]) -> Cost:
+    ordered = sorted(seconds)
+    slowest = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
+    return Cost(round(statistics.median(ordered) * 1e6, 1), round(slowest * 1e6, 1), len(ordered))

@@ -1,0 +1,183 @@
+"""What a peer process does with real queues: the same calls that a trainer or a rollout worker makes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from fsqueue import fileops
+from fsqueue.errors import LockUnsupportedError
+from fsqueue.queue import FileSampleRefQueue
+from fsqueue.records import SampleRef
+
+_GET_WAIT_S = 0.2
+_FAIL_EVERY = 7
+_RELEASE_EVERY = 11
+_EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
+Queue = FileSampleRefQueue[SampleRef]
+
+
+def sample(sample_id: str) -> SampleRef:
+    return SampleRef(
+        sample_id=sample_id,
+        run_id="verification",
+        source_task_id=None,
+        feature_store_uri="file:///features",
+        feature_keys={"hidden_states": f"{sample_id}.safetensors"},
+        feature_specs={},
+        strategy="eagle3",
+    )
+
+
+class QueueTasks:
+    """The queues that this peer has open, by their paths, and the tasks on them."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, Queue] = {}
+
+    def task(self, name: str) -> Callable[..., Any]:
+        """A task by its name, which is that of a method called ``queue_...`` here.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if not name.startswith("queue_") or not hasattr(self, name):
+            raise ValueError(f"no such task: {name!r}")
+        method: Callable[..., Any] = getattr(self, name)
+        return method
+
+    def queue_open(
+        self, queue: str, lock: str, lease_timeout_s: float | None = None, heartbeat_s: float | None = None
+    ) -> str:
+        """Open a queue; returns this handle's owner."""
+        self._queues[queue] = FileSampleRefQueue(
+            queue, lock=lock, lease_timeout_s=lease_timeout_s, heartbeat_s=heartbeat_s
+        )
+        return self._queues[queue].owner
+
+    def queue_lock_error(self, queue: str) -> str | None:
+        """Why a queue with lock="flock" cannot be opened here; None where it can."""
+        try:
+            FileSampleRefQueue(queue).close()
+        except LockUnsupportedError as error:
+            return str(error)
+        return None
+
+    def queue_put(self, queue: str, ids: list[str]) -> None:
+        self._queues[queue].put([sample(sample_id) for sample_id in ids])
+
+    def queue_get(self, queue: str, count: int, timeout_s: float = 0.0) -> list[str]:
+        return [ref.sample_id for ref in self._queues[queue].get(count, timeout_s)]
+
+    def queue_ack(self, queue: str, ids: list[str]) -> list[str]:
+        return self._queues[queue].ack([sample(sample_id) for sample_id in ids])
+
+    def queue_counts(self, queue: str) -> list[int]:
+        return list(self._queues[queue].counts())
+
+    def queue_put_same(self, directory: str, key: str, queue: str, ids: list[str]) -> None:
+        """Put ids that another peer puts at the same instant."""
+        for sample_id in ids:
+            self.queue_put(os.path.join(directory, queue), [sample_id])
+
+    def queue_die(self) -> None:
+        """Leave the world without a word, as a killed trainer does."""
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def queue_ping(self, directory: str, key: str, there: str, back: str, rounds: int) -> list[float]:
+        """Seconds of each round trip: a ref through one queue and another one back through a second."""
+        out, home = self._queues[os.path.join(directory, there)], self._queues[os.path.join(directory, back)]
+        seconds: list[float] = []
+        for number in range(rounds):
+            started = time.perf_counter()
+            out.put([sample(f"ping-{number}")])
+            refs = home.get(1, timeout_s=60.0)
+            seconds.append(time.perf_counter() - started)
+            if not refs:
+                raise TimeoutError(f"round {number} of {rounds} got no answer within 60 s")
+            home.ack(refs)
+        return seconds
+
+    def queue_pong(self, directory: str, key: str, there: str, back: str, rounds: int) -> None:
+        """The other side of queue_ping."""
+        out, home = self._queues[os.path.join(directory, there)], self._queues[os.path.join(directory, back)]
+        for number in range(rounds):
+            refs = out.get(1, timeout_s=60.0)
+            home.put([sample(f"pong-{number}")])
+            out.ack(refs)
+
+    def queue_churn(self, directory: str, key: str, queue: str, count: int, batch: int, limit_s: float) -> Any:
+        """Put count refs of one's own and lease, fail, release, acknowledge whatever comes, until nothing is left.
+
+        While a ref is leased a marker file with its id exists, made with O_EXCL: a second holder would find it.
+        """
+        return _Churn(self._queues[os.path.join(directory, queue)], directory, key, count, batch).run(limit_s)
+
+    def close_all(self) -> None:
+        for queue in self._queues.values():
+            queue.close()
+
+
+class _Churn:
+    """One peer's share of the torture.
+
+    Attributes:
+        found: ids put and acked here, and what must not be: leases lost, refs found to be held by two.
+    """
+
+    def __init__(self, queue: Queue, directory: str, key: str, count: int, batch: int) -> None:
+        self._queue = queue
+        self._markers = os.path.join(directory, "held")
+        self._to_put = [f"{key}/{number:05d}" for number in range(count)]
+        self._batch = batch
+        self._seen = 0
+        self._ops = fileops.current()
+        self.found: dict[str, Any] = {"put": [], "acked": [], "lost_leases": [], "held_by_two": [], "returned": 0}
+
+    def run(self, limit_s: float) -> dict[str, Any]:
+        deadline = self._ops.monotonic() + limit_s
+        while self._ops.monotonic() < deadline:
+            ids, self._to_put = self._to_put[: self._batch], self._to_put[self._batch :]
+            self._queue.put([sample(sample_id) for sample_id in ids])
+            self.found["put"] += ids
+            refs = self._queue.get(self._batch, _GET_WAIT_S)
+            if not refs and not self._to_put and self._queue.counts()[:2] == (0, 0):
+                break
+            self._settle(refs)
+        return self.found
+
+    def _settle(self, refs: list[SampleRef]) -> None:
+        done: list[SampleRef] = []
+        marked = [ref.sample_id for ref in refs if self._mark(ref.sample_id)]
+        for sample_id in marked:
+            os.unlink(self._marker(sample_id))
+        for ref in refs:
+            self._seen += 1
+            if self._seen % _FAIL_EVERY == 0:
+                self._give_back(self._queue.fail([ref], "verification", retryable=True))
+            elif self._seen % _RELEASE_EVERY == 0:
+                self._give_back(self._queue.release([ref]))
+            else:
+                done.append(ref)
+        lost = self._queue.ack(done)
+        self.found["lost_leases"] += lost
+        self.found["acked"] += [ref.sample_id for ref in done if ref.sample_id not in lost]
+
+    def _give_back(self, lost: list[str]) -> None:
+        self.found["returned"] += 1
+        self.found["lost_leases"] += lost
+
+    def _marker(self, sample_id: str) -> str:
+        return os.path.join(self._markers, sample_id.replace("/", "-"))
+
+    def _mark(self, sample_id: str) -> bool:
+        try:
+            self._ops.close(self._ops.open(self._marker(sample_id), _EXCLUSIVE, 0o666))
+        except FileExistsError:
+            self.found["held_by_two"].append(sample_id)
+            return False
+        return True

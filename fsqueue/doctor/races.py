@@ -1,0 +1,150 @@
+"""What it takes several processes to find out: whether a lock excludes them, and whether a rename decides."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fsqueue.doctor.peer_tasks import LOCKED, read_counter
+from fsqueue.doctor.peers import Peer, PeerError, together
+from fsqueue.fileops import Directory, FileOps
+
+_NO_LOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+_PREPARE_S = 3.0
+_FEWEST_FILES = 20
+
+
+@dataclass(frozen=True)
+class LockFindings:
+    """Whether flock, as the queue takes it, excludes.
+
+    Attributes:
+        error: the errno's name where the mount has no such lock.
+        waits: how often a process found the lock taken; 0 means that the processes never met.
+        overlaps: visits during which another process was inside.
+        lost_updates: how far the counter is behind the number of visits.
+    """
+
+    supported: bool
+    error: str | None
+    processes: int
+    rounds: int = 0
+    waits: int = 0
+    overlaps: int = 0
+    lost_updates: int = 0
+
+    @property
+    def excludes(self) -> bool:
+        return self.supported and self.rounds > 0 and self.overlaps == 0 and self.lost_updates == 0
+
+
+@dataclass(frozen=True)
+class RaceFindings:
+    """What became of files, or names, that several processes wanted at once.
+
+    Attributes:
+        one_winner, several_winners: how many were claimed by one, or by more than one process.
+        unreported: won, as the directory shows, by a process that was told ENOENT: a look tells it.
+        gone: claimed by nobody and found nowhere, or found where nobody claimed to have put them.
+        wins: how many each process won.
+    """
+
+    processes: int
+    files: int
+    one_winner: int
+    several_winners: int
+    unreported: int
+    gone: int
+    wins: tuple[int, ...]
+
+    @property
+    def decided(self) -> bool:
+        return self.files > 0 and self.one_winner + self.unreported == self.files
+
+
+def lock_race(ops: FileOps, directory: str, peers: Sequence[Peer], rounds: int, limit_s: float) -> LockFindings:
+    """Let peers take one lock over and over; directory is where this process sees theirs.
+
+    Raises:
+        PeerError: a peer failed for another reason than that there is no lock.
+    """
+    try:
+        visits = together(peers, "lock_rounds", rounds=rounds, limit_s=limit_s)
+    except PeerError as error:
+        if error.code not in _NO_LOCK:
+            raise
+        return LockFindings(False, errno.errorcode[error.code], len(peers))
+    place = Directory(ops, directory)
+    try:
+        counted = read_counter(ops.read_file(place.fd, LOCKED))
+    finally:
+        place.close()
+    total = {key: sum(visit[key] for visit in visits) for key in ("rounds", "waits", "overlaps")}
+    lost = total["rounds"] - counted
+    return LockFindings(True, None, len(peers), total["rounds"], total["waits"], total["overlaps"], lost)
+
+
+def rename_race(ops: FileOps, directory: str, peers: Sequence[Peer], files: int) -> RaceFindings:
+    """Let peers rename the same files to names of their own, and compare what they say with what is there."""
+    for name in ("from", "to"):
+        ops.mkdir(os.path.join(directory, name), 0o777)
+    count = _prepare(ops, os.path.join(directory, "from"), files)
+    claims = together(peers, "rename_race", count=count)
+    place = Directory(ops, os.path.join(directory, "to"))
+    try:
+        present = place.listing()
+    finally:
+        place.close()
+    found: dict[int, list[str]] = {}
+    for name in sorted(set(present)):
+        number, _, key = name.partition("@")
+        found.setdefault(int(number), []).append(key)
+    claimed: dict[int, list[str]] = {}
+    for peer, numbers in zip(peers, claims, strict=True):
+        for number in numbers:
+            claimed.setdefault(number, []).append(peer.name)
+    return _judge(count, claimed, found, tuple(len(numbers) for numbers in claims))
+
+
+def create_race(ops: FileOps, directory: str, peers: Sequence[Peer], names: int) -> RaceFindings:
+    """Let peers create the same names with O_EXCL."""
+    ops.mkdir(os.path.join(directory, "made"), 0o777)
+    claims = together(peers, "create_race", count=names)
+    times = Counter(number for numbers in claims for number in numbers)
+    several = sum(1 for number in times if times[number] > 1)
+    one = len(times) - several
+    return RaceFindings(len(peers), names, one, several, 0, names - len(times), tuple(len(won) for won in claims))
+
+
+def _judge(
+    count: int, claimed: dict[int, list[str]], found: dict[int, list[str]], wins: tuple[int, ...]
+) -> RaceFindings:
+    one = several = unreported = gone = 0
+    for number in range(count):
+        said, there = claimed.get(number, []), found.get(number, [])
+        if len(said) > 1 or len(there) > 1:
+            several += 1
+        elif said and said == there:
+            one += 1
+        elif there and not said:
+            unreported += 1
+        else:
+            gone += 1
+    return RaceFindings(len(wins), count, one, several, unreported, gone, wins)
+
+
+def _prepare(ops: FileOps, path: str, files: int) -> int:
+    """Make files to race for, fewer where that takes long; returns how many."""
+    place = Directory(ops, path)
+    deadline = ops.monotonic() + _PREPARE_S
+    try:
+        for number in range(files):
+            ops.close(ops.create(place.fd, str(number), b""))
+            if number >= _FEWEST_FILES and ops.monotonic() > deadline:
+                return number + 1
+    finally:
+        place.close()
+    return files

@@ -1,0 +1,257 @@
+"""Errors: each carries its facts, pickles, is the built-in that fits, and says what to do."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import Tap, drain, folder_of, ids, names_in, numbered, open_tapped, ref, refs
+
+import fsqueue
+from fsqueue import (
+    CorruptRefError,
+    FileSampleRefQueue,
+    FsQueueError,
+    InvalidRefError,
+    LockUnsupportedError,
+    NotAQueueError,
+    QueueClosedError,
+    QueueConfigError,
+    QueueIOError,
+    TensorInRefError,
+    UnsupportedFormatError,
+    errors,
+)
+
+CASES: list[tuple[FsQueueError, tuple[type, ...], dict[str, Any]]] = [
+    (FsQueueError("plain"), (Exception,), {}),
+    (InvalidRefError("<root>.metadata['x']", "no"), (ValueError,), {"where": "<root>.metadata['x']"}),
+    (TensorInRefError("<root>.x", "torch.Tensor"), (ValueError, TypeError), {"where": "<root>.x", "type_name": "torch.Tensor"}),
+    (CorruptRefError("cut short"), (ValueError,), {"reason": "cut short"}),
+    (QueueConfigError("/q", "is odd"), (ValueError,), {"path": "/q"}),
+    (NotAQueueError("/q", "is none"), (ValueError, QueueConfigError), {"path": "/q"}),
+    (UnsupportedFormatError("/q", 2, 1), (ValueError, NotAQueueError), {"path": "/q", "found": 2, "reads": 1}),
+    (QueueClosedError("/q"), (ValueError,), {"path": "/q"}),
+    (
+        QueueIOError("writing", "/q/tmp/x", OSError(errno.ENOSPC, "full")),
+        (OSError,),
+        {"path": "/q/tmp/x", "errno": errno.ENOSPC},
+    ),
+    (
+        LockUnsupportedError("/q/order.lock", OSError(errno.ENOLCK, "no")),
+        (OSError, QueueIOError),
+        {"path": "/q/order.lock", "errno": errno.ENOLCK},
+    ),
+]
+
+
+@pytest.mark.parametrize(("error", "bases", "facts"), CASES, ids=lambda value: type(value).__name__)
+def test_pickles_with_its_facts(error: FsQueueError, bases: tuple[type, ...], facts: dict[str, Any]) -> None:
+    """Pickled by every protocol and copied, an error keeps its class, text and facts, and is its built-in too."""
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        for back in (pickle.loads(pickle.dumps(error, protocol)), copy.copy(error), copy.deepcopy(error)):
+            assert type(back) is type(error)
+            assert str(back) == str(error) and repr(back)
+            assert all(getattr(back, name) == value for name, value in facts.items())
+            assert all(isinstance(back, base) for base in (FsQueueError, *bases))
+
+
+def test_no_error_class_is_left_out() -> None:
+    """Every error class is exported, and the table above has each of those that it can make without arguments."""
+    classes = {c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, FsQueueError)}
+    assert all(getattr(fsqueue, c.__name__) is c for c in classes)
+    covered = {type(error) for error, _, _ in CASES}
+    left = {c for c in classes - covered if c.__module__ == "fsqueue.errors"}
+    for c in left:
+        assert any(issubclass(c, known) for known in covered - {FsQueueError}), c
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EMFILE, errno.EIO])
+def test_system_errors_say_what_to_do(code: int) -> None:
+    """A filesystem error names what was tried, where, the symbol, the system's words, and a remedy."""
+    text = str(QueueIOError("putting refs into", "/q", OSError(code, "x")))
+    symbol = errno.errorcode[code]
+    assert text.startswith("putting refs into /q failed: ") and symbol in text and os.strerror(code) in text
+    assert text.rpartition("): ")[2]
+
+
+def test_raised_errors_pickle(tmp_path: Path) -> None:
+    """What the public methods raise crosses a process boundary whole."""
+    queue = FileSampleRefQueue(tmp_path / "q")
+    for work in (
+        lambda: queue.put([ref("a", metadata={"x": float("nan")})]),
+        lambda: queue.put([ref("")]),
+        lambda: queue.put(["no ref"]),  # type: ignore[list-item]
+        lambda: queue.get(1, partition=(2, 2)),
+        lambda: queue.ack([], step=-1),
+        lambda: FileSampleRefQueue(tmp_path / "q", lease_timeout_s=5),
+    ):
+        with pytest.raises(FsQueueError) as caught:
+            work()
+        back = pickle.loads(pickle.dumps(caught.value))
+        assert (type(back), str(back), vars(back)) == (type(caught.value), str(caught.value), vars(caught.value))
+
+
+FAULTS: dict[str, Any] = {
+    "put: create": ("open", "tmp", lambda q: q.put(refs("x"))),
+    "put: write": ("write", None, lambda q: q.put(refs("x"))),
+    "put: fsync": ("fsync", "x", lambda q: q.put(refs("x"))),
+    "put: sync of pending": ("fsync", "pending", lambda q: q.put(refs("x"))),
+    "put: publish": ("rename", "pending", lambda q: q.put(refs("x"))),
+    "get: claim": ("rename", "leased", lambda q: q.get(1)),
+    "get: stamp": ("utime", "pending", lambda q: q.get(1)),
+    "ack: rename": ("rename", "done", lambda q: q.ack(refs("held"))),
+    "ack: sync of done": ("fsync", "done", lambda q: q.ack(refs("held"))),
+    "fail: write": ("pwrite", "held", lambda q: q.fail(refs("held"), "x", True)),
+    "fail: rename": ("rename", "failed", lambda q: q.fail(refs("held"), "x", False)),
+    "release: rename": ("rename", "pending", lambda q: q.release(refs("held"))),
+    "renew: stamp": ("utime", "leased", lambda q: q.renew(refs("held"))),
+    "depth: listing": ("listdir", "pending", lambda q: q.depth()),
+    "counts: listing": ("listdir", "failed", lambda q: q.counts()),
+}
+
+
+def place(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """The last path component of what an operation works in or on."""
+    for key in ("dst_dir_fd", "dir_fd"):
+        if kwargs.get(key) is not None:
+            return folder_of(kwargs[key])
+    if args and isinstance(args[0], int):
+        return folder_of(args[0]).split("@")[0]
+    return os.path.basename(str(args[0]))
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_names_path_and_cause_and_can_be_retried(tmp_path: Path, fault: str, code: int) -> None:
+    """A failing system call gives a QueueIOError with an absolute path inside the queue; the same call then works."""
+    path, tap = tmp_path / "q", Tap()
+    queue = open_tapped(tap, path)
+    queue.put(refs("held"))
+    queue.get(1)
+    queue.put(refs("pending"))
+    operation, where, work = FAULTS[fault]
+    struck: list[str] = []
+
+    def strike(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        at = place(name, args, kwargs)
+        if name == operation and (where is None or at == where or (where == "x" and at.startswith(queue.owner))):
+            struck.append(at)
+            raise OSError(code, os.strerror(code))
+
+    tap.before = strike
+    with pytest.raises(QueueIOError) as caught:
+        work(queue)
+    tap.before = None
+    assert struck
+    assert caught.value.errno == code and errno.errorcode[code] in str(caught.value)
+    assert caught.value.path.startswith(str(path)) and caught.value.path in str(caught.value)
+    assert isinstance(caught.value.__cause__, OSError)
+    assert pickle.loads(pickle.dumps(caught.value)).path == caught.value.path
+    work(queue)
+    assert names_in(path, "tmp") == []
+    found = set(names_in(path, "pending") + names_in(path, "leased") + names_in(path, "done") + names_in(path, "failed"))
+    stems = {name.split("@")[0].removesuffix(".json") for name in found}
+    assert {"held", "pending"} <= stems and len(stems) == len(found)
+
+
+def test_put_after_a_failed_sync_syncs_again(tmp_path: Path) -> None:
+    """Repeating a put whose directory sync failed syncs the directory, though the refs are known by then."""
+    tap, synced = Tap(), []
+    queue = open_tapped(tap, tmp_path / "q")
+
+    def strike(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if name == "fsync":
+            synced.append(folder_of(args[0]))
+            if synced[-1] == "pending" and synced.count("pending") == 1:
+                raise OSError(errno.EIO, "injected")
+
+    tap.before = strike
+    with pytest.raises(QueueIOError):
+        queue.put(refs("a"))
+    queue.put(refs("a"))
+    assert synced.count("pending") == 2
+
+
+def test_put_asks_a_caching_client_afresh(tmp_path: Path) -> None:
+    """A client that still remembers a ref in pending/, as NFS does, puts an id that was acked elsewhere all the same."""
+    path, tap = tmp_path / "q", Tap()
+    tap.ops.filesystem_type = lambda path: "nfs4"  # type: ignore[method-assign]
+    queue = open_tapped(tap, path)
+    remembered = {"a.json"}
+    real_stat, real_access = tap.ops.stat, tap.ops.access
+
+    def stat(name: Any, *args: Any, **kwargs: Any) -> Any:
+        if name in remembered and folder_of(kwargs["dir_fd"]) == "pending":
+            return os.stat(path)
+        return real_stat(name, *args, **kwargs)
+
+    def access(name: Any, *args: Any, **kwargs: Any) -> bool:
+        if name in remembered and folder_of(kwargs["dir_fd"]) == "pending":
+            return True
+        return bool(real_access(name, *args, **kwargs))
+
+    def forget(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if name == "open" and str(args[0]).endswith("/pending"):
+            remembered.clear()
+
+    tap.ops.stat, tap.ops.access = stat, access  # type: ignore[method-assign, assignment]
+    tap.before = forget
+    queue.put(refs("a"))
+    assert drain(queue) == ["a"]
+
+
+def test_permission_errors_name_the_remedy(tmp_path: Path) -> None:
+    """A file that this user may not touch gives an error about owners and modes, or is passed over; others come."""
+    tap = Tap()
+    queue = open_tapped(tap, tmp_path / "q")
+    queue.put(refs("foreign", "mine"))
+
+    def forbid(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if name == "utime" and args[0] == "foreign.json":
+            raise PermissionError(errno.EPERM, "injected")
+
+    tap.before = forbid
+    found: list[str] = []
+    texts: list[str] = []
+    for _ in range(4):
+        try:
+            found += ids(queue.get(2))
+        except QueueIOError as error:
+            texts.append(str(error))
+    assert found == ["mine"]
+    assert all("owner and mode" in text for text in texts)
+    tap.before = None
+    found += ids(queue.get(2, 1.0))
+    assert sorted(found) == ["foreign", "mine"]
+
+
+def test_put_refuses_a_batch_as_a_whole(tmp_path: Path) -> None:
+    """One bad ref in a batch, whatever is wrong with it, and nothing of the batch is written anywhere."""
+    path = tmp_path / "q"
+    queue = FileSampleRefQueue(path)
+    for bad in (ref("x", metadata={"v": float("inf")}), ref("x", metadata={"v": b"\0"}), ref(""), ref("\ud800"), None):
+        with pytest.raises(FsQueueError):
+            queue.put([*numbered(5), bad, ref("y")])  # type: ignore[list-item]
+        assert names_in(path, "pending") == names_in(path, "tmp") == []
+    assert queue.get(1) == []
+
+
+def test_a_ref_too_long_to_read_back_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What put accepts comes back: a ref above the size that get reads is refused by put."""
+    from fsqueue import fileops
+
+    monkeypatch.setattr(fileops, "_FILE_LIMIT", 1 << 17)
+    queue = FileSampleRefQueue(tmp_path / "q")
+    big = ref("big", metadata={"text": "x" * (1 << 18)})
+    try:
+        queue.put([big])
+    except FsQueueError as error:
+        assert "big" in str(error) or "bytes" in str(error)
+    else:
+        assert queue.get(1) == [big]

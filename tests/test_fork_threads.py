@@ -1,0 +1,557 @@
+"""One handle in several threads, across fork, interrupted, closed; several handles in one process."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import (
+    GUARD_S,
+    FakeClock,
+    InThread,
+    Queue,
+    Tap,
+    assert_clean,
+    content,
+    drain,
+    folder_of,
+    ids,
+    in_fork,
+    names_in,
+    numbered,
+    open_descriptors,
+    open_tapped,
+    refs,
+)
+
+from fsqueue import FileSampleRefQueue, FsQueueError, QueueClosedError, QueueIOError, SampleRef, dp_partition, lock
+
+# Python 3.12 warns of every fork beside threads; handles are made for it.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "q"
+
+
+def together(barrier: threading.Barrier) -> None:
+    """Meet the other thread here if it comes this way; a fix that keeps them apart must not hang the test."""
+    try:
+        barrier.wait(0.5)
+    except threading.BrokenBarrierError:
+        pass
+
+
+# --- fork -------------------------------------------------------------------------------------------------
+
+
+def test_child_is_an_owner_of_its_own(path: Path) -> None:
+    """After a fork the child's first use opens a handle of its own; the parent's lease stays the parent's."""
+    queue = FileSampleRefQueue(path)
+    queue.put(refs("a", "b"))
+    leased = queue.get(1)
+    parent = queue.owner
+
+    def child() -> None:
+        assert queue.owner != parent
+        assert f".{os.getpid()}." in queue.owner
+        assert queue.get(5) == refs("b")
+        assert names_in(path, "leased") == sorted([f"a@{parent}.json", f"b@{queue.owner}.json"])
+        assert queue.ack(refs("b")) == []
+        queue.close()
+
+    in_fork(child)
+    assert queue.owner == parent
+    assert queue.ack(leased) == []
+    assert names_in(path, "done") == ["a.json", "b.json"]
+    assert_clean(path)
+
+
+def test_child_acks_by_id(path: Path) -> None:
+    """A child may ack what its parent leased; the parent's own ack of it then changes nothing."""
+    queue = FileSampleRefQueue(path)
+    queue.put(refs("a"))
+    leased = queue.get(1)
+
+    def child() -> None:
+        assert queue.ack(leased) == []
+
+    in_fork(child)
+    assert names_in(path, "done") == ["a.json"]
+    queue.ack(leased)
+    assert tuple(queue.counts()) == (0, 0, 1, 0)
+
+
+def test_childs_leases_end_with_the_child(path: Path) -> None:
+    """What a forked child leased comes back when it is gone, though its parent lives and has the same handle."""
+    queue = FileSampleRefQueue(path)
+    queue.put(refs("a"))
+
+    def child() -> None:
+        assert ids(queue.get(1)) == ["a"]
+
+    in_fork(child)
+    assert ids(queue.get(1, GUARD_S)) == ["a"]
+
+
+def test_childs_descriptors_are_its_own(path: Path) -> None:
+    """The child closes the parent's descriptors when it is forked, and closing its handle leaves the parent's open."""
+    queue = FileSampleRefQueue(path)
+    queue.put(refs("a"))
+    before = open_descriptors()
+
+    def child() -> None:
+        assert open_descriptors() < before
+        queue.get(1)
+        queue.release(refs("a"))
+        queue.close()
+        with pytest.raises(QueueClosedError):
+            queue.get(1)
+
+    in_fork(child)
+    assert open_descriptors() == before
+    assert ids(queue.get(1, 1.0)) == ["a"]
+
+
+@pytest.mark.parametrize("mode", ["flock", "none", "lease"])
+@pytest.mark.parametrize("operation", ["put", "get"])
+def test_fork_while_a_thread_is_inside(
+    path: Path, operation: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fork in the middle of another thread's put or get, lock held, leaves the child a working handle."""
+    monkeypatch.setattr(lock, "GET_PATIENCE_S", 0.05)
+    tap, parent = Tap(), os.getpid()
+    inside, go_on = threading.Event(), threading.Event()
+    queue = open_tapped(tap, path, lock=mode, durable=False)
+    queue.put(refs("a", "b"))
+    queue.release(queue.get(1))
+
+    def block(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if os.getpid() == parent and threading.current_thread() is not threading.main_thread():
+            in_lock = name == "pread" if operation == "get" else name == "rename"
+            if in_lock and not inside.is_set():
+                inside.set()
+                assert go_on.wait(GUARD_S)
+
+    tap.before = block
+    thread = InThread(lambda: queue.put(refs("c")) if operation == "put" else ids(queue.get(1)))
+    assert inside.wait(GUARD_S)
+
+    def child() -> None:
+        assert len(queue.get(2, 5.0)) == 2
+        assert queue.ack(refs("a", "b")) == []
+        queue.close()
+
+    in_fork(child)
+    go_on.set()
+    thread.result()
+    tap.before = None
+    assert drain(queue) == (["c"] if operation == "put" else [])
+    assert names_in(path, "done") == (["a.json", "b.json", "c.json"] if operation == "put" else ["a.json", "b.json"])
+    assert names_in(path, "tmp") == []
+    assert_clean(path)
+
+
+def test_heartbeat_in_the_child(path: Path) -> None:
+    """A child's heartbeat beats for its own record, by a thread of its own."""
+    queue = FileSampleRefQueue(path, lease_timeout_s=60.0, heartbeat_s=0.02)
+    queue.put(refs("a"))
+    queue.get(0)
+    queue.release(queue.get(1))
+
+    def child() -> None:
+        assert ids(queue.get(1)) == ["a"]
+        record = path / "owners" / f"{queue.owner}.json"
+        record.unlink()
+        from support import wait_until
+
+        wait_until(record.exists, "a beat of the child")
+        queue.ack(refs("a"))
+        queue.close()
+
+    in_fork(child)
+    queue.close()
+    assert names_in(path, "owners") == []
+
+
+# --- threads ----------------------------------------------------------------------------------------------
+
+
+def test_threads_share_a_handle(path: Path) -> None:
+    """Eight threads on one handle put, get, ack, fail and release; each ref is acked by exactly one of them."""
+    queue = FileSampleRefQueue(path, durable=False, lease_timeout_s=3600.0)
+    acked: Counter[str] = Counter()
+    holding: set[str] = set()
+    produced = threading.Barrier(8)
+    guard = threading.Lock()
+
+    def work(number: int) -> None:
+        for k in range(10):
+            queue.put(numbered(5, prefix=f"t{number}-{k}-"))
+        produced.wait(GUARD_S)
+        round_number = 0
+        while batch := queue.get(7, 0.5):
+            round_number += 1
+            with guard:
+                assert not holding & set(ids(batch)), "leased to two threads"
+                holding.update(ids(batch))
+            give_back = batch[:2] if round_number % 3 == 0 else []
+            with guard:
+                holding.difference_update(ids(batch))
+            queue.release(give_back[:1])
+            queue.fail(give_back[1:], "again", retryable=True)
+            assert queue.ack(batch[len(give_back) :]) == []
+            with guard:
+                acked.update(ids(batch[len(give_back) :]))
+
+    threads = [InThread(lambda number=number: work(number)) for number in range(8)]
+    for thread in threads:
+        thread.result()
+    assert len(acked) == 400 and set(acked.values()) == {1}
+    assert tuple(queue.counts()) == (0, 0, 400, 0)
+    queue.close()
+    assert_clean(path)
+
+
+def test_first_get_in_two_threads(path: Path) -> None:
+    """Two threads that make a handle's first lease at once announce one owner between them."""
+    tap, barrier = Tap(), threading.Barrier(2)
+    queue = open_tapped(tap, path)
+    queue.put(refs("a", "b"))
+
+    def meet(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if name == "rename" and folder_of(kwargs["dst_dir_fd"]) == "owners":
+            together(barrier)
+
+    tap.before = meet
+    threads = [InThread(lambda: ids(queue.get(1))) for _ in range(2)]
+    assert sorted(found for thread in threads for found in thread.result()) == ["a", "b"]
+    assert names_in(path, "owners") == [f"{queue.owner}.json"]
+    assert names_in(path, "tmp") == []
+
+
+def test_one_ref_named_twice_in_two_threads(path: Path) -> None:
+    """Two threads that come to the same ref at the same moment, by a doubled line, do not both get it."""
+    tap, barrier = Tap(), threading.Barrier(2)
+    queue = open_tapped(tap, path, durable=False)
+    queue.put(refs("a"))
+    with open(path / "order.lock", "ab") as order:
+        order.write(b"a\n")
+
+    def meet(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if name == "rename" and args[0] == "a.json":
+            together(barrier)
+
+    tap.before = meet
+    threads = [InThread(lambda: ids(queue.get(1))) for _ in range(2)]
+    assert sorted(thread.result() for thread in threads) == [[], ["a"]]
+
+
+def test_reclaim_in_two_threads(path: Path) -> None:
+    """Two threads that reclaim the same expired lease count one attempt and one ref between them."""
+    clock, tap, barrier = FakeClock(), Tap(), threading.Barrier(2)
+    a = FileSampleRefQueue(path, lease_timeout_s=60.0, clock=clock)
+    b = open_tapped(tap, path, clock=clock)
+    a.put(refs("s"))
+    a.get(1)
+    clock.now += 61.0
+
+    def meet(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if name == "rename" and args[0] == f"s@{a.owner}.json":
+            together(barrier)
+
+    tap.before = meet
+    threads = [InThread(b.reclaim) for _ in range(2)]
+    assert sorted(thread.result() for thread in threads) == [0, 1]
+    assert content(path / "pending" / "s.json")["_fsqueue"]["attempts"] == 1
+    assert len(content(path / "pending" / "s.json")["_fsqueue"]["history"]) == 1
+
+
+def test_own_expired_lease_renewed_in_another_thread(path: Path) -> None:
+    """When one thread renews what another thread of the handle is reclaiming, renew tells the truth."""
+    clock, tap = FakeClock(), Tap()
+    queue = open_tapped(tap, path, lease_timeout_s=60.0, clock=clock)
+    queue.put(refs("s"))
+    leased = queue.get(1)
+    clock.now += 61.0
+    renewing: list[InThread] = []
+
+    def renew_in_between(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if name == "pwrite" and not renewing:
+            renewing.append(InThread(lambda: queue.renew(leased)))
+            renewing[0].thread.join(0.5)
+
+    tap.before = renew_in_between
+    queue.reclaim()
+    lost = renewing[0].result()
+    assert (lost == []) == bool(names_in(path, "leased")), "renewed means still leased"
+
+
+def test_five_handles_with_partitions(path: Path) -> None:
+    """A power user: five handles in one process, four of them partitions of one queue, at the same time."""
+    handles = [FileSampleRefQueue(path, durable=False, owner=f"rank{k}") for k in range(5)]
+    trained: dict[int, list[str]] = {k: [] for k in range(4)}
+    done = threading.Event()
+
+    def produce() -> None:
+        for k in range(20):
+            handles[4].put(numbered(25, prefix=f"p{k}-"))
+        done.set()
+
+    def train(rank: int) -> None:
+        while True:
+            was_done = done.is_set()
+            batch = handles[rank].get(16, 0.02, partition=(rank, 4))
+            assert all(dp_partition(i, 4) == rank for i in ids(batch))
+            assert handles[rank].ack(batch, step=len(trained[rank])) == []
+            trained[rank] += ids(batch)
+            if was_done and not batch:
+                return
+
+    threads = [InThread(produce), *(InThread(lambda rank=rank: train(rank)) for rank in range(4))]
+    for thread in threads:
+        thread.result()
+    everything = [i for part in trained.values() for i in part]
+    assert len(everything) == len(set(everything)) == 500
+    assert tuple(handles[4].counts()) == (0, 0, 500, 0)
+    for rank in range(4):
+        expected = [f"p{k}-{n:05d}" for k in range(20) for n in range(25) if dp_partition(f"p{k}-{n:05d}", 4) == rank]
+        assert trained[rank] == expected, "FIFO within a partition"
+    for handle in handles:
+        handle.close()
+    assert_clean(path)
+
+
+# --- interruptions ----------------------------------------------------------------------------------------
+
+
+def interrupted_get(
+    queue: Queue, tap: Tap, when: Callable[[str, Any, Any], bool], error: BaseException, after: bool
+) -> list[str]:
+    """A get(8) that meets an error before or after the third operation for which when is true; returns what it got."""
+    seen = [0]
+
+    def strike(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if when(name, args, kwargs):
+            seen[0] += 1
+            if seen[0] == 3:
+                raise error
+
+    setattr(tap, "after" if after else "before", strike)
+    try:
+        return ids(queue.get(8))
+    except (KeyboardInterrupt, QueueIOError):
+        return []
+    finally:
+        tap.after = tap.before = None
+        assert seen[0] >= 3
+
+
+STRIKES: dict[str, Callable[[str, Any, Any], bool]] = {
+    "claim": lambda name, args, kwargs: name == "rename",
+    "stamp": lambda name, args, kwargs: name == "utime" and str(args[0]).endswith(".json"),
+    "read": lambda name, args, kwargs: name == "read",
+}
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("strike", STRIKES)
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EIO, "injected")])
+@pytest.mark.parametrize("partition", [None, (0, 1)])
+def test_get_that_was_interrupted_loses_nothing(
+    path: Path, strike: str, error: BaseException, after: bool, partition: Any
+) -> None:
+    """After a get that an interrupt or an I/O error ended, the same process gets every ref, each once."""
+    tap = Tap()
+    queue = open_tapped(tap, path, durable=False)
+    queue.put(refs("first"))
+    queue.ack(queue.get(1))
+    queue.put(numbered(20))
+    found = interrupted_get(queue, tap, STRIKES[strike], error, after)
+    assert found == [] or not isinstance(error, KeyboardInterrupt)
+    first = queue.get(1, partition=partition)
+    assert len(first) == 1, "never more than asked for"
+    found += ids(first)
+    while batch := queue.get(6, 0.3):
+        assert len(batch) <= 6
+        found += ids(batch)
+    assert sorted(found) == ids(numbered(20))
+    assert queue.in_flight() == 20
+    queue.ack(numbered(20))
+    assert names_in(path, "leased") == []
+    assert_clean(path)
+
+
+def test_interrupted_in_one_partition_and_asked_for_another(path: Path) -> None:
+    """What an interrupted partitioned get had leased is not withheld from a get for other partitions."""
+    tap = Tap()
+    queue = open_tapped(tap, path, durable=False)
+    queue.put(numbered(40))
+
+    def strike(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if name == "read":
+            raise OSError(errno.EIO, "injected")
+
+    tap.before = strike
+    with pytest.raises(QueueIOError):
+        queue.get(10, partition=(0, 2))
+    tap.before = None
+    with FileSampleRefQueue(path) as other:
+        found: list[str] = []
+        while batch := queue.get(100, 0.3, partition=(0, 3)) + queue.get(100, 0.3, partition=(1, 3)):
+            found += ids(batch)
+        found += ids(other.get(100, 1.0))
+        assert sorted(found) == ids(numbered(40))
+
+
+def test_interrupted_and_closed(path: Path) -> None:
+    """A handle that is closed after an interrupted get keeps no ref that nobody knows of."""
+    tap = Tap()
+    queue = open_tapped(tap, path, durable=False)
+    queue.put(numbered(20))
+    interrupted_get(queue, tap, STRIKES["read"], KeyboardInterrupt(), after=False)
+    queue.close()
+    with FileSampleRefQueue(path) as other:
+        assert sorted(drain(other)) == ids(numbered(20))
+
+
+def test_two_threads_interrupted_at_once(path: Path) -> None:
+    """Two threads whose gets fail at the same moment leave all their refs to be delivered."""
+    tap, barrier = Tap(), threading.Barrier(2)
+    queue = open_tapped(tap, path, durable=False)
+    queue.put(numbered(16))
+
+    def strike(name: str, *_: Any) -> None:
+        if name == "read":
+            together(barrier)
+            raise OSError(errno.EIO, "injected")
+
+    tap.before = strike
+    for thread in [InThread(lambda: queue.get(8)) for _ in range(2)]:
+        with pytest.raises(QueueIOError):
+            thread.result()
+    tap.before = None
+    found: list[str] = []
+    while batch := queue.get(8, 0.5):
+        found += ids(batch)
+    assert sorted(found) == ids(numbered(16))
+
+
+def test_interrupted_put_is_completed_by_another(path: Path) -> None:
+    """A put that is interrupted at any of its first 40 operations leaves whole refs only; the next one completes it."""
+    for number in range(40):
+        tap = Tap()
+        queue = open_tapped(tap, path / str(number))
+        left = [number]
+
+        def strike(name: str, *_: Any, left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+
+        tap.before = strike
+        try:
+            queue.put(numbered(3))
+        except KeyboardInterrupt:
+            pass
+        tap.before = None
+        with FileSampleRefQueue(path / str(number)) as other:
+            assert set(names_in(path / str(number), "pending")) <= {f"{i}.json" for i in ids(numbered(3))}
+            other.put(numbered(3))
+            assert sorted(drain(other)) == ids(numbered(3)), f"interrupted at operation {number}"
+        queue.close()
+        assert_clean(path / str(number))
+
+
+# --- closing ----------------------------------------------------------------------------------------------
+
+USES: dict[str, Callable[[Queue], Any]] = {
+    "put": lambda queue: queue.put(refs("a")),
+    "get": lambda queue: queue.get(1),
+    "ack": lambda queue: queue.ack(refs("a")),
+    "fail": lambda queue: queue.fail(refs("a"), "x", True),
+    "release": lambda queue: queue.release(refs("a")),
+    "renew": lambda queue: queue.renew(refs("a")),
+    "reclaim": lambda queue: queue.reclaim(),
+    "depth": lambda queue: queue.depth(),
+    "in_flight": lambda queue: queue.in_flight(),
+    "counts": lambda queue: queue.counts(),
+    "owner": lambda queue: queue.owner,
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_use_after_close(path: Path, use: str) -> None:
+    """Every use of a closed handle says that it is closed; closing again does nothing."""
+    queue = FileSampleRefQueue(path)
+    queue.close()
+    queue.close()
+    with pytest.raises(QueueClosedError, match="closed") as caught:
+        USES[use](queue)
+    assert caught.value.path == str(path)
+    assert str(path) in repr(queue)
+
+
+def test_close_keeps_leases(path: Path) -> None:
+    """Closing keeps a handle's leases, and another handle can settle them by id."""
+    with FileSampleRefQueue(path) as queue:
+        queue.put(refs("a"))
+        queue.get(1)
+    with FileSampleRefQueue(path) as other:
+        assert other.get(1) == []
+        assert other.in_flight() == 1
+        assert other.ack(refs("a")) == []
+    assert_clean(path)
+
+
+def test_close_while_another_thread_waits(path: Path) -> None:
+    """Closing a handle ends another thread's waiting get, with an error of this package or empty-handed."""
+    queue = FileSampleRefQueue(path)
+    queue.put(refs("warm"))
+    queue.ack(queue.get(1))
+    thread = InThread(lambda: queue.get(1, 4 * GUARD_S))
+    from support import wait_until
+
+    wait_until(lambda: bool(names_in(path, "owners")), "the waiting get")
+    queue.close()
+    try:
+        assert thread.result() == []
+    except FsQueueError:
+        pass
+
+
+def test_handles_give_their_descriptors_back(path: Path) -> None:
+    """Closed handles, and handles that were dropped without close, leave no descriptor and no thread behind."""
+    FileSampleRefQueue(path, lease_timeout_s=60.0).close()
+    gc.collect()
+    before, threads = open_descriptors(), threading.active_count()
+    for number in range(20):
+        queue = FileSampleRefQueue(path, heartbeat_s=5.0, durable=bool(number % 2))
+        queue.put(refs("a"))
+        queue.get(1)
+        queue.release(refs("a"))
+        if number % 3:
+            queue.close()
+        del queue
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+    assert open_descriptors() == before
+    from support import wait_until
+
+    wait_until(lambda: threading.active_count() <= threads, "the heartbeat thread's end")
+
+
+def test_an_empty_queue_is_true(path: Path) -> None:
+    """`queue or default` takes the queue, empty or not."""
+    queue: FileSampleRefQueue[SampleRef] = FileSampleRefQueue(path)
+    assert bool(queue) and not hasattr(queue, "__len__")

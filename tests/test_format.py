@@ -1,0 +1,401 @@
+"""The directory: its golden shape, who may open it, and what in it is left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import (
+    Child,
+    FakeClock,
+    Tap,
+    assert_clean,
+    content,
+    drain,
+    folder_of,
+    ids,
+    names_in,
+    numbered,
+    open_descriptors,
+    open_tapped,
+    ref,
+    refs,
+)
+
+from fsqueue import (
+    FileSampleRefQueue,
+    NotAQueueError,
+    QueueConfigError,
+    QueueIOError,
+    UnsupportedFormatError,
+)
+
+STATES = ("pending", "leased", "done", "failed")
+
+
+def tree(path: Path) -> dict[str, Any]:
+    """Every file's relative name and content; JSON decoded, directories with a trailing slash."""
+    found: dict[str, Any] = {}
+    for folder, directories, files in os.walk(path):
+        at = Path(folder).relative_to(path)
+        found |= {f"{at / name}/": None for name in directories}
+        for name in files:
+            raw = (Path(folder) / name).read_bytes()
+            found[str(at / name)] = json.loads(raw) if name.endswith(".json") else raw
+    return found
+
+
+def test_golden_tree(tmp_path: Path) -> None:
+    """A fixed script of operations leaves exactly these names, JSON keys and bookkeeping."""
+    path, clock = tmp_path / "q", FakeClock()
+    queue = FileSampleRefQueue(path, lease_timeout_s=60.0, run_id="run-7", clock=clock, owner="node/1")
+    queue.put(refs("a", "b", "c", "d", "x/y"))
+    leased = {r.sample_id: r for r in queue.get(5)}
+    clock.now = 1_010.5
+    queue.ack([leased["a"]], step=7)
+    queue.ack([leased["b"]])
+    queue.fail([leased["c"]], "no such feature", retryable=False)
+    queue.fail([leased["d"]], "try again", retryable=True)
+    owner = queue.owner
+
+    found = tree(path)
+    assert owner.startswith(f"node%2f1.{os.getpid()}.")
+    order = found.pop("order.lock")
+    record = found.pop(f"owners/{owner}.json")
+    plain = {name: json.loads(json.dumps(_fields(ref(name)))) for name in ("a", "b", "c", "d", "x/y")}
+    assert found == {
+        **{f"{name}/": None for name in ("owners", "tmp", *STATES)},
+        "fsqueue.json": {
+            "format": 1,
+            "created_at": 1_000.0,
+            "run_id": "run-7",
+            "lease_timeout_s": 60.0,
+            "lock": "flock",
+        },
+        "done/a@7.json": plain["a"],
+        "done/b.json": plain["b"],
+        f"leased/x%2fy@{owner}.json": plain["x/y"],
+        "failed/c.json": plain["c"]
+        | {
+            "_fsqueue": {
+                "attempts": 1,
+                "reason": "no such feature",
+                "history": [{"event": "failed", "at": 1_010.5, "owner": owner, "reason": "no such feature"}],
+            }
+        },
+        "pending/d.json": plain["d"]
+        | {
+            "_fsqueue": {
+                "attempts": 1,
+                "history": [{"event": "failed", "at": 1_010.5, "owner": owner, "reason": "try again"}],
+            }
+        },
+    }
+    assert os.stat(path / f"leased/x%2fy@{owner}.json").st_mtime == 1_000.0
+    assert record["owner"] == owner and record["pid"] == os.getpid()
+    assert {"host", "boot_id", "pid_namespace", "pid_start_time", "started_at"} <= record.keys()
+    assert [line for line in order.decode().split("\n")[1:] if line] == ["a", "b", "c", "d", "x%2fy", "d"]
+    assert_clean(path)
+
+
+def _fields(one: Any) -> dict[str, Any]:
+    import dataclasses
+
+    return dataclasses.asdict(one)
+
+
+@pytest.mark.parametrize("number", [0, 2, 99])
+def test_unknown_format_is_refused(tmp_path: Path, number: int) -> None:
+    """A queue of another format is not opened, and nothing in it is touched or made."""
+    path = tmp_path / "q"
+    path.mkdir()
+    (path / "fsqueue.json").write_text(json.dumps({"format": number, "whatever": [1]}))
+    before = tree(path)
+    with pytest.raises(UnsupportedFormatError) as caught:
+        FileSampleRefQueue(path)
+    assert (caught.value.found, caught.value.reads, caught.value.path) == (number, 1, str(path))
+    assert str(caught.value) == f"queue {path} has format {number}, this fsqueue reads 1: upgrade fsqueue"
+    assert tree(path) == before
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"null", b'{"format":1}', b'{"run_id":"\xff"}', b"\0" * 99])
+def test_damaged_settings_are_refused(tmp_path: Path, damage: bytes) -> None:
+    """A damaged fsqueue.json is named in the error, and the queue is left alone."""
+    path = tmp_path / "q"
+    FileSampleRefQueue(path).close()
+    (path / "fsqueue.json").write_bytes(damage)
+    before = tree_of_bytes(path)
+    with pytest.raises(NotAQueueError, match=r"fsqueue\.json"):
+        FileSampleRefQueue(path)
+    assert tree_of_bytes(path) == before
+
+
+def tree_of_bytes(path: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def test_settings_that_are_no_file_are_refused(tmp_path: Path) -> None:
+    """A directory in the place of fsqueue.json makes it no queue, in an error of the documented kind."""
+    path = tmp_path / "q"
+    (path / "fsqueue.json").mkdir(parents=True)
+    with pytest.raises((NotAQueueError, QueueIOError)):
+        FileSampleRefQueue(path)
+
+
+def test_foreign_directory_is_not_adopted(tmp_path: Path) -> None:
+    """A directory with something else in it is refused by the name of what is there, and stays as it was."""
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(NotAQueueError, match=r"thesis\.tex"):
+        FileSampleRefQueue(tmp_path)
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+def test_refs_without_settings_are_not_adopted(tmp_path: Path) -> None:
+    """A queue that lost its fsqueue.json while refs are in it is not taken for a new one."""
+    path = tmp_path / "q"
+    with FileSampleRefQueue(path) as queue:
+        queue.put(refs("a"))
+    (path / "fsqueue.json").unlink()
+    with pytest.raises(NotAQueueError, match="pending"):
+        FileSampleRefQueue(path)
+    assert names_in(path, "pending") == ["a.json"]
+
+
+def test_a_file_is_no_queue(tmp_path: Path) -> None:
+    """A path that is a file is refused as such."""
+    (tmp_path / "q").write_text("")
+    with pytest.raises(NotAQueueError, match="is a file"):
+        FileSampleRefQueue(tmp_path / "q")
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "text"),
+    [
+        ({"lease_timeout_s": 60.0}, {"lease_timeout_s": 30.0}, "lease_timeout_s=60.0.*30.0"),
+        ({}, {"lease_timeout_s": 30.0}, "lease_timeout_s=None.*30.0"),
+        ({"run_id": "a"}, {"run_id": "b"}, "run_id='a'.*'b'"),
+        ({"lock": "none"}, {"lock": "lease"}, "lock='none'.*'lease'"),
+        ({}, {"lock": "none"}, "lock='flock'.*'none'"),
+    ],
+)
+def test_mismatch_names_both_values(tmp_path: Path, stored: Any, asked: Any, text: str) -> None:
+    """A handle whose arguments contradict the stored settings gets an error that names both."""
+    FileSampleRefQueue(tmp_path / "q", **stored).close()
+    before = open_descriptors()
+    with pytest.raises(QueueConfigError, match=text) as caught:
+        FileSampleRefQueue(tmp_path / "q", **asked)
+    assert caught.value.path == str(tmp_path / "q")
+    del caught
+    assert open_descriptors() == before
+
+
+def test_stored_settings_are_taken(tmp_path: Path) -> None:
+    """A handle that passes none takes lease timeout, run id and lock mode from the queue."""
+    FileSampleRefQueue(tmp_path / "q", lease_timeout_s=60, run_id="a", lock="none").close()
+    with FileSampleRefQueue(tmp_path / "q") as queue:
+        assert (queue.lease_timeout_s, queue.run_id) == (60.0, "a")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"lease_timeout_s": 0},
+        {"lease_timeout_s": -1},
+        {"lease_timeout_s": float("nan")},
+        {"lock": "fcntl"},
+        {"max_attempts": 0},
+        {"heartbeat_s": 0},
+        {"poll_interval_s": 0},
+        {"lease_timeout_s": 10, "heartbeat_s": 6},
+        {"owner": ""},
+        {"owner": "x" * 65},
+    ],
+)
+def test_invalid_arguments_make_no_queue(tmp_path: Path, arguments: Any) -> None:
+    """An argument that is not valid by itself is refused before anything is created, and leaks nothing."""
+    before = open_descriptors()
+    with pytest.raises(QueueConfigError):
+        FileSampleRefQueue(tmp_path / "q", **arguments)
+    assert not (tmp_path / "q").exists()
+    assert open_descriptors() == before
+
+
+@pytest.mark.parametrize("made", [(), ("owners", "tmp"), ("owners", "tmp", *STATES), ("owners", "tmp", "order.lock")])
+def test_half_created_queue_is_completed(tmp_path: Path, made: tuple[str, ...]) -> None:
+    """What a creator that was killed before fsqueue.json appeared left behind becomes a queue."""
+    path = tmp_path / "q"
+    path.mkdir()
+    for name in made:
+        (path / name).touch() if name == "order.lock" else (path / name).mkdir()
+    if "tmp" in made:
+        (path / "tmp" / "fsqueue.json.12.0123456789ab").write_text('{"format":1')
+    with FileSampleRefQueue(path) as queue:
+        queue.put(refs("a"))
+        assert ids(queue.get(1)) == ["a"]
+
+
+def test_missing_parents_are_made(tmp_path: Path) -> None:
+    """The queue's directory may lie below directories that do not exist yet."""
+    with FileSampleRefQueue(tmp_path / "a" / "b" / "q") as queue:
+        assert queue.depth() == 0
+
+
+def create_at_once(pipe: Connection, path: Path, number: int) -> None:
+    pipe.send("ready")
+    pipe.recv()
+    with FileSampleRefQueue(path, lease_timeout_s=60.0) as queue:
+        queue.put([ref(f"from{number}")])
+        pipe.send((queue.lease_timeout_s, content(path / "fsqueue.json")["created_at"]))
+
+
+def test_eight_processes_create_at_once(tmp_path: Path) -> None:
+    """Of eight processes that create one queue at the same moment, all use one and the same queue."""
+    path = tmp_path / "q"
+    children = [Child(create_at_once, path, number) for number in range(8)]
+    try:
+        for child in children:
+            child.receive()
+        for child in children:
+            child.send("go")
+        assert len({child.receive() for child in children}) == 1
+        assert [child.join() for child in children] == [0] * 8
+    finally:
+        for child in children:
+            child.__exit__()
+    with FileSampleRefQueue(path) as queue:
+        assert sorted(drain(queue)) == [f"from{number}" for number in range(8)]
+    assert names_in(path, "tmp") == []
+    assert_clean(path)
+
+
+FOREIGN = (".hidden.json", ".nfs0000000001", "a.json~", "#a.json#", "a.json.swp", "notes.txt", "a", ".json", "a b.json")
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_foreign_files_are_ignored(tmp_path: Path, state: str) -> None:
+    """Files outside the name grammar are neither counted nor handed out nor touched, in any state."""
+    path = tmp_path / "q"
+    with FileSampleRefQueue(path) as queue:
+        for name in FOREIGN:
+            (path / state / name).write_text("{}")
+        queue.put(refs("real"))
+        assert tuple(queue.counts()) == (1, 0, 0, 0)
+        assert drain(queue) == ["real"]
+        assert queue.reclaim() == 0
+    assert set(FOREIGN) <= set(names_in(path, state))
+    assert all((path / state / name).read_text() == "{}" for name in FOREIGN)
+
+
+def test_opening_a_handle_lists_nothing(tmp_path: Path) -> None:
+    """Opening a handle on a queue with a backlog makes no listing, and as many calls as on an empty one."""
+    calls = []
+    for count in (0, 300):
+        path = tmp_path / f"q{count}"
+        with FileSampleRefQueue(path, durable=False) as queue:
+            queue.put(numbered(count))
+        tap = Tap()
+        open_tapped(tap, path).close()
+        calls.append(tap.counts)
+    assert calls[0] == calls[1]
+    assert calls[1]["listdir"] == 0
+
+
+@pytest.mark.parametrize("kind", ["symlink", "dangling", "symlink to fifo", "fifo", "directory", "full directory"])
+def test_planted_files_are_buried(tmp_path: Path, kind: str) -> None:
+    """A link, FIFO or directory in pending/ is neither followed nor waited on: it goes to failed/, get goes on."""
+    path, outside = tmp_path / "q", tmp_path / "outside.json"
+    outside.write_text('{"sample_id":"outside"}')
+    os.mkfifo(tmp_path / "pipe")
+    with FileSampleRefQueue(path) as queue:
+        queue.put(refs("a"))
+        plant(path / "pending" / "planted.json", kind, outside, tmp_path / "pipe")
+        queue.put(refs("b"))
+        found: list[str] = []
+        for _ in range(5):
+            found += ids(queue.get(10, 1.0 if len(found) < 2 else 0.0))
+        assert sorted(found) == ["a", "b"]
+        assert names_in(path, "failed") == ["planted.json"]
+        assert names_in(path, "pending") == []
+        assert queue.in_flight() == 2
+    assert outside.read_text() == '{"sample_id":"outside"}'
+
+
+def plant(at: Path, kind: str, outside: Path, pipe: Path) -> None:
+    if kind == "symlink":
+        at.symlink_to(outside)
+    elif kind == "dangling":
+        at.symlink_to("nowhere")
+    elif kind == "symlink to fifo":
+        at.symlink_to(pipe)
+    elif kind == "fifo":
+        os.mkfifo(at)
+    else:
+        at.mkdir()
+        if kind == "full directory":
+            (at / "inside").write_text("x")
+
+
+def test_planted_twice(tmp_path: Path) -> None:
+    """A directory planted under a name that failed/ has already does not stop get from going on."""
+    path = tmp_path / "q"
+    with FileSampleRefQueue(path) as queue:
+        (path / "failed" / "planted.json").write_text("{}")
+        (path / "pending" / "planted.json").mkdir()
+        queue.put(refs("a"))
+        assert ids(queue.get(10, 1.0)) == ["a"]
+
+
+def test_files_of_a_ref_do_not_change_on_the_way(tmp_path: Path) -> None:
+    """put, get and ack move one file and never rewrite it: same inode, same bytes."""
+    path = tmp_path / "q"
+    with FileSampleRefQueue(path) as queue:
+        queue.put(refs("a"))
+        before = os.stat(path / "pending" / "a.json").st_ino, (path / "pending" / "a.json").read_bytes()
+        queue.ack(queue.get(1))
+        after = os.stat(path / "done" / "a.json").st_ino, (path / "done" / "a.json").read_bytes()
+    assert after == before
+
+
+def test_put_get_ack_stay_within_the_budget(tmp_path: Path) -> None:
+    """A ref costs 3 modifications to put, 2 and one read to get, 1 to ack, besides a constant a call."""
+    tap = Tap()
+    queue = open_tapped(tap, tmp_path / "q", durable=False)
+    queue.put(refs("warm up"))
+    queue.ack(queue.get(1))
+    spent = {}
+    for batch in (10, 110):
+        todo = numbered(batch)
+        for name, work in (("put", lambda t=todo: queue.put(t)), ("get", lambda n=batch: queue.get(n)), ("ack", None)):
+            tap.counts.clear()
+            work() if work else queue.ack(todo)
+            spent[name, batch] = tap.counts.copy()
+    per_ref = {name: rates(spent[name, 110], spent[name, 10]) for name in ("put", "get", "ack")}
+    assert per_ref["put"] == {"open": 1, "write": 1, "close": 1, "rename": 1, "look": 1}
+    assert per_ref["get"] == {"utime": 1, "rename": 1, "open": 1, "read": 1, "close": 1}
+    assert per_ref["ack"] == {"rename": 1}
+    queue.close()
+
+
+def rates(many: Counter[str], few: Counter[str]) -> dict[str, float]:
+    """Calls a ref, from two batches that differ by 100 refs; asking whether a name exists counts as a look."""
+    looks = {"stat": "look", "access": "look"}
+    return {looks.get(op, op): count / 100 for op, count in (many - few).items()}
+
+
+def test_listing_folders_by_descriptor(tmp_path: Path) -> None:
+    """depth() and in_flight() cost one listing each, counts() one a state."""
+    tap, listed = Tap(), []
+    queue = open_tapped(tap, tmp_path / "q")
+    tap.before = lambda name, args, _: listed.append(folder_of(args[0])) if name == "listdir" else None
+    queue.depth()
+    queue.in_flight()
+    assert listed == ["pending", "leased"]
+    listed.clear()
+    queue.counts()
+    assert sorted(listed) == sorted(STATES)
+    queue.close()

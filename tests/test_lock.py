@@ -1,0 +1,401 @@
+"""The order lock: who is kept out, who goes on without it, and what a lock that nobody gives back costs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+import warnings
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from support import (
+    GUARD_S,
+    Child,
+    InThread,
+    Queue,
+    Tap,
+    assert_clean,
+    drain,
+    ids,
+    locked_by_me,
+    names_in,
+    numbered,
+    open_tapped,
+    refs,
+    wait_until,
+)
+
+from fsqueue import FileSampleRefQueue, LockUnsupportedError, QueueIOError, StaleLockWarning, lock
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "q"
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "GET_PATIENCE_S", 0.05)
+    monkeypatch.setattr(lock, "PUT_TIMEOUT_S", 0.1)
+
+
+def hold_the_lock(pipe: Connection, path: Path) -> None:
+    """A child that holds the queue's lock until it is killed."""
+    fd = locked_by_me(path)
+    pipe.send(os.fstat(fd).st_ino)
+    pipe.recv()
+
+
+# --- exclusion --------------------------------------------------------------------------------------------
+
+
+def test_it_is_filelocks_own_lock(path: Path) -> None:
+    """While a FileLock user holds order.lock no put publishes, and it does as soon as the lock is given back."""
+    queue = FileSampleRefQueue(path)
+    held = FileLock(path / "order.lock")
+    with held:
+        thread = InThread(lambda: queue.put(refs("a")))
+        wait_until(lambda: bool(names_in(path, "tmp")), "the put's file")
+        time.sleep(0.02)
+        assert names_in(path, "pending") == []
+    thread.result()
+    assert names_in(path, "pending") == ["a.json"]
+
+
+def test_lock_is_held_while_publishing_only(path: Path) -> None:
+    """put writes and syncs its files before it takes the lock, and gets claim after they have given it back."""
+    tap, held = Tap(), [False]
+    inside: set[str] = set()
+    outside: set[str] = set()
+
+    def note(name: str, *_: Any) -> None:
+        if name == "unlock":
+            held[0] = False
+        (inside if held[0] else outside).add(name)
+
+    def note_after(name: str, *_: Any) -> None:
+        if name == "lock":
+            held[0] = True
+
+    queue = open_tapped(tap, path)
+    queue.put(refs("warm"))
+    queue.get(1)
+    tap.before, tap.after = note, note_after
+    queue.put(refs("a", "b"))
+    assert "write" not in inside and "fsync" not in inside and "rename" in inside
+    inside.clear()
+    assert ids(queue.get(2)) == ["a", "b"]
+    assert not inside & {"rename", "utime", "read", "open"}
+    inside.clear()
+    queue.ack(refs("a", "b"))
+    assert inside == set(), "an ack needs no lock"
+
+
+# --- a lock file that changes -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced", "moved away"])
+def test_changed_lock_file_is_noticed(path: Path, how: str) -> None:
+    """A handle whose lock file was deleted, replaced or moved away locks the new one, like everybody else."""
+    a = FileSampleRefQueue(path, durable=False)
+    a.put(refs("a"))
+    order = path / "order.lock"
+    if how == "deleted":
+        order.unlink()
+    elif how == "replaced":
+        (path / "new").touch()
+        (path / "new").replace(order)
+    else:
+        order.rename(path.parent / "old.lock")
+        order.touch()
+    a.put(refs("b"))
+    assert "b" in order.read_text().split("\n")
+    fd = locked_by_me(path)
+    thread = InThread(lambda: a.put(refs("c")))
+    time.sleep(0.02)
+    assert names_in(path, "pending") == ["a.json", "b.json"], "and it is kept out by the new one"
+    os.close(fd)
+    thread.result()
+    assert sorted(drain(a)) == ["a", "b", "c"]
+
+
+def test_stale_descriptor_is_reopened(path: Path) -> None:
+    """ESTALE from the kept descriptor (another NFS client replaced the file) makes the handle open it anew."""
+    tap = Tap()
+    queue = open_tapped(tap, path, durable=False)
+    queue.put(refs("a"))
+    for operation in ("lock", "fstat"):
+        stale: set[int] = set()
+
+        def estale(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], at: str = operation) -> None:
+            if name == "lock" and not stale:
+                stale.add(args[0])
+            if name in ("lock", "fstat") and args[0] in stale and (name == at or at == "lock"):
+                raise OSError(errno.ESTALE, "injected")
+            if name == "close" and args[0] in stale:
+                stale.clear()
+                stale.add(-1)
+
+        stale.clear()
+        tap.before = estale
+        queue.put(refs(f"after {operation}"))
+        tap.before = None
+    assert len(drain(queue)) == 3
+
+
+# --- a lock that does not come free -----------------------------------------------------------------------
+
+
+def test_get_goes_on_without_the_lock(path: Path, impatient: None) -> None:
+    """While another process sits on the lock, gets, acks, fails and releases work, and no ref comes twice."""
+    a, b = FileSampleRefQueue(path, durable=False), FileSampleRefQueue(path, durable=False)
+    a.put(numbered(20))
+    with Child(hold_the_lock, path) as holder:
+        holder.receive()
+        first, second = a.get(5), b.get(15)
+        assert sorted(ids(first) + ids(second)) == ids(numbered(20))
+        assert a.release(first[:1]) == [] == a.fail(first[1:2], "x", retryable=True)
+        assert a.ack(first[2:]) == [] == b.ack(second)
+        assert sorted(ids(b.get(5, 5.0))) == sorted(ids(first[:2]))
+        assert b.ack(first[:2]) == []
+        assert b.get(1) == []
+    assert tuple(a.counts()) == (0, 0, 20, 0)
+    assert_clean(path)
+
+
+def test_patience_is_lost_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Having waited for a stuck lock once, a handle only tries it for a while, and uses it again once it is free."""
+    tap, slept = Tap(), [0.0]
+    now = [0.0]
+    tap.ops.monotonic = lambda: now[0]  # type: ignore[method-assign]
+
+    def sleep(seconds: float) -> None:
+        slept[0] += seconds
+        now[0] += seconds
+
+    tap.ops.sleep = sleep  # type: ignore[method-assign]
+    queue = open_tapped(tap, path, durable=False)
+    queue.put(numbered(50))
+    with Child(hold_the_lock, path) as holder:
+        holder.receive()
+        queue.get(1)
+        assert lock.GET_PATIENCE_S <= slept[0] < 2 * lock.GET_PATIENCE_S
+        waited = slept[0]
+        for _ in range(20):
+            assert len(queue.get(1)) == 1
+        assert slept[0] == waited
+    assert len(queue.get(50)) == 29
+    assert slept[0] == waited
+
+
+def test_partitioned_get_without_the_lock(path: Path, impatient: None) -> None:
+    """A partitioned get keeps to its partition where it has to do without the lock."""
+    from fsqueue import dp_partition
+
+    queue = FileSampleRefQueue(path, durable=False)
+    queue.put(numbered(30))
+    with Child(hold_the_lock, path) as holder:
+        holder.receive()
+        found = ids(queue.get(30, partition=(1, 3)))
+    assert sorted(found) == [i for i in ids(numbered(30)) if dp_partition(i, 3) == 1]
+
+
+def test_put_replaces_a_lock_that_does_not_come_free(path: Path, impatient: None) -> None:
+    """A put that cannot get the lock replaces its file, keeps the order in it, warns, and all go on with the new one."""
+    a, b = FileSampleRefQueue(path, durable=False), FileSampleRefQueue(path, durable=False)
+    a.put(refs("first", "second"))
+    with Child(hold_the_lock, path) as holder:
+        inode = holder.receive()
+        with pytest.warns(StaleLockWarning, match=r"order\.lock"):
+            b.put(refs("third"))
+        assert os.stat(path / "order.lock").st_ino != inode
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            a.put(refs("fourth"))
+        assert ids(a.get(10)) == ["first", "second", "third", "fourth"]
+        assert sorted(os.listdir(path)) == sorted(
+            ["fsqueue.json", "order.lock", "owners", "tmp", "pending", "leased", "done", "failed"]
+        )
+    a.ack(refs("first", "second", "third", "fourth"))
+    assert_clean(path)
+
+
+def test_warning_as_an_error_does_not_stop_the_replacement(path: Path, impatient: None) -> None:
+    """Where warnings are errors, a put past a stuck lock fails at most once."""
+    queue = FileSampleRefQueue(path, durable=False)
+    with Child(hold_the_lock, path) as holder, warnings.catch_warnings():
+        holder.receive()
+        warnings.simplefilter("error")
+        try:
+            queue.put(refs("a"))
+        except StaleLockWarning:
+            queue.put(refs("a"))
+    assert drain(queue) == ["a"]
+    assert names_in(path, "tmp") == []
+
+
+def test_only_the_first_waiter_replaces(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two puts that wait for a stuck lock, the second finds the file replaced and waits for that one afresh."""
+    monkeypatch.setattr(lock, "PUT_TIMEOUT_S", 0.3)
+    handles = [FileSampleRefQueue(path, durable=False) for _ in range(2)]
+    with Child(hold_the_lock, path) as holder:
+        inode = holder.receive()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            threads = [InThread(lambda k=k: handles[k].put(refs(f"by{k}"))) for k in range(2)]
+            for thread in threads:
+                thread.result()
+        assert os.stat(path / "order.lock").st_ino != inode
+    assert [w.category for w in caught] == [StaleLockWarning]
+    assert sorted(drain(handles[0])) == ["by0", "by1"]
+    assert_clean(path)
+
+
+def test_second_waiter_sees_the_replacement(path: Path, impatient: None) -> None:
+    """A waiter whose time is up looks whether the file has been replaced before it replaces it itself."""
+    tap = Tap()
+    queue = open_tapped(tap, path, durable=False)
+    queue.put(refs("a"))
+    with Child(hold_the_lock, path) as holder:
+        holder.receive()
+        replaced: list[int] = []
+
+        def replace_first(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if name == "lock" and not replaced:
+                (path / "fresh").write_bytes((path / "order.lock").read_bytes())
+                (path / "fresh").replace(path / "order.lock")
+                replaced.append(os.stat(path / "order.lock").st_ino)
+
+        tap.before = replace_first
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            queue.put(refs("b"))
+        assert os.stat(path / "order.lock").st_ino == replaced[0]
+
+
+def test_a_slow_put_in_this_process_is_waited_for(path: Path, impatient: None) -> None:
+    """Another thread of the same handle that is slow inside its put is no dead node: nothing is replaced."""
+    tap, inside, go_on = Tap(), threading.Event(), threading.Event()
+    queue = open_tapped(tap, path, durable=False)
+    queue.put(refs("a"))
+    inode = os.stat(path / "order.lock").st_ino
+
+    def slow(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if name == "rename" and not inside.is_set():
+            inside.set()
+            assert go_on.wait(GUARD_S)
+
+    tap.before = slow
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first = InThread(lambda: queue.put(refs("b")))
+        assert inside.wait(GUARD_S)
+        second = InThread(lambda: queue.put(refs("c")))
+        second.thread.join(5 * lock.PUT_TIMEOUT_S)
+        go_on.set()
+        first.result()
+        second.result()
+    assert os.stat(path / "order.lock").st_ino == inode
+    assert ids(queue.get(3)) == ["a", "b", "c"]
+
+
+def test_killed_holder_frees_the_lock(path: Path) -> None:
+    """The lock of a process that is killed comes free at once on a local disk: no warning, no waiting out."""
+    queue = FileSampleRefQueue(path)
+    with Child(hold_the_lock, path) as holder:
+        holder.receive()
+        thread = InThread(lambda: queue.put(refs("a")))
+        holder.kill()
+        thread.result()
+    assert drain(queue) == ["a"]
+
+
+# --- other kinds of lock ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_missing_flock_is_an_error_that_says_what_to_mount(path: Path, code: int) -> None:
+    """Where the mount has no flock, opening fails with the mount option to use; nothing is downgraded silently."""
+    tap = Tap()
+
+    def unsupported(name: str, *_: Any) -> None:
+        if name == "lock":
+            raise OSError(code, os.strerror(code))
+
+    tap.before = unsupported
+    with pytest.raises(LockUnsupportedError) as caught:
+        open_tapped(tap, path)
+    text = str(caught.value)
+    assert "-o flock" in text and "nolock" in text and "lock='lease'" in text and "lock='none'" in text
+    assert str(path) in text and caught.value.errno == code
+    assert isinstance(caught.value, QueueIOError)
+
+
+def test_flock_that_goes_missing_later(path: Path) -> None:
+    """A flock that stops being supported under a handle is the same error from put and get, and loses nothing."""
+    tap = Tap()
+    queue = open_tapped(tap, path)
+    queue.put(refs("a"))
+
+    def unsupported(name: str, *_: Any) -> None:
+        if name == "lock":
+            raise OSError(errno.ENOLCK, "injected")
+
+    tap.before = unsupported
+    with pytest.raises(LockUnsupportedError):
+        queue.put(refs("b"))
+    with pytest.raises(LockUnsupportedError):
+        queue.get(1)
+    tap.before = None
+    assert names_in(path, "tmp") == []
+    queue.put(refs("b"))
+    assert drain(queue) == ["a", "b"]
+
+
+@pytest.mark.parametrize("mode", ["lease", "none"])
+def test_other_modes_need_no_flock(path: Path, mode: str) -> None:
+    """A queue made with lock="lease" or "none" works where flock fails, for handles that do not ask for a mode too."""
+
+    def unsupported(name: str, *_: Any) -> None:
+        if name in ("lock", "unlock"):
+            raise OSError(errno.ENOSYS, "injected")
+
+    handles: list[Queue] = []
+    for arguments in ({"lock": mode}, {}):
+        tap = Tap()
+        tap.before = unsupported
+        handles.append(open_tapped(tap, path, durable=False, **arguments))
+    handles[0].put(refs("a", "b"))
+    handles[1].put(refs("b", "c"))
+    assert ids(handles[1].get(2)) == ["a", "b"]
+    assert ids(handles[0].get(2)) == ["c"]
+    for handle in handles:
+        handle.close()
+    assert not (path / "order.lease").exists()
+
+
+def test_stuck_lease_does_not_hang_a_put(path: Path, impatient: None) -> None:
+    """A put behind a lease lock that a living process does not give back ends, in an error or past it; gets go on."""
+    queue = FileSampleRefQueue(path, lock="lease", durable=False)
+    queue.put(refs("a"))
+    other = FileSampleRefQueue(path, durable=False)
+    from filelock import SoftFileLease
+
+    holder = SoftFileLease(path / "order.lease", lease_duration=lock.LEASE_DURATION_S, thread_local=False)
+    with holder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", StaleLockWarning)
+        thread = InThread(lambda: queue.put(refs("b")))
+        assert ids(other.get(5)) == ["a"]
+        try:
+            thread.result()
+        except (QueueIOError, TimeoutError) as error:
+            assert "order.lease" in str(error)
+            holder.release()
+            queue.put(refs("b"))
+    assert ids(other.get(5, 5.0)) == ["b"]
+    assert names_in(path, "tmp") == []

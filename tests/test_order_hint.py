@@ -1,0 +1,319 @@
+"""The order hint: it decides nothing but the order, and it keeps every call's cost apart from the backlog."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import Queue, Tap, assert_clean, drain, folder_of, ids, names_in, numbered, open_tapped, ref, refs
+
+from fsqueue import FileSampleRefQueue, dp_partition
+from fsqueue.order import HEADER_BYTES
+
+Damage = Callable[[Path], None]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "q"
+
+
+def rewrite(change: Callable[[bytes], bytes]) -> Damage:
+    """A damage done in place, to the same inode."""
+
+    def damage(order: Path) -> None:
+        data = change(order.read_bytes())
+        with open(order, "r+b") as file:
+            file.truncate(0)
+            file.write(data)
+
+    return damage
+
+
+def replace_by(data: bytes) -> Damage:
+    def damage(order: Path) -> None:
+        order.with_name("new").write_bytes(data)
+        order.with_name("new").replace(order)
+
+    return damage
+
+
+def middle(data: bytes) -> int:
+    return HEADER_BYTES + (len(data) - HEADER_BYTES) // 2
+
+
+DAMAGES: dict[str, Damage] = {
+    "deleted": Path.unlink,
+    "emptied": rewrite(lambda data: b""),
+    "replaced by an empty file": replace_by(b""),
+    "replaced by garbage": replace_by(random.Random(1).randbytes(5000)),
+    "cut inside the header": rewrite(lambda data: data[:30]),
+    "cut after the header": rewrite(lambda data: data[:HEADER_BYTES]),
+    "cut inside a line": rewrite(lambda data: data[: middle(data) + 3]),
+    "filled with NULs": rewrite(lambda data: b"\0" * len(data)),
+    "NULs in the lines": rewrite(lambda data: data[: middle(data)] + b"\0" * (len(data) - middle(data))),
+    "a NUL in each line": rewrite(lambda data: data[:HEADER_BYTES] + data[HEADER_BYTES:].replace(b"0001", b"00\x001")),
+    "every line twice": rewrite(lambda data: data + data[HEADER_BYTES:]),
+    "no line feeds": rewrite(lambda data: data[:HEADER_BYTES] + data[HEADER_BYTES:].replace(b"\n", b"")),
+    "carriage returns": rewrite(lambda data: data[:HEADER_BYTES] + data[HEADER_BYTES:].replace(b"\n", b"\r\n")),
+    "marked as handed out": rewrite(lambda data: data[:HEADER_BYTES] + data[HEADER_BYTES:].replace(b"\ns", b"\n#")),
+    "cursor past the end": rewrite(lambda data: b"%016d" % 10**12 + data[16:]),
+    "cursor at the end": rewrite(lambda data: b"%016d" % len(data) + data[16:]),
+    "cursor inside a line": rewrite(lambda data: b"%016d" % (HEADER_BYTES + 3) + data[16:]),
+    "cursor in the header": rewrite(lambda data: b"%016d" % 5 + data[16:]),
+    "negative numbers": rewrite(lambda data: b"%016d %016d %016x %012d\n" % (-7, -7, 0, -7) + data[HEADER_BYTES:]),
+    "swept in the future": rewrite(lambda data: b"%016d %016d %016x %012d\n" % (64, 0, 0, 10**12 - 1)),
+    "dead bytes without end": rewrite(lambda data: b"%016d %016d" % (HEADER_BYTES, 10**15) + data[33:]),
+    "foreign names": rewrite(lambda data: data + b"../../etc/passwd\n/etc/passwd\n.hidden\na@b\n" + b"x" * 70_000 + b"\n"),
+}
+
+
+@pytest.mark.parametrize("when", ["before", "between"])
+@pytest.mark.parametrize("partitioned", [False, True])
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_hint_hides_no_ref(path: Path, name: str, partitioned: bool, when: str) -> None:
+    """Whatever happens to the hint, every ref is handed out exactly once, by a get that never says "none" before."""
+    with FileSampleRefQueue(path, durable=False) as queue:
+        queue.put(numbered(30))
+        found = [] if when == "before" else ids(queue.get(7))
+        DAMAGES[name](path / "order.lock")
+        partitions = [(0, 2), (1, 2)] if partitioned else [None]
+        for partition in partitions:
+            while batch := queue.get(4, 0.2, partition=partition):
+                found += ids(batch)
+                assert partition is None or all(dp_partition(i, 2) == partition[0] for i in ids(batch))
+        assert sorted(found) == ids(numbered(30))
+        queue.put(refs("later"))
+        assert ids(queue.get(1)) == ["later"]
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_behind_a_handle_that_has_been_idle_for_long(path: Path, name: str) -> None:
+    """A handle that has known pending/ for long, unchanged, finds its refs within the documented two minutes."""
+    tap, now = Tap(), [1_000.0]
+    tap.ops.monotonic = tap.ops.time = lambda: now[0]  # type: ignore[method-assign]
+    queue = open_tapped(tap, path, durable=False)
+    mine = [r for r in numbered(40) if dp_partition(r.sample_id, 2) == 1]
+    queue.put(mine)
+    for _ in range(10):
+        assert queue.get(1, partition=(0, 2)) == []
+        now[0] += 5.0
+    DAMAGES[name](path / "order.lock")
+    found: list[str] = []
+    for _ in range(120):
+        found += ids(queue.get(4, partition=(1, 2)))
+        now[0] += 1.0
+    assert sorted(found) == sorted(ids(mine))
+
+
+def test_random_bytes(path: Path) -> None:
+    """Fuzzed hints: no crash, no hang, nothing lost and nothing twice, over 60 seeds."""
+    for seed in range(60):
+        chance = random.Random(seed)
+        queue = FileSampleRefQueue(path / str(seed), durable=False)
+        queue.put(numbered(12))
+        found = ids(queue.get(chance.randrange(6)))
+        order = path / str(seed) / "order.lock"
+        data = bytearray(order.read_bytes())
+        for _ in range(chance.randrange(1, 40)):
+            at = chance.randrange(len(data))
+            data[at : at + chance.randrange(3)] = chance.choice([b"", b"\n", b"\0", b"#", b"9", b"s00003\n", chance.randbytes(2)])
+        rewrite(lambda _, data=bytes(data): data)(order)
+        while batch := queue.get(chance.randrange(1, 6), 0.1, partition=None):
+            found += ids(batch)
+        assert sorted(found) == ids(numbered(12)), f"seed {seed}"
+        queue.close()
+
+
+def test_intact_hint_keeps_fifo(path: Path) -> None:
+    """Several producers' refs come in the order of their puts, whatever their names and however they are taken."""
+    a, b = FileSampleRefQueue(path, durable=False), FileSampleRefQueue(path, durable=False)
+    expected: list[str] = []
+    for number in range(30):
+        batch = [ref(f"{(number * 7) % 30:02d}-{k}") for k in (2, 0, 1)]
+        (a if number % 2 else b).put(batch)
+        expected += ids(batch)
+    found: list[str] = []
+    for number in range(12):
+        found += ids((b if number % 3 else a).get(number % 5 + 1))
+    found += ids(a.get(sys.maxsize))
+    assert found == expected
+
+
+def test_get_takes_any_number(path: Path) -> None:
+    """max_refs may be as large as an int gets."""
+    with FileSampleRefQueue(path, durable=False) as queue:
+        queue.put(numbered(5))
+        assert len(queue.get(sys.maxsize)) == 5
+        assert queue.get(0) == [] == queue.get(-1)
+
+
+def test_fifo_over_compactions(path: Path) -> None:
+    """Order is kept while the hint is compacted again and again, and the file stays small."""
+    with FileSampleRefQueue(path, durable=False) as queue:
+        long = "x" * 100
+        expected: list[str] = []
+        found: list[str] = []
+        for number in range(60):
+            batch = [ref(f"{long}{number:03d}-{k:02d}") for k in range(40)]
+            queue.put(batch)
+            expected += ids(batch)
+            found += ids(queue.get(38))
+        found += ids(queue.get(1_000))
+        assert found == expected
+        assert (path / "order.lock").stat().st_size < 400_000
+
+
+def test_partitions_share_one_order(path: Path) -> None:
+    """Each partition gets its own refs in FIFO order, and a get without one takes the rest in order."""
+    with FileSampleRefQueue(path, durable=False) as queue:
+        todo = numbered(400)
+        queue.put(todo)
+        mine = {k: [i for i in ids(todo) if dp_partition(i, 3) == k] for k in range(3)}
+        assert ids(queue.get(50, partition=(1, 3))) == mine[1][:50]
+        assert ids(queue.get(1000, partition=(0, 3))) == mine[0]
+        assert ids(queue.get(1000)) == [i for i in ids(todo) if i in {*mine[1][50:], *mine[2]}]
+        assert queue.get(1, partition=(2, 3)) == []
+
+
+def test_changing_the_number_of_partitions(path: Path) -> None:
+    """Partitions of another width, asked by the same handle, see all that is pending."""
+    with FileSampleRefQueue(path, durable=False) as queue:
+        todo = numbered(100)
+        queue.put(todo)
+        found = ids(queue.get(10, partition=(0, 2)))
+        for count in (3, 4, 1):
+            for index in range(count):
+                found += ids(queue.get(7, partition=(index, count)))
+        while batch := [r for index in range(2) for r in queue.get(50, partition=(index, 2))]:
+            found += ids(batch)
+        assert sorted(found) == ids(todo)
+
+
+def test_partitioned_get_does_not_wait_while_anything_is_pending(path: Path) -> None:
+    """A partitioned get returns empty-handed at once when only other partitions' refs are pending."""
+    tap = Tap()
+    queue = open_tapped(tap, path)
+    other = next(i for i in ids(numbered(9)) if dp_partition(i, 2) == 1)
+    queue.put(refs(other))
+    slept: list[float] = []
+    tap.ops.sleep = slept.append  # type: ignore[method-assign]
+    assert queue.get(1, 1e6, partition=(0, 2)) == []
+    assert slept == []
+
+
+def test_long_ids_in_partitions(path: Path) -> None:
+    """An id that its file name cannot hold is handed out by the partition of the id inside."""
+    with FileSampleRefQueue(path, durable=False) as queue:
+        todo = [ref("ü/" * 200 + str(k)) for k in range(20)]
+        queue.put(todo)
+        for index in range(2):
+            assert ids(queue.get(20, partition=(index, 2))) == [i for i in ids(todo) if dp_partition(i, 2) == index]
+
+
+def test_long_id_that_was_away(path: Path) -> None:
+    """A ref with a cut name that somebody moved away and back is handed out by its partition, each time."""
+    for number in range(8):
+        with FileSampleRefQueue(path / str(number), durable=False) as queue:
+            away = ref("x" * 300 + str(number))
+            queue.put([away])
+            (name,) = names_in(queue_path := path / str(number), "pending")
+            (queue_path / "pending" / name).rename(queue_path / "failed" / name)
+            mine = (dp_partition(away.sample_id, 2), 2)
+            assert queue.get(1, partition=mine) == []
+            (queue_path / "failed" / name).rename(queue_path / "pending" / name)
+            assert queue.get(1, 0.2, partition=mine) == [away], f"id number {number}"
+
+
+def test_bad_bytes_in_a_cut_name(path: Path) -> None:
+    """A file whose name is cut and whose content is garbage does not stop partitioned gets."""
+    with FileSampleRefQueue(path) as queue:
+        for number, data in enumerate((b"\xff\xfe", b'{"sample_id":"\xff"}', b"[" * 100_000, b"", b"\0")):
+            (path / "pending" / f"{'y' * 120}~{number:032x}.json").write_bytes(data)
+        queue.put(refs("a", "b"))
+        found = ids(queue.get(10, 1.0, partition=(0, 2))) + ids(queue.get(10, 1.0, partition=(1, 2)))
+        assert sorted(found) == ["a", "b"]
+
+
+def cycle(queue: Queue, tap: Tap, batch: int, partition: tuple[int, int] | None) -> dict[str, Counter[str]]:
+    """What one put, one get and one ack of a batch cost, in file operations."""
+    spent: dict[str, Counter[str]] = {}
+    fresh = numbered(batch, prefix="fresh")
+    taken: list[Any] = []
+    for name, work in (
+        ("put", lambda: queue.put(fresh)),
+        ("get", lambda: taken.extend(queue.get(batch, partition=partition))),
+        ("ack", lambda: queue.ack(taken)),
+    ):
+        tap.counts.clear()
+        work()
+        spent[name] = tap.counts.copy()
+    assert len(taken) == batch
+    return spent
+
+
+@pytest.mark.parametrize("partition", [None, (0, 2)])
+def test_cost_does_not_depend_on_the_backlog(path: Path, partition: tuple[int, int] | None) -> None:
+    """put, get and ack of a batch make the same file operations with 40 and with 2,000 refs pending."""
+    spent = []
+    for backlog in (40, 2_000):
+        tap = Tap()
+        tap.ops.monotonic = lambda: 1_000.0  # type: ignore[method-assign]  # rounds and sweeps happen once
+        queue = open_tapped(tap, path / str(backlog), durable=False)
+        queue.put(numbered(backlog))
+        queue.ack(queue.get(1, partition=partition))
+        spent.append(cycle(queue, tap, 10, partition))
+        queue.close()
+    assert spent[0] == spent[1]
+    assert sum(spent[1]["get"].values()) < 10 * 6 + 20
+    assert spent[1]["get"]["listdir"] == spent[1]["ack"]["listdir"] == 0
+
+
+@pytest.mark.parametrize("partition", [None, (0, 2)])
+def test_first_get_of_a_handle_does_not_list_the_backlog(path: Path, partition: tuple[int, int] | None) -> None:
+    """A new handle's first get on a queue that was swept lately lists leased/ at most, never pending/."""
+    with FileSampleRefQueue(path, durable=False) as first:
+        first.put(numbered(500))
+        first.get(1)
+    tap, listed = Tap(), []
+    queue = open_tapped(tap, path)
+    tap.before = lambda name, args, _: listed.append(folder_of(args[0])) if name == "listdir" else None
+    assert len(queue.get(10, partition=partition)) == 10
+    assert "pending" not in listed
+    queue.close()
+
+
+def test_bytes_read_do_not_grow_with_the_backlog(path: Path) -> None:
+    """A get reads a bounded piece of the hint, not all of it."""
+    read: dict[int, int] = {}
+    for backlog in (100, 5_000):
+        tap = Tap()
+        queue = open_tapped(tap, path / str(backlog), durable=False)
+        queue.put(numbered(backlog))
+        queue.get(1)
+        wanted: list[int] = []
+        tap.before = lambda name, args, _, wanted=wanted: wanted.append(args[1]) if name == "pread" else None
+        queue.get(10)
+        read[backlog] = sum(wanted)
+        queue.close()
+    assert read[5_000] <= max(read[100], 20_000)
+
+
+def test_two_handles_with_a_damaged_hint(path: Path) -> None:
+    """Damage between the turns of two handles costs no ref and doubles none."""
+    a, b = FileSampleRefQueue(path, durable=False), FileSampleRefQueue(path, durable=False)
+    chance = random.Random(7)
+    todo, found = numbered(120), []
+    a.put(todo)
+    names = list(DAMAGES)
+    for _ in range(25):
+        found += ids(chance.choice([a, b]).get(chance.randrange(1, 5), 0.2))
+        DAMAGES[chance.choice(names)](path / "order.lock") if (path / "order.lock").exists() else None
+    found += drain(a)
+    assert sorted(found) == ids(todo)
+    assert_clean(path)
