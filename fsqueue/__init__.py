@@ -4,12 +4,16 @@ from fsqueue.errors import (
     CorruptRefError,
     FsQueueError,
     InvalidRefError,
+    LeasesHeldError,
     LockTimeoutError,
     LockUnsupportedError,
+    MemberFailedError,
     NotAQueueError,
     QueueClosedError,
     QueueConfigError,
     QueueIOError,
+    StreamEndedError,
+    StreamStalledError,
     TensorInRefError,
     UnsupportedFormatError,
 )
@@ -17,6 +21,7 @@ from fsqueue.lock import StaleLockWarning
 from fsqueue.memory import MemorySampleRefQueue
 from fsqueue.queue import Counts, FileSampleRefQueue
 from fsqueue.records import FeatureSpec, PromptTask, SampleRef, assert_no_tensors, dp_partition
+from fsqueue.view import PartialWindowWarning, TrainerView
 
 __all__ = [
     "CorruptRefError",
@@ -25,17 +30,23 @@ __all__ = [
     "FileSampleRefQueue",
     "FsQueueError",
     "InvalidRefError",
+    "LeasesHeldError",
     "LockTimeoutError",
     "LockUnsupportedError",
+    "MemberFailedError",
     "MemorySampleRefQueue",
     "NotAQueueError",
+    "PartialWindowWarning",
     "PromptTask",
     "QueueClosedError",
     "QueueConfigError",
     "QueueIOError",
     "SampleRef",
     "StaleLockWarning",
+    "StreamEndedError",
+    "StreamStalledError",
     "TensorInRefError",
+    "TrainerView",
     "UnsupportedFormatError",
     "assert_no_tensors",
     "dp_partition",

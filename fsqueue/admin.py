@@ -72,22 +72,13 @@ def locked_soon(handle: Handle) -> Iterator[None]:
             handle.order_file.release()
 
 
-def move(handle: Handle, source: Directory, name: str, target: Directory, new_name: str) -> bool:
-    """Rename a file; False where it was gone."""
-    return handle.moves.move(source, name, target, new_name)
-
-
 def fetch(handle: Handle, source: Directory, name: str, stem: str) -> bool:
     """Make a file anywhere in the queue a lease of this handle's; False where it was gone.
 
-    The stamp comes first, as in a claim. Should an error end what follows, close() gives the ref back to pending/.
+    Should an error end what follows, close() gives the ref back to pending/.
     """
-    try:
-        handle.clock.stamp(source, name)
-    except FileNotFoundError:
-        return False
     handle.stray([stem])
-    if move(handle, source, name, handle.layout.leased, names.leased_file(stem, handle.owner)):
+    if handle.moves.fetch(source, name, stem):
         return True
     handle.strays.pop(stem, None)
     return False

@@ -7,8 +7,15 @@ line of its own::
     ,"_fsqueue":{"attempts":1,"history":[{"event":"expired","at":1760000000.0,"owner":"node12.4711.9f3a01"}]}}
 
 Invariant: everything before that last line feed is written once and never again. Bookkeeping is added by one
-write in place, from the ref's closing brace on, so a ref never has two files, and a write that was cut short
-costs the history, not the ref: what precedes the last line feed, closed by a brace, still decodes.
+write in place, from the closing brace on, so a ref never has two files, and a write that was cut short costs the
+history, not the ref: what precedes the last line feed, closed by braces, still decodes.
+
+A ref that holds tuples where its type says Any, which JSON would turn into lists, names their paths in the same
+key, on a line that is written with the ref and never again::
+
+    {"sample_id":"s17",...,"metadata":{"span":[0,128]}
+    ,"_fsqueue":{"tuples":[["metadata","span"]]
+    ,"attempts":1,"history":[...]}}
 """
 
 from __future__ import annotations
@@ -26,7 +33,9 @@ R = TypeVar("R")
 
 RESERVED = "_fsqueue"
 HISTORY_LIMIT = 32
+_KEY = b'"_fsqueue"'
 _MARK = b'\n,"_fsqueue":'
+_TUPLES = b'\n,"_fsqueue":{"tuples":'
 _encode = msgspec.json.Encoder().encode
 UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _decode_any = msgspec.json.Decoder().decode
@@ -101,6 +110,12 @@ class Codec(Generic[R]):
 
     def _encode_carefully(self, ref: R) -> bytes:
         """Find out what the plain round trip changed: refuse it, or carry tuples by naming their paths."""
+        try:
+            return self._encode_exactly(ref)
+        except RecursionError:
+            raise InvalidRefError("<root>", "nested too deeply, or in a circle: JSON cannot carry it") from None
+
+    def _encode_exactly(self, ref: R) -> bytes:
         if type(ref) is not self.ref_type:
             raise InvalidRefError(
                 "<root>",
@@ -110,7 +125,7 @@ class Codec(Generic[R]):
         assert_no_tensors(ref)
         try:
             data = _encode(ref)
-        except (TypeError, ValueError, RecursionError) as error:
+        except (TypeError, ValueError) as error:
             where = _first_unencodable(ref, "<root>")
             raise InvalidRefError(where, f"JSON cannot carry this: {error}") from None
         try:
@@ -124,7 +139,7 @@ class Codec(Generic[R]):
             raise InvalidRefError(_format(ref, error.path), error.problem) from None
         if not tuples:
             return data + b"\n"
-        return data[:-1] + bookkeeping_tail(Bookkeeping(tuples=tuples))
+        return data[:-1] + _TUPLES + _encode(tuples) + b"}}\n"
 
     def decode(self, data: bytes) -> R:
         """The ref in a file's bytes.
@@ -133,57 +148,78 @@ class Codec(Generic[R]):
             CorruptRefError: it is none, not even after setting aside torn bookkeeping.
         """
         try:
-            ref = self._decode(data)
+            return self._decode_whole(data)
         except UNDECODABLE as error:
-            return self._salvage(data, error)
-        if _MARK in data:
+            first = error
+        for body in _possible_bodies(data):
+            try:
+                return self._decode_whole(body)
+            except UNDECODABLE:
+                continue
+        raise CorruptRefError(str(first)) from None
+
+    def _decode_whole(self, data: bytes) -> R:
+        ref = self._decode(data)
+        if _KEY in data:
             _restore_tuples(ref, split(data)[1].tuples)
         return ref
 
-    def _salvage(self, data: bytes, error: Exception) -> R:
-        for body in _possible_bodies(data):
-            try:
-                return self._decode(body)
-            except UNDECODABLE:
-                continue
-        raise CorruptRefError(str(error)) from None
-
 
 def split(data: bytes) -> tuple[int, Bookkeeping]:
-    """Where a file's bookkeeping begins or would begin (the ref's closing brace), and what it says.
+    """Where a file's bookkeeping begins or would begin (at a closing brace), and what it says.
 
     Raises:
         CorruptRefError: the bytes hold no JSON object.
     """
+    mark = data.rfind(_TUPLES)
+    if mark >= 0:
+        return _split_after_tuples(data, mark + len(_TUPLES))
     mark = data.rfind(_MARK)
     if mark >= 0:
-        try:
-            return mark, _decode_bookkeeping(data[mark + len(_MARK) :].rstrip()[:-1])
-        except UNDECODABLE:
-            return mark, Bookkeeping()
-    body = data.rstrip(b" \t\r\n")
-    if _is_object(body):
-        found = _decode_any(body).get(RESERVED)
-        try:
-            return len(body) - 1, msgspec.convert(found, Bookkeeping) if found else Bookkeeping()
-        except msgspec.ValidationError:
-            return len(body) - 1, Bookkeeping()
-    for body in _possible_bodies(data):
+        return mark, _bookkeeping(data[mark + len(_MARK) :].rstrip()[:-1])
+    for body in (data.rstrip(b" \t\r\n"), *_possible_bodies(data)):
         if _is_object(body):
-            return len(body) - 1, Bookkeeping()
+            return len(body) - 1, _bookkeeping(_encode(_decode_any(body).get(RESERVED, {})))
     raise CorruptRefError("no JSON object")
 
 
+def _split_after_tuples(data: bytes, start: int) -> tuple[int, Bookkeeping]:
+    line_end = data.find(b"\n", start)
+    line = data[start:] if line_end < 0 else data[start:line_end]
+    paths = line.removesuffix(b"}}")
+    try:
+        tuples = msgspec.json.decode(paths, type=list[list[str | int]])
+    except UNDECODABLE:
+        return start - len(_TUPLES), Bookkeeping()
+    rest = data[start + len(paths) :]
+    found = _bookkeeping(b"{" + rest[2:].rstrip()[:-1]) if rest.startswith(b"\n,") else Bookkeeping()
+    found.tuples = tuples
+    return start + len(paths), found
+
+
+def _bookkeeping(data: bytes) -> Bookkeeping:
+    """Bookkeeping that is torn, or not ours, counts as none."""
+    try:
+        return _decode_bookkeeping(data)
+    except UNDECODABLE:
+        return Bookkeeping()
+
+
 def _possible_bodies(data: bytes) -> list[bytes]:
-    """What the ref may be in a file whose bookkeeping is torn: it ends at a line feed, with its brace or without."""
-    ends = (data.rfind(_MARK), data.rfind(b"\n", 0, len(data.rstrip(b"\n"))), data.rfind(b"\n"))
+    """What the ref may be in a file whose bookkeeping is torn: it ends at a line feed, with its braces or without."""
+    ends = [data.rfind(_MARK), data.rfind(b"\n", 0, len(data.rstrip(b"\n"))), data.rfind(b"\n")]
+    if _TUPLES in data:
+        ends.insert(0, data.find(b"\n", data.rfind(_TUPLES) + 1))
     cut = [data[:end] for end in dict.fromkeys(ends) if end > 0]
-    return [body + brace for body in cut for brace in (b"}", b"")]
+    return [body + braces for body in cut for braces in (b"}", b"}}", b"")]
 
 
 def bookkeeping_tail(bookkeeping: Bookkeeping) -> bytes:
-    """What goes into the file from the ref's closing brace on."""
-    return _MARK + _encode(bookkeeping) + b"}\n"
+    """What goes into the file from where `split` says on."""
+    if not bookkeeping.tuples:
+        return _MARK + _encode(bookkeeping) + b"}\n"
+    rest = _encode(msgspec.structs.replace(bookkeeping, tuples=[]))
+    return b"}}\n" if rest == b"{}" else b"\n," + rest[1:] + b"}\n"
 
 
 def wrap_raw(data: bytes, bookkeeping: Bookkeeping) -> bytes:

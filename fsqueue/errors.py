@@ -194,6 +194,10 @@ class MemberFailedError(FsQueueError, RuntimeError):
         self.traceback = traceback
 
 
+class StreamEndedError(FsQueueError, RuntimeError):
+    """The other side has left the stream."""
+
+
 class StreamStalledError(FsQueueError, TimeoutError):
     """Nothing has come, or no room was made, for too long."""
 

@@ -40,7 +40,7 @@ _UPDATE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _CHUNK = 1 << 16
-_FILE_LIMIT = 1 << 26
+FILE_LIMIT_BYTES = 1 << 26
 _IO_THREADS = 16
 
 
@@ -154,8 +154,8 @@ class FileOps:
                 raise CorruptRefError("not a regular file") from None
             raise
         status = self.fstat(fd)
-        if not stat_module.S_ISREG(status.st_mode) or status.st_size > _FILE_LIMIT:
-            raise CorruptRefError(f"not a regular file of at most {_FILE_LIMIT} bytes")
+        if not stat_module.S_ISREG(status.st_mode) or status.st_size > FILE_LIMIT_BYTES:
+            raise CorruptRefError(f"not a regular file of at most {FILE_LIMIT_BYTES} bytes")
         parts = [data]
         while parts[-1]:
             parts.append(self.read(fd, _CHUNK))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
@@ -83,6 +84,14 @@ class Held:
         return stem in self._held
 
 
+@dataclass
+class ByteCount:
+    """How many refs a handle has put with watermarks, and their features' size in bytes."""
+
+    count: int = 0
+    total: int = 0
+
+
 class Handle:
     """The open directories, lock, clock and owner of one queue object in one process.
 
@@ -110,13 +119,15 @@ class Handle:
         self.heartbeat_s = heartbeat_s
         self.injected = clock is not None
         self.clock = InjectedClock(self.ops, clock) if clock else FilesystemClock(self.ops, layout.root)
-        self.order_file = OrderFile(self.ops, layout.root, layout.settings.lock)
+        self.order_file = OrderFile(self.ops, layout.root, layout.settings.lock, layout.remote)
         self.order = Order(self.ops, self.order_file)
         self.moves = Moves(layout, self.clock, owner, durable)
         self.held = Held()
         self.mutex = threading.RLock()
         self.strays: dict[str, None] = {}
         self.sweep_wanted = False
+        self.stream: object | None = None
+        self.put_bytes = ByteCount()
         self._announced = False
         self._beat_key: int | None = None
 

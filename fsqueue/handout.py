@@ -73,7 +73,13 @@ class Handout:
         return len(leased) > before
 
     def _claim(self, stems: list[str], leased: list[str]) -> None:
-        held, claim, strays = self._handle.held, self._handle.moves.claim, self._handle.strays
+        """Claim the refs whose places were taken; one that cannot be claimed costs that ref, not the others."""
+        handle, held, before = self._handle, self._handle.held, len(leased)
+        if handle.layout.remote and stems:
+            # NFS: a remembered name may still mean the file of an earlier life, which the stamp would go to.
+            handle.layout.pending.refresh()
+        first: OSError | None = None
+        claim, strays = handle.moves.claim, handle.strays
         for stem in stems:
             if stem in strays or not held.begin(stem):
                 continue
@@ -81,11 +87,17 @@ class Handout:
                 held.cancel_claim(stem)
                 continue
             leased.append(stem)
-            if claim(stem):
-                held.add(stem)
-            else:
-                leased.pop()
-                held.cancel_claim(stem)
+            try:
+                if claim(stem):
+                    held.add(stem)
+                    continue
+            except OSError as error:
+                first = first or error
+                handle.stray([stem])
+            leased.pop()
+            held.cancel_claim(stem)
+        if first is not None and len(leased) == before:
+            raise first
 
     def _still_leased(self, stem: str) -> bool:
         """Whether a ref that this handle leased, and that is pending again, was queued twice or taken away."""

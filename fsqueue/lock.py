@@ -42,7 +42,9 @@ class OrderFile:
         size: its length in bytes when the lock was taken.
     """
 
-    def __init__(self, ops: FileOps, root: Directory, mode: str) -> None:
+    def __init__(self, ops: FileOps, root: Directory, mode: str, remote: bool) -> None:
+        self._remote = remote
+        self._inode = 0
         self.ops = ops
         self.root = root
         self.fd = -1
@@ -144,9 +146,19 @@ class OrderFile:
         self._drop()
 
     def peek(self) -> tuple[int, int]:
-        """Which file it is and its size, as this client knows them without the lock."""
-        status = self.ops.stat(ORDER, dir_fd=self.root.fd, follow_symlinks=False)
-        return status.st_ino, status.st_size
+        """Which file it is and its size, without the lock.
+
+        NFS: a stat is answered from the cache, seconds old; open + fstat asks the server.
+        """
+        if not self._remote:
+            status = self.ops.stat(ORDER, dir_fd=self.root.fd, follow_symlinks=False)
+            return status.st_ino, status.st_size
+        fd = self.ops.open(ORDER, ORDER_FLAGS, 0o666, dir_fd=self.root.fd)
+        try:
+            status = self.ops.fstat(fd)
+            return status.st_ino, status.st_size
+        finally:
+            self.ops.close(fd)
 
     def _acquire_within(self, patience_s: float) -> bool:
         deadline = self.ops.monotonic() + patience_s
@@ -168,15 +180,21 @@ class OrderFile:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _is_linked(self) -> bool:
-        """Whether the locked file still has a name; notes its size."""
+        """Whether the locked file is still the one that goes by the name; notes its size.
+
+        NFS: the name may be a remembered one and its size with it; the descriptor's are fresh under the lock.
+        """
         try:
-            status = self.ops.fstat(self.fd)
+            if self._remote:
+                status = self.ops.fstat(self.fd)
+            else:
+                status = self.ops.stat(ORDER, dir_fd=self.root.fd, follow_symlinks=False)
         except OSError as error:
-            if error.errno != errno.ESTALE:
+            if error.errno not in (errno.ESTALE, errno.ENOENT):
                 raise
             return False
         self.size = status.st_size
-        return status.st_nlink > 0
+        return status.st_nlink > 0 and status.st_ino == self._inode
 
     def _try_lock(self, patience_s: float) -> bool:
         if self._lease is not None:
@@ -186,6 +204,7 @@ class OrderFile:
                 return False
         if self.fd < 0:
             self.fd = self.ops.open(ORDER, ORDER_FLAGS, 0o666, dir_fd=self.root.fd)
+            self._inode = self.ops.fstat(self.fd).st_ino
         if self._mode != "flock":
             return True
         try:

@@ -64,8 +64,8 @@ class MemorySampleRefQueue(Generic[R]):
             entries.setdefault(_id(ref), _Entry(self._codec.encode(ref)))
         with self._changed:
             for sample_id, entry in entries.items():
-                if sample_id not in self._leased:
-                    self._pending.setdefault(sample_id, entry)
+                if sample_id not in self._leased and sample_id not in self._pending:
+                    self._pending[sample_id] = entry
                     self._lost.discard(sample_id)
             self._changed.notify_all()
 

@@ -118,13 +118,13 @@ def parse_pending(name: str) -> str | None:
 def parse_leased(name: str) -> tuple[str, str] | None:
     """The stem and the owner of a name in leased/."""
     match = _parse_leased(name)
-    return (match[1], match[2]) if match else None
+    return (match[1], match[2]) if match and len(match[1]) <= STEM_LIMIT else None
 
 
 def parse_done(name: str) -> tuple[str, int | None] | None:
     """The stem and the optimizer step of a name in done/."""
     match = _parse_done(name)
-    return (match[1], int(match[2]) if match[2] else None) if match else None
+    return (match[1], int(match[2]) if match[2] else None) if match and len(match[1]) <= STEM_LIMIT else None
 
 
 def parse_owner(name: str) -> str | None:

@@ -12,12 +12,12 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, Generic, NamedTuple, TypeVar, cast, overload
+from typing import Any, NamedTuple, TypeVar, cast, overload
 
 from fsqueue import fileops, names
 from fsqueue.codec import Codec
 from fsqueue.delivery import Delivery, id_of_ref
-from fsqueue.errors import QueueClosedError, QueueConfigError
+from fsqueue.errors import InvalidRefError, QueueClosedError, QueueConfigError
 from fsqueue.fileops import explained
 from fsqueue.handle import Handle
 from fsqueue.handout import Partition
@@ -27,6 +27,7 @@ from fsqueue.owners import new_owner
 from fsqueue.reclaim import Reclaimer
 from fsqueue.records import SampleRef
 from fsqueue.settle import Settler, unique
+from fsqueue.streaming import Streaming
 
 R = TypeVar("R")
 
@@ -50,7 +51,7 @@ class _Parts(NamedTuple):
     reclaimer: Reclaimer
 
 
-class FileSampleRefQueue(Generic[R]):
+class FileSampleRefQueue(Streaming[R]):
     """A durable, exclusive queue of sample refs in a directory, shared by processes and nodes.
 
     A handle may be used by several threads. After a fork, the child's use of it makes it a handle of the
@@ -214,6 +215,9 @@ class FileSampleRefQueue(Generic[R]):
                 self._parts = self._open()
             return self._parts
 
+    def _current_handle(self) -> Handle:
+        return self._here().handle
+
     @property
     def owner(self) -> str:
         """This handle's owner name, as it appears in leased/ and owners/."""
@@ -232,6 +236,9 @@ class FileSampleRefQueue(Generic[R]):
         contents: dict[str, bytes] = {}
         for ref in refs:
             data = self._codec.encode(ref)
+            if len(data) > fileops.FILE_LIMIT_BYTES:
+                limit = fileops.FILE_LIMIT_BYTES
+                raise InvalidRefError("<root>", f"{len(data)} bytes encoded, at most {limit}: keep data in the store")
             contents.setdefault(names.stem_of(id_of_ref(ref)), data)
         if contents:
             with explained("putting refs into", self.path):

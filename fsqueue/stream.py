@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from types import TracebackType
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import msgspec
 
@@ -97,7 +97,14 @@ class Stream:
         self._ops: FileOps = handle.ops
         path = os.path.join(handle.layout.path, STREAM)
         make_directory(self._ops, path)
-        self._directory = Directory(self._ops, path)
+        self.directory = Directory(self._ops, path)
+
+    @classmethod
+    def of(cls, handle: Handle) -> Stream:
+        """The handle's stream, opened on first use."""
+        if handle.stream is None:
+            handle.stream = cls(handle)
+        return cast(Stream, handle.stream)
 
     def join(self, role: Role, name: str, expected: int) -> Membership:
         """Register a member. A dead or failed namesake's place is taken.
@@ -113,23 +120,23 @@ class Stream:
                     self._handle.layout.path,
                     f"has a {member.describe()}: give this one another name, or end that one first",
                 )
-            silently_remove(self._ops, self._directory.fd, [file])
+            silently_remove(self._ops, self.directory.fd, [file])
         described = owners.describe_self(self._handle.owner, self._ops.time(), BEAT_S)
         record = Record(name=name, process=described, expected=expected)
-        return Membership(self._handle, self._directory, role, record)
+        return Membership(self._handle, self.directory, role, record)
 
     def members(self) -> list[Member]:
         return [member for _, member in self._files()]
 
     def _files(self) -> Iterator[tuple[str, Member]]:
-        found = [(name, parse_member(name)) for name in self._directory.listing()]
+        found = [(name, parse_member(name)) for name in self.directory.listing()]
         now = self._handle.clock.now() if any(parsed for _, parsed in found) else 0.0
         for name, parsed in found:
             if parsed is None:
                 continue
             try:
-                beat = self._ops.fresh_mtime(self._directory.fd, name)
-                record = msgspec.json.decode(self._ops.read_file(self._directory.fd, name), type=Record)
+                beat = self._ops.fresh_mtime(self.directory.fd, name)
+                record = msgspec.json.decode(self._ops.read_file(self.directory.fd, name), type=Record)
             except (FileNotFoundError, CorruptRefError, *UNDECODABLE):
                 continue
             yield name, Member(*parsed, record, now - (beat or 0.0))
@@ -144,6 +151,11 @@ class Stream:
             if member.role == role and (member.state == "failed" or member.is_dead):
                 reason = member.record.reason or "its process is gone or silent"
                 raise MemberFailedError(member.describe(), reason, member.record.traceback)
+
+    def describe(self, role: Role) -> str:
+        """Who was last seen when, for error messages."""
+        found = [member for member in self.members() if member.role == role]
+        return "; ".join(f"{m.describe()} is {m.state}" for m in found) or f"no {role} has joined"
 
     def all_closed(self, role: Role) -> bool:
         """Whether every expected member of this role has joined and left; false before the first one joins."""
@@ -172,16 +184,13 @@ class Stream:
         """Say what the consumers take at a time; the latest word counts."""
         if min(quantum.dp_size, quantum.batch_size, quantum.accumulation_steps) < 1:
             raise QueueConfigError(self._handle.layout.path, f"needs a quantum of positive factors, found {quantum}")
-        self._handle.moves.write(msgspec.json.encode(quantum) + b"\n", self._directory, _QUANTUM)
+        self._handle.moves.write(msgspec.json.encode(quantum) + b"\n", self.directory, _QUANTUM)
 
     def quantum(self) -> Quantum | None:
         try:
-            return msgspec.json.decode(self._ops.read_file(self._directory.fd, _QUANTUM), type=Quantum)
+            return msgspec.json.decode(self._ops.read_file(self.directory.fd, _QUANTUM), type=Quantum)
         except (FileNotFoundError, CorruptRefError, *UNDECODABLE):
             return None
-
-    def close(self) -> None:
-        self._directory.close()
 
 
 class Membership:

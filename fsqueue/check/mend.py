@@ -11,7 +11,7 @@ import secrets
 from dataclasses import dataclass
 
 from fsqueue import names
-from fsqueue.admin import fetch, locked_soon, move, operator
+from fsqueue.admin import fetch, locked_soon, operator
 from fsqueue.check.violations import Violation
 from fsqueue.errors import CorruptRefError
 from fsqueue.fileops import Directory
@@ -145,7 +145,7 @@ class Mender:
         target = names.done_file(stem, place.step if place else None)
         if handle.ops.exists(directory.fd, target):
             return f"left alone: {target} is there already; remove one of them by hand"
-        return f"renamed to {target}" if move(handle, directory, name, directory, target) else _GONE
+        return f"renamed to {target}" if handle.moves.move(directory, name, directory, target) else _GONE
 
     def _settle_live(self, stem: str) -> str:
         """Move a lease of one's own to pending/, unless another copy of its ref is live."""
@@ -184,7 +184,9 @@ class Mender:
             return _GONE
         event = record("repaired", handle.clock.now(), handle.owner, "the history before this was torn")
         whole = handle.moves.annotate(stem, event) is not None
-        moved = whole and move(handle, handle.layout.leased, names.leased_file(stem, handle.owner), directory, name)
+        moved = whole and handle.moves.move(
+            handle.layout.leased, names.leased_file(stem, handle.owner), directory, name
+        )
         if moved and directory is handle.layout.pending:
             self._back.append(stem)
         return "dropped the torn end" if moved else _GONE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import signal
 import sys
 import tempfile
 import time
@@ -13,8 +13,9 @@ from typing import Any
 
 import click
 
+from fsqueue.cli.arguments import as_json
+from fsqueue.cli.output import data, one_json, remark
 from fsqueue.demo.options import DemoOptions, DemoReport, Snapshot, how_to_install, missing_packages
-from fsqueue.errors import FsQueueError
 
 _PLAIN_EVERY_S = 5.0
 _DEFAULTS = DemoOptions("")
@@ -33,7 +34,7 @@ _DEFAULTS = DemoOptions("")
 @click.option("--target", type=click.Path(exists=True, file_okay=False), help="A local Hugging Face causal model.")
 @click.option("--kill", is_flag=True, help="SIGKILL one rollout and one trainer in mid-run.")
 @click.option("--seed", default=_DEFAULTS.seed, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="The report as one JSON object.")
+@as_json
 def demo(
     directory: str | None,
     samples: int,
@@ -60,27 +61,29 @@ def demo(
         raise click.ClickException(how_to_install(missing))
     from fsqueue.demo.run import run_demo
 
+    options = DemoOptions(
+        directory or tempfile.mkdtemp(prefix="fsqueue-demo-"),
+        samples=samples,
+        passes=passes,
+        tokens=tokens,
+        rollouts=rollouts,
+        trainers=trainers,
+        batch_size=batch,
+        high_watermark=high,
+        low_watermark=low,
+        target=target,
+        kill=kill,
+        seed=seed,
+    )
+    # A SIGTERM ends the program in the way Ctrl-C does, so that the processes go.
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        options = DemoOptions(
-            directory or tempfile.mkdtemp(prefix="fsqueue-demo-"),
-            samples=samples,
-            passes=passes,
-            tokens=tokens,
-            rollouts=rollouts,
-            trainers=trainers,
-            batch_size=batch,
-            high_watermark=high,
-            low_watermark=low,
-            target=target,
-            kill=kill,
-            seed=seed,
-        )
         with _display() as show:
             report = run_demo(options, show)
-    except FsQueueError as error:
-        raise click.ClickException(str(error)) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if as_json:
-        click.echo(json.dumps({**dataclasses.asdict(report), "ok": report.ok}, indent=2))
+        one_json({**dataclasses.asdict(report), "ok": report.ok})
     else:
         _print_table(report)
     sys.exit(0 if report.ok else 1)
@@ -116,10 +119,10 @@ class _PlainLines:
 
     def __call__(self, snapshot: Snapshot) -> None:
         if snapshot.message:
-            click.echo(f"{snapshot.elapsed_s:6.1f} s  {snapshot.message}", err=True)
+            remark(f"{snapshot.elapsed_s:6.1f} s  {snapshot.message}")
         elif snapshot.stage != self._stage or time.monotonic() - self._last > _PLAIN_EVERY_S:
             self._last, self._stage = time.monotonic(), snapshot.stage
-            click.echo(f"{snapshot.elapsed_s:6.1f} s  {snapshot.stage}: {_one_line(snapshot)}", err=True)
+            remark(f"{snapshot.elapsed_s:6.1f} s  {snapshot.stage}: {_one_line(snapshot)}")
 
 
 def _one_line(snapshot: Snapshot) -> str:
@@ -132,27 +135,24 @@ def _one_line(snapshot: Snapshot) -> str:
 
 def _panel(snapshot: Snapshot) -> Any:
     """The live display's content."""
-    from rich.console import Group
     from rich.progress_bar import ProgressBar
-    from rich.text import Text
+    from rich.table import Table
 
-    return Group(
-        Text(f"{snapshot.stage}  {snapshot.elapsed_s:.0f} s", style="bold"),
-        ProgressBar(total=snapshot.total, completed=snapshot.done, width=60),
-        Text(_one_line(snapshot)),
-    )
+    grid = Table.grid(padding=(0, 2))
+    grid.add_row(f"[bold]{snapshot.stage}", f"{snapshot.elapsed_s:.0f} s")
+    grid.add_row("refs", f"{snapshot.pending} pending, {snapshot.leased} leased, {snapshot.failed} failed")
+    grid.add_row("done", ProgressBar(total=snapshot.total, completed=snapshot.done, width=50))
+    grid.add_row("", f"{snapshot.done} of {snapshot.total}, {snapshot.samples_per_s:.1f} samples/s")
+    for rank, loss in sorted(snapshot.losses.items()):
+        grid.add_row(f"rank {rank}", f"loss {loss:.3f}" + (f" at step {snapshot.step}" if rank == 0 else ""))
+    return grid
 
 
 def _print_table(report: DemoReport) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column()
-    for name, value in _rows(report):
-        table.add_row(name, value)
-    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
+    rows = list(_rows(report))
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        data(f"{click.style(name.ljust(width), bold=True)}  {value}")
 
 
 def _rows(report: DemoReport) -> Iterator[tuple[str, str]]:

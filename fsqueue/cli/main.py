@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from fsqueue import __version__
 from fsqueue.errors import FsQueueError, NotAQueueError
 
 FAILED, NOT_A_QUEUE, TIMED_OUT, INTERRUPTED, CLOSED_PIPE = 1, 3, 4, 130, 141

@@ -119,6 +119,10 @@ class DataFlowController(Generic[R]):
         """Back to the tail with attempt + 1, or failed where not retryable or out of attempts; others' leases stay."""
         self._prompts.fail(worker_id, task_ids, reason, retryable)
 
+    def failed_prompts(self) -> dict[str, str]:
+        """Task id to reason, of prompts that failed for good."""
+        return self._prompts.failed()
+
     # -- samples ------------------------------------------------------------------------------------------------
 
     def commit_samples(self, worker_id: str, refs: Iterable[R]) -> None:

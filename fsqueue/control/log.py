@@ -14,26 +14,21 @@ from __future__ import annotations
 
 import errno
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import msgspec
 
 from fsqueue.control import record
-from fsqueue.control.errors import LedgerDamagedError, LedgerFormatError, LedgerLockedError, LedgerLockUnsupportedError
+from fsqueue.control.errors import LedgerDamagedError, LedgerFormatError
+from fsqueue.control.flock import wait_for_lock
 from fsqueue.control.segments import Segments
 from fsqueue.fileops import Directory, FileOps
-from fsqueue.lock import StaleLockWarning
 
-WARN_AFTER_S = 10.0
-_FIRST_PAUSE_S = 0.00005
-_LONGEST_PAUSE_S = 0.005
 _LOOK_BYTES = 4096
 _CHUNK_BYTES = 1 << 22
 _SPARE = b"\n" * (1 << 18)
 _FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-_UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NEXT = b'"next":'
 
@@ -48,34 +43,19 @@ class _Seal(msgspec.Struct):
 class Log:
     """One log of a ledger. Not thread-safe: its store has a mutex.
 
-    Args:
-        reader: called as ``reader(data, spans, offset)``, in order: for each (start, end) of spans,
-            ``data[start:end]`` is a record; offset is where data begins in the segment.
-        reset: called when everything is about to be read again from the start.
-
     Attributes:
         fd: the current segment's descriptor.
         end_bytes: where the next record goes.
     """
 
-    def __init__(
-        self,
-        ops: FileOps,
-        root: Directory,
-        kind: str,
-        *,
-        reader: Reader,
-        reset: Callable[[], None],
-        durable: bool,
-        lock_timeout_s: float,
-    ) -> None:
+    def __init__(self, ops: FileOps, root: Directory, kind: str, durable: bool, lock_timeout_s: float) -> None:
         self.fd = -1
         self.end_bytes = 0
         self._ops = ops
         self._root = root
         self._segments = Segments(ops, root, kind, durable)
-        self._reader = reader
-        self._reset = reset
+        self._reader: Reader
+        self._reset: Callable[[], None]
         self._durable = durable
         self._lock_timeout_s = lock_timeout_s
         self._name = ""
@@ -84,6 +64,16 @@ class Log:
         self._synced_bytes = 0
         self._torn = False
         self._tainted = False  # an fsync of this segment has failed
+
+    def on_read(self, reader: Reader, reset: Callable[[], None]) -> None:
+        """Say who gets the records.
+
+        Args:
+            reader: called as ``reader(data, spans, offset)``, in order: for each (start, end) of spans,
+                ``data[start:end]`` is a record; offset is where data begins in the segment.
+            reset: called when everything is about to be read from the start.
+        """
+        self._reader, self._reset = reader, reset
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -352,37 +342,3 @@ def _seal_in(data: bytes, start: int, end: int) -> str | None:
     if not data.startswith(_NEXT, start + record.PREFIX_BYTES):
         return None
     return msgspec.json.decode(record.fields(data, start, end), type=_Seal).next
-
-
-def wait_for_lock(ops: FileOps, fd: int, path: str, since: float, timeout_s: float) -> None:
-    """Take the lock on an open file, polling until timeout_s seconds after since, which is monotonic.
-
-    Raises:
-        LedgerLockedError: it could not be had.
-        LedgerLockUnsupportedError: the mount has no flock.
-    """
-    pause_s, warned = _FIRST_PAUSE_S, False
-    while not _try_lock(ops, fd, path):
-        waited_s = ops.monotonic() - since
-        if waited_s >= timeout_s:
-            raise LedgerLockedError(path, waited_s)
-        if waited_s >= WARN_AFTER_S and not warned:
-            warned = True
-            # NFS: a node that died holding it keeps it for 90 s on NFS 4, for minutes on NFS 3.
-            warnings.warn(
-                f"{path} has been locked by another process for {waited_s:.0f} s, perhaps on a node that died (a "
-                f"server frees such a lock after about 90 s); waiting for up to {timeout_s:.0f} s",
-                StaleLockWarning,
-                stacklevel=2,
-            )
-        ops.sleep(pause_s * (0.5 + ops.random()))
-        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-
-
-def _try_lock(ops: FileOps, fd: int, path: str) -> bool:
-    try:
-        return bool(ops.lock(fd))
-    except OSError as error:
-        if error.errno in _UNSUPPORTED:
-            raise LedgerLockUnsupportedError(path, error) from error
-        raise

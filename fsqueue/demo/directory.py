@@ -83,13 +83,6 @@ def ids_by_state(queue_path: str) -> dict[str, set[str]]:
     return found
 
 
-def ids_acked_after(queue_path: str, step: int) -> set[str]:
-    """The ids in done/ that were acked at a later optimizer step."""
-    parsed = (names.parse_done(name) for name in os.listdir(os.path.join(queue_path, "done")))
-    late = (names.id_of(entry[0]) for entry in parsed if entry and entry[1] is not None and entry[1] > step)
-    return {sample_id for sample_id in late if sample_id is not None}
-
-
 class DemoDirectory:
     """Paths inside the shared directory."""
 

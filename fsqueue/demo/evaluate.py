@@ -8,6 +8,7 @@ The target's choices are over its whole vocabulary; the draft can only propose t
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -72,7 +73,8 @@ def main(arguments: list[str]) -> None:
     plan = demo.read_plan()
     if plan is None:
         raise SystemExit(f"{demo.path} holds no demo run")
-    measure(demo, plan, Journal(demo.log, "evaluate", 1))
+    with closing(Journal(demo.log, "evaluate", 1)) as journal:
+        measure(demo, plan, journal)
 
 
 if __name__ == "__main__":

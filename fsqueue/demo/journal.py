@@ -13,8 +13,8 @@ from typing import Literal
 import msgspec
 
 Kind = Literal[
-    "started", "prepared", "found", "put", "paused", "resumed", "joined", "delivered", "step", "acked", "lease_lost", "requeued",
-    "failed", "acceptance", "finished",
+    "started", "prepared", "found", "put", "paused", "resumed", "joined", "delivered", "step", "acked", "lease_lost",
+    "rewound", "failed", "acceptance", "finished",
 ]  # fmt: skip
 
 

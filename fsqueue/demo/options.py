@@ -120,7 +120,11 @@ Progress = Callable[[Snapshot], None]
 
 @dataclass(frozen=True)
 class Kill:
-    """One SIGKILL that was sent, and when."""
+    """One SIGKILL that was sent.
+
+    Attributes:
+        held: refs that the process had leased and not settled, as far as its journal says.
+    """
 
     worker: str
     pid: int
@@ -130,7 +134,7 @@ class Kill:
 
 @dataclass(frozen=True)
 class RankStats:
-    """One trainer rank: refs leased (redeliveries counted), steps it fed, and its process starts."""
+    """One trainer rank: refs leased (redeliveries counted), refs of its partition trained, steps, process starts."""
 
     rank: int
     deliveries: int

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import closing
 
 import msgspec
 import torch
@@ -59,7 +60,7 @@ def _split(folder: str, options: DemoOptions) -> text.Split:
     tokenizer = load_tokenizer(folder)
 
     def encode(document: str) -> list[int]:
-        ids: list[int] = tokenizer.backend_tokenizer.encode(document, add_special_tokens=False).ids
+        ids: list[int] = tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
     return text.split(
@@ -87,7 +88,8 @@ def main(arguments: list[str]) -> None:
     demo = DemoDirectory(arguments[0])
     with open(arguments[1], "rb") as f:
         options = msgspec.json.decode(f.read(), type=DemoOptions)
-    prepare(demo, options, Journal(demo.log, "prepare", 1))
+    with closing(Journal(demo.log, "prepare", 1)) as journal:
+        prepare(demo, options, journal)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from fsqueue.demo.directory import DemoDirectory, Plan, ids_by_state
 from fsqueue.demo.journal import Event
 from fsqueue.demo.options import DemoReport, Kill, RankStats, RolloutStats
+from fsqueue.records import dp_partition
 
 
 class Tally:
@@ -14,7 +15,7 @@ class Tally:
 
     Attributes:
         put: sample id to how often a rollout put it.
-        known: ids that are in the queue according to their rollout.
+        known: worker to the ids that it put, or found in the queue after a restart.
         delivered: sample id to how often a trainer leased it.
         held: worker to the ids that it leases and has not settled.
         losses: step to the loss over all ranks.
@@ -24,7 +25,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.put: Counter[str] = Counter()
-        self.known: set[str] = set()
+        self.known: defaultdict[str, set[str]] = defaultdict(set)
         self.delivered: Counter[str] = Counter()
         self.acked: set[str] = set()
         self.held: defaultdict[str, set[str]] = defaultdict(set)
@@ -35,6 +36,11 @@ class Tally:
         self.first_put_at: float | None = None
         self.last_ack_at = 0.0
         self._by_worker: defaultdict[str, Counter[str]] = defaultdict(Counter)
+
+    @property
+    def all_known(self) -> set[str]:
+        """The ids that rollouts put."""
+        return set().union(*self.known.values())
 
     @property
     def step(self) -> int:
@@ -68,7 +74,7 @@ class Tally:
             self.digests[event.worker] = event.note
 
     def _add_put(self, event: Event) -> None:
-        self.known.update(event.ids)
+        self.known[event.worker].update(event.ids)
         if event.kind == "put":
             self.put.update(event.ids)
             self.first_put_at = min(self.first_put_at or event.at, event.at)
@@ -86,7 +92,7 @@ class Tally:
         return sum(self.losses[step] for step in chosen) / len(chosen) if chosen else None
 
 
-_BY_ID = frozenset({"put", "delivered", "acked", "failed", "lease_lost", "requeued"})
+_BY_ID = frozenset({"put", "delivered", "acked", "failed", "lease_lost", "rewound"})
 
 
 def make_report(
@@ -102,12 +108,12 @@ def make_report(
         target=plan.target_version,
         samples=options.samples,
         passes=options.passes,
-        put=len(tally.known),
+        put=len(tally.all_known),
         put_twice=sum(times > 1 for times in tally.put.values()),
         trained=len(done),
         failed=len(states["failed"]),
         delivered_twice=sum(times > 1 for times in tally.delivered.values()),
-        lost=len(tally.known - set().union(*states.values())),
+        lost=len(tally.all_known - set().union(*states.values())),
         steps=tally.step,
         loss_first=tally.mean_loss(last=False),
         loss_last=tally.mean_loss(last=True),
@@ -116,19 +122,19 @@ def make_report(
         seconds=seconds,
         samples_per_s=tally.samples_per_s(len(done), tally.last_ack_at),
         kills=kills,
-        ranks=[_rank(tally, rank) for rank in range(options.trainers)],
+        ranks=[_rank(tally, rank, done, options.trainers) for rank in range(options.trainers)],
         rollouts=[_rollout(tally, index) for index in range(options.rollouts)],
         ranks_agree=len(digests) == 1 and None not in digests,
         check_violations=violations,
     )
 
 
-def _rank(tally: Tally, rank: int) -> RankStats:
+def _rank(tally: Tally, rank: int, done: set[str], ranks: int) -> RankStats:
     worker = f"trainer-{rank}"
     return RankStats(
         rank=rank,
         deliveries=tally.count(worker, "delivered"),
-        trained=tally.count(worker, "acked"),
+        trained=sum(dp_partition(sample_id, ranks) == rank for sample_id in done),
         steps=tally.count(worker, "step"),
         loss_last=tally.last_loss.get(worker),
         starts=tally.count(worker, "started"),
@@ -137,6 +143,4 @@ def _rank(tally: Tally, rank: int) -> RankStats:
 
 def _rollout(tally: Tally, index: int) -> RolloutStats:
     worker = f"rollout-{index}"
-    return RolloutStats(
-        index, tally.count(worker, "put"), tally.count(worker, "paused"), tally.count(worker, "started")
-    )
+    return RolloutStats(index, len(tally.known[worker]), tally.count(worker, "paused"), tally.count(worker, "started"))

@@ -9,6 +9,7 @@ up which of its ids are in the queue, and goes on with the others. Features that
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 
 from safetensors.torch import load_file
 
@@ -114,10 +115,12 @@ def main() -> None:
     demo, parent = DemoDirectory(arguments.directory), Parent(arguments.parent)
     plan = parent.wait_for_plan(demo)
     name = f"rollout-{arguments.index}"
-    journal = Journal(demo.log, name, arguments.start)
-    with FileSampleRefQueue(demo.queue, owner=name) as queue:
+    with (
+        closing(Journal(demo.log, name, arguments.start)) as journal,
+        FileSampleRefQueue(demo.queue, owner=name) as queue,
+    ):
         Rollout(demo, plan, queue, journal).run(list(samples_of_rollout(plan.options, arguments.index)), parent)
-    journal.write("finished")
+        journal.write("finished")
 
 
 if __name__ == "__main__":

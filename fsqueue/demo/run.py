@@ -125,7 +125,7 @@ class _Run:
 
     def _rollout_to_kill(self) -> Worker | None:
         """A rollout, once a quarter of the chunks is captured."""
-        if len(self._tally.known) < max(1, self._options.samples // 4):
+        if len(self._tally.all_known) < max(1, self._options.samples // 4):
             return None
         return self._one_running(self._crew.rollouts)
 

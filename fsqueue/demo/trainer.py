@@ -15,14 +15,14 @@ step are put back: the step is in their name in done/.
 from __future__ import annotations
 
 import time
+from contextlib import closing
 
 import torch
 from torch import Tensor
 
 from fsqueue import FileSampleRefQueue, SampleRef
-from fsqueue.admin import requeue
 from fsqueue.demo.checkpoint import TrainingState
-from fsqueue.demo.directory import DemoDirectory, Parent, Plan, ids_acked_after, worker_arguments
+from fsqueue.demo.directory import DemoDirectory, Parent, Plan, worker_arguments
 from fsqueue.demo.draft import Frozen, draft_loss
 from fsqueue.demo.features import FeatureError, FeatureMissingError, FeatureStore
 from fsqueue.demo.group import Group, PeerLostError
@@ -97,13 +97,16 @@ class Trainer:
             self._state.restore(flat, step)
         if self._rank == 0:
             self._rewind(step)
+        group.barrier()  # nobody may take the stream for ended before the refs are back
 
     def _rewind(self, step: int) -> None:
-        """Put back refs that were acked at a step later than any rank's weights have: their step is lost."""
-        ahead = sorted(ids_acked_after(self._queue.path, step))
-        if ahead:
-            requeue(self._queue.path, ahead)
-            self._journal.write("requeued", ahead, step=step)
+        """Put back refs that were acked at a step later than any rank's weights have: their step is lost.
+
+        Leases are no obstacle: the other ranks' acks will carry steps that this generation takes.
+        """
+        back = self._queue.rewind(after_step=step, force=True)
+        if back:
+            self._journal.write("rewound", back, step=step)
 
     def _step(self, group: Group) -> bool:
         """Lease, and take one optimizer step together with all ranks; returns whether the stream has ended."""
@@ -197,9 +200,11 @@ def main() -> None:
     demo, parent = DemoDirectory(arguments.directory), Parent(arguments.parent)
     plan = parent.wait_for_plan(demo)
     name = f"trainer-{arguments.index}"
-    journal = Journal(demo.log, name, arguments.start)
     heartbeat_s = plan.options.lease_timeout_s / 5
-    with FileSampleRefQueue(demo.queue, owner=name, heartbeat_s=heartbeat_s, max_attempts=_MAX_ATTEMPTS) as queue:
+    with (
+        closing(Journal(demo.log, name, arguments.start)) as journal,
+        FileSampleRefQueue(demo.queue, owner=name, heartbeat_s=heartbeat_s, max_attempts=_MAX_ATTEMPTS) as queue,
+    ):
         Trainer(demo, plan, arguments.index, queue, journal).run(parent)
 
 

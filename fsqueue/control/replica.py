@@ -1,0 +1,121 @@
+"""One process's copy of a ledger: the index and the marker, kept by reading both logs, and the transactions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import msgspec
+
+from fsqueue.control.entries import Ack, Commit, ack_body, commit_body, parse_ack, parse_commit, ref_offsets
+from fsqueue.control.errors import LedgerFormatError
+from fsqueue.control.flock import wait_for_lock
+from fsqueue.control.index import NO_STEP, Index
+from fsqueue.control.log import Log, Spans
+from fsqueue.control.segments import open_directory
+from fsqueue.fileops import FileOps
+
+COMPACT_FROM_BYTES = 1 << 22
+IDS_A_RECORD = 4096
+
+
+class Replica:
+    """An open ledger. Transactions need the lock of their log, which `Log.hold` takes.
+
+    Attributes:
+        index: what is committed and what is acknowledged.
+        global_step, optimizer_durable: the marker.
+        commits, acks: the logs.
+    """
+
+    def __init__(self, ops: FileOps, path: str, durable: bool, lock_timeout_s: float) -> None:
+        def lock(fd: int, name: str) -> None:
+            wait_for_lock(ops, fd, os.path.join(path, name), ops.monotonic(), lock_timeout_s)
+
+        self.index = Index()
+        self.global_step: int | None = None
+        self.optimizer_durable = False
+        self._root = open_directory(ops, path, durable, lock)
+        self.commits = Log(ops, self._root, "commits", durable, lock_timeout_s)
+        self.commits.on_read(self._read_commits, reset=self.index.forget_commits)
+        self.acks = Log(ops, self._root, "acks", durable, lock_timeout_s)
+        self.acks.on_read(self._read_acks, reset=self._forget_all_acks)
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def _read_commits(self, data: bytes, spans: Spans, offset: int) -> None:
+        all_of_them = Commit([], [], [])
+        offsets: list[int] = []
+        for start, end in spans:
+            try:
+                commit, refs_at = parse_commit(data, start, end)
+            except msgspec.DecodeError as error:
+                raise self._unknown("commits", offset + start, error) from None
+            all_of_them.ids += commit.ids
+            all_of_them.sizes += commit.sizes
+            all_of_them.weights += commit.weights
+            offsets += ref_offsets(commit.sizes, offset + refs_at)
+        self.index.commit(all_of_them.ids, offsets, all_of_them.sizes, all_of_them.weights)
+
+    def _read_acks(self, data: bytes, spans: Spans, offset: int) -> None:
+        for start, end in spans:
+            try:
+                ack = parse_ack(data, start, end)
+            except msgspec.DecodeError as error:
+                raise self._unknown("acks", offset + start, error) from None
+            self._apply(ack)
+
+    def _apply(self, ack: Ack) -> list[str]:
+        """Apply one record; returns the ids whose acknowledgement it takes back."""
+        if ack.forget_after_step is not None:
+            if self.global_step is not None:
+                self.global_step = min(self.global_step, ack.forget_after_step)
+            return self.index.forget_acks(ack.forget_after_step)
+        self.index.ack(ack.ids, NO_STEP if ack.global_step is None else ack.global_step)
+        if ack.global_step is not None:
+            self.global_step = ack.global_step
+        self.optimizer_durable = ack.optimizer_durable
+        return []
+
+    def _forget_all_acks(self) -> None:
+        self.index.forget_all_acks()
+        self.global_step, self.optimizer_durable = None, False
+
+    def _unknown(self, kind: str, offset: int, error: Exception) -> LedgerFormatError:
+        return LedgerFormatError(
+            self._root.path,
+            f"has a record in {kind} at byte {offset} that this fsqueue does not know ({error}): upgrade fsqueue",
+        )
+
+    # -- transactions -------------------------------------------------------------------------------------------
+
+    def commit(self, ids: list[str], refs: list[bytes], weights: list[int]) -> None:
+        """Record samples that are not committed yet."""
+        entry = Commit(ids, [len(data) for data in refs], weights)
+        body, refs_at = commit_body(entry, refs)
+        offset = self.commits.append(body)
+        self.index.commit(ids, ref_offsets(entry.sizes, offset + refs_at), entry.sizes, weights)
+
+    def acknowledge(self, ack: Ack) -> list[str]:
+        """Record an acknowledgement, or the taking back of some; returns the ids taken back."""
+        self.acks.append(ack_body(ack))
+        forgotten = self._apply(ack)
+        least_bytes = self.index.acked_chars + 3 * self.index.acked
+        if self.acks.end_bytes > max(COMPACT_FROM_BYTES, 2 * least_bytes):
+            self.compact()
+        return forgotten
+
+    def compact(self) -> None:
+        """Rewrite the acknowledgements into as few records as say the same."""
+        self.acks.replace(self._compacted())
+
+    def _compacted(self) -> Iterator[bytes]:
+        for step, ids in self.index.acked_by_step().items():
+            for first in range(0, len(ids), IDS_A_RECORD):
+                yield ack_body(Ack(ids[first : first + IDS_A_RECORD], None if step == NO_STEP else step))
+        yield ack_body(Ack([], self.global_step, self.optimizer_durable))
+
+    def close(self) -> None:
+        self.commits.close()
+        self.acks.close()
+        self._root.close()

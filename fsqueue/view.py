@@ -1,0 +1,235 @@
+"""`TrainerView`: a queue as a training loop wants it: exactly n refs, or the end of a drained stream."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from fsqueue.delivery import id_of_ref
+from fsqueue.errors import StreamStalledError
+from fsqueue.rendezvous import Rendezvous
+
+if TYPE_CHECKING:
+    from fsqueue.queue import FileSampleRefQueue
+
+R = TypeVar("R")
+
+_LOOK_S = 0.02
+_MEMBERS_S = 1.0
+
+
+class StopEvent(Protocol):
+    def is_set(self) -> bool: ...
+
+
+class PartialWindowWarning(UserWarning):
+    """Refs of a last, incomplete global window were given back to pending/."""
+
+
+class TrainerView(Generic[R]):
+    """One data-parallel rank's view of a queue.
+
+    `get` returns exactly the refs asked for, or none once the stream has ended. All ranks get the same number of
+    batches: a window of which some rank cannot get its share is given back to pending/ by all of them, with a
+    `PartialWindowWarning`, and the stream ends there. Refs that are out are renewed by a thread where the queue
+    object keeps no heartbeat. The view is a consumer of the stream from its making to its close.
+
+    Args:
+        queue: the queue.
+        partition: (rank, world size); None for a single rank.
+        batch: refs in a batch, for all ranks alike.
+        session: names one run of all ranks, such as a launcher's run id; restarted ranks need a new one unless
+            all of the old ones are gone.
+        idle_timeout_s: how long to wait for a ref before `StreamStalledError` says who was last seen when.
+    """
+
+    loader_close_retryable = True
+
+    def __init__(
+        self,
+        queue: FileSampleRefQueue[R],
+        *,
+        partition: tuple[int, int] | None = None,
+        batch: int = 1,
+        session: str = "",
+        idle_timeout_s: float | None = None,
+    ) -> None:
+        self._queue = queue
+        self._partition = partition
+        self._batch = batch
+        self._idle_timeout_s = idle_timeout_s
+        rank, self._world = partition or (0, 1)
+        handle = queue._current_handle()
+        self._handle = handle
+        self._stream = queue.stream()
+        self._rendezvous = Rendezvous(handle, self._stream.directory, rank, self._world, session)
+        self._membership = queue.consumer(f"{session or 'trainer'}-{rank}", expected=self._world)
+        self._out: dict[str, R] = {}
+        self._ended = False
+        self._closed = threading.Event()
+        self._renewer = self._start_renewing()
+
+    def get(self, max_refs: int | None = None, timeout_s: float | None = None, **_: Any) -> list[R]:
+        """The next batch: exactly max_refs refs (the view's batch unless given), or [] at the end of the stream.
+
+        timeout_s is accepted for the loaders' sake; how long to wait is the view's idle_timeout_s.
+
+        Raises:
+            MemberFailedError: a producer, or another rank, failed or died.
+            StreamStalledError: nothing came for idle_timeout_s seconds.
+        """
+        return self.get_interruptible(max_refs or self._batch)
+
+    def get_interruptible(self, max_refs: int, *, stop_event: StopEvent | None = None) -> list[R]:
+        """As `get`; returns [] also once stop_event is set, after giving back what it had leased."""
+        refs: list[R] = []
+        try:
+            complete = not self._ended and self._collect(max_refs, refs, stop_event)
+        except BaseException:
+            self._queue.release(refs)
+            raise
+        if not complete:
+            self._give_back(refs, stopped=stop_event is not None and stop_event.is_set())
+            return []
+        self._rendezvous.next_window()
+        self._out.update((id_of_ref(ref), ref) for ref in refs)
+        return refs
+
+    def _collect(self, wanted: int, refs: list[R], stop_event: StopEvent | None) -> bool:
+        """Lease until all ranks have what they want; False when the stream has ended, or on the stop event."""
+        ops = self._handle.ops
+        last_came = looked_at = renewed_at = ops.monotonic()
+        while stop_event is None or not stop_event.is_set():
+            found = self._queue.get(wanted - len(refs), _LOOK_S, partition=self._partition)
+            refs += found
+            now = ops.monotonic()
+            last_came = now if found else last_came
+            ended = self._has_ended(len(refs) == wanted, bool(found))
+            if ended is not None:
+                return not ended
+            if now - looked_at > _MEMBERS_S:
+                looked_at = now
+                self._stream.raise_failures("producer")
+                self._stream.raise_failures("consumer")
+                self._raise_if_stalled(now - last_came, len(refs), wanted)
+            if now - renewed_at > _MEMBERS_S:
+                renewed_at = now
+                self._drop_lost(refs)
+            if not found:
+                ops.sleep(_LOOK_S)
+        return False
+
+    def _has_ended(self, complete: bool, found: bool) -> bool | None:
+        """False: this window is on; True: the stream is over; None: neither is known yet.
+
+        A ref that is leased elsewhere may fail back, so a rank is starved only when all producers have closed and
+        nothing of its own is pending, and the end comes only when every rank waits here for the same window.
+        """
+        if self._world == 1 and complete:
+            return False
+        if complete:
+            self._rendezvous.post("ready")
+        elif not found and self._stream.all_closed("producer") and not self._mine_pending():
+            if self._world == 1:
+                return True if self._only_mine_leased() else None
+            self._rendezvous.post("starved")
+        if self._world == 1:
+            return None
+        verdict = self._rendezvous.verdict()
+        return None if verdict is None else verdict == "end"
+
+    def _mine_pending(self) -> bool:
+        return self._queue.depth() > 0 and self._partition is None
+
+    def _only_mine_leased(self) -> bool:
+        owners = {owner for held in self._handle.moves.holders().values() for owner in held}
+        return owners <= {self._handle.owner} and self._queue.depth() == 0
+
+    def _drop_lost(self, refs: list[R]) -> None:
+        """Renew what is in hand; a ref whose lease is lost will come again, to this rank or another."""
+        if refs:
+            lost = set(self._queue.renew(refs))
+            refs[:] = [ref for ref in refs if id_of_ref(ref) not in lost]
+
+    def _raise_if_stalled(self, waited_s: float, have: int, wanted: int) -> None:
+        if self._idle_timeout_s is not None and waited_s > self._idle_timeout_s:
+            raise StreamStalledError(
+                f"queue {self._queue.path}: no ref for {waited_s:.0f} s, {have} of {wanted} in hand; "
+                f"{self._rendezvous.describe()}; {self._stream.describe('producer')}"
+            )
+
+    def _give_back(self, refs: list[R], stopped: bool) -> None:
+        self._queue.release(refs)
+        if stopped:
+            return
+        self._ended = self._world > 1
+        if refs:
+            warnings.warn(
+                f"the stream of {self._queue.path} ended with an incomplete window: "
+                f"{len(refs)} refs of this rank were given back to pending/",
+                PartialWindowWarning,
+                stacklevel=4,
+            )
+
+    def ack(self, refs: Iterable[R], *, step: int | None = None) -> list[str]:
+        """Acknowledge refs, at an optimizer step where given; returns the ids whose lease was lost."""
+        refs = list(refs)
+        lost = self._queue.ack(refs, step=step)
+        self._forget(refs)
+        return lost
+
+    def ack_ids(self, sample_ids: Iterable[str], *, step: int | None = None) -> list[str]:
+        """Acknowledge refs that this view handed out, by id; ids that it does not have out are ignored."""
+        return self.ack([self._out[i] for i in sample_ids if i in self._out], step=step)
+
+    def fail(self, refs: Iterable[R], reason: str, retryable: bool) -> list[str]:
+        """Give refs back as failed; see `FileSampleRefQueue.fail`."""
+        refs = list(refs)
+        lost = self._queue.fail(refs, reason, retryable)
+        self._forget(refs)
+        return lost
+
+    def _forget(self, refs: list[R]) -> None:
+        for ref in refs:
+            self._out.pop(id_of_ref(ref), None)
+
+    def close(self) -> None:
+        """Give back what is still out, and leave the stream."""
+        self._stop()
+        self._membership.close()
+
+    def _stop(self) -> None:
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        if self._renewer is not None:
+            self._renewer.join()
+        self._queue.release(list(self._out.values()))
+        self._out.clear()
+
+    def __enter__(self) -> TrainerView[R]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+        self._membership.__exit__(kind, error, trace)
+
+    def _start_renewing(self) -> threading.Thread | None:
+        timeout_s = self._queue.lease_timeout_s
+        if timeout_s is None or self._handle.heartbeat_s is not None:
+            return None
+        thread = threading.Thread(target=self._renew, args=(timeout_s / 4,), name="fsqueue-renew", daemon=True)
+        thread.start()
+        return thread
+
+    def _renew(self, interval_s: float) -> None:
+        while not self._closed.wait(interval_s):
+            try:
+                self._queue.renew(list(self._out.values()))
+            except OSError:
+                continue  # tried again at the next interval; the lease timeout allows for several
