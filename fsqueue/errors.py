@@ -132,7 +132,8 @@ class QueueIOError(FsQueueError, OSError):
 
 
 def _rebuild_io(cls: type[QueueIOError], code: int, text: str, path: str) -> QueueIOError:
-    error = cls.__new__(cls, code, text)
+    error = cls.__new__(cls)
+    OSError.__init__(error, code, text)
     error.path = path
     return error
 

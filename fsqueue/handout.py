@@ -78,6 +78,7 @@ class Handout:
         if handle.layout.remote and stems:
             # NFS: a remembered name may still mean the file of an earlier life, which the stamp would go to.
             handle.layout.pending.refresh()
+            handle.layout.leased.refresh()
         first: OSError | None = None
         claim, strays = handle.moves.claim, handle.strays
         for stem in stems:

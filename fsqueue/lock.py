@@ -17,6 +17,7 @@ from contextlib import suppress
 
 from filelock import SoftFileLease, Timeout
 
+from fsqueue.clock import FilesystemClock
 from fsqueue.errors import CorruptRefError, LockTimeoutError, LockUnsupportedError
 from fsqueue.fileops import Directory, FileOps, silently_remove
 from fsqueue.layout import ORDER, ORDER_FLAGS
@@ -250,7 +251,8 @@ class OrderFile:
         replace at the same instant may both go on, which costs order and deduplication, nothing else.
         """
         if self._lease is not None:
-            raise LockTimeoutError(self._lease.lock_file, PUT_TIMEOUT_S)
+            self._break_stale_lease(self._lease.lock_file)
+            return
         if self._was_replaced():
             self._drop()
             return
@@ -273,3 +275,18 @@ class OrderFile:
             StaleLockWarning,
             stacklevel=2,
         )
+
+    def _break_stale_lease(self, path: str) -> None:
+        """Remove a lease file that nobody refreshes, such as the empty one of a process killed while making it.
+
+        Raises:
+            LockTimeoutError: its holder lives.
+        """
+        name = os.path.basename(path)
+        refreshed_at = self.ops.fresh_mtime(self.root.fd, name)
+        if refreshed_at is None:
+            return
+        if FilesystemClock(self.ops, self.root).now() - refreshed_at < LEASE_DURATION_S:
+            raise LockTimeoutError(path, PUT_TIMEOUT_S)
+        self.ops.remove(self.root.fd, name)
+        warnings.warn(f"removed {path}, which nobody refreshed any more", StaleLockWarning, stacklevel=3)
