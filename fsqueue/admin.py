@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 from fsqueue import names
@@ -51,14 +51,11 @@ def operator(path: str) -> Iterator[Handle]:
     """
     layout = open_layout(current(), path)
     handle = Handle(layout, owner=new_owner(None, path), durable=True, heartbeat_s=None, clock=None)
-    try:
-        with explained("changing", path):
-            handle.announce()
-            yield handle
-            for directory in (layout.pending, layout.leased, layout.done, layout.failed):
-                directory.sync()
-    finally:
-        handle.close()
+    with explained("changing", path), closing(handle):
+        handle.announce()
+        yield handle
+        for directory in (layout.pending, layout.leased, layout.done, layout.failed):
+            directory.sync()
 
 
 @contextmanager

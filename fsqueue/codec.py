@@ -178,9 +178,10 @@ def split(data: bytes) -> tuple[int, Bookkeeping]:
     if mark >= 0:
         return mark, _bookkeeping(data[mark + len(_MARK) :].rstrip()[:-1])
     for body in (data.rstrip(b" \t\r\n"), *_possible_bodies(data)):
-        if _is_object(body):
-            return len(body) - 1, _bookkeeping(_encode(_decode_any(body).get(RESERVED, {})))
-    raise CorruptRefError("no JSON object")
+        fields = _fields(body)
+        if fields:
+            return len(body) - 1, _bookkeeping(_encode(fields.get(RESERVED, {})))
+    raise CorruptRefError("no JSON object with fields")
 
 
 def _split_after_tuples(data: bytes, start: int) -> tuple[int, Bookkeeping]:
@@ -228,11 +229,13 @@ def wrap_raw(data: bytes, bookkeeping: Bookkeeping) -> bytes:
     return _encode({RESERVED: bookkeeping}) + b"\n"
 
 
-def _is_object(data: bytes) -> bool:
+def _fields(data: bytes) -> dict[str, Any]:
+    """The fields of a JSON object; none where the bytes hold something else."""
     try:
-        return isinstance(_decode_any(data), dict)
+        found = _decode_any(data)
     except UNDECODABLE:
-        return False
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class _ChangedError(Exception):

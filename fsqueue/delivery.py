@@ -61,8 +61,7 @@ class Delivery(Generic[R]):
     def _lease(self, max_refs: int, partition: Partition | None) -> list[R]:
         handle, started = self._handle, self._handle.ops.monotonic()
         handle.announce()
-        if handle.strays:
-            handle.recover_strays()
+        handle.recover_strays()
         self._handout.sweep_if_due()
         leased: list[str] = []
         try:

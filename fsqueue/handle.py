@@ -163,13 +163,19 @@ class Handle:
             self.strays[stem] = None
 
     def recover_strays(self) -> None:
-        """Give strays back to pending/, as they are."""
+        """Give strays back to pending/, as they are.
+
+        RACE: of two threads, the one that holds the mutex gives a stray back, before anybody can claim it anew.
+        """
+        if not self.strays:
+            return
         back = []
-        for stem in list(self.strays):
-            if self.moves.give_back(stem):
-                back.append(stem)
-            self.held.drop(stem)
-            self.strays.pop(stem, None)
+        with self.mutex:
+            for stem in list(self.strays):
+                if self.moves.give_back(stem):
+                    back.append(stem)
+                self.held.drop(stem)
+                self.strays.pop(stem, None)
         self.requeue_order(back)
 
     def requeue_order(self, stems: Iterable[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import NamedTuple
 
 from fsqueue import names
@@ -26,11 +26,8 @@ def reading(path: str | os.PathLike[str]) -> Iterator[Layout]:
         QueueIOError: this user cannot read it.
     """
     layout = open_layout(current(), os.fspath(path))
-    try:
-        with explained("reading", layout.path):
-            yield layout
-    finally:
-        layout.close()
+    with explained("reading", layout.path), closing(layout):
+        yield layout
 
 
 def owner_matches(wanted: str, owner: str) -> bool:

@@ -104,8 +104,10 @@ class OrderFile:
 
     def _give_up(self) -> None:
         """After an error: closing the descriptor drops its lock too, whatever state it was left in."""
-        self._drop_quietly()
-        self._mutex.release()
+        try:
+            self._drop_quietly()
+        finally:
+            self._mutex.release()
 
     def release(self) -> None:
         try:

@@ -129,7 +129,8 @@ class Moves:
             directory.sync()
 
     def _install(self, tmp_name: str, directory: Directory, name: str) -> None:
-        if not self.move(self._layout.tmp, tmp_name, directory, name):
+        # NFS: the tmp name is this owner's alone; that it is gone means that the rename was done, whatever it said.
+        if not self.move(self._layout.tmp, tmp_name, directory, name) and not self._layout.remote:
             raise FileNotFoundError(errno.ENOENT, "it vanished before it was published", tmp_name)
 
     def claim(self, stem: str) -> bool:

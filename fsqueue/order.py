@@ -136,6 +136,7 @@ class Order:
         while len(stems) < count and offset < min(stop, self._file.size):
             lines = self._lines(offset, _SCAN_CHUNK_BYTES)
             if not lines:
+                offset = self._file.size  # cut shorter by another holder of a lock that does not exclude
                 break
             taken, used, dead_bytes = self._mark_locked(lines, offset, count - len(stems), mine)
             stems += taken

@@ -13,7 +13,7 @@ from fsqueue import names
 from fsqueue.codec import Bookkeeping
 from fsqueue.fileops import despite_errors, silently_remove
 from fsqueue.handle import Handle
-from fsqueue.moves import record
+from fsqueue.moves import Change, record
 from fsqueue.owners import OwnerRecord, read_record
 
 ROUND_S = 1.0
@@ -66,6 +66,7 @@ class Reclaimer:
     def round(self) -> int:
         """Reclaim what has expired; returns how many refs left leased/."""
         with self._handle.mutex:
+            self._handle.recover_strays()
             started = self._tick()
             self._now = None
             leases = self._leases()
@@ -83,11 +84,12 @@ class Reclaimer:
         moved: list[Lease] = []
 
         def reclaim(lease: Lease) -> None:
-            self._check_at[lease] = self._last_round or 0.0  # looked at again soon, should this one fail
             if self._reclaim(lease, lease[1] in dead, back):
                 moved.append(lease)
             self._check_at.pop(lease, None)
 
+        for lease in expired:
+            self._check_at[lease] = self._last_round or 0.0  # should this fail, they are looked at again soon
         if expired:
             self._handle.announce()
         try:
@@ -148,9 +150,12 @@ class Reclaimer:
         if found is not None and found.heartbeat_s is not None:
             beat = ops.fresh_mtime(layout.owners.fd, names.ref_file(owner))
             since = max(since, beat or 0.0)
+        return since + self._timeout_s - self._round_now()
+
+    def _round_now(self) -> float:
         if self._now is None:
             self._now = self._handle.clock.now()
-        return since + self._timeout_s - self._now
+        return self._now
 
     def _reclaim(self, lease: Lease, dead: bool, back: list[str]) -> bool:
         """Bring one ref back, or bury it when it has used up its attempts; False where somebody else won.
@@ -171,7 +176,8 @@ class Reclaimer:
                 handle.held.end(stem, "lost")
             handle.clock.stamp(handle.layout.leased, names.leased_file(stem, handle.owner))
             reason = "the owner's process is gone" if dead else "the lease timed out"
-            return return_or_bury(handle, stem, "expired", reason, self._max_attempts, back, owner)
+            counted = record("expired", self._round_now(), owner, reason, attempt=True)
+            return return_or_bury(handle, stem, counted, reason, self._max_attempts, back)
         except FileNotFoundError:
             return False
         except BaseException:
@@ -204,13 +210,12 @@ class Reclaimer:
 
 
 def return_or_bury(
-    handle: Handle, stem: str, event: str, reason: str, max_attempts: int | None, back: list[str], owner: str | None
+    handle: Handle, stem: str, counted: Change, reason: str, max_attempts: int | None, back: list[str]
 ) -> bool:
     """Move a ref that this handle leases to the tail of pending/, or to failed/ after its last attempt.
 
-    The caller names the stems collected in back in the order, once for the batch.
+    counted records the attempt. The caller names the stems collected in back in the order, once for the batch.
     """
-    counted = record(event, handle.clock.now(), owner, reason, attempt=True)
 
     def change(bookkeeping: Bookkeeping) -> None:
         if bookkeeping.reason is not None:

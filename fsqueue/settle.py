@@ -18,6 +18,7 @@ from fsqueue.moves import Change, record
 from fsqueue.reclaim import return_or_bury
 
 _Settle = Callable[[str], bool]
+_SEARCHES = 3
 
 
 class Settler:
@@ -59,39 +60,55 @@ class Settler:
         return self._handle.moves.finish(source, name, stem, step, self._keep_done)
 
     def _ack_by_id(self, stems: list[str], step: int | None) -> None:
-        if not stems:
-            return
+        """Settle refs wherever they are live: leased by whomever, or pending."""
         layout = self._handle.layout
-        holders = self._handle.moves.holders()
 
-        def settle(stem: str) -> None:
-            leases = [names.leased_file(stem, owner) for owner in holders.get(stem, ())]
+        def settle(stem: str, owners: list[str]) -> bool:
+            leases = [names.leased_file(stem, owner) for owner in owners]
             finished = [name for name in leases if self._finish(layout.leased, name, stem, step)]
-            if not finished:
-                self._finish(layout.pending, names.ref_file(stem), stem, step)
+            return bool(finished) or self._finish(layout.pending, names.ref_file(stem), stem, step)
 
-        despite_errors(settle, stems)
+        self._search(stems, settle)
+
+    def _search(self, stems: list[str], settle: Callable[[str, list[str]], bool]) -> None:
+        """Call settle with the owners of each ref until it returns True, or the ref is found nowhere.
+
+        RACE: a ref may be claimed between the listing of leased/ and the look into pending/, and be in neither
+        when it is looked for; so what was not found is looked for again.
+        """
+        missing = list(stems)
+        for _ in range(_SEARCHES):
+            if not missing:
+                return
+            holders = self._handle.moves.holders()
+            found: set[str] = set()
+
+            def look(stem: str, holders: dict[str, list[str]] = holders, found: set[str] = found) -> None:
+                if settle(stem, holders.get(stem, [])):
+                    found.add(stem)
+
+            despite_errors(look, missing)
+            missing = [stem for stem in missing if stem not in found]
 
     def fail(self, stems: list[str], reason: str, retryable: bool) -> list[str]:
         """Count an attempt and move refs to the tail of pending/, or to failed/ for good."""
         handle = self._handle
+        if not stems:
+            return []
+        counted = record("failed", handle.clock.now(), handle.owner, reason, attempt=True)
 
         def settle(stem: str) -> bool:
             if retryable:
-                return return_or_bury(handle, stem, "failed", reason, self._max_attempts, back, handle.owner)
-            return self._bury(stem, reason)
+                return return_or_bury(handle, stem, counted, reason, self._max_attempts, back)
+            return bury(handle, stem, counted, reason)
 
         back: list[str] = []
         try:
             return self._settle_leased(stems, settle, "returned" if retryable else "settled", not retryable)
         finally:
             handle.requeue_order(back)
-            if handle.durable and stems:
+            if handle.durable:
                 self._sync(handle.layout.pending, handle.layout.failed, handle.layout.leased)
-
-    def _bury(self, stem: str, reason: str) -> bool:
-        handle = self._handle
-        return bury(handle, stem, record("failed", handle.clock.now(), handle.owner, reason, attempt=True), reason)
 
     def release(self, stems: list[str]) -> list[str]:
         """Move refs back to pending/ as they are: no attempt is counted."""
@@ -136,20 +153,20 @@ class Settler:
         """Take refs over from whoever leases them, then settle them."""
         handle = self._handle
         handle.announce()
-        holders = handle.moves.holders()
 
-        def take_over_and_settle(stem: str) -> None:
-            owners = holders.get(stem, [])
+        def take_over_and_settle(stem: str, owners: list[str]) -> bool:
             may_take_over = handle.held.ending(stem) is None
             try:
                 taken = [owner for owner in owners if may_take_over and self._take_over(stem, owner)]
                 if taken or (from_pending and not owners and handle.moves.claim(stem)):
                     settle(stem)
+                    return True
+                return bool(owners) and not may_take_over
             except BaseException:
                 handle.stray([stem])
                 raise
 
-        despite_errors(take_over_and_settle, stems)
+        self._search(stems, take_over_and_settle)
 
     def _take_over(self, stem: str, owner: str) -> bool:
         """Make another owner's lease this handle's for as long as settling it takes."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import closing
 
 from fsqueue.check.examine import Examination
 from fsqueue.check.mend import Mended, mend_all
@@ -44,11 +45,8 @@ def check_queue(path: str | os.PathLike[str], *, notes: bool = False) -> list[Vi
         if not missing:
             raise
         return missing
-    try:
-        with explained("checking", path):
-            found = Examination(layout).run()
-    finally:
-        layout.close()
+    with explained("checking", path), closing(layout):
+        found = Examination(layout).run()
     return [violation for violation in found if notes or violation.severity == "damage"]
 
 

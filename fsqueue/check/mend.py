@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from fsqueue import names
 from fsqueue.admin import fetch, locked_soon, operator
 from fsqueue.check.violations import Violation
+from fsqueue.codec import Bookkeeping, bookkeeping_tail, split
 from fsqueue.errors import CorruptRefError
 from fsqueue.fileops import Directory
 from fsqueue.handle import Handle
 from fsqueue.handout import Handout
-from fsqueue.moves import record
+from fsqueue.moves import Change, record
 from fsqueue.order import HEADER_BYTES, Header
 from fsqueue.owners import read_record
 from fsqueue.settle import bury
@@ -176,20 +177,53 @@ class Mender:
         return (layout.pending.fd, name) if self._handle.ops.exists(layout.pending.fd, name) else None
 
     def _drop_torn_end(self, directory: Directory, name: str) -> str:
-        handle, seen = self._handle, self._read(directory, name)
+        seen = self._read(directory, name)
         if seen is None or not seen.torn or seen.sample_id is None:
             return _GONE
-        stem = names.stem_of(seen.sample_id)
-        if not fetch(handle, directory, name, stem):
-            return _GONE
-        event = record("repaired", handle.clock.now(), handle.owner, "the history before this was torn")
-        whole = handle.moves.annotate(stem, event) is not None
-        moved = whole and handle.moves.move(
-            handle.layout.leased, names.leased_file(stem, handle.owner), directory, name
-        )
-        if moved and directory is handle.layout.pending:
-            self._back.append(stem)
-        return "dropped the torn end" if moved else _GONE
+        if directory is self._handle.layout.pending:
+            mended = self._rewrite_pending(name, names.stem_of(seen.sample_id))
+        else:
+            mended = self._rewrite_settled(directory, name)
+        return "dropped the torn end" if mended else _GONE
+
+    def _torn(self, settled: bool) -> Change:
+        """A new beginning of a history; the file of a settled ref says why it is where it is."""
+        reason = "the history before this was torn"
+        event = record("repaired", self._handle.clock.now(), self._handle.owner, reason)
+
+        def change(bookkeeping: Bookkeeping) -> None:
+            event(bookkeeping)
+            bookkeeping.reason = reason if settled else None
+
+        return change
+
+    def _rewrite_pending(self, name: str, stem: str) -> bool:
+        handle = self._handle
+        if not fetch(handle, handle.layout.pending, name, stem):
+            return False
+        if handle.moves.annotate(stem, self._torn(False)) is None or not handle.moves.give_back(stem):
+            return False
+        self._back.append(stem)
+        return True
+
+    def _rewrite_settled(self, directory: Directory, name: str) -> bool:
+        """Write in place: a lease would make a settled ref live again, should this process die meanwhile."""
+        ops = self._handle.ops
+        try:
+            fd = ops.open_for_update(directory.fd, name)
+        except FileNotFoundError:
+            return False
+        try:
+            data = ops.read_regular(fd)
+            offset, bookkeeping = split(data)
+            self._torn(self._state(directory) == "failed")(bookkeeping)
+            ops.update_in_place(fd, bookkeeping_tail(bookkeeping), offset, len(data))
+            ops.fsync(fd)
+        except CorruptRefError:
+            return False
+        finally:
+            ops.close(fd)
+        return True
 
     def _stamp(self, directory: Directory, name: str) -> str:
         try:

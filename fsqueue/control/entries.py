@@ -4,8 +4,8 @@
     acks     {"global_step":7,"optimizer_durable":true,"ids":["s17"]}
              {"forget_after_step":6}
 
-``sizes`` are those of the refs in bytes and ``weights`` their estimated_bytes, so that reading a log does not decode the
-refs in it.
+``sizes`` are those of the refs in bytes and ``weights`` their estimated_bytes, so that reading a log does not decode
+the refs in it.
 """
 
 from __future__ import annotations

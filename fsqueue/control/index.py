@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 UNACKED = -2
 NO_STEP = -1
+
+
+Ints = Sequence[int]
 
 
 class Index:
@@ -34,7 +37,7 @@ class Index:
         self._sizes = array("I")
         self._weights = array("Q")
 
-    def commit(self, ids: list[str], offsets: list[int], sizes: list[int], weights: list[int]) -> None:
+    def commit(self, ids: list[str], offsets: Ints, sizes: Ints, weights: Ints) -> None:
         """Add ids; one that is there already keeps its place, which it has where the lock did not exclude."""
         if not self.numbers.keys().isdisjoint(ids) or len(set(ids)) < len(ids):
             fresh = {i: n for n, i in reversed(list(enumerate(ids))) if i not in self.numbers}
@@ -96,6 +99,23 @@ class Index:
     def place(self, number: int) -> tuple[int, int]:
         """A ref's offset and size in the commit log."""
         return self._offsets[number], self._sizes[number]
+
+    def places_as_bytes(self) -> list[bytes]:
+        """Offsets, sizes and weights."""
+        return [places.tobytes() for places in (self._offsets, self._sizes, self._weights)]
+
+    def restore(self, ids: list[str], places: list[bytes]) -> None:
+        """Commit, in an empty index, what another one held.
+
+        Raises:
+            ValueError: the parts do not fit each other.
+        """
+        offsets, sizes, weights = array("Q"), array("I"), array("Q")
+        for values, data in zip((offsets, sizes, weights), places, strict=True):
+            values.frombytes(data)
+        if not len(ids) == len(offsets) == len(sizes) == len(weights) == len(set(ids)):
+            raise ValueError("the snapshot's parts differ in length")
+        self.commit(ids, offsets, sizes, weights)
 
     def step_of(self, sample_id: str) -> int:
         number = self.numbers.get(sample_id)

@@ -15,8 +15,9 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from operator import attrgetter
 from typing import Any, Generic, TypeVar, cast
 
 from fsqueue import fileops
@@ -24,6 +25,7 @@ from fsqueue.codec import Codec
 from fsqueue.control.entries import Ack
 from fsqueue.control.errors import LedgerClosedError, LedgerDamagedError, LedgerError
 from fsqueue.control.index import NO_STEP, UNACKED
+from fsqueue.control.log import Log
 from fsqueue.control.replica import Replica
 from fsqueue.control.store import Marker, MetadataStore, id_of, weight_of
 from fsqueue.errors import CorruptRefError
@@ -73,6 +75,7 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
             self._replica: Replica | None = self._open()
         try:
             self.refresh()
+            self._here().save_if_worthwhile()
         except BaseException:
             self.close()
             raise
@@ -97,15 +100,19 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
             InvalidRefError: a ref holds a tensor or a value that JSON would change; nothing was written.
             QueueIOError: the filesystem refused; the ledger is unchanged.
         """
-        wanted = list(refs)
-        encoded = {id_of(ref): (self._encode(ref), weight_of(ref)) for ref in reversed(wanted)}
-        with self._commits() as replica, explained("writing ledger", self.path):
-            fresh = {i: encoded[i] for i in map(id_of, wanted) if i not in replica.index.numbers}
+        wanted = [(id_of(ref), ref) for ref in refs]
+        encoded: dict[str, tuple[bytes, int]] = {}
+        for sample_id, ref in wanted:
+            if sample_id not in encoded:
+                encoded[sample_id] = (self._encode(ref), weight_of(ref))
+        with self._commits("writing") as replica:
+            known = replica.index.numbers
+            fresh = {sample_id: found for sample_id, found in encoded.items() if sample_id not in known}
             if fresh:
                 replica.commit(list(fresh), [data for data, _ in fresh.values()], [n for _, n in fresh.values()])
             else:
                 replica.commits.confirm()
-        return [fresh.pop(id_of(ref), None) is not None for ref in wanted]
+        return [fresh.pop(sample_id, None) is not None for sample_id, _ in wanted]
 
     def _encode(self, ref: R) -> bytes:
         # The codec begins bookkeeping on a line of its own; a record is one line.
@@ -166,14 +173,14 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
             raise LedgerError(self.path, f"takes sample ids, which are strings; found {ids!r}")
         if global_step is not None and (not isinstance(global_step, int) or global_step < 0):
             raise LedgerError(self.path, f"takes a global_step of 0 or more, or None; found {global_step!r}")
-        with self._acks() as replica, explained("writing ledger", self.path):
+        with self._acks("writing") as replica:
             replica.acknowledge(Ack(ids, global_step, bool(optimizer_durable)))
 
     def forget_acks(self, *, after_step: int) -> list[str]:
         """Take back every acknowledgement of a later step, as one record; returns the ids, in commit order."""
         with self._commits():
             pass
-        with self._acks() as replica, explained("writing ledger", self.path):
+        with self._acks("writing") as replica:
             return replica.acknowledge(Ack(forget_after_step=after_step))
 
     def durable_marker(self) -> Marker:
@@ -203,26 +210,29 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
 
     def compact(self) -> None:
         """Rewrite the acknowledgements into as few records as say the same; done without asking where it pays."""
-        with self._acks() as replica, explained("compacting ledger", self.path):
+        with self._acks("compacting") as replica:
             replica.compact()
 
     # -- one process's use --------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _commits(self) -> Iterator[Replica]:
+    def _commits(self, what: str = "reading") -> AbstractContextManager[Replica]:
         """Hold the commit log, read up to its end."""
-        with self._mutex:
-            replica = self._here()
-            with explained("using ledger", self.path), replica.commits.hold():
-                yield replica
+        return self._held(attrgetter("commits"), what)
+
+    def _acks(self, what: str = "reading") -> AbstractContextManager[Replica]:
+        """Hold the acks log, read up to its end."""
+        return self._held(attrgetter("acks"), what)
 
     @contextmanager
-    def _acks(self) -> Iterator[Replica]:
-        """Hold the acks log, read up to its end."""
-        with self._mutex:
+    def _held(self, log_of: Callable[[Replica], Log], what: str) -> Iterator[Replica]:
+        with self._mutex, explained(f"{what} ledger", self.path):
             replica = self._here()
-            with explained("using ledger", self.path), replica.acks.hold():
+            log = log_of(replica)
+            locked_fd = log.acquire()
+            try:
                 yield replica
+            finally:
+                log.release(locked_fd)
 
     def _here(self) -> Replica:
         if self._closed:
@@ -236,6 +246,7 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
             self._closed = True
             replica, self._replica = self._replica, None
             if replica is not None:
+                replica.save_if_worthwhile()
                 replica.close()
 
     def __enter__(self) -> FileMetadataStore[R]:

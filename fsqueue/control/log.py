@@ -1,6 +1,6 @@
 """One append-only log that several processes and nodes write: the ground that the ledger stands on.
 
-    hold     take the lock, read what others wrote since, hand it to the reader
+    acquire  take the lock, read what others wrote since, hand it to the reader
     append   one record, one write, one fsync; under the lock
     replace  switch to a new segment that says the same in fewer bytes; under the lock
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import msgspec
 
@@ -27,7 +27,7 @@ from fsqueue.fileops import Directory, FileOps
 
 _LOOK_BYTES = 4096
 _CHUNK_BYTES = 1 << 22
-_SPARE = b"\n" * (1 << 18)
+_SPARE_BYTES = (1 << 18, 1 << 20)
 _FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NEXT = b'"next":'
@@ -44,52 +44,39 @@ class Log:
     """One log of a ledger. Not thread-safe: its store has a mutex.
 
     Attributes:
-        fd: the current segment's descriptor.
+        fd, name: the current segment.
+        last_bytes: where the last record begins.
         end_bytes: where the next record goes.
     """
 
     def __init__(self, ops: FileOps, root: Directory, kind: str, durable: bool, lock_timeout_s: float) -> None:
         self.fd = -1
+        self.name = ""
+        self.last_bytes = 0
         self.end_bytes = 0
         self._ops = ops
         self._root = root
         self._segments = Segments(ops, root, kind, durable)
         self._reader: Reader
-        self._reset: Callable[[], None]
+        self._begin: Callable[[], int]
         self._durable = durable
         self._lock_timeout_s = lock_timeout_s
-        self._name = ""
         self._next: str | None = None
         self._size_bytes = 0
         self._synced_bytes = 0
         self._torn = False
         self._tainted = False  # an fsync of this segment has failed
 
-    def on_read(self, reader: Reader, reset: Callable[[], None]) -> None:
+    def on_read(self, reader: Reader, begin: Callable[[], int]) -> None:
         """Say who gets the records.
 
         Args:
             reader: called as ``reader(data, spans, offset)``, in order: for each (start, end) of spans,
                 ``data[start:end]`` is a record; offset is where data begins in the segment.
-            reset: called when everything is about to be read from the start.
+            begin: called when a segment is about to be read, from the offset that it returns; what was read before
+                is void.
         """
-        self._reader, self._reset = reader, reset
-
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        """Hold the lock, with everything read that was written before.
-
-        Raises:
-            LedgerLockedError: it could not be had within lock_timeout_s seconds.
-            LedgerDamagedError: a record in the middle of the file does not verify.
-        """
-        locked_fd = self._acquire()
-        try:
-            yield
-        finally:
-            self._ops.unlock(locked_fd)
-            if locked_fd != self.fd:
-                self._ops.close(locked_fd)
+        self._reader, self._begin = reader, begin
 
     def append(self, body: bytes) -> int:
         """Write one record, durably, and return its offset; the caller holds the lock. The reader does not get it.
@@ -104,9 +91,9 @@ class Log:
             self._tainted = not self._synced()
         if self._tainted:
             self._start_over(data)
-        offset = self.end_bytes
-        self.end_bytes = self._synced_bytes = offset + len(data)
-        return offset
+        self.last_bytes = self.end_bytes
+        self.end_bytes = self._synced_bytes = self.last_bytes + len(data)
+        return self.last_bytes
 
     def confirm(self) -> None:
         """Make durable what this process has read and not written; the caller holds the lock.
@@ -137,16 +124,21 @@ class Log:
 
     # -- the lock -----------------------------------------------------------------------------------------------
 
-    def _acquire(self) -> int:
-        """Lock the current segment and read on; returns the locked descriptor."""
+    def acquire(self) -> int:
+        """Lock the current segment and read what was written since; returns the descriptor to release.
+
+        Raises:
+            LedgerLockedError: the lock could not be had within lock_timeout_s seconds.
+            LedgerDamagedError: a record in the middle of the file does not verify.
+        """
         since = self._ops.monotonic()
         while True:
             if self.fd < 0:
                 self._open_current()
             try:
-                wait_for_lock(
-                    self._ops, self.fd, os.path.join(self._root.path, self._name), since, self._lock_timeout_s
-                )
+                if not self._ops.lock(self.fd):
+                    path = os.path.join(self._root.path, self.name)
+                    wait_for_lock(self._ops, self.fd, path, since, self._lock_timeout_s)
                 try:
                     if self._ops.fstat(self.fd).st_nlink and self._read_on():
                         return self.fd
@@ -159,6 +151,12 @@ class Log:
                 if error.errno != errno.ESTALE or self._ops.monotonic() - since >= self._lock_timeout_s:
                     raise
             self.close()
+
+    def release(self, locked_fd: int) -> None:
+        """Unlock the segment that acquire locked, which this log may have left meanwhile."""
+        self._ops.unlock(locked_fd)
+        if locked_fd != self.fd:
+            self._ops.close(locked_fd)
 
     def _open_current(self) -> None:
         """Open the segment that the pointer names, to be read from its start."""
@@ -174,10 +172,10 @@ class Log:
 
     def _open(self, name: str) -> None:
         self.fd = self._ops.open(name, _FLAGS, dir_fd=self._root.fd)
-        self._name, self._next = name, None
-        self.end_bytes = self._size_bytes = self._synced_bytes = 0
+        self.name, self._next = name, None
+        self._size_bytes = self.last_bytes = 0
         self._torn = self._tainted = False
-        self._reset()
+        self.end_bytes = self._synced_bytes = self._begin()
 
     def _complete_switch(self) -> None:
         """Let the pointer follow the seal, where whoever wrote the seal died before doing so.
@@ -185,7 +183,7 @@ class Log:
         RACE: only under the sealed segment's lock may its successor be entered for it, and only for it: nobody can
         have switched again before that.
         """
-        if self._next is not None and self._segments.current() == self._name:
+        if self._next is not None and self._segments.current() == self.name:
             self._segments.point_at(self._next)
 
     # -- reading ------------------------------------------------------------------------------------------------
@@ -217,6 +215,7 @@ class Log:
             spans.pop()
         if spans:
             self._reader(data, spans, self.end_bytes)
+            self.last_bytes = self.end_bytes + spans[-1][0]
             self.end_bytes += spans[-1][1]
         self._next = seal
         return True
@@ -226,7 +225,7 @@ class Log:
         later = record.find_later(rest)
         if later is not None:
             problem = f"this does not verify, though a transaction {later} bytes later does"
-            raise LedgerDamagedError(self._root.path, self._name, self.end_bytes, problem)
+            raise LedgerDamagedError(self._root.path, self.name, self.end_bytes, problem)
         self._torn = True
 
     def _read_all(self, offset: int) -> bytes:
@@ -259,7 +258,8 @@ class Log:
         if self._durable and end > self._size_bytes:
             self._size_bytes = self._ops.fstat(self.fd).st_size
             if end > self._size_bytes:
-                data += _SPARE
+                least, most = _SPARE_BYTES
+                data += b"\n" * min(most, max(least, 12 * len(data)))
         self._ops.pwrite_all(self.fd, data, self.end_bytes)
         self._size_bytes = max(self._size_bytes, self.end_bytes + len(data))
 
@@ -320,8 +320,8 @@ class Log:
             if self._next is None:
                 self._segments.discard(name)
             raise
-        # The former descriptor stays open and locked until hold() ends.
-        self.fd, self._name, self._next = new_fd, name, None
+        # The former descriptor stays open and locked until release.
+        self.fd, self.name, self._next = new_fd, name, None
         self._size_bytes = len(content)
         self._torn = self._tainted = False
         self._segments.discard_others(name)

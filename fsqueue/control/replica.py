@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from fsqueue.control import snapshot
 from fsqueue.control.entries import Ack, Commit, ack_body, commit_body, parse_ack, parse_commit, ref_offsets
 from fsqueue.control.errors import LedgerFormatError
 from fsqueue.control.flock import wait_for_lock
@@ -16,11 +17,12 @@ from fsqueue.control.segments import open_directory
 from fsqueue.fileops import FileOps
 
 COMPACT_FROM_BYTES = 1 << 22
+SNAPSHOT_EVERY_BYTES = 1 << 26
 IDS_A_RECORD = 4096
 
 
 class Replica:
-    """An open ledger. Transactions need the lock of their log, which `Log.hold` takes.
+    """An open ledger. Transactions need the lock of their log, which `Log.acquire` takes.
 
     Attributes:
         index: what is committed and what is acknowledged.
@@ -33,13 +35,15 @@ class Replica:
             wait_for_lock(ops, fd, os.path.join(path, name), ops.monotonic(), lock_timeout_s)
 
         self.index = Index()
+        self._ops = ops
+        self._saved_bytes = 0
         self.global_step: int | None = None
         self.optimizer_durable = False
         self._root = open_directory(ops, path, durable, lock)
         self.commits = Log(ops, self._root, "commits", durable, lock_timeout_s)
-        self.commits.on_read(self._read_commits, reset=self.index.forget_commits)
+        self.commits.on_read(self._read_commits, self._begin_commits)
         self.acks = Log(ops, self._root, "acks", durable, lock_timeout_s)
-        self.acks.on_read(self._read_acks, reset=self._forget_all_acks)
+        self.acks.on_read(self._read_acks, self._begin_acks)
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -77,9 +81,21 @@ class Replica:
         self.optimizer_durable = ack.optimizer_durable
         return []
 
-    def _forget_all_acks(self) -> None:
+    def _begin_commits(self) -> int:
+        self.index.forget_commits()
+        self._saved_bytes = snapshot.load(self._ops, self._root, self.index, self.commits)
+        return self._saved_bytes
+
+    def _begin_acks(self) -> int:
         self.index.forget_all_acks()
         self.global_step, self.optimizer_durable = None, False
+        return 0
+
+    def save_if_worthwhile(self) -> None:
+        """Spare the next opening the reading of what was committed since the last snapshot."""
+        if self.commits.end_bytes - self._saved_bytes >= SNAPSHOT_EVERY_BYTES and self.commits.fd >= 0:
+            self._saved_bytes = self.commits.end_bytes
+            snapshot.save(self._ops, self._root, self.index, self.commits)
 
     def _unknown(self, kind: str, offset: int, error: Exception) -> LedgerFormatError:
         return LedgerFormatError(

@@ -26,6 +26,7 @@ from fsqueue.control.errors import LiveNamesakeError
 from fsqueue.control.store import MetadataStore
 from fsqueue.fileops import explained
 from fsqueue.handle import Handle
+from fsqueue.moves import record
 from fsqueue.owners import Liveness, read_record
 from fsqueue.queue import FileSampleRefQueue
 from fsqueue.reclaim import return_or_bury
@@ -181,7 +182,8 @@ class FileSide(ContractSide):
         handle, leased = self._handle, self._handle.layout.leased
         if handle.moves.fetch(leased, names.leased_file(stem, owner), stem):
             reason = "the controller that leased it is gone"
-            return_or_bury(handle, stem, "expired", reason, self._queue._max_attempts, back, owner)
+            counted = record("expired", handle.clock.now(), owner, reason, attempt=True)
+            return_or_bury(handle, stem, counted, reason, self._queue._max_attempts, back)
 
     def look(self) -> None:
         """List what is live. What moves from one directory to the other meanwhile is seen in one of them."""

@@ -1,10 +1,11 @@
 """The files of a ledger's directory: creating it, and which segment of each log is the current one.
 
-    fsledger.json             {"format": 1, "created_at": ...}: written last, a directory is a ledger from then on
-    create.lock               held while the directory is made
-    <kind>.json               the pointer: {"segment": "<kind>-3f2a9c01.jsonl"}
-    <kind>-3f2a9c01.jsonl     records, one a line
-    .<name>                   being written
+fsledger.json             {"format": 1, "created_at": ...}: written last, a directory is a ledger from then on
+create.lock               held while the directory is made
+<kind>.json               the pointer: {"segment": "<kind>-3f2a9c01.jsonl"}
+<kind>-3f2a9c01.jsonl     records, one a line
+commits.index             a hint (snapshot.py)
+.<name>                   being written
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ SETTINGS = "fsledger.json"
 CREATE_LOCK = "create.lock"
 KINDS = ("commits", "acks")
 _LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-_is_ours = re.compile(r"\..*|create\.lock|(commits|acks)(\.json|-[0-9a-f]{8}\.jsonl)\Z").match
+_is_ours = re.compile(r"\..*|create\.lock|commits\.index|(commits|acks)(\.json|-[0-9a-f]{8}\.jsonl)\Z").match
 
 Lock = Callable[[int, str], None]
 

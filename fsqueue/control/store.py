@@ -49,9 +49,7 @@ class MetadataStore(ABC, Generic[R]):
         """Every committed id, in commit order."""
 
     @abstractmethod
-    def record_train_ack(
-        self, sample_ids: Iterable[str], *, global_step: int | None, optimizer_durable: bool
-    ) -> None:
+    def record_train_ack(self, sample_ids: Iterable[str], *, global_step: int | None, optimizer_durable: bool) -> None:
         """Record ids, step and marker as one durable fact: all of it is there after a crash, or nothing."""
 
     @abstractmethod
@@ -117,9 +115,7 @@ class InMemoryMetadataStore(MetadataStore[R]):
         with self._mutex:
             return list(self._refs)
 
-    def record_train_ack(
-        self, sample_ids: Iterable[str], *, global_step: int | None, optimizer_durable: bool
-    ) -> None:
+    def record_train_ack(self, sample_ids: Iterable[str], *, global_step: int | None, optimizer_durable: bool) -> None:
         with self._mutex:
             for sample_id in sample_ids:
                 self._steps.setdefault(sample_id, global_step)
