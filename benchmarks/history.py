@@ -7,7 +7,8 @@ hold, whatever happened in between:
 - lost: a put returned, and its ref was neither delivered nor settled afterwards. Must be none.
 - unexpected: a ref came out that nobody had put, or that was settled for good and not put again. Must be none.
 - double leases: two owners each had a lease that cannot have expired yet, at one instant. Must be none.
-- broken leases: an owner was told that it had lost a lease that cannot have expired yet. Must be none.
+- broken leases: an owner was told that it had lost a lease that cannot have expired yet. Must be none. (An answer
+  that comes so late that the ref has gone on meanwhile is no proof: a lost reply leaves the owner in doubt.)
 - delivered again, though nobody gave it back: each must be explained, by an earlier lease that may have
   expired, or by two puts of the same id while the lock did not exclude.
 - recovered: a put did not return, and its ref was delivered all the same. Counted.
@@ -226,7 +227,9 @@ class _History:
         ]
 
     def _knows_its_lease(self, call: Call) -> bool:
-        own = [c for c in self._calls if c.owner == call.owner and c.kind in ("get", "put") and c.over_at <= call.over_at]
+        own = [
+            c for c in self._calls if c.owner == call.owner and c.kind in ("get", "put") and c.over_at <= call.over_at
+        ]
         return bool(own) and own[-1].kind == "get"
 
     def _spans(self, owner: str) -> list[_Span]:
@@ -238,14 +241,17 @@ class _History:
             current = spans[-1] if spans else None
             if call.kind == "get":
                 file = dict(zip(call.ids, call.files, strict=False)).get(self._id)
-                spans.append(self._cut(_Span(owner, file, call.invoked_at, call.over_at, call.invoked_at + self._timeout_s)))
+                spans.append(
+                    self._cut(_Span(owner, file, call.invoked_at, call.over_at, call.invoked_at + self._timeout_s))
+                )
             elif current is not None:
                 self._follow(call, current, spans)
         return spans
 
     def _follow(self, call: Call, current: _Span, spans: list[_Span]) -> None:
         if self._id in call.lost:
-            if current.until >= call.over_at and not current.lapsed and not self._lock_failed():
+            surely_held = current.until >= call.over_at and not current.lapsed
+            if surely_held and not self._took_effect(call) and not self._lock_failed():
                 self._verdict.broken_leases.append(
                     f"{self._id}, {call.kind} by {call.owner} at {call.over_at:.3f}, had it until {current.until:.3f}"
                 )
@@ -258,7 +264,18 @@ class _History:
                 current.until = until
                 self._cut(current)
             elif call.kind == "renew":
-                spans.append(self._cut(_Span(call.owner, current.file, current.begun_at, call.over_at, until, lapsed=True)))
+                spans.append(
+                    self._cut(_Span(call.owner, current.file, current.begun_at, call.over_at, until, lapsed=True))
+                )
+
+    def _took_effect(self, call: Call) -> bool:
+        """Whether the ref went where the call was to send it, and the caller's own answer came too late to tell."""
+        ended = call.kind == "ack" or call.final
+        return any(
+            other.overlaps(call) and (other.kind == "arrived" if ended else other.kind == "get")
+            for other in self._calls
+            if other.owner != call.owner
+        )
 
     def _cut(self, span: _Span) -> _Span:
         """End a span where somebody who is entitled to may have taken the lease away."""

@@ -93,11 +93,18 @@ def _call(facts: Line) -> Call:
 
 
 class Recorded:
-    """A queue whose calls go into a log; refs in and out as on the queue itself."""
+    """A queue whose calls go into a log; refs in and out as on the queue itself.
 
-    def __init__(self, queue: Any, log: Log, file_of: Callable[[str, str], int] | None = None) -> None:
+    Args:
+        owner: the name in the log of what leases; the queue's own unless given.
+        file_of: tells which file an (id, owner) stands for, where an observer knows.
+    """
+
+    def __init__(
+        self, queue: Any, log: Log, *, owner: str | None = None, file_of: Callable[[str, str], int] | None = None
+    ) -> None:
         self.queue = queue
-        self.owner: str = queue.owner
+        self.owner: str = owner or queue.owner
         self._log = log
         self._file_of = file_of
 

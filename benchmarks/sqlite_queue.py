@@ -169,9 +169,7 @@ class PlainSqliteQueue(SqliteQueue):
             backlog = [row for row in backlog if dp_partition(row[0], count) == index]
         chosen = backlog[:max_refs]
         for sample_id, _ in chosen:
-            self._db.execute(
-                "UPDATE refs SET state = 'leased', leased_at = ? WHERE sample_id = ?", (now, sample_id)
-            )
+            self._db.execute("UPDATE refs SET state = 'leased', leased_at = ? WHERE sample_id = ?", (now, sample_id))
         return [data for _, data in chosen]
 
     def _requeue_locked(self, ids: list[str]) -> None:

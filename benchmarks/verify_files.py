@@ -11,7 +11,7 @@ from verify_sides import Sides, Verdict
 from fsqueue import fileops
 from fsqueue.doctor.races import RaceFindings, create_race, lock_race, rename_race
 
-_LOCK_ROUNDS = 300
+_LOCK_ROUNDS_PER_ROUND = 10
 _LOCK_LIMIT_S = 15.0
 _CLOCK_TOLERANCE = 0.05
 
@@ -27,9 +27,8 @@ def file_checks(sides: Sides) -> Iterator[Verdict]:
 
 
 def _lock(sides: Sides) -> Verdict:
-    found = lock_race(
-        fileops.current(), sides.directory, [sides.a, sides.b], rounds=_LOCK_ROUNDS, limit_s=_LOCK_LIMIT_S
-    )
+    rounds = _LOCK_ROUNDS_PER_ROUND * sides.options.rounds
+    found = lock_race(fileops.current(), sides.directory, [sides.a, sides.b], rounds, _LOCK_LIMIT_S)
     promised = sides.options.lock == "flock"
     if not found.supported:
         if promised:
@@ -40,8 +39,11 @@ def _lock(sides: Sides) -> Verdict:
         f"{found.rounds} rounds by A and B: {found.overlaps} overlaps, {found.lost_updates} lost updates, "
         f"{found.waits} waits"
     )
+    if found.excludes and not found.waits:
+        text += ", so the sides never met and nothing is shown: try again"
     figures = {key: getattr(found, key) for key in ("rounds", "overlaps", "lost_updates", "waits")}
-    return Verdict("flock excludes", found.excludes if promised else None, text, figures)
+    shown = found.excludes and found.waits > 0
+    return Verdict("flock excludes", shown if promised else None, text, figures)
 
 
 def _renames(sides: Sides) -> Verdict:

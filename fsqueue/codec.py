@@ -175,7 +175,7 @@ def split(data: bytes) -> tuple[int, Bookkeeping]:
     if mark >= 0:
         return _split_after_tuples(data, mark + len(_TUPLES))
     mark = data.rfind(_MARK)
-    if mark >= 0:
+    if mark >= 0 and _fields(data[:mark] + b"}"):
         return mark, _bookkeeping(data[mark + len(_MARK) :].rstrip()[:-1])
     for body in (data.rstrip(b" \t\r\n"), *_possible_bodies(data)):
         fields = _fields(body)
@@ -207,10 +207,16 @@ def _bookkeeping(data: bytes) -> Bookkeeping:
 
 
 def _possible_bodies(data: bytes) -> list[bytes]:
-    """What the ref may be in a file whose bookkeeping is torn: it ends at a line feed, with its braces or without."""
+    """What the ref may be in a file whose bookkeeping is torn: it ends at a line feed, with its braces or without.
+
+    Where the line feed itself is what was not written, the old closing brace still stands before the new rest.
+    """
+    data = data.rstrip(b"\0")
     ends = [data.rfind(_MARK), data.rfind(b"\n", 0, len(data.rstrip(b"\n"))), data.rfind(b"\n")]
+    ends.append(data.rfind(b"," + _KEY + b":"))
     if _TUPLES in data:
-        ends.insert(0, data.find(b"\n", data.rfind(_TUPLES) + 1))
+        start = data.rfind(_TUPLES) + len(_TUPLES)
+        ends = [data.find(b"\n", start), data.find(b"}", start), *ends]
     cut = [data[:end] for end in dict.fromkeys(ends) if end > 0]
     return [body + braces for body in cut for braces in (b"}", b"}}", b"")]
 

@@ -114,7 +114,6 @@ def ensure_queue(
     lease_timeout_s: float | None,
     lock: str | None,
     run_id: str | None,
-    durable: bool,
     now: Callable[[], float],
 ) -> Settings:
     """The settings of a queue, which is created where the directory is missing or empty.
@@ -128,7 +127,7 @@ def ensure_queue(
         settings = _read_settings(ops, path)
         if settings is None:
             wanted = Settings(FORMAT, now(), run_id, lease_timeout_s, lock or "flock")
-            _create(ops, path, wanted, durable)
+            _create(ops, path, wanted)
             settings = _read_settings(ops, path)
             if settings is None:
                 raise NotAQueueError(path, f"vanished while it was created: {SETTINGS} is gone")
@@ -186,7 +185,7 @@ def _compare(path: str, stored: Settings, lease_timeout_s: float | None, lock: s
             )
 
 
-def _create(ops: FileOps, path: str, settings: Settings, durable: bool) -> None:
+def _create(ops: FileOps, path: str, settings: Settings) -> None:
     make_directory(ops, path)
     root = Directory(ops, path)
     try:
@@ -200,7 +199,7 @@ def _create(ops: FileOps, path: str, settings: Settings, durable: bool) -> None:
             make_directory(ops, os.path.join(path, name))
         _refuse_orphans(ops, path)
         ops.close(ops.open(ORDER, ORDER_FLAGS, 0o666, dir_fd=root.fd))
-        _publish(ops, root, settings, durable)
+        _publish(ops, root, settings)
     finally:
         root.close()
 
@@ -233,8 +232,8 @@ def _refuse_orphans(ops: FileOps, path: str) -> None:
             )
 
 
-def _publish(ops: FileOps, root: Directory, settings: Settings, durable: bool) -> None:
-    """Make the queue exist, unless another process has done so meanwhile.
+def _publish(ops: FileOps, root: Directory, settings: Settings) -> None:
+    """Make the queue exist, unless another process has done so meanwhile; durable whatever the handle's setting.
 
     CRASH: before the link there is no queue, only empty directories, which the next creator completes.
     """
@@ -243,8 +242,7 @@ def _publish(ops: FileOps, root: Directory, settings: Settings, durable: bool) -
     try:
         fd = ops.create(tmp.fd, name, msgspec.json.encode(settings) + b"\n")
         try:
-            if durable:
-                ops.fsync(fd)
+            ops.fsync(fd)
         finally:
             ops.close(fd)
         try:
@@ -255,9 +253,8 @@ def _publish(ops: FileOps, root: Directory, settings: Settings, durable: bool) -
             if error.errno not in _NO_LINKS:
                 raise
             _publish_by_rename(ops, root, tmp, name)
-        if durable:
-            root.sync()
-            _sync_parent(ops, root.path)
+        root.sync()
+        _sync_parent(ops, root.path)
     finally:
         try:
             silently_remove(ops, tmp.fd, [name])

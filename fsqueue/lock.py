@@ -265,7 +265,12 @@ class OrderFile:
         name = f".{ORDER}.{os.getpid()}.{int(self.ops.random() * 2**48):012x}"
         try:
             self.ops.close(self.ops.create(self.root.fd, name, content))
-            self.ops.rename(name, ORDER, src_dir_fd=self.root.fd, dst_dir_fd=self.root.fd)
+            try:
+                self.ops.rename(name, ORDER, src_dir_fd=self.root.fd, dst_dir_fd=self.root.fd)
+            except FileNotFoundError:
+                self.root.refresh()
+                if self.ops.exists(self.root.fd, name):
+                    raise  # NFS: where the name is gone, which is nobody else's, a retransmitted rename was done
         except OSError:
             silently_remove(self.ops, self.root.fd, [name])
             raise

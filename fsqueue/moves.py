@@ -105,7 +105,7 @@ class Moves:
         return written
 
     def _sync_and_close(self, fds: list[int]) -> None:
-        self._ops.each(self._ops.fsync, fds)
+        self._ops.sync_all(fds)
         while fds:
             self._ops.close(fds.pop())
 

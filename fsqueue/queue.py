@@ -153,7 +153,6 @@ class FileSampleRefQueue(Streaming[R]):
             lease_timeout_s=lease_timeout_s,
             lock=None if lock == "flock" else lock,
             run_id=run_id,
-            durable=durable,
             now=clock or self._ops.time,
         )
         self.lease_timeout_s = settings.lease_timeout_s

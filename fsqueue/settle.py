@@ -53,7 +53,7 @@ class Settler:
         despite_errors(settle, stems)
         self._ack_by_id(strangers, step)
         if handle.durable and stems:
-            self._sync(*([layout.done] if self._keep_done else []), layout.leased)
+            self._sync(*([layout.done] if self._keep_done else []), layout.leased, layout.pending)
         return lost
 
     def _finish(self, source: Directory, name: str, stem: str, step: int | None) -> bool:

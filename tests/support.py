@@ -139,12 +139,12 @@ def running(pid: int) -> bool:
     return stat.rpartition(b")")[2].split()[0] not in (b"Z", b"X")
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
+def wait_until(condition: Callable[[], bool], what: str, pause_s: float = 0.005) -> None:
     """Poll until condition holds; the guard only ends a hang."""
     deadline = time.monotonic() + GUARD_S
     while not condition():
         assert time.monotonic() < deadline, f"hung while waiting for {what}"
-        time.sleep(0.005)
+        time.sleep(pause_s)
 
 
 class Child:

@@ -26,7 +26,7 @@ def test_a_quick_run(tmp_path: Path, durability: str) -> None:
     """A run prints the environment first, loses and doubles nothing, leaves nothing behind, and writes its JSON."""
     result = tmp_path / "result.json"
     done = bench("--dir", str(tmp_path / "scratch"), "--quick", durability, "--json", str(result))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert "filesystem" in done.stdout.splitlines()[0]
     assert "nothing lost or doubled" in done.stdout
     assert list((tmp_path / "scratch").iterdir()) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import stat
 import time
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from support import CONTEXT, Child, Queue, Tap, drain, ids, lease_and_obey, names_in, numbered, ref, refs
+from other_user import as_nobody, readable_by_all
+from support import Child, Queue, Tap, drain, ids, lease_and_obey, names_in, numbered, ref, refs
 
 from fsqueue import FileSampleRefQueue, NotAQueueError, UnsupportedFormatError
 from fsqueue.check import check_queue, repair
@@ -50,21 +52,7 @@ def kinds(path: Path, *, notes: bool = False) -> dict[str, str]:
 def all_ids(path: Path) -> list[str]:
     """The ids of all refs, wherever they are; the file's name for what holds none."""
     files = sorted(file for file in path.glob("*/*.json") if file.is_file() and file.parent.name != "owners")
-    return sorted(sight(file.read_bytes()).sample_id or f"no ref in {file.name}" for file in files)
-
-
-def kinds(path: Path, *, notes: bool = False) -> dict[str, str]:
-    """The problems by path inside the queue."""
-    return {os.path.relpath(found.path, path): found.kind for found in check_queue(path, notes=notes)}
-
-
-def all_ids(path: Path) -> list[str]:
-    """The ids inside all refs' files, wherever they are; what holds none counts as its raw text."""
-    found = []
-    for file in sorted(path.glob("[pldf]*/*.json")):
-        content = json.loads(file.read_text())
-        found.append(content.get("sample_id") or content["_fsqueue"].get("raw"))
-    return sorted(found)
+    return sorted(sight(file.read_bytes()).sample_id or f"no ref in {re.split('[@.]', file.name)[0]}" for file in files)
 
 
 def write_record(path: Path, owner: str, **changes: object) -> Path:
@@ -418,22 +406,15 @@ def test_a_lease_that_a_live_process_works_on_is_left_to_it(path: Path) -> None:
 
 
 def test_an_unreadable_file_is_named(path: Path) -> None:
-    (path / "pending" / "a.json").chmod(0)
-    child = CONTEXT.Process(target=_check_as_nobody, args=(path,))
-    for directory in (path, *path.parents):
-        if directory.stat().st_uid == os.getuid():
-            directory.chmod(directory.stat().st_mode | stat.S_IXOTH | stat.S_IROTH)
-    child.start()
-    child.join()
-    assert child.exitcode == 0
+    with readable_by_all(path) as public:
+        (public / "pending" / "a.json").chmod(0)
+        with Child(as_nobody, kinds, public) as child:
+            assert child.receive() == {"pending/a.json": "unreadable"}
 
 
-def _check_as_nobody(path: Path) -> None:
-    if os.getuid() == 0:
-        os.setgroups([])
-        os.setgid(65534)
-        os.setuid(65534)
-    assert kinds(path) == {"pending/a.json": "unreadable"}
+def test_a_healthy_queue_of_another_user_is_no_damage_to_a_reader(path: Path) -> None:
+    with readable_by_all(path) as public, Child(as_nobody, kinds, public) as child:
+        assert child.receive() == {}
 
 
 def _work(pipe: object, path: Path, prefix: str) -> None:

@@ -26,9 +26,7 @@ scalars = st.none() | st.booleans() | numbers
 values = st.recursive(
     scalars | texts,
     lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.lists(inner, max_size=4).map(tuple)
-        | st.dictionaries(texts, inner, max_size=4)
+        st.lists(inner, max_size=4) | st.lists(inner, max_size=4).map(tuple) | st.dictionaries(texts, inner, max_size=4)
     ),
     max_leaves=12,
 )

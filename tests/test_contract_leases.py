@@ -292,3 +292,13 @@ def test_attempts_are_the_ref_s_not_the_handle_s(tmp_path: Path) -> None:
         pair.first.fail(pair.first.get(1), "flaky", retryable=True)
         pair.second.fail(pair.second.get(1), "flaky", retryable=True)
         assert pair.first.counts() == (0, 0, 0, 1)
+
+
+def test_a_skipped_put_leaves_a_lost_lease_lost(full_queue: Implementation) -> None:
+    """Putting an id that is pending again changes nothing, not even that its lease was lost."""
+    queue = full_queue.open()
+    leased = leased_once(queue)
+    expire(full_queue)
+    assert queue.reclaim() == 1
+    queue.put(numbered(1))
+    assert queue.ack(leased) == ["s000"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,12 @@ import pytest
 from support import (
     Child,
     FakeClock,
-    Tap,
     assert_clean,
     content,
     drain,
-    folder_of,
     ids,
     names_in,
-    numbered,
     open_descriptors,
-    open_tapped,
     ref,
     refs,
 )
@@ -273,83 +268,6 @@ def test_eight_processes_create_at_once(tmp_path: Path) -> None:
     assert_clean(path)
 
 
-FOREIGN = (".hidden.json", ".nfs0000000001", "a.json~", "#a.json#", "a.json.swp", "notes.txt", "a", ".json", "a b.json")
-
-
-@pytest.mark.parametrize("state", STATES)
-def test_foreign_files_are_ignored(tmp_path: Path, state: str) -> None:
-    """Files outside the name grammar are neither counted nor handed out nor touched, in any state."""
-    path = tmp_path / "q"
-    with FileSampleRefQueue(path) as queue:
-        for name in FOREIGN:
-            (path / state / name).write_text("{}")
-        queue.put(refs("real"))
-        assert tuple(queue.counts()) == (1, 0, 0, 0)
-        assert drain(queue) == ["real"]
-        assert queue.reclaim() == 0
-    assert set(FOREIGN) <= set(names_in(path, state))
-    assert all((path / state / name).read_text() == "{}" for name in FOREIGN)
-
-
-def test_opening_a_handle_lists_nothing(tmp_path: Path) -> None:
-    """Opening a handle on a queue with a backlog makes no listing, and as many calls as on an empty one."""
-    calls = []
-    for count in (0, 300):
-        path = tmp_path / f"q{count}"
-        with FileSampleRefQueue(path, durable=False) as queue:
-            queue.put(numbered(count))
-        tap = Tap()
-        open_tapped(tap, path).close()
-        calls.append(tap.counts)
-    assert calls[0] == calls[1]
-    assert calls[1]["listdir"] == 0
-
-
-@pytest.mark.parametrize("kind", ["symlink", "dangling", "symlink to fifo", "fifo", "directory", "full directory"])
-def test_planted_files_are_buried(tmp_path: Path, kind: str) -> None:
-    """A link, FIFO or directory in pending/ is neither followed nor waited on: it goes to failed/, get goes on."""
-    path, outside = tmp_path / "q", tmp_path / "outside.json"
-    outside.write_text('{"sample_id":"outside"}')
-    os.mkfifo(tmp_path / "pipe")
-    with FileSampleRefQueue(path) as queue:
-        queue.put(refs("a"))
-        plant(path / "pending" / "planted.json", kind, outside, tmp_path / "pipe")
-        queue.put(refs("b"))
-        found: list[str] = []
-        for _ in range(5):
-            found += ids(queue.get(10, 1.0 if len(found) < 2 else 0.0))
-        assert sorted(found) == ["a", "b"]
-        assert names_in(path, "failed") == ["planted.json"]
-        assert names_in(path, "pending") == []
-        assert queue.in_flight() == 2
-    assert outside.read_text() == '{"sample_id":"outside"}'
-
-
-def plant(at: Path, kind: str, outside: Path, pipe: Path) -> None:
-    if kind == "symlink":
-        at.symlink_to(outside)
-    elif kind == "dangling":
-        at.symlink_to("nowhere")
-    elif kind == "symlink to fifo":
-        at.symlink_to(pipe)
-    elif kind == "fifo":
-        os.mkfifo(at)
-    else:
-        at.mkdir()
-        if kind == "full directory":
-            (at / "inside").write_text("x")
-
-
-def test_planted_twice(tmp_path: Path) -> None:
-    """A directory planted under a name that failed/ has already does not stop get from going on."""
-    path = tmp_path / "q"
-    with FileSampleRefQueue(path) as queue:
-        (path / "failed" / "planted.json").write_text("{}")
-        (path / "pending" / "planted.json").mkdir()
-        queue.put(refs("a"))
-        assert ids(queue.get(10, 1.0)) == ["a"]
-
-
 def test_files_of_a_ref_do_not_change_on_the_way(tmp_path: Path) -> None:
     """put, get and ack move one file and never rewrite it: same inode, same bytes."""
     path = tmp_path / "q"
@@ -359,43 +277,3 @@ def test_files_of_a_ref_do_not_change_on_the_way(tmp_path: Path) -> None:
         queue.ack(queue.get(1))
         after = os.stat(path / "done" / "a.json").st_ino, (path / "done" / "a.json").read_bytes()
     assert after == before
-
-
-def test_put_get_ack_stay_within_the_budget(tmp_path: Path) -> None:
-    """A ref costs 3 modifications to put, 2 and one read to get, 1 to ack, besides a constant a call."""
-    tap = Tap()
-    queue = open_tapped(tap, tmp_path / "q", durable=False)
-    queue.put(refs("warm up"))
-    queue.ack(queue.get(1))
-    spent = {}
-    for batch in (10, 110):
-        todo = numbered(batch)
-        for name, work in (("put", lambda t=todo: queue.put(t)), ("get", lambda n=batch: queue.get(n)), ("ack", None)):
-            tap.counts.clear()
-            work() if work else queue.ack(todo)
-            spent[name, batch] = tap.counts.copy()
-    per_ref = {name: rates(spent[name, 110], spent[name, 10]) for name in ("put", "get", "ack")}
-    assert per_ref["put"] == {"open": 1, "write": 1, "close": 1, "rename": 1, "look": 1}
-    assert per_ref["get"] == {"utime": 1, "rename": 1, "open": 1, "read": 1, "close": 1}
-    assert per_ref["ack"] == {"rename": 1}
-    queue.close()
-
-
-def rates(many: Counter[str], few: Counter[str]) -> dict[str, float]:
-    """Calls a ref, from two batches that differ by 100 refs; asking whether a name exists counts as a look."""
-    looks = {"stat": "look", "access": "look"}
-    return {looks.get(op, op): count / 100 for op, count in (many - few).items()}
-
-
-def test_listing_folders_by_descriptor(tmp_path: Path) -> None:
-    """depth() and in_flight() cost one listing each, counts() one a state."""
-    tap, listed = Tap(), []
-    queue = open_tapped(tap, tmp_path / "q")
-    tap.before = lambda name, args, _: listed.append(folder_of(args[0])) if name == "listdir" else None
-    queue.depth()
-    queue.in_flight()
-    assert listed == ["pending", "leased"]
-    listed.clear()
-    queue.counts()
-    assert sorted(listed) == sorted(STATES)
-    queue.close()

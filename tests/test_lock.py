@@ -7,9 +7,10 @@ import os
 import threading
 import time
 import warnings
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import pytest
 from filelock import FileLock
@@ -17,7 +18,6 @@ from support import (
     GUARD_S,
     Child,
     InThread,
-    Queue,
     Tap,
     assert_clean,
     drain,
@@ -30,7 +30,7 @@ from support import (
     wait_until,
 )
 
-from fsqueue import FileSampleRefQueue, LockUnsupportedError, QueueIOError, StaleLockWarning, lock
+from fsqueue import FileSampleRefQueue, StaleLockWarning, lock
 
 
 @pytest.fixture
@@ -49,9 +49,6 @@ def hold_the_lock(pipe: Connection, path: Path) -> None:
     fd = locked_by_me(path)
     pipe.send(os.fstat(fd).st_ino)
     pipe.recv()
-
-
-# --- exclusion --------------------------------------------------------------------------------------------
 
 
 def test_it_is_filelocks_own_lock(path: Path) -> None:
@@ -96,9 +93,6 @@ def test_lock_is_held_while_publishing_only(path: Path) -> None:
     assert inside == set(), "an ack needs no lock"
 
 
-# --- a lock file that changes -----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("how", ["deleted", "replaced", "moved away"])
 def test_changed_lock_file_is_noticed(path: Path, how: str) -> None:
     """A handle whose lock file was deleted, replaced or moved away locks the new one, like everybody else."""
@@ -124,31 +118,32 @@ def test_changed_lock_file_is_noticed(path: Path, how: str) -> None:
     assert sorted(drain(a)) == ["a", "b", "c"]
 
 
-def test_stale_descriptor_is_reopened(path: Path) -> None:
+@pytest.mark.parametrize("operation", ["lock", "fstat"])
+def test_stale_descriptor_is_reopened(path: Path, operation: str) -> None:
     """ESTALE from the kept descriptor (another NFS client replaced the file) makes the handle open it anew."""
     tap = Tap()
+    tap.ops.filesystem_type = lambda path: "nfs4"
     queue = open_tapped(tap, path, durable=False)
     queue.put(refs("a"))
-    for operation in ("lock", "fstat"):
-        stale: set[int] = set()
+    stale = [int(fd) for fd in os.listdir("/proc/self/fd") if is_open_on(fd, path / "order.lock")]
 
-        def estale(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], at: str = operation) -> None:
-            if name == "lock" and not stale:
-                stale.add(args[0])
-            if name in ("lock", "fstat") and args[0] in stale and (name == at or at == "lock"):
-                raise OSError(errno.ESTALE, "injected")
-            if name == "close" and args[0] in stale:
-                stale.clear()
-                stale.add(-1)
+    def estale(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if name == operation and args[0] in stale:
+            raise OSError(errno.ESTALE, "injected")
+        if name == "close" and args[0] in stale:
+            stale.remove(args[0])
 
-        stale.clear()
-        tap.before = estale
-        queue.put(refs(f"after {operation}"))
-        tap.before = None
-    assert len(drain(queue)) == 3
+    tap.before = estale
+    queue.put(refs("b"))
+    assert ids(queue.get(2)) == ["a", "b"]
+    assert stale == []
 
 
-# --- a lock that does not come free -----------------------------------------------------------------------
+def is_open_on(fd: str, file: Path) -> bool:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}") == str(file)
+    except FileNotFoundError:
+        return False
 
 
 def test_get_goes_on_without_the_lock(path: Path, impatient: None) -> None:
@@ -172,13 +167,13 @@ def test_patience_is_lost_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """Having waited for a stuck lock once, a handle only tries it for a while, and uses it again once it is free."""
     tap, slept = Tap(), [0.0]
     now = [0.0]
-    tap.ops.monotonic = lambda: now[0]  # type: ignore[method-assign]
+    tap.ops.monotonic = lambda: now[0]
 
-    def sleep(seconds: float) -> None:
-        slept[0] += seconds
-        now[0] += seconds
+    def sleep(seconds: SupportsIndex | float) -> None:
+        slept[0] += float(seconds)
+        now[0] += float(seconds)
 
-    tap.ops.sleep = sleep  # type: ignore[method-assign]
+    tap.ops.sleep = sleep
     queue = open_tapped(tap, path, durable=False)
     queue.put(numbered(50))
     with Child(hold_the_lock, path) as holder:
@@ -206,7 +201,7 @@ def test_partitioned_get_without_the_lock(path: Path, impatient: None) -> None:
 
 
 def test_put_replaces_a_lock_that_does_not_come_free(path: Path, impatient: None) -> None:
-    """A put that cannot get the lock replaces its file, keeps the order in it, warns, and all go on with the new one."""
+    """A put that cannot get the lock replaces its file, order included, warns, and all go on with the new one."""
     a, b = FileSampleRefQueue(path, durable=False), FileSampleRefQueue(path, durable=False)
     a.put(refs("first", "second"))
     with Child(hold_the_lock, path) as holder:
@@ -247,7 +242,7 @@ def test_only_the_first_waiter_replaces(path: Path, monkeypatch: pytest.MonkeyPa
         inode = holder.receive()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            threads = [InThread(lambda k=k: handles[k].put(refs(f"by{k}"))) for k in range(2)]
+            threads = [InThread(partial(handles[k].put, refs(f"by{k}"))) for k in range(2)]
             for thread in threads:
                 thread.result()
         assert os.stat(path / "order.lock").st_ino != inode
@@ -313,89 +308,3 @@ def test_killed_holder_frees_the_lock(path: Path) -> None:
         holder.kill()
         thread.result()
     assert drain(queue) == ["a"]
-
-
-# --- other kinds of lock ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
-def test_missing_flock_is_an_error_that_says_what_to_mount(path: Path, code: int) -> None:
-    """Where the mount has no flock, opening fails with the mount option to use; nothing is downgraded silently."""
-    tap = Tap()
-
-    def unsupported(name: str, *_: Any) -> None:
-        if name == "lock":
-            raise OSError(code, os.strerror(code))
-
-    tap.before = unsupported
-    with pytest.raises(LockUnsupportedError) as caught:
-        open_tapped(tap, path)
-    text = str(caught.value)
-    assert "-o flock" in text and "nolock" in text and "lock='lease'" in text and "lock='none'" in text
-    assert str(path) in text and caught.value.errno == code
-    assert isinstance(caught.value, QueueIOError)
-
-
-def test_flock_that_goes_missing_later(path: Path) -> None:
-    """A flock that stops being supported under a handle is the same error from put and get, and loses nothing."""
-    tap = Tap()
-    queue = open_tapped(tap, path)
-    queue.put(refs("a"))
-
-    def unsupported(name: str, *_: Any) -> None:
-        if name == "lock":
-            raise OSError(errno.ENOLCK, "injected")
-
-    tap.before = unsupported
-    with pytest.raises(LockUnsupportedError):
-        queue.put(refs("b"))
-    with pytest.raises(LockUnsupportedError):
-        queue.get(1)
-    tap.before = None
-    assert names_in(path, "tmp") == []
-    queue.put(refs("b"))
-    assert drain(queue) == ["a", "b"]
-
-
-@pytest.mark.parametrize("mode", ["lease", "none"])
-def test_other_modes_need_no_flock(path: Path, mode: str) -> None:
-    """A queue made with lock="lease" or "none" works where flock fails, for handles that do not ask for a mode too."""
-
-    def unsupported(name: str, *_: Any) -> None:
-        if name in ("lock", "unlock"):
-            raise OSError(errno.ENOSYS, "injected")
-
-    handles: list[Queue] = []
-    for arguments in ({"lock": mode}, {}):
-        tap = Tap()
-        tap.before = unsupported
-        handles.append(open_tapped(tap, path, durable=False, **arguments))
-    handles[0].put(refs("a", "b"))
-    handles[1].put(refs("b", "c"))
-    assert ids(handles[1].get(2)) == ["a", "b"]
-    assert ids(handles[0].get(2)) == ["c"]
-    for handle in handles:
-        handle.close()
-    assert not (path / "order.lease").exists()
-
-
-def test_stuck_lease_does_not_hang_a_put(path: Path, impatient: None) -> None:
-    """A put behind a lease lock that a living process does not give back ends, in an error or past it; gets go on."""
-    queue = FileSampleRefQueue(path, lock="lease", durable=False)
-    queue.put(refs("a"))
-    other = FileSampleRefQueue(path, durable=False)
-    from filelock import SoftFileLease
-
-    holder = SoftFileLease(path / "order.lease", lease_duration=lock.LEASE_DURATION_S, thread_local=False)
-    with holder, warnings.catch_warnings():
-        warnings.simplefilter("ignore", StaleLockWarning)
-        thread = InThread(lambda: queue.put(refs("b")))
-        assert ids(other.get(5)) == ["a"]
-        try:
-            thread.result()
-        except (QueueIOError, TimeoutError) as error:
-            assert "order.lease" in str(error)
-            holder.release()
-            queue.put(refs("b"))
-    assert ids(other.get(5, 5.0)) == ["b"]
-    assert names_in(path, "tmp") == []

@@ -34,7 +34,7 @@ def init(queue: str, lease_timeout: float | None, lock: str | None, run_id: str 
         remark(f"would create a queue in {queue}")
         return
     ops = current()
-    ensure_queue(ops, queue, lease_timeout_s=lease_timeout, lock=lock, run_id=run_id, durable=True, now=ops.time)
+    ensure_queue(ops, queue, lease_timeout_s=lease_timeout, lock=lock, run_id=run_id, now=ops.time)
     if not dry_run:
         FileSampleRefQueue(queue).close()  # finds out whether the mount has the lock
     remark(f"{queue} is a queue already" if existed else f"created a queue in {queue}")

@@ -10,13 +10,11 @@ import inspect
 import threading
 import time
 import uuid
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from fsqueue.control.backpressure import BackpressureController
-from fsqueue.control.errors import LeasesHeldError
 from fsqueue.control.prompts import PromptPool
 from fsqueue.control.restart import Report, reconcile, side_of
 from fsqueue.control.store import InMemoryMetadataStore, MetadataStore, id_of
@@ -280,10 +278,10 @@ class DataFlowController(Generic[R]):
         """
         with side_of(self.sample_queue, self.store) as side:
             side.end_dead_leases(predecessor_gone=False)
-            owners = Counter(owner for found in _leases_of_others(side, self.sample_queue) for owner in found)
-            if owners and not force:
-                raise LeasesHeldError(dict(owners))
+            if not force:
+                side.refuse_while_leased()
             self.store.forget_acks(after_step=after_step)
+            side.rewind(after_step)
             return reconcile(side, self.store)
 
     # -- looking ------------------------------------------------------------------------------------------------
@@ -326,12 +324,6 @@ class DataFlowController(Generic[R]):
             return self.store.progress()
         marker = self.store.durable_marker()
         return len(marker["acked"]), marker["global_step"]
-
-
-def _leases_of_others(side: Any, queue: Any) -> Iterable[list[str]]:
-    side.look()
-    mine = getattr(queue, "owner", None)
-    return ([owner for owner in owners if owner != mine] for owners in side.leased().values())
 
 
 @lru_cache(maxsize=64)

@@ -93,19 +93,3 @@ class LiveNamesakeError(FsQueueError, RuntimeError):
         )
         self.owner = owner
         self.leases = leases
-
-
-class LeasesHeldError(FsQueueError, RuntimeError):
-    """Refs are leased by others, who train on a state that is about to be taken back.
-
-    Attributes:
-        owners: owner name to how many refs it leases.
-    """
-
-    def __init__(self, owners: dict[str, int]) -> None:
-        held = ", ".join(f"{owner} ({count})" for owner, count in sorted(owners.items()))
-        super().__init__(
-            f"cannot rewind while refs are leased by {held}: stop those trainers or release their leases, "
-            "or pass force=True"
-        )
-        self.owners = owners

@@ -58,17 +58,25 @@ class Index:
 
     def ack(self, ids: Iterable[str], step: int) -> None:
         """Acknowledge ids; the first acknowledgement of each counts."""
-        numbers, steps = self.numbers, self.steps
+        number_of, steps, weights = self.numbers.get, self.steps, self._weights
+        settled = settled_bytes = settled_chars = 0
         for sample_id in ids:
-            number = numbers.get(sample_id)
+            number = number_of(sample_id)
             if number is None:
-                if sample_id in self.early:
-                    continue
-                self.early[sample_id] = step
-            elif steps[number] != UNACKED:
-                continue
-            else:
-                self._settle(number, step)
+                self._ack_early(sample_id, step)
+            elif steps[number] == UNACKED:
+                steps[number] = step
+                settled += 1
+                settled_bytes += weights[number]
+                settled_chars += len(sample_id)
+        self.waiting -= settled
+        self.waiting_bytes -= settled_bytes
+        self.acked += settled
+        self.acked_chars += settled_chars
+
+    def _ack_early(self, sample_id: str, step: int) -> None:
+        if sample_id not in self.early:
+            self.early[sample_id] = step
             self.acked += 1
             self.acked_chars += len(sample_id)
 

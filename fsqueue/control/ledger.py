@@ -12,6 +12,7 @@ compacted when most of it says what fewer records could say. A transaction is on
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import weakref
@@ -137,16 +138,34 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
         with self._mutex:
             if not self.is_committed(sample_id):
                 return None
-            replica = self._here()
-            offset, size_bytes = replica.index.place(replica.index.numbers[sample_id])
-            try:
-                with explained("reading ledger", self.path):
-                    ref = self._decode(replica.commits.read(size_bytes, offset))
-                if id_of(ref) == sample_id:
-                    return ref
-            except CorruptRefError:
-                pass
+            with explained("reading ledger", self.path):
+                offset, data = self._read_ref(sample_id)
+        try:
+            ref = self._decode(data)
+        except CorruptRefError:
+            ref = None
+        if ref is None or id_of(ref) != sample_id:
             raise LedgerDamagedError(self.path, "commits", offset, f"this is not the ref of {sample_id!r}")
+        return ref
+
+    def _read_ref(self, sample_id: str) -> tuple[int, bytes]:
+        """A committed ref's offset and bytes."""
+        commits = self._here().commits
+        try:
+            return self._read_place(sample_id)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+        # NFS: another node has replaced the segment; everything is read anew.
+        commits.close()
+        return self._read_place(sample_id)
+
+    def _read_place(self, sample_id: str) -> tuple[int, bytes]:
+        commits, index = self._here().commits, self._here().index
+        if commits.fd < 0:
+            self.refresh()
+        offset, size_bytes = index.place(index.numbers[sample_id])
+        return offset, commits.read(size_bytes, offset)
 
     def committed_count(self) -> int:
         with self._commits() as replica:
@@ -169,7 +188,7 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
             QueueIOError: the filesystem refused; the ledger is unchanged.
         """
         ids = list(dict.fromkeys(sample_ids))
-        if not all(isinstance(sample_id, str) for sample_id in ids):
+        if not set(map(type, ids)) <= {str}:
             raise LedgerError(self.path, f"takes sample ids, which are strings; found {ids!r}")
         if global_step is not None and (not isinstance(global_step, int) or global_step < 0):
             raise LedgerError(self.path, f"takes a global_step of 0 or more, or None; found {global_step!r}")

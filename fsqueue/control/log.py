@@ -61,6 +61,7 @@ class Log:
         self._begin: Callable[[], int]
         self._durable = durable
         self._lock_timeout_s = lock_timeout_s
+        self._path = ""
         self._next: str | None = None
         self._size_bytes = 0
         self._synced_bytes = 0
@@ -136,27 +137,36 @@ class Log:
             if self.fd < 0:
                 self._open_current()
             try:
-                if not self._ops.lock(self.fd):
-                    path = os.path.join(self._root.path, self.name)
-                    wait_for_lock(self._ops, self.fd, path, since, self._lock_timeout_s)
+                wait_for_lock(self._ops, self.fd, self._path, since, self._lock_timeout_s)
                 try:
                     if self._ops.fstat(self.fd).st_nlink and self._read_on():
                         return self.fd
                     self._complete_switch()
                 except BaseException:
-                    self._ops.unlock(self.fd)
+                    self.release(self.fd)
                     raise
-                self._ops.unlock(self.fd)
+                self.release(self.fd)
             except OSError as error:
                 if error.errno != errno.ESTALE or self._ops.monotonic() - since >= self._lock_timeout_s:
                     raise
             self.close()
 
     def release(self, locked_fd: int) -> None:
-        """Unlock the segment that acquire locked, which this log may have left meanwhile."""
-        self._ops.unlock(locked_fd)
+        """Unlock the segment that acquire locked, which this log may have left meanwhile.
+
+        Where unlocking fails, closing the file does it, and what was written stays written: nobody need know.
+        """
+        try:
+            self._ops.unlock(locked_fd)
+        except OSError:
+            if locked_fd == self.fd:
+                self.fd = -1
+            with suppress(OSError):
+                self._ops.close(locked_fd)
+            return
         if locked_fd != self.fd:
-            self._ops.close(locked_fd)
+            with suppress(OSError):
+                self._ops.close(locked_fd)
 
     def _open_current(self) -> None:
         """Open the segment that the pointer names, to be read from its start."""
@@ -172,10 +182,14 @@ class Log:
 
     def _open(self, name: str) -> None:
         self.fd = self._ops.open(name, _FLAGS, dir_fd=self._root.fd)
-        self.name, self._next = name, None
+        self._set_name(name)
         self._size_bytes = self.last_bytes = 0
         self._torn = self._tainted = False
         self.end_bytes = self._synced_bytes = self._begin()
+
+    def _set_name(self, name: str) -> None:
+        self.name, self._path = name, os.path.join(self._root.path, name)
+        self._next = None
 
     def _complete_switch(self) -> None:
         """Let the pointer follow the seal, where whoever wrote the seal died before doing so.
@@ -321,7 +335,8 @@ class Log:
                 self._segments.discard(name)
             raise
         # The former descriptor stays open and locked until release.
-        self.fd, self.name, self._next = new_fd, name, None
+        self.fd = new_fd
+        self._set_name(name)
         self._size_bytes = len(content)
         self._torn = self._tainted = False
         self._segments.discard_others(name)

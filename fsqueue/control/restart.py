@@ -24,6 +24,7 @@ from fsqueue import admin, fileops, names
 from fsqueue import queue as queues
 from fsqueue.control.errors import LiveNamesakeError
 from fsqueue.control.store import MetadataStore
+from fsqueue.errors import LeasesHeldError
 from fsqueue.fileops import explained
 from fsqueue.handle import Handle
 from fsqueue.moves import record
@@ -103,6 +104,12 @@ class ContractSide:
 
     def end_dead_leases(self, predecessor_gone: bool) -> None:
         """The contract tells nothing about owners: their leases expire."""
+
+    def refuse_while_leased(self) -> None:
+        """The contract tells nothing about owners."""
+
+    def rewind(self, after_step: int) -> None:
+        """The contract knows no steps: what the ledger forgot is put anew."""
 
     def look(self) -> None: ...
 
@@ -184,6 +191,17 @@ class FileSide(ContractSide):
             reason = "the controller that leased it is gone"
             counted = record("expired", handle.clock.now(), owner, reason, attempt=True)
             return_or_bury(handle, stem, counted, reason, self._queue._max_attempts, back)
+
+    def refuse_while_leased(self) -> None:
+        """Raise LeasesHeldError where another owner leases refs."""
+        owners = {owner for held in self._handle.moves.holders().values() for owner in held}
+        owners -= {self._queue.owner, self._handle.owner}
+        if owners:
+            raise LeasesHeldError(self._queue.path, sorted(owners))
+
+    def rewind(self, after_step: int) -> None:
+        """Let the queue put back what it knows the step of, and note in each ref's history why."""
+        self._queue.rewind(after_step=after_step, force=True)
 
     def look(self) -> None:
         """List what is live. What moves from one directory to the other meanwhile is seen in one of them."""

@@ -10,15 +10,17 @@ import os
 import signal
 import threading
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from proof.operations import CORRUPT, FAILED, LIVE, Operation, Stage, new_batch
-from proof.verdict import Bystanders, StoppedClock, assert_drains, assert_landed, census
-
 from fsqueue import fileops
+from fsqueue.check import Violation, check_queue, repair
+from proof.operations import FAILED, LIVE, Operation
+from proof.stages import CORRUPT, Stage, new_batch
+from proof.verdict import Bystanders, StoppedClock, assert_drains, assert_landed, census
 
 _FINISHED, _DIED, _UNEXPECTED = 0, 70, 71
 
@@ -65,7 +67,7 @@ def crash(path: Path, operation: Operation, size: int, point: Point, **options: 
     batch = new_batch(size)
     clock = StoppedClock()
     with fileops.using(clock):
-        bystanders = None if operation.bare else Bystanders.settle_in(path, **options)
+        bystanders = None if operation.bare else Bystanders.settle_in(path)
     died = _run_in_child(Stage(path, batch, {**options, **operation.options}), operation, bystanders, point)
     try:
         _judge(path, batch, operation, bystanders, finished=not died)
@@ -77,15 +79,15 @@ def crash(path: Path, operation: Operation, size: int, point: Point, **options: 
     return died
 
 
-def _judge(
-    path: Path, batch: list[Any], operation: Operation, bystanders: Bystanders | None, finished: bool
-) -> None:
+def _judge(path: Path, batch: list[Any], operation: Operation, bystanders: Bystanders | None, finished: bool) -> None:
     known = list(batch)
     if bystanders is not None:
         found = census(path)
         known.append(bystanders.waiting)
         bystanders.assert_untouched(found, path)
         assert_landed(found, batch, operation, finished)
+        damage = [] if operation.damaged else checked(path)
+        assert damage == [], f"check finds {damage}"
     elif not finished:
         with fileops.using(StoppedClock()):
             Stage(path, [], {}).open().close()
@@ -93,12 +95,26 @@ def _judge(
     if bystanders is not None:
         assert bystanders.queue.ack(bystanders.held) == []
         assert not any(LIVE in states for found, states in census(path).items() if found != CORRUPT)
+    assert checked(path) == []
+    with fileops.using(StoppedClock()):
+        repair(path)
+    left = checked(path, notes=True)
+    assert left == [], f"after a repair, check finds {left}"
+
+
+def checked(path: Path, notes: bool = False) -> list[Violation]:
+    """What a check finds, in a time that passes only in its own pauses."""
+    with fileops.using(StoppedClock()):
+        return check_queue(path, notes=notes)
 
 
 def _run_in_child(stage: Stage, operation: Operation, bystanders: Bystanders | None, point: Point) -> bool:
     """Fork, run, and reap; True where the child died at the point."""
     told, tell = os.pipe()
-    child = os.fork()
+    with warnings.catch_warnings():
+        # Newer Pythons warn of a fork beside threads; this child uses none of theirs, and never returns.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
     if child == 0:
         os.close(told)
         os._exit(_child(stage, operation, bystanders, point, tell))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from implementations import ids, make_ref
-from proof.operations import CORRUPT, DONE, FAILED, GONE, LEASE_S, LIVE, Operation
 
 from fsqueue import CorruptRefError, FileSampleRefQueue, SampleRef, fileops, names
 from fsqueue.codec import Codec
 from fsqueue.fileops import FileOps
+from proof.operations import DONE, FAILED, GONE, LIVE, Operation
+from proof.stages import CORRUPT, LEASE_S
 
 _codec = Codec(SampleRef)
 LONGEST_WAIT_S = 130.0
@@ -26,6 +29,10 @@ _PARSERS: dict[str, tuple[str, Callable[[str], object]]] = {
 }
 
 
+def _look(fd: Any) -> None:
+    os.fstat(fd)
+
+
 class StoppedClock(FileOps):
     """Real file operations in a time that passes only in sleeps and when a test says so.
 
@@ -34,12 +41,13 @@ class StoppedClock(FileOps):
 
     def __init__(self, filesystem_type: str = "ext4") -> None:
         self.seconds = 0.0
-        self.filesystem_type = lambda path: filesystem_type  # type: ignore[assignment]
+        self.filesystem_type = lambda path: filesystem_type
         started = fileops.FileOps.time()
-        self.monotonic = lambda: 1e6 + self.seconds  # type: ignore[assignment]
-        self.time = lambda: started + self.seconds  # type: ignore[assignment]
-        self.sleep = self.advance  # type: ignore[assignment]
-        self.fsync = os.fstat  # type: ignore[assignment]
+        self.monotonic = lambda: 1e6 + self.seconds
+        self.time = lambda: started + self.seconds
+        self.sleep = lambda seconds: self.advance(float(seconds))
+        self.random = random.Random(0).random
+        self.fsync = _look
 
     def advance(self, seconds: float) -> None:
         self.seconds += seconds
@@ -58,8 +66,8 @@ class Bystanders:
     waiting: SampleRef = field(default_factory=lambda: make_ref("waiting"))
 
     @staticmethod
-    def settle_in(path: Path, **options: object) -> Bystanders:
-        queue = FileSampleRefQueue(path, **{"lease_timeout_s": LEASE_S, **options, "owner": "bystander"})  # type: ignore[arg-type]
+    def settle_in(path: Path) -> Bystanders:
+        queue = FileSampleRefQueue(path, lease_timeout_s=LEASE_S, owner="bystander", durable=False)
         queue.put([make_ref("old"), make_ref("dead"), make_ref("held")])
         old, dead, held = queue.get(3)
         queue.ack([old])
@@ -124,9 +132,9 @@ def drain(queue: FileSampleRefQueue[SampleRef], clock: StoppedClock, expected: i
 
 
 @contextmanager
-def second_consumer(path: Path, **options: object) -> Iterator[tuple[FileSampleRefQueue[SampleRef], StoppedClock]]:
+def second_consumer(path: Path) -> Iterator[tuple[FileSampleRefQueue[SampleRef], StoppedClock]]:
     clock = StoppedClock()
-    with fileops.using(clock), FileSampleRefQueue(path, **options) as queue:  # type: ignore[arg-type]
+    with fileops.using(clock), FileSampleRefQueue(path) as queue:
         yield queue, clock
 
 

@@ -102,11 +102,12 @@ class Cache:
     def open_directory(self, directory: Inode) -> None:
         """ "After os.open() or scandir() of the directory: everything sees it at once" (row 5).
 
-        That was measured for missing names; for remembered files design.md takes it to hold as well.
+        That was measured for missing names; that it holds for files as well is how the kernel does it: both
+        are believed until the directory's change attribute, which opening it fetches, is another one.
         """
         self._attributes.pop(directory, None)
         names = self._names.get(directory, {})
-        if self._rules.unmeasured:
+        if "files-stay" in self._rules.unmeasured:
             for name in [name for name, (inode, _) in names.items() if inode is None]:
                 del names[name]
         else:

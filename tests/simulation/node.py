@@ -187,7 +187,7 @@ class Process:
         rest = sorted(name for name in entries if zlib.crc32(name.encode()) >= middle)
         if directory.change != before and found + rest and self._rng.random() < self._rules.repeats:
             victim = self._rng.choice(found + rest)
-            if self._rules.unmeasured and victim in rest:
+            if "listing-misses" in self._rules.unmeasured and victim in rest:
                 rest.remove(victim)
             else:
                 rest.append(victim)
@@ -202,11 +202,11 @@ class Process:
         known, known_there = self.cache.known(source, name), self.cache.known(target, new_name)
         if known == (None,):
             raise failed(errno.ENOENT, name, new_name)
-        if self._rules.unmeasured and known is not None and known == known_there:
+        if "same-file" in self._rules.unmeasured and known is not None and known == known_there:
             return  # two names of one file, as rename(2) has it
         if self._server.lookup(source, name) is not None:
             self._hide(target, new_name)
-        elif not self._rules.unmeasured:
+        elif "failure-teaches-nothing" not in self._rules.unmeasured:
             self.cache.forget(source, name)
         inode = self._server.rename(source, name, target, new_name)
         self.cache.forget_status(inode)
@@ -235,12 +235,12 @@ class Process:
 
     def unlink(self, name: str, *, dir_fd: int) -> None:
         directory = self._directory(dir_fd)
-        if self._rules.unmeasured and self.cache.known(directory, name) == (None,):
+        if self.cache.known(directory, name) == (None,):
             raise failed(errno.ENOENT, name)
         if not self._hide(directory, name):
             self._server.unlink(directory, name)
         self.cache.learn(directory, name, None)
-        if self._rules.unmeasured and self._retransmitted():
+        if "unlink-retransmitted" in self._rules.unmeasured and self._retransmitted():
             raise failed(errno.ENOENT, name)
 
     def mkdir(self, path: str, mode: int = 0o777) -> None:

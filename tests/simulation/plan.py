@@ -41,6 +41,10 @@ class Client:
     steps: tuple[Step, ...]
     faults: tuple[Fault, ...] = ()
 
+    def ids(self) -> set[str]:
+        """All that it puts."""
+        return {sample_id for step in self.steps if step[0] == "put" for sample_id in step[1]}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -81,7 +85,9 @@ def plan_from_json(text: str) -> Plan:
         )
         for client in facts.pop("clients")
     )
-    return Plan(rules=Rules(**facts.pop("rules")), clients=clients, **facts)
+    rules = facts.pop("rules")
+    rules["unmeasured"] = tuple(rules["unmeasured"])
+    return Plan(rules=Rules(**rules), clients=clients, **facts)
 
 
 @dataclass
@@ -105,7 +111,7 @@ class _Maker:
 
     def _step(self, name: str, number: int) -> Step:
         rng = self.rng
-        kind = rng.choices(_STEPS, _WEIGHTS)[0]
+        kind = rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
         if kind == "put":
             return ("put", self._new_ids(name, number))
         if kind == "get":
@@ -113,31 +119,37 @@ class _Maker:
             return ("get", rng.randint(1, 4), rng.choice((None, None, 1.0)), partition)
         if kind == "work":
             return ("work", round(rng.choice((0.05, 1.0, 9.9, 10.05, 12.0, 31.0)) * rng.uniform(0.9, 1.1), 3))
-        if kind in ("ack", "release", "renew"):
+        if kind == "ack":
+            return (kind, rng.randint(1, 4), rng.choice((None, None, number)))
+        if kind in ("release", "renew"):
             return (kind, rng.randint(1, 4))
         if kind == "fail":
             return ("fail", rng.randint(1, 2), rng.random() < 0.7)
         if kind == "by_id":
             ids = rng.sample(self.known, min(2, len(self.known)))
             return ("by_id", rng.choice(("ack", "fail", "fail_finally", "release")), ids)
-        return (kind,)
+        if kind == "requeue":
+            return (kind, rng.sample(self.known, min(2, len(self.known))))
+        return (kind, rng.randint(0, number)) if kind == "rewind" else (kind,)
 
     def _new_ids(self, name: str, number: int) -> list[str]:
         rng = self.rng
         ids = [f"{name}-{number}-{index}" for index in range(rng.randint(1, 3))]
         if self.shared_ids and rng.random() < 0.6:
             ids = [f"shared-{rng.randint(0, 2)}" for _ in ids]
-        elif self.known and rng.random() < 0.2:
+        elif self.known and rng.random() < 0.3:
             ids[0] = rng.choice(self.known)
         self.known += ids
         return list(dict.fromkeys(ids))
 
 
-_STEPS = ("put", "get", "ack", "work", "fail", "release", "renew", "beat", "reclaim", "reopen", "by_id")
-_WEIGHTS = (22, 30, 18, 12, 5, 4, 5, 3, 3, 2, 2)
+_WEIGHTS = {
+    "put": 22, "get": 30, "ack": 18, "work": 12, "fail": 5, "release": 4, "renew": 5, "beat": 3, "reclaim": 3,
+    "reopen": 2, "by_id": 2, "requeue": 2, "rewind": 1, "move": 1,
+}  # fmt: skip
 
 
-def make_plan(seed: int, unmeasured: bool = False) -> Plan:
+def make_plan(seed: int, unmeasured: tuple[str, ...] = ()) -> Plan:
     """The plan of a seed: two to four clients, a few steps each, a fault or two, one kind of mount."""
     rng = random.Random(seed)
     rules = Rules(
@@ -174,8 +186,10 @@ def without_lies(rules: Rules) -> list[Rules]:
         for name in ("believed", "retransmits", "stale_handles", "repeats")
         if getattr(rules, name)
     ]
-    if rules.unmeasured:
-        kinder.append(replace(rules, unmeasured=False))
+    kinder += [
+        replace(rules, unmeasured=tuple(other for other in rules.unmeasured if other != lie))
+        for lie in rules.unmeasured
+    ]
     if rules.lock != "excludes":
         kinder.append(replace(rules, lock="excludes"))
     return kinder

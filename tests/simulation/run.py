@@ -91,9 +91,7 @@ class _Observer:
 
     def live(self, stem: str) -> list[str]:
         """The names that an id has in pending/ and leased/."""
-        return [
-            f"{folder}/{name}" for folder in _LIVE for name in self.entries(folder) if _stem(folder, name) == stem
-        ]
+        return [f"{folder}/{name}" for folder in _LIVE for name in self.entries(folder) if _stem(folder, name) == stem]
 
     def file_of(self, sample_id: str, owner: str) -> int:
         """Which copy of a ref an owner leases; any live one, where it does not really lease it."""
@@ -130,7 +128,7 @@ def _deterministic() -> Iterator[None]:
 
     def new_owner(name: str | None, path: str) -> str:
         serial = next(serials)
-        return f"{name}.{serial}.{serial:06x}"
+        return f"{name or 'operator'}.{serial}.{serial:06x}"
 
     with ExitStack() as stack:
         if gc.isenabled():
@@ -138,7 +136,8 @@ def _deterministic() -> Iterator[None]:
             stack.callback(gc.enable)
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", StaleLockWarning)
-        stack.enter_context(mock.patch("fsqueue.queue.new_owner", new_owner))
+        for module in ("queue", "admin"):
+            stack.enter_context(mock.patch(f"fsqueue.{module}.new_owner", new_owner))
         stack.enter_context(mock.patch("fsqueue.owners.heartbeats", _NoHeartbeats()))
         for name in ("boot_id", "pid_namespace"):
             stack.enter_context(mock.patch(f"fsqueue.owners.{name}", lambda: None))
@@ -274,4 +273,3 @@ def _kind(rules: Rules) -> Rules:
 def _overlap(since: float | None, until: float | None) -> Call:
     assert since is not None
     return Call(OVERLAP, "server", (), since, until, until if until is not None else float("inf"))
-

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from recording import Log, Recorded
@@ -12,7 +14,7 @@ from simulation.node import Process
 from simulation.plan import LEASE_S, Client, Plan
 from simulation.world import Died, Machine, World
 
-from fsqueue import FileSampleRefQueue, QueueIOError, SampleRef
+from fsqueue import FileSampleRefQueue, QueueIOError, SampleRef, admin, names
 from fsqueue.fileops import using
 
 QUEUE = "/queue"
@@ -98,7 +100,7 @@ class Script:
                 heartbeat_s=self._plan.heartbeat_s,
                 lock=self._plan.lock,
             )
-        return Recorded(queue, self._log, self._file_of)
+        return Recorded(queue, self._log, file_of=self._file_of)
 
     def _put(self, queue: Recorded, ids: list[str]) -> None:
         """A put that failed is repeated once, as its error advises."""
@@ -121,9 +123,9 @@ class Script:
         for ref in refs:
             self._held.pop(ref.sample_id, None)
 
-    def _ack(self, queue: Recorded, count: int) -> None:
+    def _ack(self, queue: Recorded, count: int, step: int | None) -> None:
         refs = self._some(count)
-        queue.ack(refs)
+        queue.ack(refs, step=step)
         self._forget(refs)
 
     def _fail(self, queue: Recorded, count: int, retryable: bool) -> None:
@@ -160,6 +162,56 @@ class Script:
 
     def _reclaim(self, queue: Recorded) -> None:
         queue.queue.reclaim()
+
+    def _requeue(self, queue: Recorded, ids: list[str]) -> None:
+        """What `fsqueue requeue` does, as a process of its own would."""
+        key = self._log.begin("requeue", "operator", ids)
+        try:
+            with using(self._machine.ops):
+                admin.requeue(QUEUE, ids)
+        except QueueIOError:
+            self._log.gave_up(key)
+            raise
+        self._log.end(key)
+
+    def _rewind(self, queue: Recorded, step: int) -> None:
+        everything = {sample_id for client in self._plan.clients for sample_id in client.ids()}
+        key = self._log.begin("requeue", "operator", everything)
+        try:
+            back = queue.queue.rewind(after_step=step, force=True)
+        except QueueIOError:
+            self._log.gave_up(key)
+            raise
+        self._log.end(key, ids=back)
+
+    def _move(self, queue: Recorded) -> None:
+        """Somebody takes a lease away by hand: mv leased/x@owner.json pending/x.json."""
+        leased = sorted(name for name in self._entries("leased") if names.parse_leased(name))
+        if not leased:
+            return
+        name = self._rng.choice(leased)
+        stem = name.partition("@")[0]
+        key = self._log.begin("move", "operator", [stem])
+        with suppress(FileNotFoundError):
+            self._mv(f"{QUEUE}/leased", name, f"{QUEUE}/pending", names.ref_file(stem))
+        self._log.end(key)
+
+    def _entries(self, folder: str) -> list[str]:
+        ops = self._machine.ops
+        fd = ops.open(f"{QUEUE}/{folder}", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            return ops.listdir(fd)
+        finally:
+            ops.close(fd)
+
+    def _mv(self, source: str, name: str, target: str, new_name: str) -> None:
+        ops = self._machine.ops
+        fds = [ops.open(folder, os.O_RDONLY | os.O_DIRECTORY) for folder in (source, target)]
+        try:
+            ops.rename(name, new_name, src_dir_fd=fds[0], dst_dir_fd=fds[1])
+        finally:
+            for fd in fds:
+                ops.close(fd)
 
     def _work(self, queue: Recorded, seconds: float) -> None:
         self._machine.ops.sleep(seconds)

@@ -1,0 +1,91 @@
+"""Runs the queue on a simulated shared filesystem that lies as NFS does, seed after seed, and checks every history.
+
+    python benchmarks/simulate.py --seeds 5000
+    python benchmarks/simulate.py --seed 254 --trace
+    python benchmarks/simulate.py --plan plan.json --trace
+
+A run is a few clients with steps, faults and clocks of their own, and one mount's rules (tests/simulation/rules.py).
+It is deterministic: the same seed gives the same run, call by call. A failing seed is made smaller and printed with
+its trace and the command that replays it. Exit 1 when anything was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from history import Verdict
+from simulation.plan import Plan, make_plan, plan_from_json
+from simulation.rules import UNMEASURED
+from simulation.run import Outcome, run
+from simulation.shrink import shrink
+
+
+def main() -> int:
+    parsed = _parser().parse_args()
+    started = time.monotonic()
+    total, mounts = Verdict(), Counter[str]()
+    calls = failures = runs = 0
+    for plan in _plans(parsed):
+        outcome = run(plan, traced=parsed.trace)
+        total.add(outcome.verdict)
+        mounts[f"lock {plan.rules.lock if plan.lock == 'flock' else 'off'}"] += 1
+        calls += outcome.calls
+        runs += 1
+        if parsed.trace:
+            print("\n".join(outcome.trace))
+        if outcome.problems:
+            failures += 1
+            print(report(outcome, small=not parsed.trace))
+            if failures >= parsed.stop_after:
+                break
+    took_s = time.monotonic() - started
+    print(f"{runs} runs in {took_s:.1f} s ({', '.join(f'{name} {n}' for name, n in sorted(mounts.items()))})")
+    print(f"{calls:,} file operations; {total.summary()}; failing runs {failures}")
+    return 1 if failures else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seeds", type=int, default=500, help="how many (default: 500)")
+    parser.add_argument("--first", type=int, default=0, help="the first of them (default: 0)")
+    parser.add_argument("--seed", type=int, help="this one alone")
+    parser.add_argument("--plan", help="a plan as it was printed, or a file that holds one")
+    parser.add_argument("--trace", action="store_true", help="print every file operation; do not make it smaller")
+    parser.add_argument(
+        "--unmeasured", nargs="*", default=[], choices=sorted(UNMEASURED), help="lies beyond those that were measured"
+    )
+    parser.add_argument("--stop-after", type=int, default=3, help="failing runs (default: 3)")
+    return parser
+
+
+def _plans(parsed: argparse.Namespace) -> Iterator[Plan]:
+    if parsed.plan is not None:
+        text = parsed.plan if parsed.plan.startswith("{") else Path(parsed.plan).read_text(encoding="utf-8")
+        yield plan_from_json(text)
+        return
+    seeds = [parsed.seed] if parsed.seed is not None else range(parsed.first, parsed.first + parsed.seeds)
+    for seed in seeds:
+        yield make_plan(seed, tuple(parsed.unmeasured))
+
+
+def report(outcome: Outcome, small: bool = True) -> str:
+    """A failing run, made small: its trace, what was wrong, and how to see it again."""
+    lines = [f"seed {outcome.plan.seed} FAILS: {'; '.join(outcome.problems)}"]
+    if small:
+        outcome = run(shrink(outcome).plan, traced=True)
+        begin = next((at for at, line in enumerate(outcome.trace) if "  -- " in line), 0)
+        lines += ["the smallest run found that fails alike:", *outcome.trace[begin:]]
+    lines += [f"rules: {outcome.plan.rules}", *outcome.problems]
+    lines += ["replay:", f"  python benchmarks/simulate.py --trace --plan '{outcome.plan.to_json()}'"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""What is going on when the power fails: short scripts, each on a queue of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+from powercut.journal import Entries, Journal, Record, Synced, Truncate, Write
+from powercut.trial import QUEUE
+from simulation.script import make_ref
+
+from fsqueue import FileSampleRefQueue, SampleRef
+from fsqueue.fileops import using
+
+LEASE_S = 10.0
+Handle = FileSampleRefQueue[SampleRef]
+
+
+class Stage:
+    """A queue whose operations are recorded, and the calls that the scripts make on it."""
+
+    def __init__(self, base: Path, durable: bool) -> None:
+        self.base = base
+        self.journal = Journal(base)
+        self._durable = durable
+        self._handles: list[Handle] = []
+
+    def open(self, max_attempts: int | None = None) -> Handle:
+        with using(self.journal.ops):
+            handle = FileSampleRefQueue(
+                self.base / QUEUE, lease_timeout_s=LEASE_S, durable=self._durable, max_attempts=max_attempts
+            )
+        self._handles.append(handle)
+        return handle
+
+    def put(self, handle: Handle, *ids: str) -> None:
+        self.journal.mark("put begins", list(ids))
+        handle.put([make_ref(sample_id) for sample_id in ids])
+        self.journal.mark("put returned", list(ids))
+
+    def settled(self, how: str, ids: list[str], lost: list[str]) -> None:
+        self.journal.mark(f"{how} returned", [sample_id for sample_id in ids if sample_id not in lost])
+
+    def on_disk(self) -> int:
+        """All that was done so far reaches the disk; returns how many records that are."""
+        records = self.journal.records
+        nodes = {node for record in records for node in _nodes(record)}
+        records += [Synced(node) for node in sorted(nodes)]
+        return len(records)
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.close()
+
+
+def _nodes(record: Record) -> set[int]:
+    if isinstance(record, Entries):
+        return {directory for directory, _, _ in record.changes} | {node for _, _, node in record.changes if node}
+    return {record.node} if isinstance(record, (Write, Truncate, Synced)) else set()
+
+
+def put_one(stage: Stage) -> None:
+    stage.put(stage.open(), "a")
+
+
+def put_three(stage: Stage) -> None:
+    stage.put(stage.open(), "a", "b", "c")
+
+
+def put_twice(stage: Stage) -> None:
+    """The second put finds its ref there already."""
+    stage.put(stage.open(), "a")
+    stage.put(stage.open(), "a", "b")
+
+
+def put_known_before_it_is_synced(stage: Stage) -> None:
+    """Another handle puts the same id at the moment before the first one syncs pending/."""
+    first, second = stage.open(), stage.open()
+
+    def put_meanwhile(name: str) -> None:
+        if name == "pending":
+            stage.journal.on_sync = None
+            stage.put(second, "a")
+
+    stage.journal.on_sync = put_meanwhile
+    stage.put(first, "a")
+
+
+def get_and_ack(stage: Stage) -> None:
+    queue = stage.open()
+    stage.put(queue, "a", "b")
+    refs = queue.get(2)
+    stage.settled("ack", ["a"], queue.ack(refs[:1], step=7))
+
+
+def put_while_leases_are_unsynced(stage: Stage) -> None:
+    """A put syncs pending/ after a get has moved refs out of it and nobody synced leased/."""
+    queue = stage.open()
+    stage.put(queue, "a", "b")
+    queue.get(1)
+    stage.put(stage.open(), "c")
+
+
+def fail_retryably(stage: Stage) -> None:
+    queue = stage.open()
+    stage.put(queue, "a")
+    queue.fail(queue.get(1), "first", retryable=True)
+    queue.fail(queue.get(1), "second, longer than the first", retryable=True)
+
+
+def fail_finally(stage: Stage) -> None:
+    queue = stage.open()
+    stage.put(queue, "a")
+    stage.settled("final fail", ["a"], queue.fail(queue.get(1), "broken", retryable=False))
+
+
+def release(stage: Stage) -> None:
+    queue = stage.open()
+    stage.put(queue, "a", "b")
+    queue.release(queue.get(2))
+
+
+def reclaim(stage: Stage) -> None:
+    """A lease that has expired is brought back by another handle."""
+    queue = stage.open()
+    stage.put(queue, "a")
+    queue.get(1)
+    for name in os.listdir(stage.base / QUEUE / "leased"):
+        os.utime(stage.base / QUEUE / "leased" / name, (0, 0))
+    assert stage.open().reclaim() == 1
+
+
+def put_again(stage: Stage) -> None:
+    """An acknowledged id begins a second life."""
+    queue = stage.open()
+    stage.put(queue, "a")
+    stage.settled("ack", ["a"], queue.ack(queue.get(1)))
+    stage.put(queue, "a")
+
+
+def create(stage: Stage) -> None:
+    """Nothing is there before; the first put follows."""
+    stage.put(stage.open(), "a")
+
+
+SCRIPTS: dict[str, Callable[[Stage], None]] = {
+    script.__name__: script
+    for script in (
+        create,
+        put_one,
+        put_three,
+        put_twice,
+        put_known_before_it_is_synced,
+        get_and_ack,
+        put_while_leases_are_unsynced,
+        fail_retryably,
+        fail_finally,
+        release,
+        reclaim,
+        put_again,
+    )
+}
+
+
+def record(script: Callable[[Stage], None], base: Path, durable: bool) -> tuple[list[Record], int]:
+    """Run a script; returns its records, and the first one after which the power may be cut.
+
+    The queue's creation has reached the disk by then, unless it is what the script is about.
+    """
+    base.mkdir()
+    stage = Stage(base, durable)
+    try:
+        first = 0
+        if script is not create:
+            stage.open()
+            first = stage.on_disk()
+        with mock.patch("fsqueue.owners.boot_id", lambda: "the boot before the power cut"):
+            script(stage)
+        return stage.journal.records, first
+    finally:
+        stage.close()

@@ -1,0 +1,232 @@
+"""What a queue with several handles must do, written down in sets and lists: the model that the real one is held to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fsqueue import dp_partition
+from fsqueue.names import done_file, stem_of
+
+LEASE_S = 60.0
+MAX_ATTEMPTS = 3
+
+Ending = Literal["settled", "returned", "lost"]
+
+
+@dataclass
+class Lease:
+    """Who has a ref, and since when."""
+
+    handle: int
+    since: float
+
+
+@dataclass
+class Book:
+    """What a ref's file says of its past.
+
+    Attributes:
+        dead: it was a dead letter, and then moved back by hand: the next attempt counts as the first.
+    """
+
+    attempts: int = 0
+    dead: bool = False
+
+
+@dataclass
+class View:
+    """What one handle believes: the refs that it leases, and how its earlier leases ended."""
+
+    holds: set[str] = field(default_factory=set)
+    endings: dict[str, Ending] = field(default_factory=dict)
+
+    def end(self, sample_id: str, how: Ending) -> None:
+        if sample_id in self.holds:
+            self.holds.discard(sample_id)
+            self.endings[sample_id] = how
+
+
+class Model:
+    """The states of all ids, and what each handle knows of them.
+
+    Attributes:
+        pending: in order; where `ordered` is false, only the set counts.
+        live: id to what the file in pending/ or leased/ says.
+        done: id to the optimizer steps that its files in done/ name, each with what the file says.
+    """
+
+    def __init__(self) -> None:
+        self.now = 1_000_000_000.0
+        self.pending: list[str] = []
+        self.leased: dict[str, Lease] = {}
+        self.live: dict[str, Book] = {}
+        self.done: dict[str, dict[int | None, Book]] = {}
+        self.failed: dict[str, Book] = {}
+        self.views: dict[int, View] = {}
+        self.ordered = True
+
+    def put(self, handle: int, sample_ids: Iterable[str]) -> None:
+        for sample_id in dict.fromkeys(sample_ids):
+            if sample_id not in self.pending and sample_id not in self.leased:
+                self.appear(sample_id)
+                self.views[handle].endings.pop(sample_id, None)
+
+    def appear(self, sample_id: str) -> None:
+        """A new file in pending/."""
+        self.pending.append(sample_id)
+        self.live[sample_id] = Book()
+
+    def reclaim(self, handle: int) -> int:
+        expired = [i for i, lease in self.leased.items() if lease.since + LEASE_S <= self.now]
+        for sample_id in sorted(expired, key=stem_of):
+            lease = self.leased.pop(sample_id)
+            if lease.handle == handle:
+                self.views[handle].end(sample_id, "lost")
+            self._count(sample_id)
+        return len(expired)
+
+    def _count(self, sample_id: str) -> None:
+        """An attempt has ended: back to the tail, or a dead letter after the last."""
+        book = self.live[sample_id]
+        if book.dead:
+            book.attempts, book.dead = 0, False
+        book.attempts += 1
+        if book.attempts >= MAX_ATTEMPTS:
+            self._bury(sample_id)
+        else:
+            self.pending.append(sample_id)
+
+    def _bury(self, sample_id: str) -> None:
+        book = self.failed[sample_id] = self.live.pop(sample_id)
+        book.dead = True
+
+    def candidates(self, partition: tuple[int, int] | None) -> list[str]:
+        """What a get may return, in order."""
+        return [i for i in self.pending if partition is None or dp_partition(i, partition[1]) == partition[0]]
+
+    def lease(self, handle: int, sample_id: str) -> None:
+        self.pending.remove(sample_id)
+        self.leased[sample_id] = Lease(handle, self.now)
+        self.views[handle].holds.add(sample_id)
+        self.views[handle].endings.pop(sample_id, None)
+
+    def _has(self, handle: int, sample_id: str) -> bool:
+        return sample_id in self.leased and self.leased[sample_id].handle == handle
+
+    def ack(self, handle: int, sample_ids: list[str], step: int | None) -> list[str]:
+        lost, strangers = [], []
+        for sample_id in sample_ids:
+            ending = self._own_ending(handle, sample_id, "settled")
+            if ending is None:
+                strangers.append(sample_id)
+            elif ending == "now":
+                self._finish(sample_id, step)
+            elif ending != "settled":
+                lost += [sample_id] if ending == "lost" else []
+                self._finish_pending(sample_id, step)
+        for sample_id in strangers:
+            if sample_id in self.leased:
+                self._finish(sample_id, step)
+            else:
+                self._finish_pending(sample_id, step)
+        return lost
+
+    def _own_ending(self, handle: int, sample_id: str, how: Ending) -> Ending | Literal["now"] | None:
+        """How the handle's latest lease on a ref ended; "now" where it has one, which ends so."""
+        view = self.views[handle]
+        if sample_id in view.holds:
+            if self._has(handle, sample_id):
+                view.end(sample_id, how)
+                return "now"
+            view.end(sample_id, "lost")
+        return view.endings.get(sample_id)
+
+    def _finish(self, sample_id: str, step: int | None) -> None:
+        del self.leased[sample_id]
+        self._file_away(sample_id, step)
+
+    def _file_away(self, sample_id: str, step: int | None) -> None:
+        self.done.setdefault(sample_id, {})[step] = self.live.pop(sample_id)
+
+    def _finish_pending(self, sample_id: str, step: int | None) -> None:
+        if sample_id in self.pending:
+            self.pending.remove(sample_id)
+            self._file_away(sample_id, step)
+            self.ordered = False  # the order's line for it stays behind, and may give it an earlier place
+
+    def fail(self, handle: int, sample_ids: list[str], retryable: bool) -> list[str]:
+        how: Ending = "returned" if retryable else "settled"
+        lost, strangers = [], []
+        for sample_id in sample_ids:
+            ending = self._own_ending(handle, sample_id, how)
+            if ending == "now":
+                self._fail(sample_id, retryable)
+            elif ending == "lost":
+                lost.append(sample_id)
+            elif ending is None:
+                strangers.append(sample_id)
+        for sample_id in strangers:
+            if sample_id in self.leased:
+                self._fail(sample_id, retryable)
+            elif sample_id in self.pending and not retryable:
+                self.pending.remove(sample_id)
+                self._bury(sample_id)
+                self.ordered = False
+        return lost
+
+    def _fail(self, sample_id: str, retryable: bool) -> None:
+        del self.leased[sample_id]
+        if retryable:
+            self._count(sample_id)
+        else:
+            self._bury(sample_id)
+
+    def release(self, handle: int, sample_ids: list[str]) -> list[str]:
+        lost, strangers = [], []
+        for sample_id in sample_ids:
+            ending = self._own_ending(handle, sample_id, "returned")
+            if ending == "now":
+                del self.leased[sample_id]
+                self.pending.append(sample_id)
+            elif ending == "lost":
+                lost.append(sample_id)
+            elif ending is None:
+                strangers.append(sample_id)
+        for sample_id in strangers:
+            if self.leased.pop(sample_id, None):
+                self.pending.append(sample_id)
+        return lost
+
+    def renew(self, handle: int, sample_ids: list[str]) -> list[str]:
+        lost = []
+        for sample_id in sample_ids:
+            if sample_id in self.views[handle].holds and self._has(handle, sample_id):
+                self.leased[sample_id].since = self.now
+            else:
+                lost.append(sample_id)
+                self.views[handle].end(sample_id, "lost")
+        return lost
+
+    def move(self, sample_id: str, source: str, target: str) -> None:
+        """A move by hand between two states; target "" takes the file out of the queue."""
+        self.ordered = False
+        if source == "pending":
+            self.pending.remove(sample_id)
+            book = self.live.pop(sample_id)
+        elif source == "leased":
+            del self.leased[sample_id]
+            book = self.live.pop(sample_id)
+        elif source == "failed":
+            book = self.failed.pop(sample_id)
+        else:
+            steps = self.done.pop(sample_id)
+            book = steps[min(steps, key=lambda step: done_file(sample_id, step))]
+        if target == "pending":
+            self.pending.append(sample_id)
+            self.live[sample_id] = book
+        elif target == "failed":
+            self.failed[sample_id] = book
+        elif target == "done":
+            self.done.setdefault(sample_id, {})[None] = book

@@ -1,0 +1,184 @@
+"""Queues to run an operation on: a batch of refs, brought into the state that the operation starts from."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from implementations import ids, make_ref
+
+from fsqueue import FileSampleRefQueue, SampleRef, dp_partition
+
+LEASE_S = 3600.0
+CORRUPT = "corrupt"
+LONG_AGO_S = 1_000_000_000
+ORDER_FILLER_LINES = 4000
+
+
+@dataclass
+class Stage:
+    """A queue with a batch, and the handle that an operation runs on.
+
+    Attributes:
+        others: handles that must stay open while the operation runs.
+        returned: what the operation returned.
+    """
+
+    path: Path
+    batch: list[SampleRef]
+    options: dict[str, Any]
+    queue: FileSampleRefQueue[SampleRef] = field(init=False)
+    others: list[FileSampleRefQueue[SampleRef]] = field(default_factory=list)
+    returned: Any = None
+
+    def open(self, **options: Any) -> FileSampleRefQueue[SampleRef]:
+        return FileSampleRefQueue(self.path, **{"lease_timeout_s": LEASE_S, **self.options, **options})
+
+    def close(self) -> None:
+        for queue in self.others:
+            queue.close()
+        if hasattr(self, "queue"):
+            self.queue.close()
+
+
+def new_batch(size: int) -> list[SampleRef]:
+    """Refs whose names use what the grammar has; all of them in partition 0 of 2."""
+    shapes = ("b{}", "b/{}", "b {}é", "b" * 200 + "{}", ".b{}")
+    found: list[SampleRef] = []
+    serial = 0
+    while len(found) < size:
+        sample_id = shapes[len(found) % len(shapes)].format(serial)
+        serial += 1
+        if dp_partition(sample_id, 2) == 0:
+            found.append(make_ref(sample_id, num_tokens=serial, metadata={"pair": (1, "two")}))
+    return found
+
+
+def dead_letters(stage: Stage) -> None:
+    leased(stage)
+    stage.queue.fail(stage.batch, "broken", retryable=False)
+
+
+def acked(stage: Stage) -> None:
+    leased(stage)
+    stage.queue.ack(stage.batch, step=9)
+
+
+def acked_long_ago(stage: Stage) -> None:
+    acked(stage)
+    for name in os.listdir(stage.path / "done"):
+        if "@9." in name:
+            os.utime(stage.path / "done" / name, (LONG_AGO_S, LONG_AGO_S))
+
+
+def damaged(stage: Stage) -> None:
+    """Refs under wrong names, no order, and what a producer that died left behind."""
+    misnamed(stage)
+    (stage.path / "order.lock").write_bytes(b"\0" * 100)
+    leftover = stage.path / "tmp" / "gone.1.abcdef.0"
+    leftover.write_bytes(b"{")
+    os.utime(leftover, (LONG_AGO_S, LONG_AGO_S))
+
+
+def nothing(stage: Stage) -> None:
+    """The operation itself opens the queue."""
+
+
+def opened(stage: Stage) -> None:
+    stage.queue = stage.open()
+
+
+def pending(stage: Stage) -> None:
+    opened(stage)
+    stage.queue.put(stage.batch)
+
+
+def leased(stage: Stage) -> None:
+    pending(stage)
+    assert ids(stage.queue.get(len(stage.batch))) == ids(stage.batch)
+
+
+def lived_before(stage: Stage) -> None:
+    """The batch's first ref has a dead letter of an earlier life."""
+    opened(stage)
+    stage.queue.put(stage.batch[:1])
+    stage.queue.fail(stage.queue.get(1), "an earlier life", retryable=False)
+
+
+def half_known(stage: Stage) -> None:
+    """Of the batch's refs the first is leased already, the second is pending."""
+    opened(stage)
+    stage.queue.put(stage.batch[:1])
+    stage.queue.get(1)
+    stage.queue.put(stage.batch[1:2])
+
+
+def leased_by_another(stage: Stage) -> None:
+    """Another handle holds the batch; its process is the same, so it lives as long."""
+    other = stage.open(owner="other")
+    stage.others.append(other)
+    other.put(stage.batch)
+    other.get(len(stage.batch))
+    opened(stage)
+
+
+def expired(stage: Stage) -> None:
+    leased_by_another(stage)
+    for name in os.listdir(stage.path / "leased"):
+        if "@other." in name:
+            os.utime(stage.path / "leased" / name, (LONG_AGO_S, LONG_AGO_S))
+
+
+def owner_dead(stage: Stage) -> None:
+    """The batch is leased to a process that is gone."""
+    child = os.fork()
+    if child == 0:
+        try:
+            leased(stage)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    opened(stage)
+
+
+def unordered(stage: Stage) -> None:
+    pending(stage)
+    (stage.path / "order.lock").unlink()
+
+
+def torn_order(stage: Stage) -> None:
+    pending(stage)
+    with (stage.path / "order.lock").open("r+b") as order:
+        order.write(b"\0" * 100)
+
+
+def consumed_order(stage: Stage) -> None:
+    """Most of the order has been handed out, so that the next get compacts it."""
+    opened(stage)
+    path = stage.path / "order.lock"
+    filler = b"".join(b"gone%05d-and-some-more\n" % number for number in range(ORDER_FILLER_LINES))
+    header = b"%016d %016d %016x %012d\n" % (64 + len(filler), 0, 7, LONG_AGO_S)
+    path.write_bytes(header + filler)
+    stage.queue.put(stage.batch)
+
+
+def corrupt_too(stage: Stage) -> None:
+    """The ref in front of the batch is cut short."""
+    opened(stage)
+    stage.queue.put([make_ref(CORRUPT)])
+    (stage.path / "pending" / f"{CORRUPT}.json").write_bytes(b'{"sample_id": "corr')
+    stage.queue.put(stage.batch)
+
+
+def misnamed(stage: Stage) -> None:
+    pending(stage)
+    for index, ref in enumerate(stage.batch):
+        name = _file_of(stage.path / "pending", ref.sample_id)
+        os.rename(stage.path / "pending" / name, stage.path / "pending" / f"misnamed-{index}.json")
+
+
+def _file_of(directory: Path, sample_id: str) -> str:
+    needle = f'"sample_id":"{sample_id}"'.encode()
+    return next(name for name in os.listdir(directory) if needle in (directory / name).read_bytes())

@@ -1,0 +1,150 @@
+"""What a file says about its past: attempts, history, reasons, and what a torn update costs."""
+
+from __future__ import annotations
+
+import os
+import signal
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import (
+    Child,
+    FakeClock,
+    Queue,
+    Tap,
+    assert_clean,
+    content,
+    ids,
+    names_in,
+    open_tapped,
+    refs,
+    wait_until,
+)
+
+from fsqueue import FileSampleRefQueue
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "q"
+
+
+def two_handles(path: Path, clock: FakeClock, **arguments: Any) -> tuple[Queue, Queue]:
+    """Two handles as of two processes, under one clock."""
+    given: dict[str, Any] = {"lease_timeout_s": 60.0, "clock": clock, "durable": False} | arguments
+    return FileSampleRefQueue(path, **given), FileSampleRefQueue(path, **given)
+
+
+def test_history_of_an_expiry(path: Path) -> None:
+    """An expired lease is written down: event, time, whose it was; attempts count it."""
+    clock = FakeClock()
+    a, b = two_handles(path, clock)
+    a.put(refs("a"))
+    a.get(1)
+    clock.now = 2_000.0
+    b.reclaim()
+    kept = content(path / "pending" / "a.json")["_fsqueue"]
+    assert kept["attempts"] == 1
+    assert [(e["event"], e["at"], e["owner"]) for e in kept["history"]] == [("expired", 2_000.0, a.owner)]
+    assert b.get(1) == refs("a")
+
+
+def test_dead_letter_after_max_attempts(path: Path) -> None:
+    """Expired leases and retryable failures count together; at max_attempts the ref goes to failed/ with a reason."""
+    clock = FakeClock()
+    a, b = two_handles(path, clock, max_attempts=3)
+    a.put(refs("a"))
+    a.fail(a.get(1), "out of memory", retryable=True)
+    a.get(1)
+    clock.now += 61.0
+    a.fail(b.get(1), "lost", retryable=True)
+    b.fail(refs("a"), "out of memory", retryable=True)
+    assert tuple(b.counts()) == (0, 0, 0, 1)
+    kept = content(path / "failed" / "a.json")["_fsqueue"]
+    assert kept["attempts"] == 3 and "3" in kept["reason"] and "out of memory" in kept["reason"]
+    assert [event["event"] for event in kept["history"]] == ["failed", "expired", "failed"]
+    assert b.get(1) == []
+
+
+def test_history_is_bounded(path: Path) -> None:
+    """A ref that fails for ever keeps a bounded history, the true number of attempts, and its fields."""
+    queue = FileSampleRefQueue(path, durable=False)
+    queue.put(refs("a"))
+    for number in range(40):
+        queue.fail(queue.get(1, 1.0), f"failure {number}", retryable=True)
+    kept = content(path / "pending" / "a.json")["_fsqueue"]
+    assert kept["attempts"] == 40 and 0 < len(kept["history"]) < 40
+    assert kept["history"][-1]["reason"] == "failure 39"
+    assert queue.get(1) == refs("a")
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("rest", ["nothing", "NULs", "bad bytes"])
+def test_torn_bookkeeping_costs_history_not_the_ref(path: Path, keep: float, rest: str) -> None:
+    """A file whose bookkeeping was cut short still decodes, is delivered, and takes new bookkeeping."""
+    queue = FileSampleRefQueue(path)
+    queue.put(refs("s"))
+    queue.fail(queue.get(1), "first", retryable=True)
+    file = path / "pending" / "s.json"
+    data = file.read_bytes()
+    mark = data.index(b'\n,"_fsqueue"')
+    cut = mark + 1 + int((len(data) - mark - 1) * keep)
+    tail = {"nothing": b"", "NULs": b"\0", "bad bytes": b"\xff"}[rest]
+    file.write_bytes(data[:cut] + tail * (len(data) - cut))
+    leased = queue.get(1)
+    assert leased == refs("s")
+    queue.fail(leased, "second", retryable=True)
+    assert content(file)["_fsqueue"]["history"][-1]["reason"] == "second"
+    assert queue.get(1, 1.0) == refs("s")
+
+
+def die_between_write_and_truncation(pipe: Connection, path: Path) -> None:
+    tap = Tap()
+    queue = open_tapped(tap, path)
+    leased = queue.get(1)
+
+    def die(name: str, *_: Any) -> None:
+        if name == "ftruncate":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    tap.before = die
+    queue.fail(leased, "short", retryable=True)
+
+
+def test_shrinking_bookkeeping_and_a_kill(path: Path) -> None:
+    """A kill between the write of shorter bookkeeping and the truncation leaves a ref that is delivered again."""
+    with FileSampleRefQueue(path, durable=False) as queue:
+        queue.put(refs("s"))
+        queue.fail(queue.get(1), "a long story " * 400, retryable=True)
+        for _ in range(31):
+            queue.fail(queue.get(1, 1.0), "short", retryable=True)
+        with Child(die_between_write_and_truncation, path) as child:
+            assert child.join() == -signal.SIGKILL
+        wait_until(lambda: queue.get(1) == refs("s") or queue.counts().failed > 0, "the ref")
+        assert names_in(path, "failed") == []
+        queue.ack(refs("s"))
+    assert_clean(path)
+
+
+def test_late_bookkeeping_hits_no_other_owner(path: Path) -> None:
+    """A fail that is stopped in the middle for longer than its lease takes nothing away from the new owner."""
+    clock, tap = FakeClock(), Tap()
+    a = open_tapped(tap, path, lease_timeout_s=60.0, clock=clock)
+    b = FileSampleRefQueue(path, clock=clock)
+    a.put(refs("s"))
+    leased = a.get(1)
+    taken: list[str] = []
+
+    def overtaken(name: str, *_: Any) -> None:
+        if name == "pwrite" and not taken:
+            clock.now += 61.0
+            taken.extend(ids(b.get(1)))
+
+    tap.before = overtaken
+    assert a.fail(leased, "slow", retryable=True) == ["s"]
+    assert taken == ["s"]
+    assert names_in(path, "leased") == [f"s@{b.owner}.json"]
+    assert names_in(path, "pending") == []
+    assert b.ack(refs("s")) == []

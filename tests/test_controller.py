@@ -1,0 +1,326 @@
+"""The controller's contract, over every kind of queue and ledger."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlite_queue import PlainSqliteQueue
+from support import GUARD_S, Tap, folder_of, ids, names_in, numbered, open_tapped, ref, refs
+
+from fsqueue import FileSampleRefQueue, MemorySampleRefQueue, PromptTask, QueueIOError, TensorInRefError
+from fsqueue.control.controller import DataFlowController
+from fsqueue.control.ledger import FileMetadataStore
+from fsqueue.control.store import InMemoryMetadataStore
+
+Controller = DataFlowController[Any]
+
+
+class ForeignStore:
+    """A ledger of another package: the contract and not one method more."""
+
+    def __init__(self) -> None:
+        self.refs: dict[str, Any] = {}
+        self.marker: dict[str, Any] = {"acked": set(), "global_step": None, "optimizer_durable": False}
+
+    def commit_sample(self, given: Any) -> bool:
+        return self.refs.setdefault(given.sample_id, given) is given
+
+    def is_committed(self, sample_id: str) -> bool:
+        return sample_id in self.refs
+
+    def get_committed(self, sample_id: str) -> Any:
+        return self.refs.get(sample_id)
+
+    def committed_count(self) -> int:
+        return len(self.refs)
+
+    def all_committed_ids(self) -> list[str]:
+        return list(self.refs)
+
+    def record_train_ack(self, sample_ids: list[str], *, global_step: int | None, optimizer_durable: bool) -> None:
+        self.marker["acked"].update(sample_ids)
+        self.marker["optimizer_durable"] = optimizer_durable
+        if global_step is not None:
+            self.marker["global_step"] = global_step
+
+    def durable_marker(self) -> dict[str, Any]:
+        return {**self.marker, "acked": set(self.marker["acked"])}
+
+
+Make = Callable[..., Controller]
+
+
+@pytest.fixture(params=["memory", "file", "sqlite", "foreign store"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
+    """Makes controllers over one queue and one ledger of a kind."""
+    opened: list[Any] = []
+
+    def queue() -> Any:
+        if request.param in ("file", "foreign store"):
+            return FileSampleRefQueue(tmp_path / "queue", durable=False)
+        return PlainSqliteQueue(str(tmp_path / "queue.db")) if request.param == "sqlite" else MemorySampleRefQueue()
+
+    def build(run_id: str = "run", **options: Any) -> Controller:
+        store = {"file": lambda: FileMetadataStore(tmp_path / "ledger", durable=False), "foreign store": ForeignStore}
+        made: Controller = DataFlowController(
+            run_id, sample_queue=queue(), metadata_store=store.get(request.param, InMemoryMetadataStore)(), **options
+        )
+        opened.extend((made.sample_queue, made.store))
+        return made
+
+    yield build
+    for each in opened:
+        if hasattr(each, "close"):
+            each.close()
+
+
+def test_the_defaults_live_in_memory() -> None:
+    """A controller needs nothing but a run id."""
+    controller: Controller = DataFlowController("run")
+    assert isinstance(controller.sample_queue, MemorySampleRefQueue)
+    assert isinstance(controller.store, InMemoryMetadataStore)
+    controller.commit_samples("w0", refs("a"))
+    assert ids(controller.lease_train_refs("t0", 4)) == ["a"]
+
+
+def test_from_commit_to_ack(make: Make) -> None:
+    """A committed sample is leased, acknowledged and gone; the status counts it all the way."""
+    controller = make()
+    controller.commit_samples("w0", refs("a", "b", "c"))
+    assert ids(controller.lease_train_refs("t0", 2)) == ["a", "b"]
+    assert controller.status() | {"run_id": "run"} == controller.status()
+    assert {key: controller.status()[key] for key in ("queue_depth", "queue_in_flight", "train_backlog")} == {
+        "queue_depth": 1,
+        "queue_in_flight": 2,
+        "train_backlog": 3,
+    }
+    assert controller.ack_train_refs("t0", ["a", "b"], global_step=4, optimizer_durable=True) == []
+    status = controller.status()
+    assert (status["queue_in_flight"], status["samples_committed"], status["train_backlog"]) == (0, 3, 1)
+    assert (status["durable_global_step"], status["durable_acked"]) == (4, 2)
+    assert controller.store.durable_marker() == {"acked": {"a", "b"}, "global_step": 4, "optimizer_durable": True}
+
+
+def test_a_sample_is_committed_once(make: Make) -> None:
+    """Offline refs and workers' samples share the ledger: an id is queued once, also after it was acknowledged."""
+    controller = make()
+    controller.commit_samples("w0", refs("a", "b", "a"))
+    controller.commit_samples("w1", refs("a"))
+    controller.enqueue_offline_refs(refs("b", "c"))
+    assert controller.sample_queue.depth() == controller.status()["samples_committed"] == 3
+    controller.lease_train_refs("t0", 1)
+    controller.ack_train_refs("t0", ["a"], global_step=1)
+    controller.commit_samples("w0", refs("a"))
+    assert ids(controller.lease_train_refs("t0", 9)) == ["b", "c"]
+
+
+def test_a_tensor_is_refused_and_nothing_recorded(make: Make) -> None:
+    """In a sample, a prompt, or what a worker says of itself: a TypeError that names the place."""
+    controller = make()
+    tensor = type("Tensor", (), {"dtype": 1, "shape": 2, "device": 3})()
+    with pytest.raises(TensorInRefError, match=r"<root>.metadata\['x'\]"):
+        controller.commit_samples("w0", [ref("good"), ref("bad", metadata={"x": tensor})])
+    with pytest.raises(TypeError):
+        controller.ingest_prompts([{"payload": {}}, {"payload": {"x": [tensor]}}])
+    with pytest.raises(TypeError):
+        controller.register_trainer({"x": tensor})
+    status = controller.status()
+    assert (status["samples_committed"], status["prompts"], status["trainers"], status["queue_depth"]) == (0, 0, 0, 0)
+
+
+def test_refs_fail_back_or_for_good(make: Make) -> None:
+    """Retryable ones come again, others do not; who asks is not who leased."""
+    controller = make()
+    controller.commit_samples("w0", refs("a", "b"))
+    controller.lease_train_refs("t0", 2)
+    controller.fail_refs("t0", ["a"], "no memory", True)
+    controller.fail_refs("t0", ["b", "unknown"], "bad features", False)
+    assert ids(controller.lease_train_refs("t1", 9)) == ["a"]
+    assert controller.sample_queue.in_flight() == 1
+
+
+def test_unknown_ids_are_acknowledged_without_harm(make: Make) -> None:
+    """The ledger records them; the queue has nothing to do."""
+    controller = make()
+    assert controller.ack_train_refs("t0", ["nobody"], global_step=1) == []
+    assert controller.store.durable_marker()["acked"] == {"nobody"}
+
+
+def test_a_train_lease_is_a_queue_for_one_trainer(make: Make) -> None:
+    """get, ack and fail go through the controller, so that the ledger knows."""
+    controller = make()
+    controller.commit_samples("w0", numbered(4))
+    lease = controller.train_lease("t7")
+    (first, second) = lease.get(2, 0.0)
+    lease.ack([first], global_step=3, optimizer_durable=True)
+    lease.fail([second], "again", True)
+    assert controller.store.durable_marker() == {
+        "acked": {first.sample_id},
+        "global_step": 3,
+        "optimizer_durable": True,
+    }
+    assert (lease.depth(), lease.in_flight()) == (3, 0)
+    lease.ack(lease.get(1), step=5)
+    lease.ack_ids(ids(lease.get(1)), global_step=6)
+    assert controller.status()["durable_global_step"] == 6
+    lease.release(leased := lease.get(9))
+    assert lease.depth() == len(leased) == 1
+    assert lease.renew(lease.get(9)) == []
+    assert controller.train_lease().trainer_id.startswith("trainer-")
+    assert controller.status()["trainers"] == 1
+
+
+def test_a_partitioned_lease(make: Make) -> None:
+    """Each data-parallel rank gets its own samples, all of them together."""
+    controller = make()
+    controller.commit_samples("w0", numbered(20))
+    ranks = [ids(controller.lease_train_refs(f"t{rank}", 20, partition=(rank, 2))) for rank in range(2)]
+    assert sorted(ranks[0] + ranks[1]) == ids(numbered(20)) and all(ranks)
+
+
+def test_the_queue_may_be_replaced(make: Make) -> None:
+    """Some callers set the attribute; an empty queue is a queue."""
+    controller = make()
+    controller.sample_queue = MemorySampleRefQueue()
+    controller.commit_samples("w0", refs("a"))
+    assert controller.sample_queue.depth() == 1
+
+
+# -- prompts --------------------------------------------------------------------------------------------------------
+
+
+def test_prompts_are_handed_out_once_and_in_order() -> None:
+    """A prompt carries the run, and defaults where it says nothing."""
+    controller: Controller = DataFlowController("run")
+    (made_up,) = controller.ingest_prompts([{"text": "hello"}])
+    assert controller.ingest_prompts([{"task_id": "t1", "payload": {"x": 1}, "max_length": 16}]) == ["t1"]
+    (one,) = controller.lease_prompt_tasks("w0", 1)
+    (two,) = controller.lease_prompt_tasks("w1", 5)
+    assert (one.task_id, one.payload, one.max_length, one.run_id) == (made_up, {"text": "hello"}, 2048, "run")
+    assert two == PromptTask("t1", "run", "prompt_source", {"x": 1}, 16, None, {}, "unknown", None)
+    assert controller.lease_prompt_tasks("w0", 5) == []
+    assert {k: v for k, v in controller.status().items() if k.startswith("prompts")} == {
+        "prompts": 2,
+        "prompts_pending": 0,
+        "prompts_leased": 2,
+        "prompts_failed": 0,
+    }
+
+
+def test_a_committed_sample_ends_its_prompt() -> None:
+    """Whoever holds it, whether or not the sample is new; prompts are not rolled out again."""
+    controller: Controller = DataFlowController("run")
+    controller.ingest_prompts([{"task_id": "p0"}, {"task_id": "p1"}, {"task_id": "p2"}])
+    controller.lease_prompt_tasks("w0", 1)
+    controller.commit_samples("w0", [ref("a", source_task_id="p0"), ref("b", source_task_id="p1")])
+    controller.commit_samples("w0", [ref("b", source_task_id="p2"), ref("c", source_task_id="unknown")])
+    assert controller.status()["prompts"] == controller.status()["prompts_leased"] == 0
+    assert controller.lease_prompt_tasks("w0", 9) == []
+
+
+def test_failed_prompts_come_again_until_their_attempts_are_used_up() -> None:
+    """attempt counts up; others' prompts stay; the reason is kept."""
+    controller: Controller = DataFlowController("run", max_prompt_attempts=3)
+    controller.ingest_prompts([{"task_id": "p0"}, {"task_id": "p1"}])
+    for attempt in range(3):
+        (task,) = controller.lease_prompt_tasks("w0", 1)
+        assert task.attempt == attempt // 2
+        controller.fail_prompt_tasks("someone else", [task.task_id], "stolen", True)
+        controller.fail_prompt_tasks("w0", [task.task_id], f"died {attempt}", True)
+    assert controller.status()["prompts_pending"] == 2
+    tasks = controller.lease_prompt_tasks("w0", 9)
+    assert {task.task_id: task.attempt for task in tasks} == {"p0": 2, "p1": 1}
+    controller.fail_prompt_tasks("w0", ["p0"], "died", True)
+    controller.fail_prompt_tasks("w0", ["p1", "unknown"], "bad prompt", False)
+    assert controller.status()["prompts_failed"] == 2
+    assert controller.lease_prompt_tasks("w0", 9) == []
+    assert controller.failed_prompts() == {"p0": "died (attempts exhausted: 3)", "p1": "bad prompt"}
+
+
+def test_who_takes_part() -> None:
+    """Names are made up where none is given, and counted once."""
+    controller: Controller = DataFlowController("run")
+    assert controller.register_rollout_worker({"worker_id": "w0"}) == "w0"
+    assert controller.register_rollout_worker({"worker_id": "w0", "host": "n1"}) == "w0"
+    assert controller.register_rollout_worker({}).startswith("rollout-")
+    assert controller.register_trainer({"trainer_id": "t0"}) == "t0"
+    status = controller.status()
+    assert (status["rollout_workers"], status["trainers"]) == (2, 1)
+
+
+# -- the order of things --------------------------------------------------------------------------------------------
+
+
+def log_of(tap: Tap) -> list[str]:
+    """What a tapped controller does from now on to files, as 'operation: what'."""
+    seen: list[str] = []
+
+    def note(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if name in ("fsync", "pwrite"):
+            seen.append(f"{name} {folder_of(args[0]).split('-')[0]}")
+        elif name == "rename":
+            seen.append(f"rename {folder_of(kwargs['src_dir_fd'])} -> {folder_of(kwargs['dst_dir_fd'])}")
+
+    tap.after = note
+    return seen
+
+
+def test_the_ledger_is_durable_before_the_queue_moves(tmp_path: Path) -> None:
+    """Commit: the ledger's fsync comes before the ref becomes pending; ack: before it becomes done."""
+    tap = Tap()
+    with tap.here(), FileMetadataStore(tmp_path / "ledger") as store:
+        queue = open_tapped(tap, tmp_path / "queue")
+        controller: Controller = DataFlowController("run", sample_queue=queue, metadata_store=store)
+        seen = log_of(tap)
+        controller.commit_samples("w0", refs("a", "b"))
+        assert seen.index("pwrite commits") < seen.index("fsync commits") < seen.index("rename tmp -> pending")
+        assert seen.count("fsync commits") == 1
+        controller.lease_train_refs("t0", 2)
+        seen.clear()
+        controller.ack_train_refs("t0", ["a", "b"], global_step=7, optimizer_durable=True)
+        # The hint of the order apart, the whole acknowledgement is these operations.
+        assert [each for each in seen if "order" not in each] == [
+            "pwrite acks",
+            "fsync acks",
+            *["rename leased -> done"] * 2,
+            "fsync done",
+            "fsync leased",
+        ]
+        assert names_in(tmp_path / "queue", "done") == ["a@7.json", "b@7.json"]
+        queue.close()
+
+
+def test_samples_whose_put_failed_are_put_by_the_next_commit(tmp_path: Path) -> None:
+    """The ledger has them, so committing them again says that they are known: nothing may depend on that."""
+    tap = Tap()
+    queue = open_tapped(tap, tmp_path / "queue")
+    controller: Controller = DataFlowController("run", sample_queue=queue)
+
+    def full(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if name == "write":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    tap.before = full
+    with pytest.raises(QueueIOError, match="free space"):
+        controller.commit_samples("w0", refs("a", "b"))
+    assert queue.depth() == 0
+    tap.before = None
+    controller.commit_samples("w0", refs("a", "b"))
+    assert ids(controller.lease_train_refs("t0", 9)) == ["a", "b"]
+    queue.close()
+
+
+def test_an_acknowledged_sample_is_not_leased_though_it_is_in_the_queue(tmp_path: Path) -> None:
+    """Its controller died between ledger and queue: whoever meets it settles it, and gets the next ones instead."""
+    with FileMetadataStore(tmp_path / "ledger") as store, FileSampleRefQueue(tmp_path / "queue") as queue:
+        controller: Controller = DataFlowController("run", sample_queue=queue, metadata_store=store)
+        controller.commit_samples("w0", numbered(6))
+        store.record_train_ack([f"s{n:05d}" for n in range(4)], global_step=8, optimizer_durable=True)
+        assert ids(controller.lease_train_refs("t0", 2, GUARD_S)) == ["s00004", "s00005"]
+        assert controller.lease_train_refs("t0", 2) == []
+        assert names_in(tmp_path / "queue", "done") == [f"s{n:05d}@8.json" for n in range(4)]

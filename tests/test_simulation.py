@@ -1,0 +1,138 @@
+"""The queue on a filesystem that lies as NFS does: thousands of runs, each history checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from history import Verdict
+from proof import tally
+from simulate import report
+from simulation.plan import Client, Fault, Plan, make_plan, plan_from_json
+from simulation.rules import UNMEASURED, Rules
+from simulation.run import Outcome, run
+from simulation.shrink import shrink
+
+from fsqueue.clock import FilesystemClock
+from fsqueue.intake import Intake
+from fsqueue.reclaim import Reclaimer
+
+pytest_plugins = ["proof.summary"]
+
+BLOCK = 100
+
+
+def sweep(seeds: range, unmeasured: tuple[str, ...] = ()) -> None:
+    """Run the seeds; the first that fails is made small and shown with its trace."""
+    total = Verdict()
+    for seed in seeds:
+        outcome = run(make_plan(seed, unmeasured))
+        assert not outcome.problems, report(outcome)
+        total.add(outcome.verdict)
+        tally.count("simulated file operations", outcome.calls)
+    tally.count("simulated runs: refs lost 0, leased twice 0", len(seeds))
+    tally.count("simulated puts", total.puts)
+    tally.count("simulated deliveries", total.deliveries)
+    for cause, number in total.again.items():
+        tally.count(f"simulated deliveries again: {cause}", number)
+
+
+@pytest.mark.parametrize("first", range(0, 400, BLOCK))
+def test_no_history_breaks_a_promise(first: int) -> None:
+    """Nothing lost, nothing unexpected, no lease held twice, everything drained in the documented time."""
+    sweep(range(first, first + BLOCK))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(1_000, 11_000, 1_000))
+def test_no_history_of_many_breaks_a_promise(first: int) -> None:
+    """The same over ten thousand seeds."""
+    sweep(range(first, first + 1_000))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lie", sorted(UNMEASURED))
+def test_lies_that_nobody_measured(lie: str) -> None:
+    """What the manuals allow beyond the measurements breaks no promise either."""
+    sweep(range(20_000, 20_500), (lie,))
+
+
+def test_a_run_is_deterministic() -> None:
+    """The same plan gives the same file operations at the same times, also when it has been through JSON."""
+    plan = make_plan(7)
+    first, second = run(plan, traced=True), run(plan_from_json(plan.to_json()), traced=True)
+    assert len(first.trace) > 100
+    assert first.trace == second.trace
+
+
+def small_plan(**rules: Any) -> Plan:
+    """One producer; two consumers of which one stops for longer than its lease."""
+    return Plan(
+        3,
+        Rules(**rules),
+        (
+            Client("p", 0.0, (("put", ["a", "b", "c"]), ("work", 1.0))),
+            Client("c", 300.0, (("work", 0.5), ("get", 3, 1.0, None), ("work", 12.0), ("ack", 3))),
+            Client(
+                "d", -300.0, (("work", 0.5), ("get", 3, 1.0, None), ("work", 12.0), ("get", 3, 1.0, None), ("ack", 3))
+            ),
+        ),
+        durable=False,
+    )
+
+
+def without(
+    problem: str, monkeypatch: pytest.MonkeyPatch, target: Any, name: str, broken: Callable[..., Any]
+) -> Outcome:
+    """The outcome of the first seed that shows a queue which is broken like this."""
+    monkeypatch.setattr(target, name, broken)
+    for seed in range(60):
+        outcome = run(make_plan(seed))
+        if any(kind.startswith(problem) for kind in outcome.kinds()):
+            return outcome
+    raise AssertionError(f"60 seeds did not show that {name} is broken")
+
+
+def test_a_queue_that_drops_refs_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A put that takes every id for known loses refs, and the checker says so."""
+    without("lost", monkeypatch, Intake, "known", lambda self, stems: set(stems))
+
+
+def test_a_queue_that_does_not_stamp_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leases that begin with an old stamp are taken while they run, and the checker says so."""
+    without("double leases", monkeypatch, FilesystemClock, "stamp", lambda self, directory, name: None)
+
+
+def test_a_queue_that_never_reclaims_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refs of a client that died are stranded, and the end of the run says so."""
+    without("stranded", monkeypatch, Reclaimer, "round", lambda self: 0)
+
+
+def test_a_failing_plan_is_made_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left fails in the same way, has fewer parts, and can be replayed from the report."""
+    outcome = without("lost", monkeypatch, Intake, "known", lambda self, stems: set(stems))
+    small = shrink(outcome)
+    assert small.plan.size() < outcome.plan.size()
+    assert small.plan.size() <= 3
+    assert "lost" in small.kinds()
+    shown = report(outcome)
+    command = next(line for line in shown.splitlines() if "--plan" in line)
+    assert run(plan_from_json(command.partition("'")[2].rstrip("'"))).kinds() == small.kinds()
+
+
+@pytest.mark.parametrize("lock", ["excludes", "local", "absent"])
+@pytest.mark.parametrize("kind", ["process", "node", "pause"])
+def test_a_fault_before_every_operation(lock: str, kind: str) -> None:
+    """A consumer is stopped for longer than its lease, killed, or loses power, before each of its operations."""
+    plan = small_plan(lock=lock)
+    for call in range(1, 400):
+        fault = Fault(call, kind, 11.0 if kind == "pause" else 0.0)
+        client = replace(plan.clients[1], faults=(fault,))
+        outcome = run(replace(plan, clients=(plan.clients[0], client, plan.clients[2])), traced=True)
+        assert not outcome.problems, report(outcome)
+        tally.count(f"simulated runs with a fault before one operation: {kind}")
+        if not any("**" in line for line in outcome.trace):
+            return
+    raise AssertionError("the client never came to its end")
