@@ -186,15 +186,17 @@ class Script:
 
     def _move(self, queue: Recorded) -> None:
         """Somebody takes a lease away by hand: mv leased/x@owner.json pending/x.json."""
-        leased = sorted(name for name in self._entries("leased") if names.parse_leased(name))
-        if not leased:
-            return
-        name = self._rng.choice(leased)
-        stem = name.partition("@")[0]
-        key = self._log.begin("move", "operator", [stem])
-        with suppress(FileNotFoundError):
-            self._mv(f"{QUEUE}/leased", name, f"{QUEUE}/pending", names.ref_file(stem))
-        self._log.end(key)
+        with suppress(OSError):  # whoever types it looks and tries again, or not
+            leased = sorted(name for name in self._entries("leased") if names.parse_leased(name))
+            if not leased:
+                return
+            name = self._rng.choice(leased)
+            stem = name.partition("@")[0]
+            key = self._log.begin("move", "operator", [stem])
+            try:
+                self._mv(f"{QUEUE}/leased", name, f"{QUEUE}/pending", names.ref_file(stem))
+            finally:
+                self._log.gave_up(key)
 
     def _entries(self, folder: str) -> list[str]:
         ops = self._machine.ops
