@@ -24,45 +24,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import inf
 
-OVERLAP = "overlap"
+from recording import OVERLAP, Call
+
 _SETTLES = ("ack", "fail", "release", "requeue", "move")
 _ENDS_LIFE = ("ack", "fail", "arrived")
 _GIVES_BACK = ("fail", "release", "requeue", "move")
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of one handle, or what an observer saw.
-
-    Attributes:
-        kind: put, get, ack, fail, release, renew, beat, requeue, move (by hand), died (and seen by others at once),
-            arrived (an observer saw the ids reach done/ or failed/), overlap (two held the lock at one instant).
-        owner: the handle's owner name; a handle that was opened after a restart is another owner.
-        ids: what was asked for; of a get, what it returned; of a beat, what the owner leases.
-        returned_at: None where it never returned, or raised.
-        over_at: the latest moment at which it may have taken effect.
-        lost: the ids that it reported as lost.
-        final: of a fail: it was not retryable.
-        files: of a get: which copy of each id it leased, where an observer knows.
-    """
-
-    kind: str
-    owner: str
-    ids: tuple[str, ...]
-    invoked_at: float
-    returned_at: float | None
-    over_at: float = inf
-    lost: tuple[str, ...] = ()
-    final: bool = False
-    files: tuple[int, ...] = ()
-
-    def done_with(self, sample_id: str) -> bool:
-        """Whether it surely ended the id's life in the queue: it returned, and does not report it as lost."""
-        settled = self.kind in ("ack", "arrived") or (self.kind == "fail" and self.final)
-        return settled and self.returned_at is not None and sample_id not in self.lost
-
-    def overlaps(self, other: Call) -> bool:
-        return self.invoked_at <= other.over_at and other.invoked_at <= self.over_at
 
 
 _FINDINGS = ("lost", "unexpected", "double_leases", "broken_leases", "unexplained")

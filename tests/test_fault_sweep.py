@@ -29,7 +29,7 @@ def sweep(tmp_path: Path, operation: Operation, size: int, fault: Fault, places:
             return
         tally.count(f"faults, {'error raised' if outcome.raised else 'survived in silence'}: refs lost or doubled 0")
         if outcome.stranded:
-            tally.count("faults that lied, after which a ref came back when its lease had expired")
+            tally.count("faults that lied or outlasted an operator: a ref came back when its lease had expired")
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=str)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from history import OVERLAP, Call, Verdict, check
-from recording import Log, Recorded, calls_in, read
+from history import Verdict, check
+from recording import OVERLAP, Call, Log, Recorded, calls_in, read
 
 from fsqueue import MemorySampleRefQueue, SampleRef
 
@@ -133,6 +133,7 @@ def test_recorded_calls_survive_a_kill(tmp_path: Path) -> None:
     """A log is read back as the calls that were made; the last one, cut short, never returned."""
     path = tmp_path / "log"
     log = Log.to_file(path)
+    memory: MemorySampleRefQueue[SampleRef]
     with MemorySampleRefQueue(lease_timeout_s=LEASE_S) as memory:
         queue = Recorded(memory, log, owner="a")
         ref = SampleRef("x", "run", None, "file:///f", {}, {}, "eagle3")

@@ -104,5 +104,5 @@ def test_what_was_not_synced_may_be_torn() -> None:
     found = variants([CREATED, write], FILE)
     assert {b"", b"abcd", b"ab", b"abc", b"ab\0\0", b"\0\0cd", b"\0\0\0\0"} <= set(found)
     assert variants([CREATED, write, Synced(FILE)], FILE) == [b"abcd"]
-    longer = [CREATED, write, Synced(FILE), Write(FILE, 2, b"CDEF"), Truncate(FILE, 6)]
+    longer: list[Record] = [CREATED, write, Synced(FILE), Write(FILE, 2, b"CDEF"), Truncate(FILE, 6)]
     assert {b"abcd", b"abCDEF", b"abcDEF", b"abCd", b"abcd\0\0"} <= set(variants(longer, FILE))

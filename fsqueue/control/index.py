@@ -39,7 +39,7 @@ class Index:
 
     def commit(self, ids: list[str], offsets: Ints, sizes: Ints, weights: Ints) -> None:
         """Add ids; one that is there already keeps its place, which it has where the lock did not exclude."""
-        if not self.numbers.keys().isdisjoint(ids) or len(set(ids)) < len(ids):
+        if not self.numbers.keys().isdisjoint(ids) or len(ids) > len(set(ids)):
             fresh = {i: n for n, i in reversed(list(enumerate(ids))) if i not in self.numbers}
             chosen = sorted(fresh.values())
             ids = [ids[n] for n in chosen]

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-from powercut.journal import Entries, Journal, Record, Synced, Truncate, Write
-from powercut.trial import QUEUE
 from simulation.script import make_ref
 
 from fsqueue import FileSampleRefQueue, SampleRef
 from fsqueue.fileops import using
+from powercut.journal import Entries, Journal, Record, Synced, Truncate, Write
+from powercut.trial import QUEUE
 
 LEASE_S = 10.0
 Handle = FileSampleRefQueue[SampleRef]

@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from powercut.journal import Record, Moment
-from powercut.states import Image, images
-
 from fsqueue import FileSampleRefQueue, NotAQueueError, SampleRef, names
 from fsqueue.check import check_queue, repair
 from fsqueue.codec import Codec
 from fsqueue.errors import CorruptRefError
 from fsqueue.fileops import FileOps, using
+from powercut.journal import Moment, Record
+from powercut.states import Image, images
 
 LONG_AGO_NS = 1_600_000_000_000_000_000
 A_WHILE_S = 3600.0

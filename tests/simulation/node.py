@@ -7,7 +7,8 @@ import os
 import random
 import zlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from simulation.cache import Cache, Status
 from simulation.rules import Rules
@@ -275,10 +276,8 @@ class Process:
 
     def unlock(self, fd: int) -> None:
         file = self._file(fd)
-        try:
+        with suppress(OSError):  # the kernel tells of it at close
             self.cache.flush(file.inode)
-        except OSError:
-            pass  # the kernel tells of it at close
         self._release(file)
 
     def _release(self, file: OpenFile) -> None:
@@ -296,9 +295,7 @@ class Process:
             if node_dies:
                 self._server.orphan(file)
                 self._world.left(file)
-            else:
-                try:
-                    self.close(fd)
-                except OSError:
-                    continue
+                continue
+            with suppress(OSError):
+                self.close(fd)
         self.files.clear()

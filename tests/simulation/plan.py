@@ -182,14 +182,12 @@ def make_plan(seed: int, unmeasured: tuple[str, ...] = ()) -> Plan:
 def without_lies(rules: Rules) -> list[Rules]:
     """The same mount with one lie less each."""
     kinder = [
-        replace(rules, **{name: 0.0})
-        for name in ("believed", "retransmits", "stale_handles", "repeats")
-        if getattr(rules, name)
+        replace(rules, believed=0.0),
+        replace(rules, retransmits=0.0),
+        replace(rules, stale_handles=0.0),
+        replace(rules, repeats=0.0),
+        replace(rules, lock="excludes"),
     ]
-    kinder += [
-        replace(rules, unmeasured=tuple(other for other in rules.unmeasured if other != lie))
-        for lie in rules.unmeasured
-    ]
-    if rules.lock != "excludes":
-        kinder.append(replace(rules, lock="excludes"))
-    return kinder
+    for lie in rules.unmeasured:
+        kinder.append(replace(rules, unmeasured=tuple(other for other in rules.unmeasured if other != lie)))
+    return [rule for rule in kinder if rule != rules]

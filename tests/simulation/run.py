@@ -14,8 +14,14 @@ from dataclasses import dataclass, field
 from itertools import count
 from unittest import mock
 
-from history import OVERLAP, Call, Verdict, check
-from recording import Line, Log, calls_in
+from history import Verdict, check
+from recording import OVERLAP, Call, Line, Log, calls_in
+
+from fsqueue import FileSampleRefQueue, SampleRef, StaleLockWarning, names
+from fsqueue.codec import Codec
+from fsqueue.errors import CorruptRefError
+from fsqueue.fileops import using
+from fsqueue.handout import SWEEP_S
 from simulation.cache import Cache
 from simulation.node import Process
 from simulation.plan import LEASE_S, Plan
@@ -23,12 +29,6 @@ from simulation.rules import Rules
 from simulation.script import QUEUE, Script, make_ref
 from simulation.server import Inode
 from simulation.world import Machine, World
-
-from fsqueue import FileSampleRefQueue, SampleRef, StaleLockWarning, names
-from fsqueue.codec import Codec
-from fsqueue.errors import CorruptRefError
-from fsqueue.fileops import using
-from fsqueue.handout import SWEEP_S
 
 DRAINED_WITHIN_S = LEASE_S + SWEEP_S
 _LIVE = ("pending", "leased")

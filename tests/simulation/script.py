@@ -9,13 +9,13 @@ from contextlib import suppress
 from typing import Any
 
 from recording import Log, Recorded
+
+from fsqueue import FileSampleRefQueue, QueueIOError, SampleRef, admin, names
+from fsqueue.fileops import using
 from simulation.cache import Cache
 from simulation.node import Process
 from simulation.plan import LEASE_S, Client, Plan
 from simulation.world import Died, Machine, World
-
-from fsqueue import FileSampleRefQueue, QueueIOError, SampleRef, admin, names
-from fsqueue.fileops import using
 
 QUEUE = "/queue"
 _REBOOT_S = (8.0, 16.0)

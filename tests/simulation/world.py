@@ -166,7 +166,7 @@ class Machine:
         return table
 
     def _sleep(self, seconds: float) -> None:
-        """At least as long as asked; a process that polls the lock gets its turn less often, to save the host's time."""
+        """At least as long as asked; who polls the lock gets its turn less often, which saves the host's time."""
         if self.dead:
             raise Died
         self._world.wait(seconds + (_POLLING_S * self._rng.random() if self._lock_refused else 0.0))
