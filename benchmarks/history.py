@@ -26,7 +26,7 @@ from math import inf
 
 from recording import OVERLAP, Call
 
-_SETTLES = ("ack", "fail", "release", "requeue", "move")
+_SETTLES = ("ack", "fail", "release", "move")
 _ENDS_LIFE = ("ack", "fail", "arrived")
 _GIVES_BACK = ("fail", "release", "requeue", "move")
 
@@ -189,7 +189,7 @@ class _History:
         return [
             call
             for call in self._calls
-            if call.kind in ("requeue", "move") or (call.kind in _SETTLES and not self._knows_its_lease(call))
+            if call.kind == "move" or (call.kind in _SETTLES and not self._knows_its_lease(call))
         ]
 
     def _knows_its_lease(self, call: Call) -> bool:
@@ -282,7 +282,8 @@ class _History:
 
     def _was_given_back(self, earlier: Call, get: Call) -> bool:
         """Whether a call in between may have put the ref back into pending/, or a new one in its place."""
-        between = [c for c in self._calls if c.invoked_at <= get.over_at and c.over_at >= earlier.invoked_at]
+        since = min(earlier.invoked_at, get.invoked_at)
+        between = [c for c in self._calls if c.invoked_at <= get.over_at and c.over_at >= since]
         if any(call.kind in _GIVES_BACK and not call.final for call in between):
             return True
         ended = any(call.kind in _ENDS_LIFE for call in between)

@@ -15,8 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 
-from history import OVERLAP
-from recording import Log
+from recording import OVERLAP, Log
 from soak_disk import SmallDisk
 from soak_fleet import Fleet
 from soak_site import Clock, Settings, Site, make_ref

@@ -12,8 +12,8 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from history import OVERLAP, Call, Verdict, check
-from recording import read
+from history import Verdict, check
+from recording import OVERLAP, Call, read
 from soak_chaos import CHAOS
 from soak_fleet import DEATHS, ERRORS
 from soak_site import Site, lines_of
@@ -135,15 +135,15 @@ def _with_overlaps(calls: list[Call]) -> Iterable[Call]:
 
 
 def _ends_without_witness(calls: list[Call]) -> Iterable[Call]:
-    """Acks that did happen, though they did not say so, since the queue was drained and nothing was seen afterwards
-    of the ref: a process was killed or met an error in the middle, or the lease was lost and the ref back in pending/,
-    from where an ack takes it to done/ all the same."""
+    """Acks that did happen, though they do not say so, since the queue was drained and nothing was seen of the ref
+    afterwards: a process was killed or met an error in the middle; the lease was lost and the ref back in pending/,
+    from where an ack takes it to done/ all the same; or the successor of a dead consumer acked by id."""
     seen_at: dict[str, float] = defaultdict(lambda: -_AGES_S)
     for call in calls:
         if call.kind in ("get", "arrived"):
             for sample_id in call.ids:
                 seen_at[sample_id] = max(seen_at[sample_id], call.over_at)
     for call in calls:
-        for sample_id in call.ids if call.returned_at is None else call.lost:
-            if (call.kind == "ack" or call.final) and seen_at[sample_id] < call.invoked_at:
+        for sample_id in call.ids if call.kind == "ack" or call.final else ():
+            if seen_at[sample_id] < call.invoked_at:
                 yield Call("arrived", OBSERVER, (sample_id,), call.over_at, call.over_at, call.over_at)

@@ -1,5 +1,19 @@
 """fsqueue: a durable, exclusive, cross-process queue that needs nothing but a directory."""
 
+from fsqueue.control.backpressure import BackpressureConfig, BackpressureConfigError, BackpressureController
+from fsqueue.control.controller import DataFlowController
+from fsqueue.control.errors import (
+    LedgerClosedError,
+    LedgerDamagedError,
+    LedgerError,
+    LedgerFormatError,
+    LedgerLockedError,
+    LedgerLockUnsupportedError,
+    LiveNamesakeError,
+)
+from fsqueue.control.ledger import FileMetadataStore
+from fsqueue.control.store import InMemoryMetadataStore, MetadataStore
+from fsqueue.control.train_lease import TrainLease
 from fsqueue.errors import (
     CorruptRefError,
     FsQueueError,
@@ -24,17 +38,31 @@ from fsqueue.records import FeatureSpec, PromptTask, SampleRef, assert_no_tensor
 from fsqueue.view import PartialWindowWarning, TrainerView
 
 __all__ = [
+    "BackpressureConfig",
+    "BackpressureConfigError",
+    "BackpressureController",
     "CorruptRefError",
     "Counts",
+    "DataFlowController",
     "FeatureSpec",
+    "FileMetadataStore",
     "FileSampleRefQueue",
     "FsQueueError",
+    "InMemoryMetadataStore",
     "InvalidRefError",
     "LeasesHeldError",
+    "LedgerClosedError",
+    "LedgerDamagedError",
+    "LedgerError",
+    "LedgerFormatError",
+    "LedgerLockUnsupportedError",
+    "LedgerLockedError",
+    "LiveNamesakeError",
     "LockTimeoutError",
     "LockUnsupportedError",
     "MemberFailedError",
     "MemorySampleRefQueue",
+    "MetadataStore",
     "NotAQueueError",
     "PartialWindowWarning",
     "PromptTask",
@@ -46,6 +74,7 @@ __all__ = [
     "StreamEndedError",
     "StreamStalledError",
     "TensorInRefError",
+    "TrainLease",
     "TrainerView",
     "UnsupportedFormatError",
     "assert_no_tensors",

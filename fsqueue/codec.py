@@ -33,6 +33,7 @@ R = TypeVar("R")
 
 RESERVED = "_fsqueue"
 HISTORY_LIMIT = 32
+_WORDS_LIMIT = 4096
 _KEY = b'"_fsqueue"'
 _MARK = b'\n,"_fsqueue":'
 _TUPLES = b'\n,"_fsqueue":{"tuples":'
@@ -42,7 +43,7 @@ _decode_any = msgspec.json.Decoder().decode
 
 
 class Event(msgspec.Struct, omit_defaults=True):
-    """One thing that happened to a ref: expired, failed, requeued or rewound."""
+    """One thing that happened to a ref: expired, failed, requeued, released, rewound or repaired."""
 
     event: str
     at: float
@@ -163,6 +164,11 @@ class Codec(Generic[R]):
         if _KEY in data:
             _restore_tuples(ref, split(data)[1].tuples)
         return ref
+
+
+def tidy(text: object) -> str:
+    """Somebody's words as JSON can carry them, and not too many of them."""
+    return str(text).encode("utf-8", "backslashreplace").decode()[:_WORDS_LIMIT]
 
 
 def split(data: bytes) -> tuple[int, Bookkeeping]:

@@ -189,7 +189,9 @@ class MemberFailedError(FsQueueError, RuntimeError):
     """
 
     def __init__(self, member: str, reason: str, traceback: str | None) -> None:
-        super().__init__(f"{member} failed: {reason}")
+        super().__init__(
+            f"{member} failed: {reason}; start it again under the same name, or remove its file in stream/"
+        )
         self.member = member
         self.reason = reason
         self.traceback = traceback
@@ -213,6 +215,7 @@ _ADVICE = {
     _errno.ENFILE: ": too many open files on this host",
     _errno.ESTALE: ": the server no longer knows this file; call again, and remount if it stays",
     _errno.EIO: ": the storage reported an error; check the server, then call again",
+    _errno.ENOENT: ": the queue's directory was moved or removed while it was open",
     _errno.EISDIR: ": a directory lies where a ref's file belongs; move it away",
     _errno.EXDEV: ": the queue's directories must lie on one filesystem",
     _errno.ENOSYS: (

@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -18,6 +18,9 @@ from fsqueue.lock import OrderFile
 from fsqueue.moves import Moves
 from fsqueue.names import ref_file
 from fsqueue.order import Order
+
+if TYPE_CHECKING:
+    from fsqueue.stream import Stream
 
 _REMEMBERED = 4096
 
@@ -126,7 +129,7 @@ class Handle:
         self.mutex = threading.RLock()
         self.strays: dict[str, None] = {}
         self.sweep_wanted = False
-        self.stream: object | None = None
+        self.stream: Stream | None = None
         self.put_bytes = ByteCount()
         self._announced = False
         self._beat_key: int | None = None
@@ -169,14 +172,19 @@ class Handle:
         """
         if not self.strays:
             return
-        back = []
+        back: list[str] = []
+
+        def recover(stem: str) -> None:
+            if self.moves.give_back(stem):
+                back.append(stem)
+            self.held.drop(stem)
+            self.strays.pop(stem, None)
+
         with self.mutex:
-            for stem in list(self.strays):
-                if self.moves.give_back(stem):
-                    back.append(stem)
-                self.held.drop(stem)
-                self.strays.pop(stem, None)
-        self.requeue_order(back)
+            try:
+                despite_errors(recover, list(self.strays))
+            finally:
+                self.requeue_order(back)
 
     def requeue_order(self, stems: Iterable[str]) -> None:
         """Name refs that have come back to pending/ at the order's tail.
@@ -209,9 +217,12 @@ class Handle:
             if self._announced and not any(self.owner in held for held in self.moves.holders().values()):
                 silently_remove(self.ops, self.layout.owners.fd, [ref_file(self.owner)])
         finally:
-            despite_errors(lambda close: close(), [self.order_file.close, self.layout.close])
+            parts = [self.order_file.close, self.layout.close, *([self.stream.close] if self.stream else [])]
+            despite_errors(lambda close: close(), parts)
 
     def abandon_in_child(self) -> None:
         """After a fork, close the child's copies of the descriptors; locks and leases stay the parent's."""
         self.order_file.abandon_in_child()
         self.layout.close()
+        if self.stream is not None:
+            self.stream.close()

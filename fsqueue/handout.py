@@ -48,7 +48,7 @@ class Handout:
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
-        self._scans: dict[Partition, Scan] = {}
+        self._scans: dict[Partition | None, Scan] = {}
         self._sweep_state = _Sweep()
 
     def take(self, count: int, partition: Partition | None, leased: list[str]) -> bool:
@@ -66,6 +66,7 @@ class Handout:
                 if exhausted and not stems:
                     if swept or len(leased) > before or not self._sweep():
                         break
+                    self._scans.pop(partition, None)  # the order may have been torn and grown again below it
                     swept = True
         except BaseException:
             self._handle.sweep_wanted = True
@@ -147,7 +148,7 @@ class Handout:
         found = self.adopt()
         took_s = ops.monotonic() - started
         state.not_before = started + took_s * (_RELAX if took_s > _CHEAP_SWEEP_S else 1)
-        return found > 0
+        return found > 0 or bool(self._scans)
 
     def adopt(self) -> int:
         """Name in the order every pending ref that no line names; returns how many there were.
@@ -161,6 +162,7 @@ class Handout:
         if not stems:
             return 0
         if not handle.order_file.acquire_soon():
+            handle.sweep_wanted = True
             return 0
         try:
             return handle.order.adopt_locked(stems, handle.ops.time(), self._arrange)

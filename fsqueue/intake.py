@@ -6,6 +6,8 @@ from fsqueue import names
 from fsqueue.fileops import silently_remove
 from fsqueue.handle import Handle
 
+_FEW = 2
+
 
 class Intake:
     """Puts encoded refs on behalf of one handle."""
@@ -68,12 +70,27 @@ class Intake:
             self._handle.sweep_wanted = True
 
     def known(self, stems: list[str]) -> set[str]:
-        """Those of the stems that are pending or leased."""
-        handle, layout = self._handle, self._handle.layout
-        if layout.remote:
-            layout.pending.refresh()  # NFS: or names that are gone, or new, are remembered otherwise for 30 s
-        is_there, pending_fd = handle.ops.is_there, layout.pending.fd
-        known = {stem for stem in stems if is_there(pending_fd, stem + names.SUFFIX)}
-        if len(known) < len(stems):
-            known.update(set(stems).intersection(name.partition("@")[0] for name in layout.leased.listing()))
+        """Those of the stems that are pending or leased.
+
+        RACE: a ref that moves from one directory to the other between two looks is in neither. So the first place
+        is looked at again: by name where there are few refs, by listing leased/ where there are many.
+        """
+        if self._handle.layout.remote:
+            self._handle.layout.pending.refresh()  # NFS: or names that are gone, or new, are remembered for 30 s
+        few = len(stems) <= _FEW
+        looks = (self._pending, self._leased, self._pending) if few else (self._leased, self._pending, self._leased)
+        known: set[str] = set()
+        for look in looks:
+            missing = [stem for stem in stems if stem not in known] if known else stems
+            if not missing:
+                break
+            known |= look(missing)
         return known
+
+    def _pending(self, stems: list[str]) -> set[str]:
+        is_there, pending_fd = self._handle.ops.is_there, self._handle.layout.pending.fd
+        return {stem for stem in stems if is_there(pending_fd, stem + names.SUFFIX)}
+
+    def _leased(self, stems: list[str]) -> set[str]:
+        listing = self._handle.layout.leased.listing()
+        return set(stems).intersection([name.partition("@")[0] for name in listing]) if listing else set()

@@ -105,6 +105,8 @@ class OrderFile:
     def _give_up(self) -> None:
         """After an error: closing the descriptor drops its lock too, whatever state it was left in."""
         try:
+            if self._lease is not None:
+                self._lease.release(force=True)
             self._drop_quietly()
         finally:
             self._mutex.release()

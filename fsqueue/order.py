@@ -128,7 +128,7 @@ class Order:
         """
         header = self.header_locked()
         offset = header.cursor
-        if scan is not None and scan.epoch == header.epoch:
+        if scan is not None and scan.epoch == header.epoch and scan.offset <= self._file.size:
             offset = max(offset, scan.offset)
         stop = offset + _SCAN_LIMIT_BYTES
         stems: list[str] = []

@@ -7,6 +7,7 @@ ack, fail, release, renew: settle a lease by one rename          (settle.py)
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 import weakref
@@ -15,7 +16,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar, cast, overload
 
 from fsqueue import fileops, names
-from fsqueue.codec import Codec
+from fsqueue.codec import Codec, tidy
 from fsqueue.delivery import Delivery, id_of_ref
 from fsqueue.errors import InvalidRefError, QueueClosedError, QueueConfigError
 from fsqueue.fileops import explained
@@ -26,7 +27,7 @@ from fsqueue.layout import ensure_queue, open_layout
 from fsqueue.owners import new_owner
 from fsqueue.reclaim import Reclaimer
 from fsqueue.records import SampleRef
-from fsqueue.settle import Settler, unique
+from fsqueue.settle import Settler
 from fsqueue.streaming import Streaming
 
 R = TypeVar("R")
@@ -260,7 +261,7 @@ class FileSampleRefQueue(Streaming[R]):
                 while anything at all is pending.
 
         Raises:
-            QueueIOError: the filesystem refused; refs leased before that come with the next get.
+            QueueIOError: the filesystem refused; refs leased before that go back to pending with the next call.
         """
         if partition is not None and not 0 <= partition[0] < partition[1]:
             raise QueueConfigError(self.path, f"needs a partition (index, count) with index < count, found {partition}")
@@ -277,8 +278,12 @@ class FileSampleRefQueue(Streaming[R]):
             The ids whose lease this handle had lost, normally none. What another owner holds stays untouched;
             a ref that is back in pending/ goes to done/ all the same. Unknown ids are ignored.
         """
-        if step is not None and (not isinstance(step, int) or step < 0):
-            raise QueueConfigError(self.path, f"needs an optimizer step of 0 or more, or None; found {step!r}")
+        try:
+            step = None if step is None else operator.index(step) + 0
+        except TypeError:
+            step = -1
+        if step is not None and step < 0:
+            raise QueueConfigError(self.path, "needs as step an integer of 0 or more, or None")
         return self._settle("acknowledging refs in", refs, lambda parts, stems: parts.settler.ack(stems, step))
 
     def fail(self, refs: Iterable[R], reason: str, retryable: bool) -> list[str]:
@@ -288,7 +293,7 @@ class FileSampleRefQueue(Streaming[R]):
             The ids whose lease this handle had lost, normally none; they are left as they are.
         """
         return self._settle(
-            "failing refs in", refs, lambda parts, stems: parts.settler.fail(stems, str(reason), retryable)
+            "failing refs in", refs, lambda parts, stems: parts.settler.fail(stems, tidy(reason), retryable)
         )
 
     def release(self, refs: Iterable[R]) -> list[str]:
@@ -305,7 +310,7 @@ class FileSampleRefQueue(Streaming[R]):
         if not ids:
             return []
         with explained(what, self.path):
-            return [ids[stem] for stem in unique(settle(parts, list(ids)))]
+            return [ids[stem] for stem in settle(parts, list(ids))]
 
     def reclaim(self) -> int:
         """Bring back all refs whose lease has expired, now; returns how many."""

@@ -7,7 +7,7 @@ or by another controller): the ref is settled by id, whoever holds it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 
 from fsqueue import names
@@ -50,8 +50,10 @@ class Settler:
             if ending != "settled":
                 self._finish(layout.pending, names.ref_file(stem), stem, step)
 
-        despite_errors(settle, stems)
-        self._ack_by_id(strangers, step)
+        try:
+            despite_errors(settle, stems)
+        finally:
+            self._ack_by_id(strangers, step)
         if handle.durable and stems:
             self._sync(*([layout.done] if self._keep_done else []), layout.leased, layout.pending)
         return lost
@@ -143,10 +145,12 @@ class Settler:
             elif ending == "lost":
                 lost.append(stem)
 
-        despite_errors(settle_held, stems)
-        if strangers:
-            with handle.mutex:
-                self._settle_strangers(strangers, settle, from_pending)
+        try:
+            despite_errors(settle_held, stems)
+        finally:
+            if strangers:
+                with handle.mutex:
+                    self._settle_strangers(strangers, settle, from_pending)
         return lost
 
     def _settle_strangers(self, stems: list[str], settle: _Settle, from_pending: bool) -> None:
@@ -219,8 +223,3 @@ def bury(handle: Handle, stem: str, change: Change, reason: str) -> bool:
     if handle.moves.annotate(stem, with_reason) is None:
         return False
     return handle.moves.bury(stem)
-
-
-def unique(stems: Iterable[str]) -> list[str]:
-    """The stems without repetitions, in order."""
-    return list(dict.fromkeys(stems))

@@ -15,12 +15,12 @@ import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from types import TracebackType
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from fsqueue import names, owners
-from fsqueue.codec import UNDECODABLE
+from fsqueue.codec import UNDECODABLE, tidy
 from fsqueue.errors import CorruptRefError, MemberFailedError, QueueConfigError
 from fsqueue.fileops import Directory, FileOps, explained, silently_remove
 from fsqueue.handle import Handle
@@ -104,26 +104,32 @@ class Stream:
         """The handle's stream, opened on first use."""
         if handle.stream is None:
             handle.stream = cls(handle)
-        return cast(Stream, handle.stream)
+        return handle.stream
+
+    def close(self) -> None:
+        self.directory.close()
 
     def join(self, role: Role, name: str, expected: int) -> Membership:
-        """Register a member. A dead or failed namesake's place is taken.
+        """Register a member in the place of a namesake that has left, failed or died.
 
         Raises:
             QueueConfigError: a member of this name is alive.
         """
+        earlier = []
         for file, member in self._files():
-            if (member.role, member.record.name) != (role, name) or member.state == "closed":
+            if (member.role, member.record.name) != (role, name):
                 continue
             if member.state == "open" and member.record.process.liveness() != "dead" and member.age_s <= DEAD_AFTER_S:
                 raise QueueConfigError(
                     self._handle.layout.path,
                     f"has a {member.describe()}: give this one another name, or end that one first",
                 )
-            silently_remove(self._ops, self.directory.fd, [file])
+            earlier.append(file)
         described = owners.describe_self(self._handle.owner, self._ops.time(), BEAT_S)
         record = Record(name=name, process=described, expected=expected)
-        return Membership(self._handle, self.directory, role, record)
+        membership = Membership(self._handle, self.directory, role, record)
+        silently_remove(self._ops, self.directory.fd, earlier)
+        return membership
 
     def members(self) -> list[Member]:
         return [member for _, member in self._files()]
@@ -232,7 +238,9 @@ class Membership:
         CRASH: between the two steps the member is both open and failed, and failed counts.
         """
         if self._end():
-            record = msgspec.structs.replace(self._record, reason=reason, traceback=trace)
+            record = msgspec.structs.replace(
+                self._record, reason=tidy(reason), traceback=tidy(trace) if trace else None
+            )
             with explained("marking a failure in", self._directory.path):
                 self._write("failed", record)
             silently_remove(self._handle.ops, self._directory.fd, [self._file("open")])

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from fsqueue.delivery import id_of_ref
-from fsqueue.errors import StreamStalledError
+from fsqueue.errors import QueueClosedError, StreamStalledError
 from fsqueue.rendezvous import Rendezvous
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ class TrainerView(Generic[R]):
         handle = queue._current_handle()
         self._handle = handle
         self._stream = queue.stream()
-        self._rendezvous = Rendezvous(handle, self._stream.directory, rank, self._world, session)
         self._membership = queue.consumer(f"{session or 'trainer'}-{rank}", expected=self._world)
+        self._rendezvous = Rendezvous(handle, self._stream.directory, rank, self._world, session)
         self._out: dict[str, R] = {}
         self._ended = False
         self._closed = threading.Event()
@@ -139,6 +139,8 @@ class TrainerView(Generic[R]):
         if self._world == 1:
             return None
         verdict = self._rendezvous.verdict()
+        if verdict == "go" and not complete:
+            return None  # a lease was lost after this rank had spoken: the others wait for it at their next step
         return None if verdict is None else verdict == "end"
 
     def _mine_pending(self) -> bool:
@@ -231,5 +233,7 @@ class TrainerView(Generic[R]):
         while not self._closed.wait(interval_s):
             try:
                 self._queue.renew(list(self._out.values()))
+            except QueueClosedError:
+                return
             except OSError:
                 continue  # tried again at the next interval; the lease timeout allows for several

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,3 +36,7 @@ def shared_queue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Imp
 def full_queue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Implementation]:
     """Those with fencing, attempts, release, renew, dead letters and counts."""
     yield from _implementation(request, tmp_path)
+
+
+# Started in the background, a shell's children ignore Ctrl-C, and would hand that on to the children of the tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)

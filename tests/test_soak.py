@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from history import Call
-from soak_history import verdict_of
+from recording import Call
+from soak_history import vanished, verdict_of
 from soak_site import Site
 from support import GUARD_S, wait_until
 
@@ -134,3 +134,15 @@ def test_what_the_judge_would_find(second_get_at: float, problems: int) -> None:
     assert len(verdict_of(calls, 2.0).problems()) == problems
     lost = verdict_of([*calls, Call("put", "p", ("c",), 0.2, 0.3, 0.3)], 2.0)
     assert len(lost.lost) == 1
+
+
+def test_a_ref_that_vanishes_after_its_delivery() -> None:
+    """A ref that came once, was given back and is gone is found too, though a checker of deliveries is content."""
+    calls = [
+        Call("put", "p", ("a", "b"), 0.0, 0.1, 0.1),
+        Call("get", "one", ("a", "b"), 1.0, 1.1, 1.1),
+        Call("release", "one", ("b",), 1.2, 1.3, 1.3),
+        Call("ack", "one", ("a",), 1.4, 1.5, 1.5),
+    ]
+    assert verdict_of(calls, 2.0).problems() == []
+    assert vanished(calls) == ["b"]

@@ -25,7 +25,7 @@ from fsqueue.control.flock import wait_for_lock
 from fsqueue.control.segments import Segments
 from fsqueue.fileops import Directory, FileOps
 
-_LOOK_BYTES = 512
+_LOOK_BYTES = 4096
 _CHUNK_BYTES = 1 << 22
 _SPARE_BYTES = (1 << 18, 1 << 20)
 _FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC

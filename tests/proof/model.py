@@ -165,11 +165,12 @@ class Model:
                 self._fail(sample_id, retryable)
             elif ending == "lost":
                 lost.append(sample_id)
-            elif ending is None:
+            elif ending is None or (ending == "returned" and not retryable):
                 strangers.append(sample_id)
         for sample_id in strangers:
             if sample_id in self.leased:
-                self._fail(sample_id, retryable)
+                if self.views[handle].endings.get(sample_id) is None:
+                    self._fail(sample_id, retryable)
             elif sample_id in self.pending and not retryable:
                 self.pending.remove(sample_id)
                 self._bury(sample_id)

@@ -39,14 +39,14 @@ class StoppedClock(FileOps):
     An fsync is replaced by a look at its descriptor: the death of a process loses nothing that was written.
     """
 
-    def __init__(self, filesystem_type: str = "ext4") -> None:
+    def __init__(self, filesystem_type: str = "ext4", seed: int = 0) -> None:
         self.seconds = 0.0
         self.filesystem_type = lambda path: filesystem_type
         started = fileops.FileOps.time()
         self.monotonic = lambda: 1e6 + self.seconds
         self.time = lambda: started + self.seconds
         self.sleep = lambda seconds: self.advance(float(seconds))
-        self.random = random.Random(0).random
+        self.random = random.Random(seed).random
         self.fsync = _look
 
     def advance(self, seconds: float) -> None:

@@ -41,10 +41,6 @@ class Client:
     steps: tuple[Step, ...]
     faults: tuple[Fault, ...] = ()
 
-    def ids(self) -> set[str]:
-        """All that it puts."""
-        return {sample_id for step in self.steps if step[0] == "put" for sample_id in step[1]}
-
 
 @dataclass(frozen=True)
 class Plan:

@@ -69,6 +69,8 @@ class _Observer:
             if parsed and parsed[0]:
                 self._log.saw("arrived", folder, [parsed[0]])
         elif folder in _LIVE and (stem := _stem(folder, new_name)) is not None:
+            if self._folders.get(source) in ("done", "failed"):
+                self._log.saw("requeue", "server", [stem])
             live = self.live(stem)
             if len(live) > 1:
                 self.twice.append(f"{stem} at {self._world.now:.3f}: {' and '.join(live)}")

@@ -123,7 +123,7 @@ class Script:
         for ref in refs:
             self._held.pop(ref.sample_id, None)
 
-    def _ack(self, queue: Recorded, count: int, step: int | None) -> None:
+    def _ack(self, queue: Recorded, count: int, step: int | None = None) -> None:
         refs = self._some(count)
         queue.ack(refs, step=step)
         self._forget(refs)
@@ -164,25 +164,12 @@ class Script:
         queue.queue.reclaim()
 
     def _requeue(self, queue: Recorded, ids: list[str]) -> None:
-        """What `fsqueue requeue` does, as a process of its own would."""
-        key = self._log.begin("requeue", "operator", ids)
-        try:
-            with using(self._machine.ops):
-                admin.requeue(QUEUE, ids)
-        except QueueIOError:
-            self._log.gave_up(key)
-            raise
-        self._log.end(key)
+        """What `fsqueue requeue` does, as a process of its own would; the observer sees what comes of it."""
+        with using(self._machine.ops):
+            admin.requeue(QUEUE, ids)
 
     def _rewind(self, queue: Recorded, step: int) -> None:
-        everything = {sample_id for client in self._plan.clients for sample_id in client.ids()}
-        key = self._log.begin("requeue", "operator", everything)
-        try:
-            back = queue.queue.rewind(after_step=step, force=True)
-        except QueueIOError:
-            self._log.gave_up(key)
-            raise
-        self._log.end(key, ids=back)
+        queue.queue.rewind(after_step=step, force=True)
 
     def _move(self, queue: Recorded) -> None:
         """Somebody takes a lease away by hand: mv leased/x@owner.json pending/x.json."""

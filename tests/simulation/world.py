@@ -238,5 +238,5 @@ class _SequentialOps(FileOps):
 def _short(value: object) -> str:
     if isinstance(value, OSError):
         return str(value.strerror)
-    text = value if isinstance(value, str) else repr(value)
+    text = value if isinstance(value, str) else "" if callable(value) else repr(value)
     return text if len(text) <= 100 else f"{text[:97]}..."
