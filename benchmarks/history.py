@@ -150,16 +150,20 @@ class _History:
 
     def _check_lost(self) -> None:
         """A delivery, or the end of a life, not before the put was invoked, is what a put must lead to."""
-        seen = [call.over_at for call in self._calls if call.kind == "get" or self._ended(call)]
+        seen = [call.over_at for call in self._calls if call.kind == "get" or self._may_have_ended(call)]
         for put in self._puts:
             if put.returned_at is not None and not any(at >= put.invoked_at for at in seen):
                 self._verdict.lost.append(f"{self._id}, put by {put.owner} at {put.invoked_at:.3f}")
 
-    def _ended(self, call: Call) -> bool:
-        """Whether the call ended a life; an acknowledgement of an unknown id does not."""
+    def _may_have_ended(self, call: Call) -> bool:
+        """Whether the call may have ended a life; an acknowledgement of an unknown id does not.
+
+        One that reports the id as lost may: a ref that is back in pending/ goes to done/ all the same.
+        """
         if call.kind == "arrived":
             return True
-        return call.done_with(self._id) and any(get.owner == call.owner for get in self._gets)
+        ends = call.kind == "ack" or (call.kind == "fail" and call.final)
+        return ends and any(get.owner == call.owner for get in self._gets)
 
     def _check_unexpected(self) -> None:
         starts = [call for call in self._calls if call.kind in ("put", "requeue", "move")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 from collections.abc import Callable
 from typing import NamedTuple
@@ -23,6 +24,9 @@ class Status(NamedTuple):
     st_size: int
     st_mtime_ns: int
     st_ctime_ns: int
+    st_dev: int = 1
+    st_uid: int = os.geteuid()
+    st_gid: int = os.getegid()
 
     @property
     def st_mtime(self) -> float:

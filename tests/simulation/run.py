@@ -18,6 +18,7 @@ from history import Verdict, check
 from recording import OVERLAP, Call, Line, Log, calls_in
 
 from fsqueue import FileSampleRefQueue, SampleRef, StaleLockWarning, names
+from fsqueue.check import check_queue
 from fsqueue.codec import Codec
 from fsqueue.errors import CorruptRefError
 from fsqueue.fileops import using
@@ -185,6 +186,7 @@ class _Run:
             problems += verdict.problems()
             problems += self._errors()
             problems += self._contents()
+            problems += self._damage()
             if self._plan.lock != "none" and not world.overlaps:
                 problems += [f"queued twice: {line}" for line in self._observer.twice]
         return Outcome(self._plan, verdict, problems, world.calls, world.trace or [])
@@ -240,6 +242,11 @@ class _Run:
         """Only a file handle that the server reported as stale may come out as an error."""
         errors = [error for script in self._scripts for error in script.errors]
         return [f"error {os.strerror(error.errno or 0)}: {error}" for error in errors if error.errno != errno.ESTALE]
+
+    def _damage(self) -> list[str]:
+        """What `fsqueue check` finds in the drained queue."""
+        with using(self._fresh_machine("check").ops):
+            return [f"damage {found.kind}: {found.path}: {found.problem}" for found in check_queue(QUEUE)]
 
     def _contents(self) -> list[str]:
         """What is in done/ and failed/ at the end is what was put, and an id that was put once is there once."""
