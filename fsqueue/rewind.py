@@ -7,7 +7,6 @@ checkpoint of step s with the parameters of step s, so every ref acked later has
 from __future__ import annotations
 
 from fsqueue import names
-from fsqueue.codec import Bookkeeping
 from fsqueue.errors import LeasesHeldError
 from fsqueue.fileops import despite_errors
 from fsqueue.handle import Handle
@@ -35,7 +34,7 @@ def rewind(handle: Handle, after_step: int, force: bool) -> list[str]:
     later = _acked_later(handle, after_step)
     returned: list[str] = []
     for start in range(0, len(later), _BATCH):
-        _put_back(handle, later[start : start + _BATCH], after_step, holders, returned)
+        _put_back(handle, later[start : start + _BATCH], after_step, returned)
     return returned
 
 
@@ -49,35 +48,39 @@ def _acked_later(handle: Handle, after_step: int) -> list[tuple[int, str, str]]:
     return sorted(found)
 
 
-def _put_back(
-    handle: Handle,
-    batch: list[tuple[int, str, str]],
-    after_step: int,
-    holders: dict[str, list[str]],
-    returned: list[str],
-) -> None:
+def _put_back(handle: Handle, batch: list[tuple[int, str, str]], after_step: int, returned: list[str]) -> None:
+    """Fetch a batch from done/, see which of it is live elsewhere by now, and put the others back.
+
+    RACE: looking first and fetching then would miss a ref whose next life is claimed in between.
+    """
     layout, moves = handle.layout, handle.moves
     back: list[str] = []
+    fetched: list[tuple[int, str, str]] = []
+
+    def fetch(entry: tuple[int, str, str]) -> None:
+        if not handle.ops.is_there(layout.pending.fd, names.ref_file(entry[1])) and moves.fetch(
+            layout.done, entry[2], entry[1]
+        ):
+            fetched.append(entry)
 
     def put_back(entry: tuple[int, str, str]) -> None:
         step, stem, name = entry
-        if stem in holders or handle.ops.is_there(layout.pending.fd, names.ref_file(stem)):
+        elsewhere = [owner for owner in holders.get(stem, []) if owner != handle.owner]
+        if elsewhere or handle.ops.is_there(layout.pending.fd, names.ref_file(stem)):
+            moves.move(layout.leased, names.leased_file(stem, handle.owner), layout.done, name)
             return
         reason = f"acked at step {step}, rewound to step {after_step}"
-
-        def change(bookkeeping: Bookkeeping) -> None:
-            record("rewound", handle.clock.now(), handle.owner, reason)(bookkeeping)
-
-        try:
-            if moves.fetch(layout.done, name, stem) and moves.annotate(stem, change) and moves.give_back(stem):
-                handle.held.forget(stem)
-                back.append(stem)
-        except BaseException:
-            handle.stray([stem])
-            raise
+        if moves.annotate(stem, record("rewound", handle.clock.now(), handle.owner, reason)) and moves.give_back(stem):
+            handle.held.forget(stem)
+            back.append(stem)
 
     try:
-        despite_errors(put_back, batch)
+        despite_errors(fetch, batch)
+        holders = moves.holders()
+        despite_errors(put_back, fetched)
+    except BaseException:
+        handle.stray(stem for _, stem, _ in fetched if stem not in back)
+        raise
     finally:
         handle.requeue_order(back)
         returned += back

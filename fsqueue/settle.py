@@ -150,20 +150,22 @@ class Settler:
         finally:
             if strangers:
                 with handle.mutex:
-                    self._settle_strangers(strangers, settle, from_pending)
+                    lost += self._settle_strangers(strangers, settle, from_pending)
         return lost
 
-    def _settle_strangers(self, stems: list[str], settle: _Settle, from_pending: bool) -> None:
-        """Take refs over from whoever leases them, then settle them."""
+    def _settle_strangers(self, stems: list[str], settle: _Settle, from_pending: bool) -> list[str]:
+        """Take refs over from whoever leases them, then settle them; returns those lost again meanwhile."""
         handle = self._handle
         handle.announce()
+        lost: list[str] = []
 
         def take_over_and_settle(stem: str, owners: list[str]) -> bool:
             may_take_over = handle.held.ending(stem) is None
             try:
                 taken = [owner for owner in owners if may_take_over and self._take_over(stem, owner)]
                 if taken or (from_pending and not owners and handle.moves.claim(stem)):
-                    settle(stem)
+                    if not settle(stem):
+                        lost.append(stem)
                     return True
                 return bool(owners) and not may_take_over
             except BaseException:
@@ -171,6 +173,7 @@ class Settler:
                 raise
 
         self._search(stems, take_over_and_settle)
+        return lost
 
     def _take_over(self, stem: str, owner: str) -> bool:
         """Make another owner's lease this handle's for as long as settling it takes."""

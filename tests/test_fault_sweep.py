@@ -15,7 +15,7 @@ from proof.operations import OPERATIONS, Operation
 
 pytest_plugins = ["proof.summary"]
 
-STRIDE = 8
+STRIDE = 11
 
 
 def sweep(tmp_path: Path, operation: Operation, size: int, fault: Fault, places: Iterable[int], **options: Any) -> None:
@@ -36,7 +36,7 @@ def sweep(tmp_path: Path, operation: Operation, size: int, fault: Fault, places:
 def test_faults_here_and_there(tmp_path: Path, operation: Operation) -> None:
     """The error is fsqueue's and names path and cause; the repeated call completes; all is delivered once.
 
-    Every fault at every eighth place, beginning at another place for each.
+    Every fault at every eleventh place, beginning at another place for each.
     """
     for number, fault in enumerate(FAULTS):
         path = tmp_path / str(number)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from simulation.script import make_ref
 
-from fsqueue import FileSampleRefQueue, SampleRef
+from fsqueue import FileSampleRefQueue, SampleRef, admin
 from fsqueue.fileops import using
 from powercut.journal import Entries, Journal, Record, Synced, Truncate, Write
 from powercut.trial import QUEUE
@@ -27,11 +28,9 @@ class Stage:
         self._durable = durable
         self._handles: list[Handle] = []
 
-    def open(self, max_attempts: int | None = None) -> Handle:
+    def open(self, **options: Any) -> Handle:
         with using(self.journal.ops):
-            handle = FileSampleRefQueue(
-                self.base / QUEUE, lease_timeout_s=LEASE_S, durable=self._durable, max_attempts=max_attempts
-            )
+            handle = FileSampleRefQueue(self.base / QUEUE, lease_timeout_s=LEASE_S, durable=self._durable, **options)
         self._handles.append(handle)
         return handle
 
@@ -132,6 +131,32 @@ def reclaim(stage: Stage) -> None:
     assert stage.open().reclaim() == 1
 
 
+def ack_without_done_files(stage: Stage) -> None:
+    """Acknowledged refs are removed."""
+    queue = stage.open(keep_done=False)
+    stage.put(queue, "a", "b")
+    stage.settled("ack", ["a"], queue.ack(queue.get(1)))
+
+
+def requeue(stage: Stage) -> None:
+    """A dead letter goes back to pending/, its bookkeeping shorter than before."""
+    queue = stage.open()
+    stage.put(queue, "a")
+    stage.settled("final fail", ["a"], queue.fail(queue.get(1), "a reason that is rather long", retryable=False))
+    stage.journal.mark("put begins", ["a"])
+    with using(stage.journal.ops):
+        admin.requeue(str(stage.base / QUEUE), ["a"])
+
+
+def rewind(stage: Stage) -> None:
+    """What was acknowledged after a checkpoint comes back."""
+    queue = stage.open()
+    stage.put(queue, "a", "b")
+    stage.settled("ack", ["a", "b"], queue.ack(queue.get(2), step=3))
+    stage.journal.mark("put begins", ["a", "b"])
+    queue.rewind(after_step=2)
+
+
 def put_again(stage: Stage) -> None:
     """An acknowledged id begins a second life."""
     queue = stage.open()
@@ -159,6 +184,9 @@ SCRIPTS: dict[str, Callable[[Stage], None]] = {
         fail_finally,
         release,
         reclaim,
+        ack_without_done_files,
+        requeue,
+        rewind,
         put_again,
     )
 }

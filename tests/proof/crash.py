@@ -18,6 +18,7 @@ from typing import Any
 
 from fsqueue import fileops
 from fsqueue.check import Violation, check_queue, repair
+from proof import tally
 from proof.operations import FAILED, LIVE, Operation
 from proof.stages import CORRUPT, Stage, new_batch
 from proof.verdict import Bystanders, StoppedClock, assert_drains, assert_landed, census
@@ -95,11 +96,19 @@ def _judge(path: Path, batch: list[Any], operation: Operation, bystanders: Bysta
     if bystanders is not None:
         assert bystanders.queue.ack(bystanders.held) == []
         assert not any(LIVE in states for found, states in census(path).items() if found != CORRUPT)
-    assert checked(path) == []
-    with fileops.using(StoppedClock()):
-        repair(path)
+    _assert_repairable(path)
+
+
+def _assert_repairable(path: Path) -> None:
+    """There is no damage; where a killed process left something behind, a repair removes it."""
     left = checked(path, notes=True)
-    assert left == [], f"after a repair, check finds {left}"
+    assert all(found.severity == "note" for found in left), f"check finds {left}"
+    if left:
+        tally.count("crash points that left something for a repair to remove")
+        with fileops.using(StoppedClock()):
+            repair(path)
+        left = checked(path, notes=True)
+        assert left == [], f"after a repair, check finds {left}"
 
 
 def checked(path: Path, notes: bool = False) -> list[Violation]:

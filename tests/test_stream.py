@@ -1,0 +1,252 @@
+"""Streams over a queue: membership, the end, watermarks, rewinding, and the trainer's view."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import warnings
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsqueue import (
+    FileSampleRefQueue,
+    LeasesHeldError,
+    MemberFailedError,
+    PartialWindowWarning,
+    QueueConfigError,
+    SampleRef,
+    StreamEndedError,
+    StreamStalledError,
+    TrainerView,
+    stream,
+)
+from fsqueue.check import check_queue
+
+SPAWN = multiprocessing.get_context("spawn")
+GUARD_S = 60.0
+
+
+def refs(count: int, start: int = 0) -> list[SampleRef]:
+    return [
+        SampleRef(f"s{i:04d}", "run", None, "file:///f", {}, {}, "eagle3", estimated_bytes=100)
+        for i in range(start, start + count)
+    ]
+
+
+def ids(found: list[SampleRef]) -> list[str]:
+    return [ref.sample_id for ref in found]
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> Any:
+    with FileSampleRefQueue(tmp_path / "q", durable=False, lease_timeout_s=60) as it:
+        yield it
+
+
+def produce(path: str, name: str, count: int, start: int) -> None:
+    with FileSampleRefQueue(path, durable=False) as mine, mine.producer(name, expected=2):
+        for ref in refs(count, start):
+            mine.put_when_below([ref], high=16, low=8)
+
+
+def train(pipe: Connection, path: str, rank: int, world: int) -> None:
+    got: list[str] = []
+    warnings.simplefilter("ignore", PartialWindowWarning)
+    with FileSampleRefQueue(path, durable=False) as mine, TrainerView(mine, partition=(rank, world), batch=3) as view:
+        step = 0
+        while batch := view.get():
+            assert len(batch) == 3
+            step += 1
+            assert view.ack(batch, step=step) == []
+            got += ids(batch)
+    pipe.send(got)
+
+
+def join_and_wait(pipe: Connection, path: str) -> None:
+    mine = FileSampleRefQueue(path, durable=False)
+    mine.producer("rollout-0")
+    pipe.send("joined")
+    signal.pause()
+
+
+def reap(processes: list[SpawnProcess]) -> None:
+    for process in processes:
+        process.join(GUARD_S)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            raise AssertionError(f"{process} hung")
+        assert process.exitcode == 0
+
+
+def test_ranks_get_equal_numbers_of_batches_and_nothing_is_lost(queue: FileSampleRefQueue[SampleRef]) -> None:
+    """Two producers and three ranks in processes of their own: as many batches for every rank, the rest is pending."""
+    pipes = [SPAWN.Pipe() for _ in range(3)]
+    processes = [SPAWN.Process(target=produce, args=(queue.path, f"rollout-{k}", 40, 1000 * k)) for k in range(2)]
+    processes += [SPAWN.Process(target=train, args=(pipes[r][1], queue.path, r, 3)) for r in range(3)]
+    for process in processes:
+        process.start()
+    got = [pipe.recv() for pipe, _ in pipes if pipe.poll(GUARD_S)]
+    reap(processes)
+    assert len(got) == 3 and len({len(batch) for batch in got}) == 1
+    counts = queue.counts()
+    trained = [sample_id for batch in got for sample_id in batch]
+    assert len(set(trained)) == len(trained) == counts.done
+    assert counts.pending + counts.done == 80 and counts.leased == 0
+    assert check_queue(queue.path) == []
+
+
+def test_drained_means_closed_and_nothing_pending_or_leased(queue: FileSampleRefQueue[SampleRef]) -> None:
+    """Neither an empty queue nor a closed producer is the end by itself."""
+    assert not queue.drained()
+    with queue.producer("rollout-0"):
+        queue.put(refs(1))
+        assert not queue.drained()
+    assert not queue.drained()
+    leased = queue.get(1)
+    assert not queue.drained()
+    queue.ack(leased)
+    assert queue.drained()
+
+
+def test_the_stream_waits_for_the_expected_number_of_producers(queue: FileSampleRefQueue[SampleRef]) -> None:
+    """One producer that comes and goes early, or twice, does not end a stream of two."""
+    for _ in range(2):
+        with queue.producer("rollout-0", expected=2):
+            pass
+        assert not queue.drained()
+    with queue.producer("rollout-1", expected=2):
+        pass
+    assert queue.drained()
+
+
+def test_a_producer_s_exception_reaches_the_consumers(queue: FileSampleRefQueue[SampleRef]) -> None:
+    """An exception inside the block marks the producer failed, with reason and traceback, whatever its text."""
+    with pytest.raises(ValueError), queue.producer("rollout-0"):
+        raise ValueError("bad \ud800 prompt")
+    with pytest.raises(MemberFailedError, match=r"rollout-0.*bad .* prompt") as caught:
+        queue.stream().raise_failures("producer")
+    assert "Traceback" in (caught.value.traceback or "")
+
+
+def test_a_restarted_producer_takes_its_failed_namesake_s_place(queue: FileSampleRefQueue[SampleRef]) -> None:
+    """After a failure, a producer of the same name makes the stream whole again; a live namesake is refused."""
+    with pytest.raises(RuntimeError), queue.producer("rollout-0"):
+        raise RuntimeError("out of memory")
+    with queue.producer("rollout-0"):
+        queue.stream().raise_failures("producer")
+        with pytest.raises(QueueConfigError, match="another name"):
+            queue.producer("rollout-0")
+    assert queue.drained()
+
+
+def test_a_killed_producer_is_noticed(queue: FileSampleRefQueue[SampleRef], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A producer that was killed fails the stream once it has been silent for the documented time."""
+    ours, theirs = SPAWN.Pipe()
+    child = SPAWN.Process(target=join_and_wait, args=(theirs, queue.path))
+    child.start()
+    try:
+        assert ours.poll(GUARD_S) and ours.recv() == "joined"
+        queue.stream().raise_failures("producer")
+    finally:
+        child.kill()
+        child.join()
+    (file,) = list((Path(queue.path) / "stream").iterdir())
+    past = file.stat().st_mtime - stream.DEAD_AFTER_S - 1
+    os.utime(file, (past, past))
+    with pytest.raises(MemberFailedError, match=r"rollout-0.*gone or silent"):
+        queue.stream().raise_failures("producer")
+
+
+def test_watermarks_pause_a_producer(queue: FileSampleRefQueue[SampleRef]) -> None:
+    """At the high watermark a put waits, and gives up with an error that says who consumes; below it does not."""
+    queue.put_when_below(refs(4), high=4, low=2)
+    with pytest.raises(StreamStalledError, match="no consumer has joined"):
+        queue.put_when_below(refs(1, 10), high=4, low=2, timeout_s=0.05)
+    assert queue.depth() == 4
+    queue.ack(queue.get(3))
+    queue.put_when_below(refs(1, 10), high=4, low=2, timeout_s=0.05)
+    assert queue.depth() == 2
+
+
+def test_a_producer_at_the_watermark_stops_when_the_consumers_have_left(queue: FileSampleRefQueue[SampleRef]) -> None:
+    """Consumers that left, or failed, end the wait with an error of their own."""
+    queue.put(refs(4))
+    with queue.consumer("trainer-0"):
+        pass
+    with pytest.raises(StreamEndedError):
+        queue.put_when_below(refs(1, 10), high=4)
+    with pytest.raises(RuntimeError), queue.consumer("trainer-0"):
+        raise RuntimeError("loss is nan")
+    with pytest.raises(MemberFailedError, match="loss is nan"):
+        queue.put_when_below(refs(1, 10), high=4)
+
+
+def test_a_high_watermark_below_the_quantum_is_refused(queue: FileSampleRefQueue[SampleRef]) -> None:
+    """Consumers that take 16 at a time would starve below a watermark of 8."""
+    queue.publish_quantum(dp_size=4, batch_size=2, accumulation_steps=2)
+    with pytest.raises(QueueConfigError, match="use 16 or more"):
+        queue.put_when_below(refs(1), high=8)
+
+
+def test_rewind_puts_back_what_was_acked_after_the_checkpoint(queue: FileSampleRefQueue[SampleRef]) -> None:
+    """Exactly the refs of later steps come again, in order, without an attempt counted; twice changes nothing."""
+    queue.put(refs(6))
+    for step in (1, 2, 3):
+        queue.ack(queue.get(2), step=step)
+    assert queue.rewind(after_step=1) == ["s0002", "s0003", "s0004", "s0005"]
+    assert queue.rewind(after_step=1) == []
+    assert ids(queue.get(6)) == ["s0002", "s0003", "s0004", "s0005"]
+    assert queue.counts().done == 2
+    assert check_queue(queue.path) == []
+
+
+def test_rewind_is_refused_while_another_owner_holds_leases(queue: FileSampleRefQueue[SampleRef]) -> None:
+    """A running trainer's acks would carry steps of the run that crashed; force overrides."""
+    queue.put(refs(2))
+    queue.ack(queue.get(1), step=5)
+    with FileSampleRefQueue(queue.path, durable=False) as other:
+        leased = other.get(1)
+        with pytest.raises(LeasesHeldError, match="release --owner"):
+            queue.rewind(after_step=1)
+        assert queue.rewind(after_step=1, force=True) == ["s0000"]
+        assert other.ack(leased, step=6) == []
+
+
+def test_a_single_rank_gives_a_partial_batch_back(queue: FileSampleRefQueue[SampleRef]) -> None:
+    """The end of a drained stream is an empty list; what was too little for a batch is pending, and said so."""
+    with queue.producer("rollout-0"):
+        queue.put(refs(5))
+    with TrainerView(queue, batch=2) as view:
+        assert ids(view.get()) == ["s0000", "s0001"]
+        assert ids(view.get()) == ["s0002", "s0003"]
+        assert view.ack_ids(["s0000", "s0001", "s0002", "unknown"], step=1) == []
+        with pytest.warns(PartialWindowWarning, match="1 refs"):
+            assert view.get() == []
+        assert queue.in_flight() == 1
+    assert (queue.depth(), queue.in_flight()) == (2, 0)
+
+
+def test_an_idle_view_says_who_was_last_seen(queue: FileSampleRefQueue[SampleRef]) -> None:
+    """Nothing for too long is an error that names the producers, not the end of the data."""
+    view = TrainerView(queue, batch=1, idle_timeout_s=0.01)
+    with queue.producer("rollout-0"), view, pytest.raises(StreamStalledError, match=r"rollout-0.*last seen"):
+        view.get()
+
+
+class Stopped:
+    def is_set(self) -> bool:
+        return True
+
+
+def test_an_interrupted_view_gives_back_what_it_has(queue: FileSampleRefQueue[SampleRef]) -> None:
+    """A stop event ends the wait; the view can go on afterwards."""
+    queue.put(refs(1))
+    with TrainerView(queue, batch=1) as view:
+        assert view.get_interruptible(1, stop_event=Stopped()) == []
+        assert ids(view.get()) == ["s0000"]
