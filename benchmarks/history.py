@@ -105,10 +105,11 @@ def check(
             about[sample_id].append(call)
     overlaps = None if not lock_excludes else [call for call in history if call.kind == OVERLAP]
     deaths = {call.owner: call.invoked_at for call in history if call.kind == "died"}
+    observed = any(call.kind == "arrived" for call in history)
     timeout_s = inf if lease_timeout_s is None else lease_timeout_s
     verdict = Verdict()
     for sample_id, concerned in about.items():
-        _History(sample_id, concerned, overlaps, deaths, timeout_s, grain_s, verdict).check()
+        _History(sample_id, concerned, overlaps, deaths, timeout_s, grain_s, observed, verdict).check()
     return verdict
 
 
@@ -123,6 +124,7 @@ class _History:
         deaths: dict[str, float],
         timeout_s: float,
         grain_s: float,
+        observed: bool,
         verdict: Verdict,
     ) -> None:
         self._id = sample_id
@@ -131,6 +133,7 @@ class _History:
         self._deaths = deaths
         self._timeout_s = timeout_s
         self._grain_s = grain_s
+        self._observed = observed
         self._verdict = verdict
         self._puts = [call for call in calls if call.kind == "put"]
         self._gets = sorted((call for call in calls if call.kind == "get"), key=lambda call: call.over_at)
@@ -158,10 +161,11 @@ class _History:
     def _may_have_ended(self, call: Call) -> bool:
         """Whether the call may have ended a life; an acknowledgement of an unknown id does not.
 
-        One that reports the id as lost may: a ref that is back in pending/ goes to done/ all the same.
+        One that reports the id as lost may: a ref that is back in pending/ goes to done/ all the same. Where an
+        observer watched, only what it saw counts.
         """
-        if call.kind == "arrived":
-            return True
+        if self._observed or call.kind == "arrived":
+            return call.kind == "arrived"
         ends = call.kind == "ack" or (call.kind == "fail" and call.final)
         return ends and any(get.owner == call.owner for get in self._gets)
 

@@ -14,6 +14,7 @@ from proof import tally
 pytest_plugins = ["proof.summary"]
 
 SAMPLE = 40
+CHOICES = 128
 
 
 def cut(tmp_path: Path, script: str, rules: str, durable: bool, limit: int | None = None) -> Survey:
@@ -33,7 +34,7 @@ def test_a_journal_keeps_what_was_durable(tmp_path: Path, script: str) -> None:
     assert cut(tmp_path, script, "journalled", durable=True).came_back == 0
 
 
-@pytest.mark.parametrize("script", ["create", "put_one", "put_three", "put_twice", "put_known_before_it_is_synced"])
+@pytest.mark.parametrize("script", ["create", "put_one", "put_twice", "put_known_before_it_is_synced"])
 def test_every_entry_for_itself_keeps_what_was_durable(tmp_path: Path, script: str) -> None:
     """The weakest rules: what was not fsynced may be gone, entry by entry; no ref whose put returned is lost."""
     cut(tmp_path, script, "weakest", durable=True)
@@ -42,11 +43,11 @@ def test_every_entry_for_itself_keeps_what_was_durable(tmp_path: Path, script: s
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_entry_for_itself_in_every_script(tmp_path: Path, script: str) -> None:
-    """The same for the scripts that have more states."""
-    cut(tmp_path, script, "weakest", durable=True)
+    """The same for the scripts that have more states; where a cut allows very many, for a sample of them."""
+    cut(tmp_path, script, "weakest", durable=True, limit=CHOICES)
 
 
-@pytest.mark.parametrize("script", ["create", "put_one", "put_twice"])
+@pytest.mark.parametrize("script", ["create", "put_one"])
 def test_without_durability_the_queue_can_be_mended(tmp_path: Path, script: str) -> None:
     """Whatever is gone, check --repair ends with a consistent queue that goes on working."""
     cut(tmp_path, script, "journalled", durable=False)

@@ -51,7 +51,7 @@ class Synced:
 
 @dataclass(frozen=True)
 class Moment:
-    """Where the script is: "put begins", "put returned", "ack returned" or "final fail returned".
+    """Where the script is: "put begins", "put returned", "removal begins", "ack returned", "final fail returned".
 
     Attributes:
         ids: of a call that has returned, those that it did not report as lost.

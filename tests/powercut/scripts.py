@@ -135,7 +135,9 @@ def ack_without_done_files(stage: Stage) -> None:
     """Acknowledged refs are removed."""
     queue = stage.open(keep_done=False)
     stage.put(queue, "a", "b")
-    stage.settled("ack", ["a"], queue.ack(queue.get(1)))
+    refs = queue.get(1)
+    stage.journal.mark("removal begins", ["a"])
+    stage.settled("ack", ["a"], queue.ack(refs))
 
 
 def requeue(stage: Stage) -> None:

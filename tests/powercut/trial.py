@@ -142,6 +142,8 @@ class Promises:
             self.settled.difference_update(moment.ids)
         elif moment.what == "put returned":
             self.kept.update(moment.ids)
+        elif moment.what == "removal begins":
+            self.kept.difference_update(moment.ids)
         else:
             self.settled.update(moment.ids)
 
