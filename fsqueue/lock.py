@@ -26,6 +26,7 @@ GET_PATIENCE_S = 2.0
 PUT_TIMEOUT_S = 30.0
 STUCK_FOR_S = 10.0
 LEASE_DURATION_S = 15.0
+_LEASE_ROUNDS = 4
 _FIRST_PAUSE_S = 0.00005
 _LONGEST_PAUSE_S = 0.005
 _UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
@@ -79,8 +80,10 @@ class OrderFile:
         """
         self._mutex.acquire()
         try:
+            rounds = 0
             while not self._acquire_within(PUT_TIMEOUT_S):
-                self._replace()
+                rounds += 1
+                self._replace(rounds)
         except BaseException:
             self._give_up()
             raise
@@ -248,14 +251,14 @@ class OrderFile:
                 raise
             return True
 
-    def _replace(self) -> None:
+    def _replace(self, rounds: int) -> None:
         """Put a fresh copy of the order file in the place of one whose lock does not come free.
 
         RACE: of many waiters, those that come second find another inode and wait for its lock; two that
         replace at the same instant may both go on, which costs order and deduplication, nothing else.
         """
         if self._lease is not None:
-            self._break_stale_lease(self._lease.lock_file)
+            self._break_stale_lease(self._lease.lock_file, rounds)
             return
         if self._was_replaced():
             self._drop()
@@ -285,7 +288,7 @@ class OrderFile:
             stacklevel=2,
         )
 
-    def _break_stale_lease(self, path: str) -> None:
+    def _break_stale_lease(self, path: str, rounds: int) -> None:
         """Remove a lease file that nobody refreshes, such as the empty one of a process killed while making it.
 
         Raises:
@@ -296,6 +299,8 @@ class OrderFile:
         if refreshed_at is None:
             return
         if FilesystemClock(self.ops, self.root).now() - refreshed_at < LEASE_DURATION_S:
-            raise LockTimeoutError(path, PUT_TIMEOUT_S)
+            if rounds < _LEASE_ROUNDS:
+                return  # each holder that was killed costs a whole lease; wait for some of them
+            raise LockTimeoutError(path, rounds * PUT_TIMEOUT_S)
         self.ops.remove(self.root.fd, name)
         warnings.warn(f"removed {path}, which nobody refreshed any more", StaleLockWarning, stacklevel=3)
