@@ -285,6 +285,10 @@ class Moves:
                 found[parsed[0]].append(parsed[1])
         return found
 
+    def owners_holding(self) -> frozenset[str]:
+        """The owners that lease anything, by one listing."""
+        return frozenset(owner for owners in self.holders().values() for owner in owners)
+
     def _mine(self, stem: str) -> str:
         return names.leased_file(stem, self._owner)
 

@@ -1,71 +1,114 @@
 """Agreement between data-parallel ranks that every one of them has its share of a window, or that none gets one.
 
-    stream/rank@<session>.<rank>.<world>@<window>.<ready|starved>.json
-    stream/verdict@<session>@<window>.<go|end>.json
+    stream/rank@<session>.<rank>.<world>@<window>.<ready|starved>.json    {"owner": its own, "leader": rank 0's owner}
+    stream/verdict@<session>@<window>.<go|end>.json                       {"owners": [rank 0's, rank 1's, ...]}
 
-Each rank renames its one file from state to state. Rank 0 alone decides, and its verdict is final: go when all
-are ready, end when all have spoken and some are starved.
+Each rank renames its one file from state to state. Rank 0 leads: it alone decides, and its verdict is final: go
+when all are ready, end when all have spoken and some are starved. What an earlier run of the same session left
+behind is never mistaken for this run's: a post counts for the leader that it names, a verdict for the owners that
+it names, and an owner's name is never used twice.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, TypeVar
+
+import msgspec
 
 from fsqueue import names
-from fsqueue.fileops import Directory
+from fsqueue.codec import UNDECODABLE
+from fsqueue.errors import CorruptRefError
 from fsqueue.handle import Handle
+from fsqueue.stream import Stream
 
 Post = Literal["ready", "starved"]
 Verdict = Literal["go", "end"]
+_T = TypeVar("_T")
+
+
+class _Post(msgspec.Struct, frozen=True):
+    owner: str
+    leader: str
+
+
+class _Verdict(msgspec.Struct, frozen=True):
+    owners: list[str]
 
 
 class Rendezvous:
     """One rank's part in the agreement.
 
+    Args:
+        members: the name under which each rank is a consumer of the stream, by rank.
+
     Attributes:
         window: the window that is being agreed on, from 0.
     """
 
-    def __init__(self, handle: Handle, directory: Directory, rank: int, world: int, session: str) -> None:
+    def __init__(self, handle: Handle, stream: Stream, rank: int, members: Sequence[str], session: str) -> None:
         self._handle = handle
-        self._directory = directory
+        self._stream = stream
         self._rank = rank
-        self._world = world
+        self._members = members
         self._session = names.owner_name(session or "default").replace(".", "%2e")
-        self._file: str | None = None
-        self._verdict_file: str | None = None
+        self._leader: str | None = handle.owner if rank == 0 else None
+        self._shown: dict[str, tuple[str, bytes]] = {}
         self.window = 0
         self._forget_earlier_run()
 
     def _forget_earlier_run(self) -> None:
-        mine = [f"rank@{self._session}.{self._rank}.{self._world}@"]
+        mine = [self._post_prefix(self._rank)]
         if self._rank == 0:
-            mine.append(f"verdict@{self._session}@")
-        for name in self._directory.listing():
+            mine.append(self._verdict_prefix())
+        for name in self._stream.directory.listing():
             if name.startswith(tuple(mine)):
-                self._handle.ops.remove(self._directory.fd, name)
+                self._handle.ops.remove(self._stream.directory.fd, name)
+
+    def owners(self) -> frozenset[str]:
+        """The owners under which the ranks lease."""
+        found = self._stream.open_owners("consumer")
+        return frozenset(found[name] for name in self._members if name in found)
+
+    def look_for_leader(self) -> None:
+        """Learn who rank 0 is; it may have been started after this rank, or again."""
+        if self._rank != 0:
+            self._leader = self._stream.open_owners("consumer").get(self._members[0])
 
     def post(self, post: Post) -> None:
         """Say how this rank stands in the current window; saying it again costs nothing."""
-        name = f"rank@{self._session}.{self._rank}.{self._world}@{self.window}.{post}{names.SUFFIX}"
-        if name != self._file:
-            self._replace(self._file, name)
-            self._file = name
+        if self._leader is None:
+            self.look_for_leader()
+        if self._leader is not None:
+            content = msgspec.json.encode(_Post(self._handle.owner, self._leader))
+            self._show("post", f"{self._post_prefix(self._rank)}{self.window}.{post}{names.SUFFIX}", content)
 
     def verdict(self) -> Verdict | None:
         """The verdict on the current window, made here where this is rank 0; None while there is none."""
-        listing = self._directory.listing()
+        listing = self._stream.directory.listing()
         for verdict in ("go", "end"):
-            if self._verdict_name(verdict) in listing:
+            name = f"{self._verdict_prefix()}{self.window}.{verdict}{names.SUFFIX}"
+            if name in listing and self._is_for_me(name):
                 return verdict
-        if self._rank != 0:
-            return None
+        return self._decide(listing) if self._rank == 0 else None
+
+    def _is_for_me(self, name: str) -> bool:
+        said = self._read(name, _Verdict)
+        return said is not None and said.owners[self._rank : self._rank + 1] == [self._handle.owner]
+
+    def _decide(self, listing: list[str]) -> Verdict | None:
         posts = self._posts(listing)
-        if len(posts) < self._world:
+        if len(posts) < len(self._members):
+            return None
+        said = [
+            self._read(f"{self._post_prefix(rank)}{self.window}.{posts[rank]}{names.SUFFIX}", _Post) for rank in posts
+        ]
+        owners = [post.owner for post in said if post is not None and post.leader == self._handle.owner]
+        if len(owners) < len(self._members):
             return None
         decided: Verdict = "go" if all(post == "ready" for post in posts.values()) else "end"
-        self._replace(self._verdict_file, self._verdict_name(decided))
-        self._verdict_file = self._verdict_name(decided)
+        content = msgspec.json.encode(_Verdict(owners))
+        self._show("verdict", f"{self._verdict_prefix()}{self.window}.{decided}{names.SUFFIX}", content)
         return decided
 
     def next_window(self) -> None:
@@ -73,25 +116,44 @@ class Rendezvous:
 
     def describe(self) -> str:
         """Which ranks have spoken, for error messages."""
-        posts = self._posts(self._directory.listing())
-        silent = [str(rank) for rank in range(self._world) if rank not in posts]
+        posts = self._posts(self._stream.directory.listing())
+        silent = [str(rank) for rank in range(len(self._members)) if rank not in posts]
         said = ", ".join(f"rank {rank} {post}" for rank, post in sorted(posts.items()))
         waiting_for = f", silent: {' '.join(silent)}" if silent else ""
         return f"window {self.window}: {said or 'no rank has spoken'}{waiting_for}"
 
     def _posts(self, listing: list[str]) -> dict[int, str]:
-        """Rank to post, of those that have spoken on the current window."""
+        """Rank to post, in the order of the ranks, of those that have spoken on the current window."""
         found = {}
-        for rank in range(self._world):
-            prefix = f"rank@{self._session}.{rank}.{self._world}@{self.window}."
+        for rank in range(len(self._members)):
+            prefix = f"{self._post_prefix(rank)}{self.window}."
             for name in listing:
                 if name.startswith(prefix):
                     found[rank] = name[len(prefix) : -len(names.SUFFIX)]
         return found
 
-    def _verdict_name(self, verdict: str) -> str:
-        return f"verdict@{self._session}@{self.window}.{verdict}{names.SUFFIX}"
+    def _post_prefix(self, rank: int) -> str:
+        return f"rank@{self._session}.{rank}.{len(self._members)}@"
 
-    def _replace(self, old: str | None, new: str) -> None:
-        if old is None or not self._handle.moves.move(self._directory, old, self._directory, new):
-            self._handle.moves.write(b"{}\n", self._directory, new)
+    def _verdict_prefix(self) -> str:
+        return f"verdict@{self._session}@"
+
+    def _show(self, kind: str, name: str, content: bytes) -> None:
+        """Let this rank's one file of a kind say something else: a rename where only its name changes."""
+        shown, directory = self._shown.get(kind), self._stream.directory
+        if shown == (name, content):
+            return
+        moved = (
+            shown is not None and shown[1] == content and self._handle.moves.move(directory, shown[0], directory, name)
+        )
+        if not moved:
+            self._handle.moves.write(content + b"\n", directory, name)
+            if shown is not None and shown[0] != name:
+                self._handle.ops.remove(directory.fd, shown[0])
+        self._shown[kind] = (name, content)
+
+    def _read(self, name: str, kind: type[_T]) -> _T | None:
+        try:
+            return msgspec.json.decode(self._handle.ops.read_file(self._stream.directory.fd, name), type=kind)
+        except (FileNotFoundError, CorruptRefError, *UNDECODABLE):
+            return None

@@ -169,8 +169,19 @@ class Stream:
         expected = max((member.record.expected for member in mine), default=1)
         return len(mine) >= max(1, expected) and all(member.state == "closed" for member in mine)
 
-    def drained(self) -> bool:
+    def open_owners(self, role: Role) -> dict[str, str]:
+        """Name to owner of the members of this role that have not left."""
+        return {
+            member.record.name: member.record.process.owner
+            for member in self.members()
+            if (member.role, member.state) == (role, "open")
+        }
+
+    def drained(self, besides: frozenset[str] = frozenset()) -> bool:
         """Whether nothing will ever be delivered again: all producers closed, nothing pending, nothing leased.
+
+        Args:
+            besides: owners whose leases do not count, since they ask.
 
         RACE: a ref may hop between pending/ and leased/ while they are listed one after the other. Both
         directories' mtimes must stay the same for longer than their grain around the empty listings.
@@ -181,7 +192,7 @@ class Stream:
         before = layout.pending.changed_at_ns(), layout.leased.changed_at_ns()
         if any(map(names.parse_pending, layout.pending.listing())):
             return False
-        if any(map(names.parse_leased, layout.leased.listing())):
+        if self._handle.moves.owners_holding() - besides:
             return False
         self._ops.sleep(_SETTLE_S)
         return before == (layout.pending.changed_at_ns(), layout.leased.changed_at_ns())

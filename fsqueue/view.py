@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-_LOOK_S = 0.02
+_FIRST_PAUSE_S = 0.005
+_SLOWING = 1.25
+_LONGEST_PAUSE_S = 0.25
 _MEMBERS_S = 1.0
 
 
@@ -33,13 +35,16 @@ class TrainerView(Generic[R]):
     """One data-parallel rank's view of a queue.
 
     `get` returns exactly the refs asked for, or none once the stream has ended. All ranks get the same number of
-    batches: a window of which some rank cannot get its share is given back to pending/ by all of them, with a
+    batches: the last refs, too few for a batch each, are given back to pending/ by all of them, with a
     `PartialWindowWarning`, and the stream ends there. Refs that are out are renewed by a thread where the queue
     object keeps no heartbeat. The view is a consumer of the stream from its making to its close.
 
     Args:
         queue: the queue.
-        partition: (rank, world size); None for a single rank.
+        partition: (rank, world size); None for a single rank. A rank takes the refs of its own partition first and
+            others where none of its own is pending: ids are never spread quite evenly, and ranks that take equal
+            numbers would leave ever more of some partition behind, up to the producers' watermark, where all wait
+            for each other.
         batch: refs in a batch, for all ranks alike.
         session: names one run of all ranks, such as a launcher's run id; restarted ranks need a new one unless
             all of the old ones are gone.
@@ -65,8 +70,9 @@ class TrainerView(Generic[R]):
         handle = queue._current_handle()
         self._handle = handle
         self._stream = queue.stream()
-        self._membership = queue.consumer(f"{session or 'trainer'}-{rank}", expected=self._world)
-        self._rendezvous = Rendezvous(handle, self._stream.directory, rank, self._world, session)
+        members = [f"{session or 'trainer'}-{k}" for k in range(self._world)]
+        self._membership = queue.consumer(members[rank], expected=self._world)
+        self._rendezvous = Rendezvous(handle, self._stream, rank, members, session)
         self._out: dict[str, R] = {}
         self._ended = False
         self._closed = threading.Event()
@@ -101,9 +107,10 @@ class TrainerView(Generic[R]):
     def _collect(self, wanted: int, refs: list[R], stop_event: StopEvent | None) -> bool:
         """Lease until all ranks have what they want; False when the stream has ended, or on the stop event."""
         ops = self._handle.ops
-        last_came = looked_at = renewed_at = ops.monotonic()
+        last_came = looked_at = ops.monotonic()
+        pause_s = _FIRST_PAUSE_S
         while stop_event is None or not stop_event.is_set():
-            found = self._queue.get(wanted - len(refs), _LOOK_S, partition=self._partition)
+            found = self._lease(wanted - len(refs), pause_s)
             refs += found
             now = ops.monotonic()
             last_came = now if found else last_came
@@ -112,56 +119,51 @@ class TrainerView(Generic[R]):
                 return not ended
             if now - looked_at > _MEMBERS_S:
                 looked_at = now
-                self._stream.raise_failures("producer")
-                self._stream.raise_failures("consumer")
-                self._raise_if_stalled(now - last_came, len(refs), wanted)
-            if now - renewed_at > _MEMBERS_S:
-                renewed_at = now
+                self._look_around(now - last_came, len(refs), wanted)
                 self._drop_lost(refs)
-            if not found:
-                ops.sleep(_LOOK_S)
+            pause_s = _FIRST_PAUSE_S if found else min(_SLOWING * pause_s, _LONGEST_PAUSE_S)
         return False
+
+    def _lease(self, wanted: int, pause_s: float) -> list[R]:
+        """Up to so many refs; waits pause_s at most, also where none is wanted any more."""
+        if not wanted:
+            self._handle.ops.sleep(pause_s)
+            return []
+        found = self._queue.get(wanted, pause_s, partition=self._partition)
+        return found if found or self._world == 1 else self._queue.get(wanted)
+
+    def _look_around(self, waited_s: float, have: int, wanted: int) -> None:
+        self._rendezvous.look_for_leader()
+        self._stream.raise_failures("producer")
+        self._stream.raise_failures("consumer")
+        if self._idle_timeout_s is not None and waited_s > self._idle_timeout_s:
+            raise StreamStalledError(
+                f"queue {self._queue.path}: no ref for {waited_s:.0f} s, {have} of {wanted} in hand; "
+                f"{self._rendezvous.describe()}; {self._stream.describe('producer')}"
+            )
 
     def _has_ended(self, complete: bool, found: bool) -> bool | None:
         """False: this window is on; True: the stream is over; None: neither is known yet.
 
-        A ref that is leased elsewhere may fail back, so a rank is starved only when all producers have closed and
-        nothing of its own is pending, and the end comes only when every rank waits here for the same window.
+        A ref that is leased elsewhere may fail back, so a rank is starved only when the stream is drained but for
+        what the ranks themselves have leased, and the end comes only when every rank waits here for the same window.
         """
-        if self._world == 1 and complete:
-            return False
-        if complete:
-            self._rendezvous.post("ready")
-        elif not found and self._stream.all_closed("producer") and not self._mine_pending():
-            if self._world == 1:
-                return True if self._only_mine_leased() else None
-            self._rendezvous.post("starved")
+        closed = not complete and not found and self._stream.all_closed("producer")
+        starved = closed and self._stream.drained(besides=self._rendezvous.owners())
         if self._world == 1:
-            return None
+            return False if complete else starved or None
+        if complete or starved:
+            self._rendezvous.post("ready" if complete else "starved")
         verdict = self._rendezvous.verdict()
         if verdict == "go" and not complete:
             return None  # a lease was lost after this rank had spoken: the others wait for it at their next step
         return None if verdict is None else verdict == "end"
-
-    def _mine_pending(self) -> bool:
-        return self._queue.depth() > 0 and self._partition is None
-
-    def _only_mine_leased(self) -> bool:
-        owners = {owner for held in self._handle.moves.holders().values() for owner in held}
-        return owners <= {self._handle.owner} and self._queue.depth() == 0
 
     def _drop_lost(self, refs: list[R]) -> None:
         """Renew what is in hand; a ref whose lease is lost will come again, to this rank or another."""
         if refs:
             lost = set(self._queue.renew(refs))
             refs[:] = [ref for ref in refs if id_of_ref(ref) not in lost]
-
-    def _raise_if_stalled(self, waited_s: float, have: int, wanted: int) -> None:
-        if self._idle_timeout_s is not None and waited_s > self._idle_timeout_s:
-            raise StreamStalledError(
-                f"queue {self._queue.path}: no ref for {waited_s:.0f} s, {have} of {wanted} in hand; "
-                f"{self._rendezvous.describe()}; {self._stream.describe('producer')}"
-            )
 
     def _give_back(self, refs: list[R], stopped: bool) -> None:
         self._queue.release(refs)

@@ -23,6 +23,7 @@ from fsqueue import (
     StreamEndedError,
     StreamStalledError,
     TrainerView,
+    dp_partition,
     stream,
 )
 from fsqueue.check import check_queue
@@ -94,10 +95,46 @@ def test_ranks_get_equal_numbers_of_batches_and_nothing_is_lost(queue: FileSampl
     got = [pipe.recv() for pipe, _ in pipes if pipe.poll(GUARD_S)]
     reap(processes)
     assert len(got) == 3 and len({len(batch) for batch in got}) == 1
-    counts = queue.counts()
     trained = [sample_id for batch in got for sample_id in batch]
-    assert len(set(trained)) == len(trained) == counts.done
-    assert counts.pending + counts.done == 80 and counts.leased == 0
+    assert len(set(trained)) == len(trained) == 72  # what is left is less than a batch for each of the three
+    assert queue.counts() == (8, 0, 72, 0)
+    assert check_queue(queue.path) == []
+
+
+def test_ranks_share_a_skewed_stream_below_a_watermark(queue: FileSampleRefQueue[SampleRef]) -> None:
+    """All refs belong to the partition of rank 0, and no more than four may be pending: rank 1 gets its half."""
+    ours = [ref for ref in refs(80) if dp_partition(ref.sample_id, 2) == 0][:24]
+    (_, zero), (_, one) = pipes = [SPAWN.Pipe() for _ in range(2)]
+    processes = [SPAWN.Process(target=train, args=(end, queue.path, r, 2)) for r, end in enumerate((zero, one))]
+    for process in processes:
+        process.start()
+    with queue.producer("rollout-0"):
+        for ref in ours:
+            queue.put_when_below([ref], high=4, low=2, timeout_s=GUARD_S)
+    got = [pipe.recv() for pipe, _ in pipes if pipe.poll(GUARD_S)]
+    reap(processes)
+    assert [len(batch) for batch in got] == [12, 12]
+    assert sorted(got[0] + got[1]) == ids(ours)
+    assert check_queue(queue.path) == []
+
+
+def test_what_a_killed_run_agreed_on_does_not_bind_the_next(queue: FileSampleRefQueue[SampleRef]) -> None:
+    """Rank 1 starts before rank 0 and finds the posts and the verdict of an earlier run of the same session."""
+    with queue.producer("rollout-0"):
+        queue.put(refs(6))
+    left = Path(queue.path) / "stream"
+    (left / "verdict@default@0.end.json").write_text('{"owners":["t.1.aaaaaa","t.2.bbbbbb"]}')
+    for rank, owner in enumerate(("t.1.aaaaaa", "t.2.bbbbbb")):
+        (left / f"rank@default.{rank}.2@0.starved.json").write_text(f'{{"owner":"{owner}","leader":"t.1.aaaaaa"}}')
+    pipes = [SPAWN.Pipe() for _ in range(2)]
+    processes = [SPAWN.Process(target=train, args=(pipes[r][1], queue.path, r, 2)) for r in range(2)]
+    processes[1].start()
+    while queue.in_flight() < 3:
+        assert not pipes[1][0].poll(0.01)
+    processes[0].start()
+    got = [pipe.recv() for pipe, _ in pipes if pipe.poll(GUARD_S)]
+    reap(processes)
+    assert [len(batch) for batch in got] == [3, 3]
     assert check_queue(queue.path) == []
 
 
