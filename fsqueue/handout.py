@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import msgspec
 
 from fsqueue import names
@@ -12,10 +10,10 @@ from fsqueue.errors import CorruptRefError
 from fsqueue.handle import Handle
 from fsqueue.order import Scan
 from fsqueue.records import dp_partition
+from fsqueue.tally import Unchanged
 
 SWEEP_S = 60.0
 _SORT_BY_MTIME_LIMIT = 4096
-_TRUST_AFTER_S = 2.0
 _CHEAP_SWEEP_S = 0.001
 _RELAX = 20
 
@@ -26,30 +24,14 @@ class _SampleId(msgspec.Struct):
     sample_id: str
 
 
-@dataclass
-class _Sweep:
-    """What is known of pending/ since it was last listed.
-
-    Attributes:
-        changed_at_ns: the directory's mtime before that listing; None before the first.
-        seen_since: when that mtime was first seen, monotonic. Timestamps are coarse, up to 2 s: only an mtime
-            that stayed the same for longer proves that nothing changed.
-        not_before: when the next listing may be made, monotonic; far off when listings are slow.
-    """
-
-    changed_at_ns: int | None = None
-    seen_since: float = 0.0
-    listed_at: float = -1e9
-    not_before: float = -1e9
-
-
 class Handout:
     """Hands pending refs to one handle."""
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
         self._scans: dict[Partition | None, Scan] = {}
-        self._sweep_state = _Sweep()
+        self._unchanged = Unchanged(handle.layout.pending)
+        self._no_sweep_before = -1e9
 
     def take(self, count: int, partition: Partition | None, leased: list[str]) -> bool:
         """Lease up to count refs in FIFO order and append their stems to leased; False when there were none.
@@ -135,19 +117,16 @@ class Handout:
         Skipped where nothing can have changed since the last listing, or where listings take long and the
         last one is recent: at most 1/20 of the time goes into them.
         """
-        handle, state, ops = self._handle, self._sweep_state, self._handle.ops
-        changed_at_ns = handle.layout.pending.changed_at_ns()
+        ops = self._handle.ops
+        if self._unchanged.holds() and not self._handle.sweep_wanted:
+            return False
         started = ops.monotonic()
-        if changed_at_ns != state.changed_at_ns:
-            state.changed_at_ns, state.seen_since = changed_at_ns, started
-        elif state.listed_at - state.seen_since > _TRUST_AFTER_S and not handle.sweep_wanted:
+        if started < self._no_sweep_before:
             return False
-        if started < state.not_before:
-            return False
-        state.listed_at = started
+        self._unchanged.will_list()
         found = self.adopt()
         took_s = ops.monotonic() - started
-        state.not_before = started + took_s * (_RELAX if took_s > _CHEAP_SWEEP_S else 1)
+        self._no_sweep_before = started + took_s * (_RELAX if took_s > _CHEAP_SWEEP_S else 1)
         return found > 0 or bool(self._scans)
 
     def adopt(self) -> int:
@@ -171,12 +150,12 @@ class Handout:
 
     def sweep_if_due(self) -> None:
         """Adopt stranded refs though the order is not exhausted, once in a while and for all handles."""
-        handle, state = self._handle, self._sweep_state
+        handle = self._handle
         swept_at, started = handle.order.swept_at, handle.ops.monotonic()
         overdue = swept_at is not None and abs(handle.ops.time() - swept_at) > SWEEP_S
-        if handle.sweep_wanted or (overdue and started >= state.not_before):
+        if handle.sweep_wanted or (overdue and started >= self._no_sweep_before):
             self.adopt()
-            state.not_before = started + 100 * (handle.ops.monotonic() - started)
+            self._no_sweep_before = started + 100 * (handle.ops.monotonic() - started)
 
     def _pending_stems(self) -> list[str]:
         """The stems in pending/, by a listing; a file that was moved there under another name gets its own."""

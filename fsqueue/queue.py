@@ -29,6 +29,7 @@ from fsqueue.reclaim import Reclaimer
 from fsqueue.records import SampleRef
 from fsqueue.settle import Settler
 from fsqueue.streaming import Streaming
+from fsqueue.tally import Tally
 
 R = TypeVar("R")
 
@@ -50,6 +51,8 @@ class _Parts(NamedTuple):
     delivery: Delivery[Any]
     settler: Settler
     reclaimer: Reclaimer
+    pending: Tally
+    leased: Tally
 
 
 class FileSampleRefQueue(Streaming[R]):
@@ -201,7 +204,15 @@ class FileSampleRefQueue(Streaming[R]):
         settler = Settler(handle, keep_done=self._keep_done, max_attempts=self._max_attempts)
         reclaimer = Reclaimer(handle, self._max_attempts)
         intake = Intake(handle)
-        return _Parts(handle, intake, Delivery(handle, self._codec, intake, settler, reclaimer), settler, reclaimer)
+        return _Parts(
+            handle,
+            intake,
+            Delivery(handle, self._codec, intake, settler, reclaimer),
+            settler,
+            reclaimer,
+            Tally(layout.pending, names.parse_pending),
+            Tally(layout.leased, names.parse_leased),
+        )
 
     def _here(self) -> _Parts:
         """The parts that belong to this process."""
@@ -319,16 +330,16 @@ class FileSampleRefQueue(Streaming[R]):
             return parts.reclaimer.round()
 
     def depth(self) -> int:
-        """How many refs are pending."""
-        handle = self._here().handle
-        with explained("listing", handle.layout.pending.path):
-            return sum(1 for name in handle.layout.pending.listing() if names.parse_pending(name))
+        """How many refs are pending; lists them only where that may have changed in the last two seconds."""
+        parts = self._here()
+        with explained("listing", parts.handle.layout.pending.path):
+            return parts.pending.count()
 
     def in_flight(self) -> int:
         """How many refs are leased."""
-        handle = self._here().handle
-        with explained("listing", handle.layout.leased.path):
-            return sum(1 for name in handle.layout.leased.listing() if names.parse_leased(name))
+        parts = self._here()
+        with explained("listing", parts.handle.layout.leased.path):
+            return parts.leased.count()
 
     def counts(self) -> Counts:
         """How many refs are in each state, by one listing each."""

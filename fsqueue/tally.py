@@ -1,0 +1,53 @@
+"""Knowing that a directory has not changed, so that it need not be listed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fsqueue.fileops import Directory
+
+_COARSEST_S = 2.0
+
+
+class Unchanged:
+    """Whether a directory still holds the names of its last listing.
+
+    Timestamps are coarse, up to 2 s: only an mtime that had been seen for longer than that when the listing was
+    made proves that nothing has changed since.
+    """
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        self._changed_at_ns: int | None = None
+        self._seen_since = 0.0
+        self._listed_at = -1e9
+
+    def holds(self) -> bool:
+        """Looks at the directory's mtime; where this is False, call `will_list` and then list."""
+        changed_at_ns, now = self._directory.changed_at_ns(), self._directory.ops.monotonic()
+        if changed_at_ns != self._changed_at_ns:
+            self._changed_at_ns, self._seen_since = changed_at_ns, now
+            return False
+        return self._listed_at - self._seen_since > _COARSEST_S
+
+    def will_list(self) -> None:
+        self._listed_at = self._directory.ops.monotonic()
+
+
+class Tally:
+    """How many names in a directory are accepted.
+
+    A call costs a look at the directory's mtime, and a listing where it may have changed in the last seconds.
+    """
+
+    def __init__(self, directory: Directory, accept: Callable[[str], object]) -> None:
+        self._directory = directory
+        self._accept = accept
+        self._unchanged = Unchanged(directory)
+        self._count = 0
+
+    def count(self) -> int:
+        if not self._unchanged.holds():
+            self._unchanged.will_list()
+            self._count = sum(1 for name in self._directory.listing() if self._accept(name))
+        return self._count

@@ -1,0 +1,66 @@
+"""Counting a directory's names, without listing it again while it has certainly not changed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from support import FakeClock, Queue, Tap, numbered, open_tapped, refs
+
+from fsqueue import FileSampleRefQueue
+
+
+@pytest.fixture
+def tap() -> Tap:
+    return Tap()
+
+
+@pytest.fixture
+def seconds(tap: Tap) -> FakeClock:
+    clock = FakeClock()
+    tap.ops.monotonic = clock
+    return clock
+
+
+@pytest.fixture
+def queue(tap: Tap, seconds: FakeClock, tmp_path: Path) -> Queue:
+    return open_tapped(tap, tmp_path / "q", durable=False)
+
+
+def test_an_unchanged_backlog_is_counted_without_a_listing(queue: Queue, tap: Tap, seconds: FakeClock) -> None:
+    """Once the directory's time has stood still for two seconds, depth and in_flight make no listing."""
+    queue.put(numbered(5))
+    queue.get(2)
+    counted = []
+    for _ in range(4):
+        tap.counts.clear()
+        counted.append((queue.depth(), queue.in_flight(), tap.counts["listdir"]))
+        seconds.now += 1.5
+    assert counted == [(3, 2, 2), (3, 2, 2), (3, 2, 2), (3, 2, 0)]
+
+
+def test_what_another_handle_does_is_seen_at_once(queue: Queue, seconds: FakeClock) -> None:
+    """A count that is trusted gives way to the first change."""
+    other = FileSampleRefQueue(queue.path, durable=False)
+    other.put(numbered(5))
+    for _ in range(4):
+        assert queue.depth() == 5
+        seconds.now += 1.5
+    other.put(refs("new"))
+    assert queue.depth() == 6
+    other.get(4)
+    assert (queue.depth(), queue.in_flight()) == (2, 4)
+    other.close()
+
+
+def test_a_change_within_the_grain_of_the_timestamps_is_seen(queue: Queue, seconds: FakeClock) -> None:
+    """A name that appears without a new timestamp is counted, as long as the timestamp is a fresh one."""
+    pending = Path(queue.path, "pending")
+    queue.put(refs("a"))
+    assert queue.depth() == 1
+    before = pending.stat()
+    (pending / "b.json").write_text("{}")
+    os.utime(pending, ns=(before.st_atime_ns, before.st_mtime_ns))
+    seconds.now += 1.5
+    assert queue.depth() == 2
