@@ -1,19 +1,13 @@
-"""fsqueue: a durable, exclusive, cross-process queue that needs nothing but a directory."""
+"""fsqueue: a durable, exclusive, cross-process queue that needs nothing but a directory.
 
-from fsqueue.control.backpressure import BackpressureConfig, BackpressureConfigError, BackpressureController
-from fsqueue.control.controller import DataFlowController
-from fsqueue.control.errors import (
-    LedgerClosedError,
-    LedgerDamagedError,
-    LedgerError,
-    LedgerFormatError,
-    LedgerLockedError,
-    LedgerLockUnsupportedError,
-    LiveNamesakeError,
-)
-from fsqueue.control.ledger import FileMetadataStore
-from fsqueue.control.store import InMemoryMetadataStore, MetadataStore
-from fsqueue.control.train_lease import TrainLease
+The queue is imported at once, what is built around it when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from fsqueue.errors import (
     CorruptRefError,
     FsQueueError,
@@ -35,7 +29,26 @@ from fsqueue.lock import StaleLockWarning
 from fsqueue.memory import MemorySampleRefQueue
 from fsqueue.queue import Counts, FileSampleRefQueue
 from fsqueue.records import FeatureSpec, PromptTask, SampleRef, assert_no_tensors, dp_partition
-from fsqueue.view import PartialWindowWarning, TrainerView
+
+if TYPE_CHECKING:
+    from fsqueue.control import (
+        BackpressureConfig,
+        BackpressureConfigError,
+        BackpressureController,
+        DataFlowController,
+        FileMetadataStore,
+        InMemoryMetadataStore,
+        LedgerClosedError,
+        LedgerDamagedError,
+        LedgerError,
+        LedgerFormatError,
+        LedgerLockedError,
+        LedgerLockUnsupportedError,
+        LiveNamesakeError,
+        MetadataStore,
+        TrainLease,
+    )
+    from fsqueue.view import PartialWindowWarning, TrainerView
 
 __all__ = [
     "BackpressureConfig",
@@ -81,3 +94,36 @@ __all__ = [
     "dp_partition",
 ]
 __version__ = "0.1.0"
+
+_AROUND = {
+    "fsqueue.control": (
+        "BackpressureConfig",
+        "BackpressureConfigError",
+        "BackpressureController",
+        "DataFlowController",
+        "FileMetadataStore",
+        "InMemoryMetadataStore",
+        "LedgerClosedError",
+        "LedgerDamagedError",
+        "LedgerError",
+        "LedgerFormatError",
+        "LedgerLockUnsupportedError",
+        "LedgerLockedError",
+        "LiveNamesakeError",
+        "MetadataStore",
+        "TrainLease",
+    ),
+    "fsqueue.view": ("PartialWindowWarning", "TrainerView"),
+}
+_MODULE_OF = {name: module for module, provided in _AROUND.items() for name in provided}
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
