@@ -66,9 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--dir", required=True, help="a directory on the filesystem to measure")
-    parser.add_argument("--backlog", type=_counts, help="refs pending meanwhile (default: 1000,5000,20000,100000)")
-    parser.add_argument("--batch", type=_counts, help="refs a call (default: 1,64)")
-    parser.add_argument("--procs", type=_counts, help="processes at once (default: 1,4)")
+    parser.add_argument("--backlog", type=counts, help="refs pending meanwhile (default: 1000,5000,20000,100000)")
+    parser.add_argument("--batch", type=counts, help="refs a call (default: 1,64)")
+    parser.add_argument("--procs", type=counts, help="processes at once (default: 1,4)")
     parser.add_argument("--durable", action=argparse.BooleanOptionalAction, default=True, help="fsync what is put")
     parser.add_argument("--rounds", type=int, help="interleaved rounds (default: 5)")
     parser.add_argument("--slice", type=float, help="seconds a case and round (default: 0.12)")
@@ -93,7 +93,7 @@ def _options(parsed: argparse.Namespace, directory: str) -> Options:
     )
 
 
-def _counts(text: str) -> tuple[int, ...]:
+def counts(text: str) -> tuple[int, ...]:
     """``1,64`` to ``(1, 64)``."""
     try:
         counts = tuple(sorted({int(part) for part in text.split(",")}))

@@ -1,4 +1,4 @@
-"""The benchmark script, run as a user runs it."""
+"""The benchmark scripts, run as a user runs them, and the layer that makes file operations slow."""
 
 from __future__ import annotations
 
@@ -6,18 +6,27 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from slow_layer import SlowMount
+from support import GUARD_S, InThread, numbered
+
+from fsqueue import FileSampleRefQueue
+from fsqueue.fileops import using
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = ROOT / "benchmarks" / "bench.py"
 
 
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     return subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, str(ROOT / "benchmarks" / script), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -25,7 +34,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_quick_run(tmp_path: Path, durability: str) -> None:
     """A run prints the environment first, loses and doubles nothing, leaves nothing behind, and writes its JSON."""
     result = tmp_path / "result.json"
-    done = bench("--dir", str(tmp_path / "scratch"), "--quick", durability, "--json", str(result))
+    done = run("bench.py", "--dir", str(tmp_path / "scratch"), "--quick", durability, "--json", str(result))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "filesystem" in done.stdout.splitlines()[0]
     assert "nothing lost or doubled" in done.stdout
@@ -40,7 +49,73 @@ def test_a_quick_run(tmp_path: Path, durability: str) -> None:
 @pytest.mark.parametrize("bad", ["0", "x", "1,,2"])
 def test_bad_numbers_are_usage_errors(tmp_path: Path, bad: str) -> None:
     """A list of numbers that is none is refused before anything is written."""
-    done = bench("--dir", str(tmp_path), "--batch", bad)
+    done = run("bench.py", "--dir", str(tmp_path), "--batch", bad)
     assert done.returncode == 2
     assert "expected numbers" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_slow_mount_costs_what_a_real_one_was_measured_to_cost(tmp_path: Path) -> None:
+    """The naive protocol: 6.1, 5.1 and 2.0 round trips a ref at batch 64, and 12, 10 and 2 alone."""
+    result = tmp_path / "result.json"
+    options = ("--read-ms", "0", "--modify-ms", "0", "--rounds", "2")
+    done = run("slow_mount.py", "--dir", str(tmp_path / "scratch"), *options, "--json", str(result))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list((tmp_path / "scratch").iterdir()) == []
+    rows = {
+        row["batch"]: row for row in json.loads(result.read_text())["results"] if "after the other" in row["subject"]
+    }
+    steps = ("put_trips", "get_trips", "ack_trips")
+    assert [round(rows[64][step], 1) for step in steps] == [6.1, 5.1, 2.0]
+    assert [rows[1][step] for step in steps] == [12, 10, 2]
+
+
+def test_on_the_slow_mount_only_creates_and_renames_wait_for_each_other(tmp_path: Path) -> None:
+    """Two stamps are on their way at once; of renames across directories, and of creates in one, only one is."""
+    together = threading.Barrier(2)
+    mount = SlowMount(sleep=lambda _: together.wait(GUARD_S))
+    for name in ("a", "b"):
+        (tmp_path / name).touch()
+    stamps = [InThread(lambda name=name: mount.ops.utime(tmp_path / name)) for name in ("a", "b")]
+    assert [stamp.result() for stamp in stamps] == [None, None]
+
+    under_way = [0]
+
+    def alone(_: float) -> None:
+        under_way[0] += 1
+        assert under_way[0] == 1
+        threading.Event().wait(0.001)
+        under_way[0] -= 1
+
+    mount = SlowMount(sleep=alone)
+    folders = [tmp_path / name for name in ("x", "y", "z")]
+    for folder in folders:
+        folder.mkdir()
+    for number in range(20):
+        (folders[0] / f"{number}").touch()
+    fds = [os.open(folder, os.O_RDONLY) for folder in folders]
+    x, y, z = fds
+    works = [
+        InThread(lambda n=n, to=to: mount.ops.rename(f"{n}", f"{n}", src_dir_fd=x, dst_dir_fd=to))
+        for n, to in zip(range(20), [y, z] * 10, strict=True)
+    ]
+    assert [work.result() for work in works] == [None] * 20
+    flags = os.O_CREAT | os.O_WRONLY
+    works = [InThread(lambda n=n: os.close(mount.ops.open(f"new{n}", flags, dir_fd=x))) for n in range(20)]
+    assert [work.result() for work in works] == [None] * 20
+    for fd in fds:
+        os.close(fd)
+
+
+def test_a_queue_works_on_the_slow_mount(tmp_path: Path) -> None:
+    """It takes the mount for a remote one, and every round trip of a call is counted."""
+    mount = SlowMount(sleep=lambda _: None)
+    with using(mount.ops), FileSampleRefQueue(tmp_path / "q") as queue:
+        queue.put(numbered(4))
+        taken = queue.get(1)
+        mount.trips.clear()
+        taken += queue.get(3)
+        assert taken == numbered(4)
+        assert mount.trips["RENAME"] == 3
+        assert queue.ack(taken) == []
+        assert queue.counts() == (0, 0, 4, 0)

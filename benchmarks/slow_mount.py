@@ -1,0 +1,256 @@
+"""What put, get and ack cost on a slow shared mount: round trips, modifications and milliseconds a ref.
+
+    python benchmarks/slow_mount.py --batch 64,1
+
+The file operations run on --dir, behind a layer that makes each as slow as on an NFS mount and counts its round
+trips (slow_layer.py). Beside the queue runs the naive protocol: the same order of handing out, one operation after
+the other, with nothing saved. On a real NFS 4.2 mount that took 6.1, 5.1 and 2.0 round trips a ref for put, get and
+ack at batch 64, and 13, 10 and 2 one ref at a time. Exits with 1 when a ref was lost, doubled or out of order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench import counts
+from environment import environment, one_line
+from report import STEPS, table
+from slow_layer import MODIFY_S, MODIFYING, READ_S, SlowMount
+from subjects import LEASE_TIMEOUT_S, sample
+
+from fsqueue import FileSampleRefQueue, SampleRef
+from fsqueue.codec import Codec
+from fsqueue.fileops import Directory, FileOps, using
+
+NAIVE = "one operation after the other"
+QUEUE = "FileSampleRefQueue"
+_FOLDERS = ("tmp", "pending", "leased", "done")
+_CURSOR_BYTES = 16
+
+
+class NaiveQueue:
+    """The naive protocol, for one process: create with O_EXCL, look, rename; stamp, rename, read; rename.
+
+    Each call updates a cursor and a list of ids in a file, under that file's lock.
+    """
+
+    def __init__(self, ops: FileOps, path: str) -> None:
+        self._ops = ops
+        self._codec = Codec(SampleRef)
+        for name in _FOLDERS:
+            os.makedirs(os.path.join(path, name))
+        self._folders = {name: Directory(ops, os.path.join(path, name)) for name in _FOLDERS}
+        self._order = ops.open(os.path.join(path, "order"), os.O_RDWR | os.O_CREAT, 0o666)
+        ops.pwrite(self._order, _cursor(0), 0)
+
+    def put(self, refs: Sequence[SampleRef]) -> None:
+        ops, tmp, pending = self._ops, self._folders["tmp"], self._folders["pending"]
+        names = [ref.sample_id for ref in refs]
+        for ref, name in zip(refs, names, strict=True):
+            fd = ops.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=tmp.fd)
+            ops.write(fd, self._codec.encode(ref))
+            ops.close(fd)
+        with self._locked() as size:
+            leased = set(self._folders["leased"].listing())
+            for name in names:
+                if name not in leased and not ops.exists(pending.fd, name):
+                    self._move(name, "tmp", "pending")
+            ops.pwrite(self._order, "".join(f"{name}\n" for name in names).encode(), size)
+
+    def get(self, max_refs: int) -> list[SampleRef]:
+        with self._locked() as size:
+            order = self._ops.pread(self._order, size, 0)
+            cursor = int(order[:_CURSOR_BYTES])
+            lines = order[_CURSOR_BYTES + cursor :].splitlines(keepends=True)[:max_refs]
+            self._ops.pwrite(self._order, _cursor(cursor + sum(map(len, lines))), 0)
+        return [self._lease(line.decode().strip()) for line in lines]
+
+    @contextmanager
+    def _locked(self) -> Iterator[int]:
+        """Holds the order's lock; its size."""
+        self._ops.lock(self._order)
+        try:
+            yield self._ops.fstat(self._order).st_size
+        finally:
+            self._ops.unlock(self._order)
+
+    def _lease(self, name: str) -> SampleRef:
+        self._ops.utime(name, dir_fd=self._folders["pending"].fd)
+        self._move(name, "pending", "leased")
+        return self._codec.decode(self._ops.read_file(self._folders["leased"].fd, name))
+
+    def ack(self, refs: Sequence[SampleRef]) -> None:
+        for ref in refs:
+            self._move(ref.sample_id, "leased", "done")
+
+    def _move(self, name: str, source: str, target: str) -> None:
+        self._ops.rename(name, name, src_dir_fd=self._folders[source].fd, dst_dir_fd=self._folders[target].fd)
+
+    def close(self) -> None:
+        self._ops.close(self._order)
+        for directory in self._folders.values():
+            directory.close()
+
+
+def _cursor(offset: int) -> bytes:
+    return b"%0*d\n" % (_CURSOR_BYTES - 1, offset)
+
+
+@dataclass
+class Cost:
+    """What one subject's calls of one batch size cost, a round each.
+
+    Attributes:
+        trips: of all rounds together, by step and procedure.
+        seconds: of each round, by step.
+        put, got: ids.
+    """
+
+    subject: str
+    batch: int
+    rounds: int
+    trips: dict[str, Counter[str]] = field(default_factory=lambda: {step: Counter() for step in STEPS})
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {step: [] for step in STEPS})
+    put: list[str] = field(default_factory=list)
+    got: list[str] = field(default_factory=list)
+
+    @property
+    def clean(self) -> bool:
+        return self.put == self.got and len(set(self.put)) == len(self.put)
+
+    def row(self) -> dict[str, Any]:
+        """One row: the figures a ref for each step, and for all three."""
+        refs = self.rounds * self.batch
+        found: dict[str, Any] = {"subject": self.subject, "batch": self.batch, "clean": self.clean}
+        for step in STEPS:
+            found[f"{step}_trips"] = self.trips[step].total() / refs
+            found[f"{step}_modifications"] = sum(n for name, n in self.trips[step].items() if name in MODIFYING) / refs
+            found[f"{step}_ms"] = median(self.seconds[step]) * 1e3 / self.batch
+            found[f"{step}_procedures"] = {name: count / refs for name, count in sorted(self.trips[step].items())}
+        for what in ("trips", "modifications", "ms"):
+            found[what] = sum(found[f"{step}_{what}"] for step in STEPS)
+        return found
+
+
+def run(subject: str, queue: Any, mount: SlowMount, batch: int, rounds: int) -> Cost:
+    """Rounds of put, get and ack of a batch, after one that only warms up."""
+    cost = Cost(subject, batch, rounds)
+    for number in range(-1, rounds):
+        refs = [sample(f"b{batch}-{number}-{index:04d}") for index in range(batch)]
+        taken: list[SampleRef] = []
+        works: tuple[Callable[[], object], ...] = (
+            lambda refs=refs: queue.put(refs),  # type: ignore[misc]
+            lambda taken=taken: taken.extend(queue.get(batch)),  # type: ignore[misc]
+            lambda taken=taken: queue.ack(taken),  # type: ignore[misc]
+        )
+        for step, work in zip(STEPS, works, strict=True):
+            mount.trips.clear()
+            started = time.perf_counter()
+            work()
+            if number >= 0:
+                cost.seconds[step].append(time.perf_counter() - started)
+                cost.trips[step].update(mount.trips)
+        cost.put += [ref.sample_id for ref in refs]
+        cost.got += [ref.sample_id for ref in taken]
+    return cost
+
+
+@contextmanager
+def opened(subject: str, mount: SlowMount, path: str, durable: bool) -> Iterator[Any]:
+    with using(mount.ops):
+        queue: Any
+        if subject == NAIVE:
+            queue = NaiveQueue(mount.ops, path)
+        else:
+            queue = FileSampleRefQueue(path, lease_timeout_s=LEASE_TIMEOUT_S, durable=durable)
+        try:
+            yield queue
+        finally:
+            queue.close()
+
+
+def text(rows: list[dict[str, Any]]) -> str:
+    """A table of the totals, and one of the procedures."""
+    header = [
+        "subject",
+        "batch",
+        "round trips a ref",
+        "modifications a ref",
+        "ms a ref",
+        "put",
+        "get",
+        "ack",
+        "x naive",
+    ]
+    naive = {row["batch"]: row["ms"] for row in rows if row["subject"] == NAIVE}
+    lines = [
+        [row["subject"], str(row["batch"]), f"{row['trips']:.2f}", f"{row['modifications']:.2f}", f"{row['ms']:.2f}",
+         *(f"{row[f'{step}_ms']:.2f}" for step in STEPS), f"{naive[row['batch']] / row['ms']:.2f}"]
+        for row in rows
+    ]  # fmt: skip
+    detail = [
+        [row["subject"], str(row["batch"]), step, f"{row[f'{step}_trips']:.2f}", f"{row[f'{step}_modifications']:.2f}",
+         "  ".join(f"{name} {count:.2f}" for name, count in row[f"{step}_procedures"].items())]
+        for row in rows
+        for step in STEPS
+    ]  # fmt: skip
+    detailed = table(["subject", "batch", "step", "round trips", "modifications", "by procedure"], detail)
+    return f"{table(header, lines)}\n\na ref:\n{detailed}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parsed = _parser().parse_args(arguments)
+    os.makedirs(parsed.dir, exist_ok=True)
+    found_environment = environment(parsed.dir)
+    print(one_line(found_environment), flush=True)
+    print(f"a read {parsed.read_ms:g} ms, a modification {parsed.modify_ms:g} ms, {parsed.rounds} rounds\n", flush=True)
+    directory = tempfile.mkdtemp(prefix="fsqueue-slow-", dir=parsed.dir)
+    rows = []
+    try:
+        for batch in parsed.batch:
+            for subject in (QUEUE, NAIVE):
+                mount = SlowMount(parsed.read_ms / 1e3, parsed.modify_ms / 1e3)
+                path = os.path.join(directory, f"{len(rows)}")
+                with opened(subject, mount, path, parsed.durable) as queue:
+                    rows.append(run(subject, queue, mount, batch, parsed.rounds).row())
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    clean = all(row["clean"] for row in rows)
+    print(text(rows))
+    print(f"\nchecked: {'nothing' if clean else 'SOME'} lost, doubled or out of order")
+    if parsed.json:
+        options = {key: value for key, value in vars(parsed).items() if key != "json"}
+        result = {"environment": found_environment, "options": options, "results": rows}
+        Path(parsed.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return 0 if clean else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--dir", default=tempfile.gettempdir(), help="where the files really are (default: %(default)s)"
+    )
+    parser.add_argument("--batch", type=counts, default=(64, 1), help="refs a call (default: 64,1)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds that count (default: %(default)s)")
+    parser.add_argument("--read-ms", type=float, default=READ_S * 1e3, help="a round trip (default: %(default)s)")
+    parser.add_argument("--modify-ms", type=float, default=MODIFY_S * 1e3, help="a commit (default: %(default)s)")
+    parser.add_argument("--durable", action=argparse.BooleanOptionalAction, default=True, help="fsync what is put")
+    parser.add_argument("--json", help="write everything measured to this file")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
