@@ -6,6 +6,7 @@ stray, which the next call gives back to pending/.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
 
 from fsqueue import names
@@ -78,10 +79,11 @@ class Delivery(Generic[R]):
             seen = len(leased)
             if not self._handout.take(max_refs - len(refs), partition, leased):
                 break
-            for index in range(seen, len(leased)):
+            contents = self._handle.overlap.ahead(self._content, leased[seen:])
+            for index, content in enumerate(contents, seen):
                 known = len(leased)
                 try:
-                    ref = self._read(leased, index)
+                    ref = self._read(leased, index, content)
                 except OSError as error:
                     first = first or error
                     self._handle.stray([leased[index], *leased[known:]])
@@ -109,12 +111,16 @@ class Delivery(Generic[R]):
         lost = set(self._settler.renew(list(stems)))
         return [ref for stem, ref in stems.items() if stem not in lost]
 
-    def _read(self, leased: list[str], index: int) -> R | None:
+    def _content(self, stem: str) -> bytes:
+        """What the file of a ref holds that this handle leases."""
+        handle = self._handle
+        return handle.ops.read_file(handle.layout.leased.fd, names.leased_file(stem, handle.owner))
+
+    def _read(self, leased: list[str], index: int, content: Callable[[], bytes]) -> R | None:
         """The ref in a file that this handle leases; None where it is none, or the lease is gone already."""
         handle, stem = self._handle, leased[index]
         try:
-            data = handle.ops.read_file(handle.layout.leased.fd, names.leased_file(stem, handle.owner))
-            ref = self._codec.decode(data)
+            ref = self._codec.decode(content())
             named = names.stem_of(id_of_ref(ref))
         except FileNotFoundError:
             handle.held.end(stem, "lost")

@@ -18,8 +18,9 @@ import stat as stat_module
 import threading
 import time as timing
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from filelock import lock_descriptor, unlock_descriptor
@@ -41,7 +42,15 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _CHUNK = 1 << 16
 FILE_LIMIT_BYTES = 1 << 26
-_IO_THREADS = 8
+
+
+@lru_cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """The process's threads for file operations; nothing that runs in them waits for another of them."""
+    return ThreadPoolExecutor(threads, "fsqueue-io")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def _listdir(fd: int) -> list[str]:
@@ -91,18 +100,24 @@ class FileOps:
     random = staticmethod(random.random)
     filesystem_type = staticmethod(_filesystem_type)
 
-    def each(self, work: Callable[[T], None], items: list[T]) -> None:
-        """Run work on every item, side by side where that pays; the first error is raised after all ended."""
-        if len(items) < 2:
+    def each(self, work: Callable[[T], None], items: list[T], threads: int) -> None:
+        """Run work on every item, so many at a time; the first error is raised after all have ended."""
+        if min(len(items), threads) < 2:
             for item in items:
                 work(item)
             return
-        with ThreadPoolExecutor(min(_IO_THREADS, len(items)), "fsqueue-io") as pool:
-            futures = [pool.submit(work, item) for item in items]
+        futures = [_pool(threads).submit(work, item) for item in items]
+        try:
+            wait(futures)
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            wait(futures)
+            raise
         for future in futures:
             future.result()
 
-    def sync_all(self, fds: list[int]) -> None:
+    def sync_all(self, fds: list[int], threads: int) -> None:
         """Make the content of several files durable.
 
         The kernel is told first to start writing all of them, so that the fsyncs that follow share journal commits.
@@ -111,7 +126,7 @@ class FileOps:
             with suppress(OSError):  # advice, no more
                 for fd in fds:
                     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        self.each(self.fsync, fds)
+        self.each(self.fsync, fds, threads)
 
     def pwrite_all(self, fd: int, data: bytes, offset: int) -> None:
         """Write all of data at offset, however many calls that takes."""

@@ -18,6 +18,7 @@ from fsqueue.lock import OrderFile
 from fsqueue.moves import Moves
 from fsqueue.names import ref_file
 from fsqueue.order import Order
+from fsqueue.overlap import IoThreads, Overlap
 
 if TYPE_CHECKING:
     from fsqueue.stream import Stream
@@ -114,6 +115,7 @@ class Handle:
         durable: bool,
         heartbeat_s: float | None,
         clock: Callable[[], float] | None,
+        io_threads: IoThreads = "auto",
     ) -> None:
         self.ops: FileOps = layout.ops
         self.layout = layout
@@ -124,7 +126,8 @@ class Handle:
         self.clock = InjectedClock(self.ops, clock) if clock else FilesystemClock(self.ops, layout.root)
         self.order_file = OrderFile(self.ops, layout.root, layout.settings.lock, layout.remote)
         self.order = Order(self.ops, self.order_file)
-        self.moves = Moves(layout, self.clock, owner, durable)
+        self.overlap = Overlap(self.ops, io_threads, layout.remote)
+        self.moves = Moves(layout, self.clock, owner, durable, self.overlap)
         self.held = Held()
         self.mutex = threading.RLock()
         self.strays: dict[str, None] = {}

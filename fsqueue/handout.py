@@ -63,8 +63,9 @@ class Handout:
             handle.layout.pending.refresh()
             handle.layout.leased.refresh()
         first: OSError | None = None
-        claim, strays = handle.moves.claim, handle.strays
-        for stem in stems:
+        claim, strays = handle.moves.claim_stamped, handle.strays
+        stamps = handle.overlap.ahead(handle.moves.stamp_pending, stems)
+        for stem, stamp in zip(stems, stamps, strict=True):
             if stem in strays or not held.begin(stem):
                 continue
             if stem in held and self._still_leased(stem):
@@ -72,7 +73,7 @@ class Handout:
                 continue
             leased.append(stem)
             try:
-                if claim(stem):
+                if stamp() and claim(stem):
                     held.add(stem)
                     continue
             except OSError as error:

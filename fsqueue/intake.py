@@ -7,6 +7,7 @@ from fsqueue.fileops import silently_remove
 from fsqueue.handle import Handle
 
 _FEW = 2
+_NAMES_A_LOOKUP = 16
 
 
 class Intake:
@@ -23,9 +24,10 @@ class Intake:
         """
         handle = self._handle
         if handle.durable:
-            # An fsync costs more than asking, and a restarted controller puts everything again.
-            known = self.known(list(contents))
-            contents = {stem: data for stem, data in contents.items() if stem not in known}
+            # An fsync costs more than asking, and a restarted controller puts again what is pending.
+            self._refresh()
+            pending = self._pending(list(contents))
+            contents = {stem: data for stem, data in contents.items() if stem not in pending}
         if contents:
             self._write_and_publish(contents)
         if handle.durable:
@@ -48,6 +50,8 @@ class Intake:
     def _publish_locked(self, waiting: dict[str, str]) -> None:
         """Rename what is new into pending/ and name it in the order; what remains in waiting is not new."""
         handle = self._handle
+        if handle.layout.remote:
+            handle.order.header_locked()
         known = self.known(list(waiting))
         published: list[str] = []
         try:
@@ -75,8 +79,7 @@ class Intake:
         RACE: a ref that moves from one directory to the other between two looks is in neither. So the first place
         is looked at again: by name where there are few refs, by listing leased/ where there are many.
         """
-        if self._handle.layout.remote:
-            self._handle.layout.pending.refresh()  # NFS: or names that are gone, or new, are remembered for 30 s
+        self._refresh()
         few = len(stems) <= _FEW
         looks = (self._pending, self._leased, self._pending) if few else (self._leased, self._pending, self._leased)
         known: set[str] = set()
@@ -87,9 +90,25 @@ class Intake:
             known |= look(missing)
         return known
 
+    def _refresh(self) -> None:
+        if self._handle.layout.remote:
+            self._handle.layout.pending.refresh()  # NFS: or names that are gone, or new, are remembered for 30 s
+
     def _pending(self, stems: list[str]) -> set[str]:
-        is_there, pending_fd = self._handle.ops.is_there, self._handle.layout.pending.fd
-        return {stem for stem in stems if is_there(pending_fd, stem + names.SUFFIX)}
+        handle = self._handle
+        pending, is_there = handle.layout.pending, handle.ops.is_there
+        if self._listing_is_cheaper(stems):
+            present = set(pending.listing())
+            return {stem for stem in stems if stem + names.SUFFIX in present}
+        looks = handle.overlap.ahead(lambda stem: is_there(pending.fd, stem + names.SUFFIX), stems)
+        return {stem for stem, is_pending in zip(stems, looks, strict=True) if is_pending()}
+
+    def _listing_is_cheaper(self, stems: list[str]) -> bool:
+        """NFS: a lookup is a round trip each, and so is the listing of a thousand names."""
+        handle = self._handle
+        if not handle.layout.remote or len(stems) <= _FEW:
+            return False
+        return handle.order.backlog_bytes < _NAMES_A_LOOKUP * sum(len(stem) + 1 for stem in stems)
 
     def _leased(self, stems: list[str]) -> set[str]:
         listing = self._handle.layout.leased.listing()

@@ -23,6 +23,7 @@ from fsqueue.codec import Bookkeeping, Event, bookkeeping_tail, split, wrap_raw
 from fsqueue.errors import CorruptRefError
 from fsqueue.fileops import Directory, explained, silently_remove
 from fsqueue.layout import Layout
+from fsqueue.overlap import Overlap
 
 Change = Callable[[Bookkeeping], None]
 
@@ -33,12 +34,13 @@ _NO_SUCH_REPLACEMENT = (errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXI
 class Moves:
     """The moves, made in one owner's name."""
 
-    def __init__(self, layout: Layout, clock: Clock, owner: str, durable: bool) -> None:
+    def __init__(self, layout: Layout, clock: Clock, owner: str, durable: bool, overlap: Overlap) -> None:
         self._ops = layout.ops
         self._layout = layout
         self._clock = clock
         self._owner = owner
         self._durable = durable
+        self._overlap = overlap
         self._serial = itertools.count()
 
     def move(self, source: Directory, name: str, target: Directory, new_name: str, unique: bool = False) -> bool:
@@ -82,13 +84,34 @@ class Moves:
 
     def write_new(self, contents: list[bytes]) -> list[str]:
         """Write files into tmp/ and make them durable; returns their names. On an error none is left."""
-        written: list[str] = []
-        fds: list[int] = []
+        named = [(f"{self._owner}.{next(self._serial)}", data) for data in contents]
         try:
-            create, close, tmp_fd = self._ops.create, self._ops.close, self._layout.tmp.fd
-            for data in contents:
-                name = f"{self._owner}.{next(self._serial)}"
-                written.append(name)
+            if self._layout.remote:
+                for written in self._overlap.ahead(self._write_one, named):
+                    written()
+            else:
+                self._write_together(named)
+        except BaseException:
+            silently_remove(self._ops, self._layout.tmp.fd, [name for name, _ in named])
+            raise
+        return [name for name, _ in named]
+
+    def _write_one(self, named: tuple[str, bytes]) -> None:
+        fd = self._ops.create(self._layout.tmp.fd, *named)
+        try:
+            if self._durable:
+                self._ops.fsync(fd)
+        except BaseException:
+            self._close_quietly(fd)
+            raise
+        self._ops.close(fd)
+
+    def _write_together(self, named: list[tuple[str, bytes]]) -> None:
+        """On a local disk, files that are synced together share its journal's commits."""
+        fds: list[int] = []
+        create, close, tmp_fd = self._ops.create, self._ops.close, self._layout.tmp.fd
+        try:
+            for name, data in named:
                 fd = create(tmp_fd, name, data)
                 if not self._durable:
                     close(fd)
@@ -100,12 +123,10 @@ class Moves:
         except BaseException:
             for fd in fds:
                 self._close_quietly(fd)
-            silently_remove(self._ops, self._layout.tmp.fd, written)
             raise
-        return written
 
     def _sync_and_close(self, fds: list[int]) -> None:
-        self._ops.sync_all(fds)
+        self._ops.sync_all(fds, self._overlap.syncs)
         while fds:
             self._ops.close(fds.pop())
 
@@ -133,8 +154,8 @@ class Moves:
         if not self.move(self._layout.tmp, tmp_name, directory, name) and not self._layout.remote:
             raise FileNotFoundError(errno.ENOENT, "it vanished before it was published", tmp_name)
 
-    def claim(self, stem: str) -> bool:
-        """pending/ -> leased/@me; the stamp comes first, since a rename keeps the old mtime.
+    def stamp_pending(self, stem: str) -> bool:
+        """The first step of a claim: start the lease timeout, since a rename keeps the old mtime.
 
         RACE: the stamp may land on a file that another owner claims meanwhile: it prolongs that lease once.
         CRASH: a stamped file in pending/ is an ordinary pending ref.
@@ -142,16 +163,24 @@ class Moves:
         pending, name = self._layout.pending, names.ref_file(stem)
         try:
             self._clock.stamp(pending, name)
+            return True
         except FileNotFoundError:
             if not self._layout.remote:
                 return False
-            # NFS: this may be a remembered miss of a name that exists by now.
-            pending.refresh()
-            try:
-                self._clock.stamp(pending, name)
-            except FileNotFoundError:
-                return False
-        return self.move(pending, name, self._layout.leased, names.leased_file(stem, self._owner), unique=True)
+        pending.refresh()  # NFS: it may be a remembered miss of a name that exists by now
+        try:
+            self._clock.stamp(pending, name)
+            return True
+        except FileNotFoundError:
+            return False
+
+    def claim_stamped(self, stem: str) -> bool:
+        """The second step: pending/ -> leased/@me."""
+        pending, leased = self._layout.pending, self._layout.leased
+        return self.move(pending, names.ref_file(stem), leased, names.leased_file(stem, self._owner), unique=True)
+
+    def claim(self, stem: str) -> bool:
+        return self.stamp_pending(stem) and self.claim_stamped(stem)
 
     def take_over(self, stem: str, owner: str) -> bool:
         """leased/@owner -> leased/@me: whatever the former owner does next finds the name gone.

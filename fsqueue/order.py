@@ -70,12 +70,14 @@ class Order:
 
     Attributes:
         swept_at: what the header said when it was last read, seconds; None before.
+        backlog_bytes: how much there was to hand out then, in bytes of lines; inf before.
     """
 
     def __init__(self, ops: FileOps, file: OrderFile) -> None:
         self._ops = ops
         self._file = file
         self.swept_at: int | None = None
+        self.backlog_bytes = float("inf")
 
     def header_locked(self) -> Header:
         """The header; a damaged one is replaced by that of an empty order."""
@@ -84,6 +86,7 @@ class Order:
             header = Header(epoch=self._new_epoch())
             self._rewrite_locked(header, b"")
         self.swept_at = header.swept_at
+        self.backlog_bytes = self._file.size - header.cursor - header.dead
         return header
 
     def append_locked(self, stems: Iterable[str]) -> None:

@@ -24,6 +24,7 @@ from fsqueue.handle import Handle
 from fsqueue.handout import Partition
 from fsqueue.intake import Intake
 from fsqueue.layout import ensure_queue, open_layout
+from fsqueue.overlap import IoThreads
 from fsqueue.owners import new_owner
 from fsqueue.reclaim import Reclaimer
 from fsqueue.records import SampleRef
@@ -77,6 +78,8 @@ class FileSampleRefQueue(Streaming[R]):
         clock: replaces the filesystem's clock, for tests; returns seconds.
         poll_interval_s: the longest pause between two looks of a waiting get, seconds.
         run_id: stored in a new queue; a handle that passes another one is refused.
+        io_threads: how many threads make file operations that do not depend on each other; "auto": as many as pay
+            on a shared mount where they take long, on a local disk for fsyncs only.
 
     Raises:
         QueueConfigError: the arguments are not valid, or differ from what the queue stores.
@@ -100,6 +103,7 @@ class FileSampleRefQueue(Streaming[R]):
         clock: Callable[[], float] | None = None,
         poll_interval_s: float = 0.05,
         run_id: str | None = None,
+        io_threads: IoThreads = "auto",
     ) -> None: ...
 
     @overload
@@ -118,6 +122,7 @@ class FileSampleRefQueue(Streaming[R]):
         clock: Callable[[], float] | None = None,
         poll_interval_s: float = 0.05,
         run_id: str | None = None,
+        io_threads: IoThreads = "auto",
     ) -> None: ...
 
     def __init__(
@@ -135,6 +140,7 @@ class FileSampleRefQueue(Streaming[R]):
         clock: Callable[[], float] | None = None,
         poll_interval_s: float = 0.05,
         run_id: str | None = None,
+        io_threads: IoThreads = "auto",
     ) -> None:
         self.path = os.path.abspath(os.fspath(path))
         self._ops = fileops.current()
@@ -146,6 +152,7 @@ class FileSampleRefQueue(Streaming[R]):
         self._heartbeat_s = heartbeat_s
         self._clock = clock
         self._poll_interval_s = poll_interval_s
+        self._io_threads = io_threads
         self._opening = threading.Lock()
         self._closed = False
         self._validate()
@@ -172,6 +179,8 @@ class FileSampleRefQueue(Streaming[R]):
             raise QueueConfigError(self.path, f"needs a positive poll_interval_s, found {self._poll_interval_s}")
         if self._heartbeat_s is not None and not self._heartbeat_s > 0:
             raise QueueConfigError(self.path, f"needs a positive heartbeat_s or None, found {self._heartbeat_s}")
+        if self._io_threads != "auto" and not (isinstance(self._io_threads, int) and self._io_threads > 0):
+            raise QueueConfigError(self.path, f"needs io_threads of at least 1 or 'auto', found {self._io_threads!r}")
 
     def _check_heartbeat(self, lease_timeout_s: float | None) -> None:
         if self._heartbeat_s is None or lease_timeout_s is None:
@@ -193,6 +202,7 @@ class FileSampleRefQueue(Streaming[R]):
             durable=self._durable,
             heartbeat_s=self._heartbeat_s,
             clock=self._clock,
+            io_threads=self._io_threads,
         )
         try:
             with explained("locking", self.path):

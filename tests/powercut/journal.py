@@ -170,6 +170,6 @@ def _quiet() -> FileOps:
     """Real operations whose fsync costs nothing: this disk is not the one that loses power."""
     ops: Any = FileOps()
     ops.fsync = lambda fd: None
-    ops.each = lambda work, items: [work(item) for item in items]
+    ops.each = lambda work, items, threads: [work(item) for item in items]
     quiet: FileOps = ops
     return quiet

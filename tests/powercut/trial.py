@@ -120,7 +120,7 @@ def _hasty() -> FileOps:
     ops.sleep = lambda seconds: slept.append(slept.pop() + seconds)
     ops.monotonic = lambda: monotonic() + slept[0]
     ops.fsync = lambda fd: None
-    ops.each = lambda work, items: [work(item) for item in items]
+    ops.each = lambda work, items, threads: [work(item) for item in items]
     hasty: FileOps = ops
     return hasty
 

@@ -230,7 +230,7 @@ class Machine:
 class _SequentialOps(FileOps):
     """No threads of its own: everything happens in the actor's turn."""
 
-    def each(self, work: Callable[[Any], None], items: list[Any]) -> None:
+    def each(self, work: Callable[[Any], None], items: list[Any], threads: int) -> None:
         for item in items:
             work(item)
 

@@ -1,0 +1,83 @@
+"""Doing file operations side by side, on mounts where that pays.
+
+A Linux NFS client holds a directory's lock for the whole of a create, and the mount's for the whole of a rename
+between directories, but it lets writes with their close, stamps, lookups and reads overlap. On a local disk only
+fsyncs take long enough to be worth a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Generic, Literal, TypeVar
+
+from fsqueue.fileops import FileOps
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+IoThreads = int | Literal["auto"]
+
+_THREADS = 8
+_WORTH_A_THREAD_S = 0.0005
+
+
+class Overlap:
+    """How one handle makes file operations that do not depend on each other.
+
+    Args:
+        io_threads: "auto": side by side on a mount that is not known to be local, where the first of them took
+            long; 1: always one after the other; more: always so many at a time.
+        remote: whether the mount is not known to be local.
+    """
+
+    def __init__(self, ops: FileOps, io_threads: IoThreads, remote: bool) -> None:
+        self._ops = ops
+        self._measures = io_threads == "auto" and remote
+        self._threads = 1 if io_threads == "auto" and not remote else _threads(io_threads)
+        self.syncs = _threads(io_threads)
+
+    def ahead(self, work: Callable[[T], U], items: Sequence[T]) -> list[Callable[[], U]]:
+        """One callable for each item, which returns or raises what work does.
+
+        All work has ended when this returns where it is done side by side; elsewhere it is done when asked for,
+        so that the caller's own operations come in between.
+        """
+        if self._threads < 2 or len(items) < 2:
+            return [partial(work, item) for item in items]
+        outcomes = [_Outcome(work, item) for item in items]
+        rest = outcomes
+        if self._measures:
+            started = self._ops.monotonic()
+            outcomes[0].run()
+            if self._ops.monotonic() - started < _WORTH_A_THREAD_S:
+                return [outcomes[0], *(partial(work, item) for item in items[1:])]
+            rest = outcomes[1:]
+        self._ops.each(_Outcome.run, rest, self._threads)
+        return list(outcomes)
+
+
+class _Outcome(Generic[T, U]):
+    """A call that was made for somebody who will ask for its result later, once."""
+
+    __slots__ = ("_error", "_item", "_result", "_work")
+
+    def __init__(self, work: Callable[[T], U], item: T) -> None:
+        self._work = work
+        self._item = item
+        self._error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            self._result = self._work(self._item)
+        except Exception as error:
+            self._error = error
+
+    def __call__(self) -> U:
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+
+def _threads(io_threads: IoThreads) -> int:
+    return _THREADS if io_threads == "auto" else io_threads
