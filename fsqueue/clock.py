@@ -7,11 +7,14 @@ all of it in tests: files are stamped with its time, explicitly.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from typing import Protocol
 
 from fsqueue.fileops import Directory, FileOps
 from fsqueue.layout import ORDER, ORDER_FLAGS
+
+_TRIES = 3
 
 
 class Clock(Protocol):
@@ -35,14 +38,21 @@ class FilesystemClock:
         self._root = root
 
     def now(self) -> float:
-        """Costs one modification and one fresh read of an mtime."""
-        try:
-            self.stamp(self._root, ORDER)
-        except FileNotFoundError:
-            # Somebody deleted the order file; a new one is stamped by its creation.
-            self._ops.close(self._ops.open(ORDER, ORDER_FLAGS, 0o666, dir_fd=self._root.fd))
-        mtime = self._ops.fresh_mtime(self._root.fd, ORDER)
-        return self._ops.time() if mtime is None else mtime
+        """Costs one modification and one fresh read of an mtime.
+
+        Raises:
+            FileNotFoundError: somebody deletes the order file as often as it is made.
+        """
+        for _ in range(_TRIES):
+            try:
+                self.stamp(self._root, ORDER)
+            except FileNotFoundError:
+                # Somebody deleted the order file; a new one is stamped by its creation.
+                self._ops.close(self._ops.open(ORDER, ORDER_FLAGS, 0o666, dir_fd=self._root.fd))
+            mtime = self._ops.fresh_mtime(self._root.fd, ORDER)
+            if mtime is not None:
+                return mtime
+        raise FileNotFoundError(errno.ENOENT, "it vanishes while the time is read from it", ORDER)
 
     def stamp(self, directory: Directory, name: str) -> None:
         self._ops.utime(name, dir_fd=directory.fd, follow_symlinks=False)

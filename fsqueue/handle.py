@@ -149,6 +149,11 @@ class Handle:
                 self._beat_key = owners.heartbeats.register(self.beat, self.heartbeat_s, self.ops.monotonic)
             self._announced = True
 
+    def show_up(self) -> None:
+        """Let a long-lived owner's record not look abandoned."""
+        if self._announced:
+            self.beat()
+
     def beat(self) -> None:
         """Prolong all leases of this owner by touching its record; writes it anew where it was deleted."""
         try:

@@ -19,6 +19,8 @@ from fsqueue.owners import OwnerRecord, read_record
 ROUND_S = 1.0
 IDLE_ROUND_S = 0.05
 OWNERS_ROUND_S = 10.0
+ABANDONED_ROUND_S = 3600.0
+ABANDONED_AFTER_S = 86_400.0
 _EPSILON_S = 1e-6
 
 Lease = tuple[str, str]
@@ -40,7 +42,7 @@ class Reclaimer:
         self._records: dict[str, OwnerRecord | None] = {}
         self._last_round: float | None = None
         self._now: float | None = None  # the filesystem's time in this round, read when first needed
-        self._last_round_mono = self._last_owners_mono = -1e9
+        self._last_round_mono = self._last_owners_mono = self._last_abandoned_mono = -1e9
 
     def due(self, idle: bool) -> bool:
         """Whether a round is due; sooner when there is nothing else to hand out."""
@@ -189,7 +191,7 @@ class Reclaimer:
         return left_s is not None and left_s <= _EPSILON_S
 
     def _remove_dead_owners(self) -> None:
-        """Remove the records and tmp files of processes that are gone and lease nothing.
+        """Remove the records of processes that are gone and lease nothing, and the tmp files of the dead.
 
         One that died between taking places in the order and claiming them left refs that no line names.
         """
@@ -197,16 +199,40 @@ class Reclaimer:
         if handle.ops.monotonic() - self._last_owners_mono < OWNERS_ROUND_S:
             return
         self._last_owners_mono = handle.ops.monotonic()
-        parsed = (names.parse_owner(name) for name in handle.layout.owners.listing())
-        gone = {owner for owner in parsed if owner and self._is_dead(owner)}
+        owners = {owner for owner in map(names.parse_owner, handle.layout.owners.listing()) if owner}
+        dead = {owner for owner in owners if self._is_dead(owner)}
+        gone = dead | self._abandoned(owners - dead)
         # The dead lease nothing new: what they hold is in this listing, made after they were found dead.
         gone -= {owner for _, owner in self._leases()} if gone else set()
         if not gone:
             return
         handle.sweep_wanted = True
-        leftovers = [name for name in handle.layout.tmp.listing() if name.startswith(tuple(f"{o}." for o in gone))]
-        silently_remove(handle.ops, handle.layout.tmp.fd, leftovers)
+        silently_remove(handle.ops, handle.layout.tmp.fd, self._leftovers(dead & gone))
         silently_remove(handle.ops, handle.layout.owners.fd, [names.ref_file(owner) for owner in gone])
+
+    def _leftovers(self, owners: set[str]) -> list[str]:
+        prefixes = tuple(f"{owner}." for owner in owners)
+        return [name for name in self._handle.layout.tmp.listing() if name.startswith(prefixes)] if owners else []
+
+    def _abandoned(self, owners: set[str]) -> set[str]:
+        """Those that nobody can ask and that have not shown up for a day; looked for once an hour.
+
+        An owner that gets refs shows up as often, and writes its record anew where that was removed.
+        """
+        handle = self._handle
+        found: set[str] = set()
+        if handle.ops.monotonic() - self._last_abandoned_mono < ABANDONED_ROUND_S:
+            return found
+        self._last_abandoned_mono = handle.ops.monotonic()
+        handle.show_up()
+        for owner in owners:
+            record = self._record(owner)
+            if owner == handle.owner or record is None or record.liveness() != "unknown":
+                continue
+            seen = handle.ops.fresh_mtime(handle.layout.owners.fd, names.ref_file(owner))
+            if seen is not None and seen + (self._timeout_s or 0.0) + ABANDONED_AFTER_S < self._round_now():
+                found.add(owner)
+        return found
 
 
 def return_or_bury(

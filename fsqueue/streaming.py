@@ -86,7 +86,8 @@ class Streaming(Generic[R]):
             high: pending refs at which producers pause.
             low: pending refs below which they resume; half of high unless given.
             high_bytes: pause also while the pending refs' features come to more; reckoned as the number pending
-                times the mean estimated_bytes of the refs that this handle put.
+                times the mean estimated_bytes of the refs that this handle put. Never fewer than the published
+                quantum, which the consumers could not go on without.
             timeout_s: how long to wait at most; None: for as long as the consumers live.
 
         Raises:
@@ -124,8 +125,10 @@ class Streaming(Generic[R]):
 
     def _wait_for_room(self, high: int, low: int, high_by_bytes: float | None, timeout_s: float | None) -> None:
         handle, stream = self._current_handle(), self.stream()
-        high = high if high_by_bytes is None else max(1, min(high, int(high_by_bytes)))
-        low = min(low, max(1, high // 2)) if high_by_bytes is not None else low
+        if high_by_bytes is not None:
+            quantum = stream.quantum()
+            high = max(quantum.refs if quantum else 1, min(high, int(high_by_bytes)))
+            low = min(low, max(1, high // 2))
         if self.depth() < high:
             return
         pause_s, started = _FIRST_PAUSE_S, handle.ops.monotonic()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from support import (
 )
 
 from fsqueue import FileSampleRefQueue
+from fsqueue.clock import FilesystemClock
 
 
 @pytest.fixture
@@ -309,3 +312,23 @@ def test_drained_by_the_survivor(path: Path) -> None:
     assert sorted(a.ack(first[15:])) == ids(first[15:])
     assert tuple(b.counts()) == (0, 0, 40, 0)
     assert_clean(path)
+
+
+def test_the_time_is_the_filesystem_s_or_an_error(tmp_path: Path) -> None:
+    """An order file that is deleted while the time is read from it is made again; never does a host's clock step in."""
+    tap = Tap()
+    queue = open_tapped(tap, tmp_path / "q", lease_timeout_s=60.0)
+    deletions: Iterator[bool] = iter([True])
+    clock = FilesystemClock(tap.ops, queue._current_handle().layout.root)
+
+    def delete(name: str, args: tuple[Any, ...], _: dict[str, Any]) -> None:
+        if name in ("utime", "close") and next(deletions, False):
+            (tmp_path / "q" / "order.lock").unlink()
+
+    tap.after = delete
+    assert abs(clock.now() - (tmp_path / "q" / "order.lock").stat().st_mtime) < 1e-6
+    deletions = itertools.repeat(True)
+    with pytest.raises(FileNotFoundError, match="vanishes"):
+        clock.now()
+    tap.after = None
+    queue.close()

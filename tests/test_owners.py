@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 from support import (
@@ -104,6 +105,48 @@ def test_other_hosts_owners_are_unknown(path: Path) -> None:
         elsewhere: list[dict[str, Any]] = [{"boot_id": "other"}, {"pid_namespace": "pid:[1]"}, {"pid_start_time": None}]
         assert [replace(record, **change).liveness() for change in elsewhere] == ["unknown"] * 3
         assert replace(record, pid_start_time="1").liveness() == "dead", "the pid is somebody else's by now"
+
+
+def elsewhere(path: Path, owner: str, silent_s: float) -> Path:
+    """The record of an owner on another host that was last seen so long ago."""
+    file = path / "owners" / f"{owner}.json"
+    file.write_bytes(msgspec.json.encode(OwnerRecord(owner, "node9", "other boot", "pid:[9]", 7, "1", 0.0)))
+    backdate(file, silent_s)
+    return file
+
+
+def test_records_of_hosts_that_never_come_back_go_after_a_day(path: Path) -> None:
+    """Unless they lease something, and not before the lease timeout has passed as well."""
+    with FileSampleRefQueue(path, lease_timeout_s=3600.0) as queue:
+        queue.put(refs("a"))
+        old, recent, holding = (
+            elsewhere(path, owner, silent_s)
+            for owner, silent_s in (("x.7.aaaaaa", 91_000.0), ("y.7.bbbbbb", 89_000.0), ("z.7.cccccc", 91_000.0))
+        )
+        (path / "pending" / "a.json").rename(path / "leased" / "a@z.7.cccccc.json")
+        os.utime(path / "leased" / "a@z.7.cccccc.json")
+        queue.reclaim()
+        assert [file.exists() for file in (old, recent, holding)] == [False, True, True]
+
+
+def test_an_owner_that_shows_up_is_not_abandoned(path: Path) -> None:
+    """Once an hour a round touches the handle's own record, or writes it anew before it leases again."""
+    tap = Tap()
+    queue = open_tapped(tap, path)
+    queue.put(refs("a", "b"))
+    queue.get(1)
+    record = path / "owners" / f"{queue.owner}.json"
+    backdate(record, 90_000.0)
+    before = record.stat().st_mtime
+    now = tap.ops.monotonic() + 3601.0
+    tap.ops.monotonic = lambda: now
+    queue.reclaim()
+    assert record.stat().st_mtime > before + 89_000.0
+    record.unlink()
+    now += 3601.0
+    queue.get(1)
+    assert record.exists()
+    queue.close()
 
 
 def test_heartbeat_keeps_leases_and_ends_with_the_process(path: Path) -> None:

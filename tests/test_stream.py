@@ -211,6 +211,18 @@ def test_watermarks_pause_a_producer(queue: FileSampleRefQueue[SampleRef]) -> No
     assert queue.depth() == 2
 
 
+def test_a_watermark_in_bytes_leaves_room_for_a_quantum(queue: FileSampleRefQueue[SampleRef]) -> None:
+    """Refs of 100 bytes wait at 250 bytes for room, but never below what the consumers take at a time."""
+    queue.put_when_below(refs(2), high=100, high_bytes=250)
+    with pytest.raises(StreamStalledError):
+        queue.put_when_below(refs(1, 10), high=100, high_bytes=250, timeout_s=0.02)
+    queue.publish_quantum(dp_size=2, batch_size=2)
+    queue.put_when_below(refs(2, 10), high=100, high_bytes=250, timeout_s=0.02)
+    with pytest.raises(StreamStalledError):
+        queue.put_when_below(refs(1, 20), high=100, high_bytes=250, timeout_s=0.02)
+    assert queue.depth() == 4
+
+
 def test_a_producer_at_the_watermark_stops_when_the_consumers_have_left(queue: FileSampleRefQueue[SampleRef]) -> None:
     """Consumers that left, or failed, end the wait with an error of their own."""
     queue.put(refs(4))
