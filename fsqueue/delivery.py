@@ -45,9 +45,11 @@ class Delivery(Generic[R]):
         self, max_refs: int, timeout_s: float | None, partition: Partition | None, poll_interval_s: float
     ) -> list[R]:
         """Lease up to max_refs refs, waiting for the first one for up to timeout_s seconds."""
-        waiter = Waiter(self._handle, timeout_s, poll_interval_s, self._reclaimer.round_s)
+        waiter = Waiter(self._handle, timeout_s, poll_interval_s, self._reclaimer.idle_s)
         while True:
             refs = self._get_now(max_refs, partition)
+            if refs:
+                self._handle.waited_s = 0.0
             if refs or waiter.expired() or (partition and self._handout.anything_pending()):
                 return refs
             waiter.wait()

@@ -104,6 +104,7 @@ class Handle:
         mutex: held by the thread that reclaims, renews, or settles what this handle does not lease.
         strays: refs that may be leased to this owner though nobody has them, after an error; the next call
             gives them back.
+        waited_s: how long gets have waited since one last came back with refs, seconds.
         sweep_wanted: refs may lie in pending/ that no line of the order names.
     """
 
@@ -132,6 +133,7 @@ class Handle:
         self.mutex = threading.RLock()
         self.strays: dict[str, None] = {}
         self.sweep_wanted = False
+        self.waited_s = 0.0
         self.stream: Stream | None = None
         self.put_bytes = ByteCount()
         self._announced = False

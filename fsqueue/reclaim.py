@@ -29,15 +29,14 @@ Lease = tuple[str, str]
 class Reclaimer:
     """Reclaims expired leases on behalf of one handle, at a bounded rate.
 
-    Attributes:
-        round_s: seconds between rounds while there is something to hand out.
+    A round is due after `ROUND_S` seconds, or a tenth of the lease timeout where that is less.
     """
 
     def __init__(self, handle: Handle, max_attempts: int | None) -> None:
         self._handle = handle
         self._max_attempts = max_attempts
         self._timeout_s = handle.layout.settings.lease_timeout_s
-        self.round_s = ROUND_S if self._timeout_s is None else min(ROUND_S, self._timeout_s / 10)
+        self._round_s = ROUND_S if self._timeout_s is None else min(ROUND_S, self._timeout_s / 10)
         self._check_at: dict[Lease, float] = {}
         self._records: dict[str, OwnerRecord | None] = {}
         self._last_round: float | None = None
@@ -47,14 +46,24 @@ class Reclaimer:
     def due(self, idle: bool) -> bool:
         """Whether a round is due; sooner when there is nothing else to hand out."""
         since_s = self._handle.ops.monotonic() - self._last_round_mono
-        if since_s >= (min(IDLE_ROUND_S, self.round_s) if idle else self.round_s):
+        if since_s >= (min(IDLE_ROUND_S, self._round_s) if idle else self._round_s):
             return True
         if self._last_round is None:
             return True
         now = self._tick()
         return now >= min(self._check_at.values(), default=now + 1) or (
-            self._handle.injected and now >= self._last_round + self.round_s
+            self._handle.injected and now >= self._last_round + self._round_s
         )
+
+    def idle_s(self, rounds: int) -> float:
+        """For how many seconds a waiting get may do without a round, when it was idle for so many of them.
+
+        A lease that is taken meanwhile is seen long before its time comes, one that was seen is looked at in time.
+        """
+        if self._handle.injected:
+            return self._round_s
+        first = min(self._check_at.values(), default=float("inf"))
+        return min(rounds * self._round_s, max(self._round_s, first - self._handle.ops.monotonic()))
 
     def round_if_due(self, idle: bool) -> int:
         """A round, unless none is due or another thread is at it."""

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fsqueue.handle import Handle
 
 _FIRST_PAUSE_S = 0.0002
 _GROWTH = 1.2
+_REMOTE_FACTOR = 3
+_MOST_ROUNDS = 5
 
 
 class Waiter:
     """Paces one waiting get.
 
     Between full looks, which reclaim and list, a poll is one look at the order file: every put and every ref
-    that comes back changes it.
+    that comes back changes it. NFS: a look costs three operations, so it is made a third as often in the end.
+
+    Args:
+        ceiling_s: the longest pause between two looks.
+        idle_s: how long a full look may be put off, seconds, given for how many rounds nothing has happened.
     """
 
-    def __init__(self, handle: Handle, timeout_s: float | None, ceiling_s: float, full_look_s: float) -> None:
+    def __init__(
+        self, handle: Handle, timeout_s: float | None, ceiling_s: float, idle_s: Callable[[int], float]
+    ) -> None:
         self._handle = handle
         self._ops = handle.ops
-        self._ceiling_s = ceiling_s
-        self._full_look_s = max(full_look_s, ceiling_s)
-        self._pause_s = min(_FIRST_PAUSE_S, ceiling_s)
+        self._ceiling_s = ceiling_s * (_REMOTE_FACTOR if handle.layout.remote else 1)
+        self._idle_s = idle_s
+        self._rounds = 1
+        self._pause_s = min(max(_FIRST_PAUSE_S, (_GROWTH - 1) * handle.waited_s), self._ceiling_s)
         self._deadline = self._ops.monotonic() + timeout_s if timeout_s and timeout_s > 0 else None
         self._seen = self._look() if self._deadline is not None else None
         self._over = self._deadline is None
@@ -31,21 +42,30 @@ class Waiter:
 
     def wait(self) -> None:
         """Sleep until something has changed, a full look is due, or the time is up."""
+        started = self._ops.monotonic()
+        try:
+            self._wait(started)
+        finally:
+            self._handle.waited_s += self._ops.monotonic() - started
+
+    def _wait(self, started: float) -> None:
         assert self._deadline is not None
-        full_look_at = self._ops.monotonic() + self._full_look_s
+        full_look_at = started + max(self._idle_s(self._rounds), self._ceiling_s)
         while True:
             now = self._ops.monotonic()
             if now >= self._deadline:
                 self._over = True
                 return
-            pause_s = self._pause_s * (0.75 + 0.25 * self._ops.random())
+            pause_s = self._pause_s * (0.9 + 0.1 * self._ops.random())
             self._ops.sleep(min(pause_s, self._deadline - now))
             self._pause_s = min(self._pause_s * _GROWTH, self._ceiling_s)
             seen = self._look()
             if seen != self._seen:
                 self._seen = seen
+                self._rounds = 1
                 return
             if now >= full_look_at:
+                self._rounds = min(self._rounds + 1, _MOST_ROUNDS)
                 return
 
     def _look(self) -> tuple[int, int] | None:

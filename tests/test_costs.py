@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from support import (
     Queue,
     Tap,
     folder_of,
+    ids,
     numbered,
     open_tapped,
     refs,
@@ -144,3 +146,39 @@ def test_bytes_read_do_not_grow_with_the_backlog(path: Path) -> None:
         read[backlog] = sum(wanted)
         queue.close()
     assert read[5_000] <= max(read[100], 20_000)
+
+
+@pytest.mark.parametrize("mount", ["tmpfs", "nfs4"])
+def test_an_idle_consumer_makes_few_operations(path: Path, mount: str) -> None:
+    """A get that has waited for a minute makes fewer than 25 file operations a second, on a shared mount too."""
+    tap, now = Tap(), [1_000.0]
+    tap.ops.filesystem_type = lambda path: mount
+    tap.ops.monotonic = lambda: now[0]
+    tap.ops.sleep = lambda pause_s: now.__setitem__(0, now[0] + pause_s)
+    queue = open_tapped(tap, path, lease_timeout_s=60.0)
+    made = Counter[int]()
+    tap.before = lambda name, args, _: made.update([int(now[0]) // 60])
+    assert queue.get(1, 300.0) == []
+    assert 0 < made[1_180 // 60] < 25 * 60
+    queue.close()
+
+
+def test_a_waiting_get_notices_an_expired_lease_in_time(path: Path) -> None:
+    """However long nothing has happened, a lease that was seen is reclaimed when its time has come."""
+    tap, now = Tap(), [1_000.0]
+    tap.ops.monotonic = lambda: now[0]
+
+    def sleep(pause_s: float) -> None:
+        now[0] += pause_s
+        for state in ("leased", "owners"):
+            for file in (path / state).iterdir():
+                os.utime(file, ns=(0, int(os.stat(file).st_mtime_ns - pause_s * 1e9)))
+
+    tap.ops.sleep = sleep
+    with FileSampleRefQueue(path, lease_timeout_s=60.0) as other:
+        other.put(refs("a"))
+        other.get(1)
+        queue = open_tapped(tap, path)
+        assert ids(queue.get(1, 300.0)) == ["a"]
+        assert 1_060.0 <= now[0] < 1_061.5
+        queue.close()
