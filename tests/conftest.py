@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 from implementations import EVERY, FULL, SHARED, Implementation
+
+pytest_plugins = ["proof.summary"]
 
 
 def _implementation(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Implementation]:
@@ -36,6 +39,12 @@ def shared_queue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Imp
 def full_queue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Implementation]:
     """Those with fencing, attempts, release, renew, dead letters and counts."""
     yield from _implementation(request, tmp_path)
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported out of all further garbage collections: a fork that runs one would copy all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 # Started in the background, a shell's children ignore Ctrl-C, and would hand that on to the children of the tests.

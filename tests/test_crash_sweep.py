@@ -13,8 +13,6 @@ from proof import tally
 from proof.crash import Point, crash
 from proof.operations import OPERATIONS, Operation
 
-pytest_plugins = ["proof.summary"]
-
 
 def sweep(tmp_path: Path, operation: Operation, size: int, points: Iterator[Point], **options: Any) -> None:
     """Die at one point after the other, until the operation finishes before it comes to the next."""
