@@ -1,7 +1,10 @@
-"""Puts benchmarks/ on the path, and gives the contract tests their implementations."""
+"""Puts benchmarks/ on the path, files into memory where there is room, and gives the tests what they share."""
 
 from __future__ import annotations
 
+import gc
+import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -12,6 +15,16 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 from implementations import EVERY, FULL, SHARED, Implementation
+from proof.apart import Apart
+
+pytest_plugins = ["proof.summary"]
+
+_MEMORY = "/dev/shm"
+_ROOM_BYTES = 4 << 30
+
+# What the tests do to a directory takes a third of the time on a tmpfs; what an fsync is for, they simulate.
+if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ROOM_BYTES:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", _MEMORY)
 
 
 def _implementation(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Implementation]:
@@ -36,6 +49,20 @@ def shared_queue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Imp
 def full_queue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Implementation]:
     """Those with fencing, attempts, release, renew, dead letters and counts."""
     yield from _implementation(request, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def apart() -> Iterator[Apart]:
+    """Runs functions in a process that has imported little, and forks fast."""
+    it = Apart()
+    yield it
+    it.close()
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported out of all further garbage collections: a fork that runs one would copy all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 # Started in the background, a shell's children ignore Ctrl-C, and would hand that on to the children of the tests.

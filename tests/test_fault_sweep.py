@@ -13,8 +13,6 @@ from proof import tally
 from proof.faults import FAULTS, Fault, fail_once
 from proof.operations import OPERATIONS, Operation
 
-pytest_plugins = ["proof.summary"]
-
 STRIDE = 11
 
 

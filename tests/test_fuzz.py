@@ -31,8 +31,6 @@ from proof.fuzzing import (
 
 from fsqueue import FileSampleRefQueue, FsQueueError
 
-pytest_plugins = ["proof.summary"]
-
 HANG_S = 120
 NOBODY = 65534
 DEEP = b"<deep>"

@@ -27,8 +27,6 @@ from proof.verdict import StoppedClock
 
 from fsqueue import Counts, FileSampleRefQueue, SampleRef, dp_partition, fileops, names
 
-pytest_plugins = ["proof.summary"]
-
 ID_POOL = ["a", "b", "c/d", ".e", "f%", "g@1", "ü", "x" * 200, "s1", "s2", "s3", "s4"]
 HANDLES = 3
 EVERYTHING = 1000

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from proof.apart import Apart
 from support import Tap, in_fork, names_in, ref, refs
 
 from fsqueue import FileSampleRefQueue
@@ -95,8 +96,7 @@ def killed_before(operation: int, action: Callable[[Path], Any], path: Path) -> 
     return reached.exists()
 
 
-@pytest.mark.parametrize("name", ACTIONS)
-def test_killed_at_any_operation_the_next_try_completes_it(template: Path, tmp_path: Path, name: str) -> None:
+def kill_and_try_again(template: Path, tmp_path: Path, name: str) -> None:
     action, expected = ACTIONS[name]
     for operation in itertools.count():
         path = shutil.copytree(template, tmp_path / f"q{operation}")
@@ -118,6 +118,14 @@ def test_killed_at_any_operation_the_next_try_completes_it(template: Path, tmp_p
         if not killed:
             assert operation > 10
             return
+        shutil.rmtree(path)
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_killed_at_any_operation_the_next_try_completes_it(
+    template: Path, tmp_path: Path, apart: Apart, name: str
+) -> None:
+    apart(kill_and_try_again, template, tmp_path, name)
 
 
 def _again(name: str, path: Path) -> None:
@@ -135,7 +143,7 @@ def _taken(queue: FileSampleRefQueue[Any]) -> list[str]:
     return found
 
 
-def test_purge_killed_at_any_operation_removes_only_what_it_was_told(template: Path, tmp_path: Path) -> None:
+def kill_in_a_purge(template: Path, tmp_path: Path) -> None:
     for operation in itertools.count():
         path = shutil.copytree(template, tmp_path / f"q{operation}")
         killed = killed_before(operation, lambda path: purge(str(path), "failed", 0.0), path)
@@ -144,6 +152,13 @@ def test_purge_killed_at_any_operation_removes_only_what_it_was_told(template: P
         if not killed:
             assert names_in(path, "failed") == []
             return
+        shutil.rmtree(path)
+
+
+def test_purge_killed_at_any_operation_removes_only_what_it_was_told(
+    template: Path, tmp_path: Path, apart: Apart
+) -> None:
+    apart(kill_in_a_purge, template, tmp_path)
 
 
 def test_the_requeued_refs_come_back_equal(template: Path, tmp_path: Path) -> None:

@@ -11,8 +11,6 @@ from powercut.states import images, journalled, variants, weakest
 from powercut.trial import Survey, survey
 from proof import tally
 
-pytest_plugins = ["proof.summary"]
-
 SAMPLE = 40
 CHOICES = 128
 

@@ -19,8 +19,6 @@ from fsqueue.clock import FilesystemClock
 from fsqueue.intake import Intake
 from fsqueue.reclaim import Reclaimer
 
-pytest_plugins = ["proof.summary"]
-
 BLOCK = 100
 
 

@@ -152,3 +152,5 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("repair", stages.damaged, _repair, _STAYS, LIVE, damaged=True, by_operator=True),
     Operation("close", stages.leased, lambda stage: stage.queue.close(), _STAYS, LIVE, keeps=True),
 )
+
+BY_NAME = {operation.name: operation for operation in OPERATIONS}
