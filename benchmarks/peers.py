@@ -5,9 +5,9 @@
 
 Every implementation carries the same refs in the same encoding, and is used as its documentation says; what each
 gives, and where that is stated, is in the docstrings of peer_subjects.py and in `OWN`. Where a claim can be tried
-here, it is: nothing may be lost or delivered twice in the run, and in a run of its own a consumer that holds refs
-is killed by SIGKILL, after which another process must get them all. A missing package is skipped. Exits with 1
-when this project's own queue lost or doubled a ref, or did not give a killed consumer's refs back.
+here, it is: every ref that was put must be delivered before the run ends, and none twice; and in a run of its own a
+consumer that holds refs is killed by SIGKILL, after which another process must get them all. A missing package is
+skipped. Exits with 1 when this project's own queue lost or doubled a ref, or kept those of a killed consumer.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from peer_subjects import PEERS
 from session import progress, session
 from subjects import SUBJECTS
 
+LABELS = SUBJECTS | {kind: peer.label for kind, peer in PEERS.items()}
 HELD = 8
 LEASE_S = 1.0
-PATIENCE_S = 6.0
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,11 @@ class Kill:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = arguments_of(__doc__)
-    parser.add_argument("--only", help="these alone, by their names in the table of kinds: file,dirq")
+    parser.add_argument("--only", type=_kinds, default=tuple(LABELS), help=f"some of {','.join(LABELS)}")
     parser.set_defaults(durable=False)
     parsed = parser.parse_args(arguments)
-    kinds, missing = _chosen(parsed.only)
+    missing = [kind for kind in parsed.only if kind in PEERS and not _installed(PEERS[kind].module)]
+    kinds = tuple(kind for kind in parsed.only if kind not in missing)
     with session(parsed) as run:
         for kind in missing:
             print(f"skipped: {PEERS[kind].label} is not installed: pip install '{PEERS[kind].package}'")
@@ -104,17 +105,12 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if all(ours) and all(kill.survived for kill in kills if kill.kind == "file") else 1
 
 
-LABELS = SUBJECTS | {kind: peer.label for kind, peer in PEERS.items()}
-
-
-def _chosen(only: str | None) -> tuple[tuple[str, ...], list[str]]:
-    """The kinds to measure, and those that are not installed."""
-    names = only.split(",") if only else list(LABELS)
-    unknown = sorted(set(names) - LABELS.keys())
+def _kinds(text: str) -> tuple[str, ...]:
+    names = text.split(",")
+    unknown = [name for name in names if name not in LABELS]
     if unknown:
-        raise SystemExit(f"unknown: {', '.join(unknown)}; known: {', '.join(LABELS)}")
-    missing = [kind for kind in names if kind in PEERS and not _installed(PEERS[kind].module)]
-    return tuple(kind for kind in LABELS if kind in names and kind not in missing), missing
+        raise argparse.ArgumentTypeError(f"expected some of {','.join(LABELS)}, found {unknown[0]!r}")
+    return tuple(kind for kind in LABELS if kind in names)
 
 
 def _installed(module: str) -> bool:
@@ -147,10 +143,10 @@ def _kill(kind: str, path: str) -> Kill:
             fleet.kill(0)
             started = time.monotonic()
             fleet.call(1, "open", kind, kind, path, LEASE_S)
-            back = set(fleet.call(1, "regain", kind, HELD, PATIENCE_S)) & set(held)
+            back = len(set(fleet.call(1, "regain", kind, HELD)) & set(held))
         except WorkerError as error:
             return Kill(kind, 0, None, error.summary)
-    return Kill(kind, len(back), time.monotonic() - started if len(back) == HELD else None)
+    return Kill(kind, back, time.monotonic() - started if back == HELD else None)
 
 
 def _gives(kind: str, findings: Findings, kills: Sequence[Kill]) -> dict[str, Any]:
@@ -165,7 +161,7 @@ def _gives(kind: str, findings: Findings, kills: Sequence[Kill]) -> dict[str, An
         "recovers": given.recovers,
         "survives_sigkill": kill.survived,
         "back_after_s": kill.after_s,
-        "lost": sum(verdict.lost for verdict in verdicts) if verdicts else None,
+        "undelivered": sum(verdict.lost for verdict in verdicts) if verdicts else None,
         "doubled": sum(verdict.doubled for verdict in verdicts) if verdicts else None,
     }
 
@@ -198,9 +194,9 @@ def _text(
         gives = _gives(kill.kind, findings, kills)
         back = f"after {kill.after_s:.1f} s" if kill.after_s is not None else (kill.error or f"{kill.back} of {HELD}")
         words = ["yes" if gives[key] else "no" for key in ("exclusive", "survives_sigkill", "shared")]
-        seen = ["?" if gives[key] is None else f"{gives[key]}" for key in ("lost", "doubled")]
+        seen = ["?" if gives[key] is None else f"{gives[key]}" for key in ("undelivered", "doubled")]
         lines.append([LABELS[kill.kind], words[0], f"{words[1]}: {back}", gives["recovers"], words[2], *seen])
-    parts.append(report.table([*header, "lost", "doubled"], lines))
+    parts.append(report.table([*header, "undelivered", "doubled"], lines))
     for rank in ranks:
         parts.append(
             f"{rank['processes']} process(es), batch {rank['batch']}, backlog {rank['backlog']}: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from matplotlib import pyplot
 from report import Series
 
 _SIZE = (7.0, 4.2)
-_DPI = 80
+_DPI = 90
+_WIDTH_LETTERS = 130
 
 
 def plot_all(series: Series, title: str, directory: str) -> list[Path]:
@@ -38,14 +40,16 @@ def plot_all(series: Series, title: str, directory: str) -> list[Path]:
 
 def _curves(series: Series, rows: Sequence[dict[str, Any]], key: str, what: str, title: str, directory: Path) -> Path:
     figure, axis = pyplot.subplots(figsize=_SIZE, layout="constrained")
-    for kind in dict.fromkeys(row["kind"] for row in rows):
+    best = {row["kind"]: row["refs_per_s"] for row in sorted(rows, key=lambda row: row["refs_per_s"])}
+    for kind in sorted(best, key=lambda kind: -best[kind]):
         points = sorted((row[key], row["refs_per_s"]) for row in rows if row["kind"] == kind)
-        axis.plot(*zip(*points, strict=True), label=series.labels[kind], **_style(kind))
+        axis.plot(*zip(*points, strict=True), label=series.labels[kind], **_style(kind, series))
     axis.set(xscale="log", yscale="log", ylabel="refs/s", title=what)
     axis.set_xlabel({"backlog": "refs pending", "processes": "processes, each producer and consumer"}[key])
     if key == "processes":
         ticks = sorted({row[key] for row in rows})
         axis.set_xticks(ticks, labels=[f"{tick}" for tick in ticks])
+        axis.minorticks_off()
     return _finish(figure, axis, title, directory / f"throughput-{key}.png")
 
 
@@ -57,23 +61,24 @@ def _latencies(series: Series, rows: Sequence[dict[str, Any]], what: str, title:
             duration * 1e6 for duration in series.gets[row["kind"], row["backlog"], row["batch"], row["processes"]]
         ]
         shares = [(index + 1) / len(calls) for index in range(len(calls))]
-        style = {**_style(row["kind"]), "marker": ""}
+        style = {**_style(row["kind"], series), "marker": ""}
         axis.plot(calls, shares, label=series.labels[row["kind"]], drawstyle="steps-post", **style)
     axis.set(xscale="log", xlabel="µs a call", ylabel="share of calls", ylim=(0.0, 1.01), title=what)
     return _finish(figure, axis, title, directory / "get-latency.png")
 
 
-def _style(kind: str) -> dict[str, Any]:
-    """The queue itself stands out, and the floor is no competitor."""
+def _style(kind: str, series: Series) -> dict[str, Any]:
+    """The same in every chart: the queue itself stands out, and the floor is no competitor."""
     if kind == "file":
         return {"marker": "o", "linewidth": 3.0, "color": "black", "zorder": 3}
-    return {"marker": ".", "linestyle": ":" if kind == "floor" else "-", "linewidth": 1.5}
+    color = pyplot.get_cmap("tab20")(list(series.labels).index(kind))
+    return {"marker": ".", "linestyle": ":" if kind == "floor" else "-", "linewidth": 1.5, "color": color}
 
 
 def _finish(figure: Any, axis: Any, title: str, path: Path) -> Path:
     axis.grid(True, which="major", alpha=0.25)
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.suptitle(title, fontsize=5)
+    figure.supxlabel("\n".join(textwrap.wrap(title, _WIDTH_LETTERS)), fontsize=6, color="gray")
     figure.savefig(path, dpi=_DPI)
     pyplot.close(figure)
     return path

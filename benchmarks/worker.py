@@ -22,6 +22,7 @@ from subjects import LEASE_TIMEOUT_S, QueueSubject, Subject, open_subject, sampl
 MINIMUM_CYCLES = 2
 BARRIER_TIMEOUT_S = 120.0
 SILENCE_S = 10.0
+RECOVERY_TRIES = 40
 RECOVERY_PAUSE_S = 0.1
 
 
@@ -113,15 +114,19 @@ class Worker:
         subject.put(to_put)
         return [ref.sample_id for ref in subject.get(subject.plan([], count)[1])]
 
-    def regain(self, key: str, count: int, patience_s: float) -> list[str]:
-        """Take what another process held when it was killed; fewer than count where it does not come back in time."""
+    def regain(self, key: str, count: int) -> list[str]:
+        """Take what another process held when it was killed; fewer than count where it does not come back.
+
+        It is tried for a fixed number of times, so that a slow machine is no reason for failing.
+        """
         subject, found = self._subjects[key], []
-        deadline = time.monotonic() + patience_s
-        while len(found) < count and time.monotonic() < deadline:
+        for _ in range(RECOVERY_TRIES):
             subject.recover()
             refs = subject.get(subject.plan([], count)[1])
             found += [ref.sample_id for ref in refs]
             subject.ack(refs)
+            if len(found) >= count:
+                break
             time.sleep(RECOVERY_PAUSE_S)
         return found
 
