@@ -17,6 +17,11 @@ JOIN_S = 30.0
 class WorkerError(RuntimeError):
     """A command failed in a worker; the text is its traceback."""
 
+    @property
+    def summary(self) -> str:
+        """The last line: the error itself."""
+        return str(self).strip().splitlines()[-1]
+
 
 class Fleet:
     """A fixed number of spawned worker processes, ended on leaving the block.
@@ -79,8 +84,22 @@ class Fleet:
         self.send(index, name, *arguments)
         return self.reply(index)
 
+    def kill(self, index: int) -> None:
+        """SIGKILL a worker, and reap it."""
+        self._processes[index].kill()
+        self._processes[index].join()
+
     def together(self, count: int, name: str, *arguments: Any) -> list[Any]:
-        """The same command on the first workers at once."""
+        """The same command on the first workers at once; the first error is raised after all have replied."""
         for index in range(count):
             self.send(index, name, *arguments)
-        return [self.reply(index) for index in range(count)]
+        replies: list[Any] = []
+        errors: list[WorkerError] = []
+        for index in range(count):
+            try:
+                replies.append(self.reply(index))
+            except WorkerError as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        return replies

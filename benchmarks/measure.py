@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fleet import Fleet
-from subjects import SHARED, SUBJECTS, WAITING
+from fleet import Fleet, WorkerError
+from subjects import ALONE, SUBJECTS, WAITING
 from worker import Ledger, Slice
 
 WAKEUP_INTERVAL_S = 0.02
@@ -20,7 +20,12 @@ WAKEUP_INTERVAL_S = 0.02
 
 @dataclass(frozen=True)
 class Options:
-    """The parameters of a run; durations in seconds."""
+    """The parameters of a run; durations in seconds.
+
+    Attributes:
+        kinds: what is measured.
+        strangers: those of them whose failures are reported and do not end the run.
+    """
 
     directory: str
     backlogs: tuple[int, ...]
@@ -30,6 +35,8 @@ class Options:
     rounds: int
     slice_s: float
     wakeups: int
+    kinds: tuple[str, ...] = tuple(SUBJECTS)
+    strangers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,11 +68,13 @@ class Verdict:
 
 @dataclass
 class Findings:
-    """Raw results: for each case one list of the processes' slices a round."""
+    """Raw results: for each case one list of the processes' slices a round; the errors of strangers
+    by kind and number of processes, after which that kind is not run with so many any more."""
 
     slices: dict[Case, list[list[Slice]]] = field(default_factory=dict)
     wakeups_s: dict[str, list[float]] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
+    failures: dict[tuple[str, int], str] = field(default_factory=dict)
 
 
 def measure(options: Options, progress: Callable[[str], None]) -> Findings:
@@ -82,10 +91,12 @@ def measure(options: Options, progress: Callable[[str], None]) -> Findings:
         fleet.together(len(fleet), "settle")
         os.sync()
         _rounds(fleet, options, findings, progress)
-        _wakeups(fleet, options, findings, progress)
+        if options.wakeups:
+            _wakeups(fleet, options, findings, progress)
         for backlog in options.backlogs:
             progress(f"emptying and checking {backlog}")
-            findings.verdicts += [_verify(fleet, kind, backlog) for kind in SUBJECTS]
+            for kind in options.kinds:
+                _conclude(fleet, kind, backlog, options, findings)
         progress("")
     return findings
 
@@ -96,11 +107,11 @@ def _key(kind: str, backlog: int) -> str:
 
 def _users(fleet: Fleet, kind: str) -> int:
     """How many workers use a subject: a queue in memory is one process's."""
-    return len(fleet) if kind in SHARED else 1
+    return 1 if kind in ALONE else len(fleet)
 
 
 def _fill(fleet: Fleet, options: Options, backlog: int) -> None:
-    for kind in SUBJECTS:
+    for kind in options.kinds:
         key = _key(kind, backlog)
         for index in range(_users(fleet, kind)):
             fleet.call(index, "open", key, kind, os.path.join(options.directory, key))
@@ -113,8 +124,8 @@ def _cases(options: Options) -> list[Case]:
         for processes in options.processes
         for batch in options.batches
         for backlog in options.backlogs
-        for kind in SUBJECTS
-        if kind in SHARED or processes == 1
+        for kind in options.kinds
+        if kind not in ALONE or processes == 1
     ]
 
 
@@ -123,11 +134,18 @@ def _rounds(fleet: Fleet, options: Options, findings: Findings, progress: Callab
     cases = _cases(options)
     for number in range(options.rounds + 1):
         for case in cases if number % 2 else reversed(cases):
+            if (case.kind, case.processes) in findings.failures:
+                continue
             progress(f"round {number}/{options.rounds}: {case.kind} {case.backlog} x{case.batch} p{case.processes}")
             seconds = options.slice_s if number else 0.0
-            found = fleet.together(
-                case.processes, "run", _key(case.kind, case.backlog), case.batch, seconds, case.processes
-            )
+            key = _key(case.kind, case.backlog)
+            try:
+                found = fleet.together(case.processes, "run", key, case.batch, seconds, case.processes)
+            except WorkerError as error:
+                if case.kind not in options.strangers:
+                    raise
+                findings.failures[case.kind, case.processes] = error.summary
+                continue
             if number:
                 findings.slices.setdefault(case, []).append(found)
 
@@ -147,6 +165,15 @@ def _wakeups(fleet: Fleet, options: Options, findings: Findings, progress: Calla
             findings.wakeups_s.setdefault(kind, []).extend(fleet.reply(0))
             fleet.reply(1)
     findings.verdicts += [_verify(fleet, kind, 0, users=2) for kind in WAITING]
+
+
+def _conclude(fleet: Fleet, kind: str, backlog: int, options: Options, findings: Findings) -> None:
+    try:
+        findings.verdicts.append(_verify(fleet, kind, backlog))
+    except WorkerError as error:
+        if kind not in options.strangers:
+            raise
+        findings.failures[kind, _users(fleet, kind)] = error.summary
 
 
 def _verify(fleet: Fleet, kind: str, backlog: int, users: int | None = None) -> Verdict:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from measure import Case, Findings, Options
 from subjects import SUBJECTS
@@ -12,6 +13,21 @@ from worker import Slice
 
 STEPS = ("put", "get", "ack")
 Row = dict[str, Any]
+_REFERENCES = {"x_file": "file", "x_floor": "floor", "x_sqlite": "sqlite", "x_sqlite_tuned": "sqlite-tuned"}
+_COLUMNS = {"x_floor": "x floor", "x_sqlite": "x plain", "x_sqlite_tuned": "x tuned"}
+
+
+class Series(NamedTuple):
+    """What charts are drawn from.
+
+    Attributes:
+        gets: the durations of all get calls, seconds in ascending order, by kind, backlog, batch and processes.
+        labels: names by kind.
+    """
+
+    rows: Sequence[Row]
+    gets: Mapping[tuple[str, int, int, int], Sequence[float]]
+    labels: Mapping[str, str]
 
 
 def rows(findings: Findings) -> list[Row]:
@@ -25,11 +41,25 @@ def rows(findings: Findings) -> list[Row]:
             calls = sorted(duration for found in rounds for part in found for duration in getattr(part, f"{step}_s"))
             row[f"{step}_median_us"] = median(calls) * 1e6
             row[f"{step}_p99_us"] = _quantile(calls, 0.99) * 1e6
-        for other in ("floor", "sqlite", "sqlite-tuned"):
+        for column, other in _REFERENCES.items():
             against = rates.get(Case(other, case.backlog, case.batch, case.processes), [])
-            row[f"x_{other.replace('-', '_')}"] = _ratio(rates[case], against)
+            row[column] = _ratio(rates[case], against)
         result.append(row)
     return result
+
+
+def series(found: Sequence[Row], findings: Findings, labels: Mapping[str, str] = SUBJECTS) -> Series:
+    gets = {
+        (case.kind, case.backlog, case.batch, case.processes): sorted(
+            duration for processes in rounds for part in processes for duration in part.get_s
+        )
+        for case, rounds in findings.slices.items()
+    }
+    return Series(found, gets, labels)
+
+
+def verdict_rows(findings: Findings) -> list[Row]:
+    return [{**asdict(verdict), "clean": verdict.clean} for verdict in findings.verdicts]
 
 
 def _rate(found: list[Slice], steps: tuple[str, ...]) -> float:
@@ -105,10 +135,7 @@ def table(header: list[str], lines: list[list[str]]) -> str:
 
 def text(found: list[Row], wakeups: list[Row], judged: list[Row], findings: Findings) -> str:
     """Everything that is printed after the environment line."""
-    parts = []
-    for processes in sorted({row["processes"] for row in found}):
-        parts.append(f"processes: {processes}; refs/s as median of rounds; µs a call as median/p99")
-        parts.append(_throughput([row for row in found if row["processes"] == processes]))
+    parts = ["refs/s as median of rounds; µs a call as median/p99", throughput(found, SUBJECTS, _COLUMNS)]
     wakeup_lines = [
         [SUBJECTS[r["kind"]], f"{r['median_ms']:.2f}", f"{r['p99_ms']:.2f}", f"{r['samples']}"] for r in wakeups
     ]
@@ -119,19 +146,27 @@ def text(found: list[Row], wakeups: list[Row], judged: list[Row], findings: Find
     return "\n\n".join(parts)
 
 
-def _throughput(found: list[Row]) -> str:
+def throughput(found: Sequence[Row], labels: Mapping[str, str], ratios: Mapping[str, str]) -> str:
+    """A table for each number of processes.
+
+    Args:
+        ratios: the columns of ratios, key to heading.
+    """
     header = ["implementation", "backlog", "batch", "refs/s", "put/s", "get/s", "ack/s", "put µs", "get µs", "ack µs"]
-    header += ["x floor", "x plain", "x tuned"]
-    lines = []
-    for row in sorted(found, key=lambda r: (r["batch"], r["backlog"], list(SUBJECTS).index(r["kind"]))):
-        line = [SUBJECTS[row["kind"]], f"{row['backlog']}", f"{row['batch']}", f"{row['refs_per_s']:,.0f}"]
-        line += [f"{row[f'{step}_refs_per_s']:,.0f}" for step in STEPS]
-        line += [f"{row[f'{step}_median_us']:,.0f}/{row[f'{step}_p99_us']:,.0f}" for step in STEPS]
-        for other in ("floor", "sqlite", "sqlite_tuned"):
-            ratio = row[f"x_{other}"]
-            line.append("-" if ratio is None else f"{ratio:.2f}")
-        lines.append(line)
-    return table(header, lines)
+    parts = []
+    for processes in sorted({row["processes"] for row in found}):
+        chosen = [row for row in found if row["processes"] == processes]
+        chosen.sort(key=lambda row: (row["batch"], row["backlog"], list(labels).index(row["kind"])))
+        lines = [_line(row, labels[row["kind"]], ratios) for row in chosen]
+        parts.append(f"processes: {processes}\n\n{table([*header, *ratios.values()], lines)}")
+    return "\n\n".join(parts)
+
+
+def _line(row: Row, label: str, ratios: Mapping[str, str]) -> list[str]:
+    line = [label, f"{row['backlog']}", f"{row['batch']}", f"{row['refs_per_s']:,.0f}"]
+    line += [f"{row[f'{step}_refs_per_s']:,.0f}" for step in STEPS]
+    line += [f"{row[f'{step}_median_us']:,.0f}/{row[f'{step}_p99_us']:,.0f}" for step in STEPS]
+    return line + ["-" if row[column] is None else f"{row[column]:.2f}" for column in ratios]
 
 
 def _targets_text(judged: list[Row]) -> str:

@@ -11,9 +11,7 @@ ack at batch 64, and 13, 10 and 2 one ref at a time. Exits with 1 when a ref was
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -21,13 +19,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench import counts
-from environment import environment, one_line
 from report import STEPS, table
+from session import counts, parser, session
 from slow_layer import MODIFY_S, MODIFYING, READ_S, SlowMount
 from subjects import LEASE_TIMEOUT_S, sample
 
@@ -145,7 +141,7 @@ class Cost:
         return found
 
 
-def run(subject: str, queue: Any, mount: SlowMount, batch: int, rounds: int) -> Cost:
+def measured(subject: str, queue: Any, mount: SlowMount, batch: int, rounds: int) -> Cost:
     """Rounds of put, get and ack of a batch, after one that only warms up."""
     cost = Cost(subject, batch, rounds)
     for number in range(-1, rounds):
@@ -213,43 +209,29 @@ def text(rows: list[dict[str, Any]]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
-    os.makedirs(parsed.dir, exist_ok=True)
-    found_environment = environment(parsed.dir)
-    print(one_line(found_environment), flush=True)
-    print(f"a read {parsed.read_ms:g} ms, a modification {parsed.modify_ms:g} ms, {parsed.rounds} rounds\n", flush=True)
-    directory = tempfile.mkdtemp(prefix="fsqueue-slow-", dir=parsed.dir)
     rows = []
-    try:
+    with session(parsed) as run:
+        print(f"a read {parsed.read_ms:g} ms, a modification {parsed.modify_ms:g} ms, {parsed.rounds} rounds\n")
         for batch in parsed.batch:
             for subject in (QUEUE, NAIVE):
                 mount = SlowMount(parsed.read_ms / 1e3, parsed.modify_ms / 1e3)
-                path = os.path.join(directory, f"{len(rows)}")
-                with opened(subject, mount, path, parsed.durable) as queue:
-                    rows.append(run(subject, queue, mount, batch, parsed.rounds).row())
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+                with opened(subject, mount, os.path.join(run.directory, f"{len(rows)}"), parsed.durable) as queue:
+                    rows.append(measured(subject, queue, mount, batch, parsed.rounds).row())
     clean = all(row["clean"] for row in rows)
     print(text(rows))
     print(f"\nchecked: {'nothing' if clean else 'SOME'} lost, doubled or out of order")
-    if parsed.json:
-        options = {key: value for key, value in vars(parsed).items() if key != "json"}
-        result = {"environment": found_environment, "options": options, "results": rows}
-        Path(parsed.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    run.write({"options": vars(parsed), "results": rows})
     return 0 if clean else 1
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--dir", default=tempfile.gettempdir(), help="where the files really are (default: %(default)s)"
-    )
-    parser.add_argument("--batch", type=counts, default=(64, 1), help="refs a call (default: 64,1)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds that count (default: %(default)s)")
-    parser.add_argument("--read-ms", type=float, default=READ_S * 1e3, help="a round trip (default: %(default)s)")
-    parser.add_argument("--modify-ms", type=float, default=MODIFY_S * 1e3, help="a commit (default: %(default)s)")
-    parser.add_argument("--durable", action=argparse.BooleanOptionalAction, default=True, help="fsync what is put")
-    parser.add_argument("--json", help="write everything measured to this file")
-    return parser
+    found = parser(__doc__, tempfile.gettempdir())
+    found.add_argument("--batch", type=counts, default=(64, 1), help="refs a call (default: 64,1)")
+    found.add_argument("--rounds", type=int, default=5, help="rounds that count (default: %(default)s)")
+    found.add_argument("--read-ms", type=float, default=READ_S * 1e3, help="a round trip (default: %(default)s)")
+    found.add_argument("--modify-ms", type=float, default=MODIFY_S * 1e3, help="a commit (default: %(default)s)")
+    found.add_argument("--durable", action=argparse.BooleanOptionalAction, default=True, help="fsync what is put")
+    return found
 
 
 if __name__ == "__main__":

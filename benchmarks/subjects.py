@@ -23,7 +23,7 @@ SUBJECTS = {
     "sqlite-tuned": "SQLite, tuned",
     "memory": "MemorySampleRefQueue",
 }
-SHARED = ("file", "floor", "sqlite", "sqlite-tuned")
+ALONE = ("memory",)
 WAITING = ("file", "sqlite", "sqlite-tuned")
 LEASE_TIMEOUT_S = 600.0
 _BULK = 5_000
@@ -71,6 +71,9 @@ class Subject(Protocol):
     def leftover(self) -> int:
         """Refs that are pending or leased."""
 
+    def recover(self) -> None:
+        """What is to be called, again and again, to get back what a killed consumer had."""
+
     def close(self) -> None: ...
 
 
@@ -100,6 +103,9 @@ class QueueSubject:
 
     def leftover(self) -> int:
         return int(self._bulk.depth() + self._bulk.in_flight())
+
+    def recover(self) -> None:
+        """A get does it."""
 
     def close(self) -> None:
         self.queue.close()
@@ -134,24 +140,27 @@ class FloorSubject:
     def leftover(self) -> int:
         return self._floor.left()
 
+    def recover(self) -> None:
+        """Nothing does: there is no lease."""
 
-def open_subject(kind: str, path: str, owner: str, durable: bool) -> Subject:
+
+def open_subject(kind: str, path: str, owner: str, durable: bool, lease_timeout_s: float = LEASE_TIMEOUT_S) -> Subject:
     """Open one of `SUBJECTS` over a directory, which is made where it is missing."""
     os.makedirs(path, exist_ok=True)
     if kind == "floor":
         return FloorSubject(Floor(path, owner, Codec(SampleRef).encode(sample(owner)), durable))
     if kind == "memory":
-        memory: MemorySampleRefQueue[SampleRef] = MemorySampleRefQueue(lease_timeout_s=LEASE_TIMEOUT_S)
+        memory: MemorySampleRefQueue[SampleRef] = MemorySampleRefQueue(lease_timeout_s=lease_timeout_s)
         return QueueSubject(memory, memory)
     if kind == "file":
         handles = [
-            FileSampleRefQueue(os.path.join(path, "queue"), lease_timeout_s=LEASE_TIMEOUT_S, owner=owner, durable=d)
+            FileSampleRefQueue(os.path.join(path, "queue"), lease_timeout_s=lease_timeout_s, owner=owner, durable=d)
             for d in _durabilities(durable)
         ]
         return QueueSubject(handles[0], handles[-1])
     cls = PlainSqliteQueue if kind == "sqlite" else TunedSqliteQueue
     queues = [
-        cls(os.path.join(path, "queue.sqlite3"), lease_timeout_s=LEASE_TIMEOUT_S, durable=d)
+        cls(os.path.join(path, "queue.sqlite3"), lease_timeout_s=lease_timeout_s, durable=d)
         for d in _durabilities(durable)
     ]
     return QueueSubject(queues[0], queues[-1])

@@ -7,6 +7,7 @@ traceback)``.
 from __future__ import annotations
 
 import gc
+import os
 import time
 import traceback
 from collections.abc import Callable
@@ -15,11 +16,14 @@ from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
-from subjects import QueueSubject, Subject, open_subject, sample
+from peer_subjects import PEERS
+from subjects import LEASE_TIMEOUT_S, QueueSubject, Subject, open_subject, sample
 
 MINIMUM_CYCLES = 2
 BARRIER_TIMEOUT_S = 120.0
 SILENCE_S = 10.0
+RECOVERY_TRIES = 40
+RECOVERY_PAUSE_S = 0.1
 
 
 @dataclass
@@ -52,8 +56,12 @@ class Worker:
         self._ledgers: dict[str, Ledger] = {}
         self._serial = 0
 
-    def open(self, key: str, kind: str, path: str) -> None:
-        self._subjects[key] = open_subject(kind, path, f"worker{self._index}", self._durable)
+    def open(self, key: str, kind: str, path: str, lease_timeout_s: float = LEASE_TIMEOUT_S) -> None:
+        if kind in PEERS:
+            os.makedirs(path, exist_ok=True)
+            self._subjects[key] = PEERS[kind](path, lease_timeout_s)
+        else:
+            self._subjects[key] = open_subject(kind, path, f"worker{self._index}", self._durable, lease_timeout_s)
         self._ledgers[key] = Ledger()
 
     def _ids(self, count: int) -> list[str]:
@@ -98,6 +106,29 @@ class Worker:
         found.refs_got += len(refs)
         ledger.put += ids
         ledger.got += [ref.sample_id for ref in refs]
+
+    def hold(self, key: str, count: int) -> list[str]:
+        """Put refs and take them, for good."""
+        subject, ids = self._subjects[key], self._ids(count)
+        to_put, _ = subject.plan(ids, count)
+        subject.put(to_put)
+        return [ref.sample_id for ref in subject.get(subject.plan([], count)[1])]
+
+    def regain(self, key: str, count: int) -> list[str]:
+        """Take what another process held when it was killed; fewer than count where it does not come back.
+
+        It is tried for a fixed number of times, so that a slow machine is no reason for failing.
+        """
+        subject, found = self._subjects[key], []
+        for _ in range(RECOVERY_TRIES):
+            subject.recover()
+            refs = subject.get(subject.plan([], count)[1])
+            found += [ref.sample_id for ref in refs]
+            subject.ack(refs)
+            if len(found) >= count:
+                break
+            time.sleep(RECOVERY_PAUSE_S)
+        return found
 
     def drain(self, key: str) -> tuple[Ledger, int]:
         """Empty the subject; everything that this process put and got, and how many refs are left."""
