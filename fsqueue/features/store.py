@@ -247,25 +247,30 @@ class SharedDirFeatureStore:
 
     def release(self, sample_id: str) -> None:
         """The features were used: they can be read until gc removes them; see `FeatureStore.release`."""
-        stem, ops = stem_of(sample_id), self._ops
-        with self._changing("releasing features in", stem) as fd:
+
+        def rename(folder_fd: int) -> None:
             live = stem + address.SUFFIX
-            ops.utime(live, dir_fd=fd, follow_symlinks=False)  # a rename keeps the mtime, and gc goes by it
-            ops.rename(live, stem + address.RELEASED, src_dir_fd=fd, dst_dir_fd=fd)
+            ops.utime(live, dir_fd=folder_fd, follow_symlinks=False)  # gc goes by the mtime, which a rename keeps
+            ops.rename(live, stem + address.RELEASED, src_dir_fd=folder_fd, dst_dir_fd=folder_fd)
+
+        stem, ops = stem_of(sample_id), self._ops
+        self._change("releasing features in", stem, rename)
 
     def abort(self, sample_id: str, *, reason: str | None = None) -> None:
         """Remove the features now, released or not; reason is accepted for the callers' sake."""
-        stem = stem_of(sample_id)
-        with self._changing("removing features from", stem) as fd:
-            self._ops.remove(fd, stem + address.SUFFIX)
-            self._ops.remove(fd, stem + address.RELEASED)
 
-    @contextmanager
-    def _changing(self, what: str, stem: str) -> Iterator[int]:
-        """The folder of a stem, for changes that come to nothing where the features are gone."""
+        def remove(folder_fd: int) -> None:
+            self._ops.remove(folder_fd, stem + address.SUFFIX)
+            self._ops.remove(folder_fd, stem + address.RELEASED)
+
+        stem = stem_of(sample_id)
+        self._change("removing features from", stem, remove)
+
+    def _change(self, what: str, stem: str, change: Callable[[int], None]) -> None:
+        """Change something in a stem's folder; where the features are gone, there is nothing to change."""
         folder = address.folder_of(stem)
-        with explained(what, self.root), suppress(FileNotFoundError), self._place.folder(folder) as fd:
-            yield fd
+        with explained(what, self.root), suppress(FileNotFoundError), self._place.folder(folder) as folder_fd:
+            change(folder_fd)
 
     def gc(self, *, released_older_than_s: float = 0.0, unfinished_older_than_s: float = 3600.0) -> Collected:
         """Remove released features, and what writers left in tmp/; see `FeatureStore.gc`.
