@@ -1,4 +1,4 @@
-"""Benchmark the control plane: ledger, restart, and what else joins it, in a directory of your own.
+"""Benchmark the control plane: ledger, restart, loader, in a directory of your own.
 
     python benchmarks/control_plane.py --dir /mnt/shared/scratch
 
@@ -17,10 +17,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from control_ledger import opening, reconciling, transactions
+from control_loader import loading
 from control_section import Findings, Options, Section, table
 from environment import environment, one_line
 
-SECTIONS: dict[str, Section] = {"ledger": transactions, "open": opening, "reconcile": reconciling}
+SECTIONS: dict[str, Section] = {"ledger": transactions, "open": opening, "reconcile": reconciling, "loader": loading}
 
 
 def main(arguments: list[str] | None = None) -> int:
