@@ -21,7 +21,6 @@ from itertools import islice
 from typing import Any, TypedDict
 
 from fsqueue import admin, fileops, names
-from fsqueue import queue as queues
 from fsqueue.control.errors import LiveNamesakeError
 from fsqueue.control.store import MetadataStore
 from fsqueue.errors import LeasesHeldError
@@ -29,7 +28,7 @@ from fsqueue.fileops import explained
 from fsqueue.handle import Handle
 from fsqueue.moves import record
 from fsqueue.owners import Liveness, read_record
-from fsqueue.queue import FileSampleRefQueue
+from fsqueue.queue import FileSampleRefQueue, open_owners
 from fsqueue.reclaim import return_or_bury
 
 _BATCH = 1024
@@ -59,7 +58,7 @@ def side_of(queue: Any, store: Any) -> Iterator[ContractSide]:
     if not isinstance(queue, FileSampleRefQueue):
         yield ContractSide(queue, store)
         return
-    with fileops.using(queue._ops), admin.operator(queue.path) as handle:
+    with fileops.using(queue.ops), admin.operator(queue.path) as handle:
         yield FileSide(queue, store, handle)
 
 
@@ -167,7 +166,7 @@ class FileSide(ContractSide):
         liveness = self._liveness(owner)
         if liveness == "dead":
             return True
-        if self._queue._owner is None or _name_of(owner) != _name_of(self._queue.owner):
+        if self._queue.owner_name is None or _name_of(owner) != _name_of(self._queue.owner):
             return False
         if liveness == "alive":
             raise LiveNamesakeError(owner, count, f"its process {names.pid_of(owner)} runs on this host")
@@ -181,7 +180,7 @@ class FileSide(ContractSide):
         if found is None:
             return "unknown"
         liveness = found.liveness()
-        if liveness == "alive" and found.pid == os.getpid() and owner not in _open_owners():
+        if liveness == "alive" and found.pid == os.getpid() and owner not in open_owners():
             return "dead"
         return liveness
 
@@ -190,7 +189,7 @@ class FileSide(ContractSide):
         if handle.moves.fetch(leased, names.leased_file(stem, owner), stem):
             reason = "the controller that leased it is gone"
             counted = record("expired", handle.clock.now(), owner, reason, attempt=True)
-            return_or_bury(handle, stem, counted, reason, self._queue._max_attempts, back)
+            return_or_bury(handle, stem, counted, reason, self._queue.max_attempts, back)
 
     def refuse_while_leased(self) -> None:
         """Raise LeasesHeldError where another owner leases refs."""
@@ -226,7 +225,7 @@ class FileSide(ContractSide):
 
     def settle(self, acked: dict[str, int | None]) -> None:
         """Move acknowledged samples to done/, whoever holds them."""
-        handle, layout, keep = self._handle, self._handle.layout, self._queue._keep_done
+        handle, layout, keep = self._handle, self._handle.layout, self._queue.keep_done
         with explained("acknowledging refs in", self._queue.path):
             for sample_id, step in acked.items():
                 stem = names.stem_of(sample_id)
@@ -249,9 +248,3 @@ class FileSide(ContractSide):
 
 def _name_of(owner: str) -> str:
     return owner.rsplit(".", 2)[0]
-
-
-def _open_owners() -> set[str]:
-    """The owners of all handles that are open in this process."""
-    parts = (queue._parts for queue in list(queues._live))
-    return {found.handle.owner for found in parts if found is not None}
