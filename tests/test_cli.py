@@ -90,7 +90,7 @@ def test_every_reading_command_has_json(name: str) -> None:
     assert "--json" in run(name, "--help").output
 
 
-@pytest.mark.parametrize("name", ["init", "put", "requeue", "release", "purge", "check"])
+@pytest.mark.parametrize("name", ["init", "put", "requeue", "rewind", "release", "purge", "check"])
 def test_every_changing_command_has_a_dry_run(name: str) -> None:
     assert "--dry-run" in run(name, "--help").output
 
@@ -132,6 +132,8 @@ def test_the_version_is_printed() -> None:
         ["requeue", "q"],
         ["requeue", "q", "s1", "--failed"],
         ["release", "q"],
+        ["rewind", "q"],
+        ["rewind", "q", "--after-step", "-1"],
         ["purge", "q", "--state", "done"],
         ["purge", "q", "--state", "pending", "--older-than", "1d"],
         ["purge", "q", "--state", "done", "--older-than", "soon"],

@@ -13,7 +13,7 @@ from fsqueue import names
 from fsqueue.check.violations import NOTES, REMEDIES, Severity, Violation
 from fsqueue.errors import CorruptRefError
 from fsqueue.fileops import Directory
-from fsqueue.layout import DIRECTORIES, ORDER, SETTINGS, STATES, STREAM, Layout
+from fsqueue.layout import DIRECTORIES, LEDGER, ORDER, SETTINGS, STATES, STREAM, Layout
 from fsqueue.order import HEADER_BYTES, Header
 from fsqueue.owners import read_record
 from fsqueue.sight import Place, RefSight, allows, place_of, sight, type_name
@@ -204,7 +204,11 @@ class Looks:
         elif _replaced_order(name):
             if self._now - status.st_mtime > LEFTOVER_S:
                 yield self.violation("leftover", "", name, "an order file that was never put in place")
-        elif name not in (SETTINGS, STREAM, *DIRECTORIES) and not _ignored(name) and not name.startswith("order.lease"):
+        elif (
+            name not in (SETTINGS, STREAM, LEDGER, *DIRECTORIES)
+            and not _ignored(name)
+            and not name.startswith("order.lease")
+        ):
             yield self.violation("foreign", "", name, "nothing of the queue's")
 
     def _order(self, status: os.stat_result) -> Iterator[Violation]:

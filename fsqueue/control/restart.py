@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from fsqueue import admin, fileops, names
 from fsqueue.control.errors import LiveNamesakeError
@@ -88,6 +88,36 @@ def reconcile(side: ContractSide, store: Any) -> Report:
     )
 
 
+class Rewound(NamedTuple):
+    """What a rewind brought back.
+
+    Attributes:
+        returned: ids put back into pending/, in the order of their steps.
+        missing: ids whose acknowledgement the ledger has taken back and that are live nowhere in the queue, which
+            keeps no file of them: `reconcile` puts them anew.
+    """
+
+    returned: list[str]
+    missing: list[str]
+
+
+def rewind(side: ContractSide, store: Any, after_step: int, force: bool) -> Rewound:
+    """Take back every acknowledgement of a later step, first in the ledger, then in the queue.
+
+    CRASH: doing it again completes it, as does `reconcile`.
+
+    Raises:
+        LeasesHeldError: another owner leases refs, and force is not set; nothing was changed.
+    """
+    side.end_dead_leases(predecessor_gone=False)
+    if not force:
+        side.refuse_while_leased()
+    forgotten = store.forget_acks(after_step=after_step)
+    returned = side.rewind(after_step)
+    side.look()
+    return Rewound(returned, side.missing(forgotten))
+
+
 def _acked_steps(store: Any, marker: Any, committed: list[str]) -> dict[str, int | None]:
     if isinstance(store, MetadataStore):
         return store.acked_steps(committed)
@@ -107,10 +137,15 @@ class ContractSide:
     def refuse_while_leased(self) -> None:
         """The contract tells nothing about owners."""
 
-    def rewind(self, after_step: int) -> None:
+    def rewind(self, after_step: int) -> list[str]:
         """The contract knows no steps: what the ledger forgot is put anew."""
+        return []
 
     def look(self) -> None: ...
+
+    def missing(self, sample_ids: Iterable[str]) -> list[str]:
+        """The contract cannot be asked: any of them may be missing."""
+        return list(sample_ids)
 
     def leased(self) -> dict[str, list[str]]:
         return {}
@@ -198,9 +233,10 @@ class FileSide(ContractSide):
         if owners:
             raise LeasesHeldError(self._queue.path, sorted(owners))
 
-    def rewind(self, after_step: int) -> None:
+    def rewind(self, after_step: int) -> list[str]:
         """Let the queue put back what it knows the step of, and note in each ref's history why."""
-        self._queue.rewind(after_step=after_step, force=True)
+        returned: list[str] = self._queue.rewind(after_step=after_step, force=True)
+        return returned
 
     def look(self) -> None:
         """List what is live. What moves from one directory to the other meanwhile is seen in one of them."""
@@ -209,6 +245,11 @@ class FileSide(ContractSide):
             before = pending.listing()
             self._holders = self._handle.moves.holders()
             self._pending = {stem for name in (*before, *pending.listing()) if (stem := names.parse_pending(name))}
+
+    def missing(self, sample_ids: Iterable[str]) -> list[str]:
+        """Those that are neither pending nor leased."""
+        live = self._pending | self._holders.keys()
+        return [sample_id for sample_id in sample_ids if names.stem_of(sample_id) not in live]
 
     def leased(self) -> dict[str, list[str]]:
         return self._holders
@@ -236,8 +277,7 @@ class FileSide(ContractSide):
 
     def requeue(self, sample_ids: Sequence[str]) -> None:
         """Put what is live nowhere; a file in done/ that the ledger does not know of is moved back."""
-        live = self._pending | self._holders.keys()
-        missing = [sample_id for sample_id in sample_ids if names.stem_of(sample_id) not in live]
+        missing = self.missing(sample_ids)
         if not missing:
             return
         parsed = map(names.parse_done, self._handle.layout.done.listing())
