@@ -85,7 +85,7 @@ def test_every_command_has_help_with_one_example(name: str) -> None:
     assert result.output.count("Example:") == 1
 
 
-@pytest.mark.parametrize("name", [*READING, "show"])
+@pytest.mark.parametrize("name", [*READING, "show", "top"])
 def test_every_reading_command_has_json(name: str) -> None:
     assert "--json" in run(name, "--help").output
 
@@ -309,7 +309,7 @@ def test_status_as_json_has_stable_keys(path: Path) -> None:
     seen = json.loads(run("status", path, "--json").stdout)
     assert list(seen) == [
         "queue", "at", "run_id", "lease_timeout_s", "lock", "counts", "oldest_pending_id", "oldest_pending_age_s",
-        "oldest_pending_is_estimate", "oldest_lease_age_s", "owners", "rates",
+        "oldest_pending_is_estimate", "oldest_lease_age_s", "owners", "stream", "rates",
     ]  # fmt: skip
     assert seen["counts"] == {"pending": 2, "leased": 1, "done": 1, "failed": 1}
     assert seen["oldest_pending_id"] == "a"
