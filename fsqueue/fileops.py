@@ -30,8 +30,8 @@ from fsqueue.mounts import mount_of
 T = TypeVar("T")
 
 CALLS = (
-    "open", "close", "read", "write", "pread", "pwrite", "ftruncate", "fsync", "stat", "access", "fstat", "listdir",
-    "scan_until",
+    "open", "close", "read", "write", "pread", "readinto", "pwrite", "ftruncate", "fsync", "stat", "access", "fstat",
+    "listdir", "scan_until",
     "rename", "link", "unlink", "mkdir", "utime", "lock", "unlock",
 )  # fmt: skip
 
@@ -46,6 +46,10 @@ _IO_THREADS = 8
 
 def _listdir(fd: int) -> list[str]:
     return os.listdir(fd)
+
+
+def _readinto(fd: int, buffer: memoryview, offset: int) -> int:
+    return os.preadv(fd, [buffer], offset)
 
 
 def _filesystem_type(path: str) -> str | None:
@@ -69,6 +73,7 @@ class FileOps:
     read = staticmethod(os.read)
     write = staticmethod(os.write)
     pread = staticmethod(os.pread)
+    readinto = staticmethod(_readinto)
     pwrite = staticmethod(os.pwrite)
     ftruncate = staticmethod(os.ftruncate)
     fsync = staticmethod(os.fsync)
@@ -134,18 +139,30 @@ class FileOps:
             raise
         return fd
 
+    def open_to_read(self, dir_fd: int, name: str) -> int:
+        """A descriptor on a file, which may still turn out to be a directory or a FIFO.
+
+        Raises:
+            CorruptRefError: it is a symbolic link, or a device without a driver.
+        """
+        try:
+            return self.open(name, _READ, dir_fd=dir_fd)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO):
+                raise CorruptRefError("not a regular file") from None
+            raise
+
+    def open_folder(self, dir_fd: int, name: str) -> int:
+        """A descriptor on a directory in a directory; NotADirectoryError where a symbolic link is there."""
+        return self.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
+
     def read_file(self, dir_fd: int, name: str) -> bytes:
         """The content of a regular file.
 
         Raises:
             CorruptRefError: it is a symbolic link, a directory, a device, or larger than 64 MiB.
         """
-        try:
-            fd = self.open(name, _READ, dir_fd=dir_fd)
-        except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENXIO):
-                raise CorruptRefError("not a regular file") from None
-            raise
+        fd = self.open_to_read(dir_fd, name)
         try:
             return self.read_regular(fd)
         finally:
@@ -269,8 +286,10 @@ class Directory:
             self.ops.close(fd)
 
     def __del__(self) -> None:
-        with suppress(OSError, AttributeError):  # a handle that was dropped without close()
+        try:  # noqa: SIM105  # no name of this module is left when the interpreter exits
             self.close()
+        except (OSError, AttributeError):  # a handle that was dropped without close()
+            pass
 
 
 def wrapped(ops: FileOps, around: Callable[..., Any]) -> FileOps:

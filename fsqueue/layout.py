@@ -60,7 +60,7 @@ class Layout:
         self.ops = ops
         self.path = path
         self.settings = settings
-        self.remote = ops.filesystem_type(path) not in _LOCAL_TYPES
+        self.remote = is_remote(ops, path)
         self._make_missing = make_missing
         self._opened: list[Directory] = []
         try:
@@ -200,7 +200,8 @@ def _create(ops: FileOps, path: str, settings: Settings) -> None:
             make_directory(ops, os.path.join(path, name))
         _refuse_orphans(ops, path)
         ops.close(ops.open(ORDER, ORDER_FLAGS, 0o666, dir_fd=root.fd))
-        _publish(ops, root, settings)
+        # CRASH: before this there is no queue, only empty directories, which the next creator completes.
+        publish_once(ops, root, SETTINGS, msgspec.json.encode(settings) + b"\n")
     finally:
         root.close()
 
@@ -233,27 +234,29 @@ def _refuse_orphans(ops: FileOps, path: str) -> None:
             )
 
 
-def _publish(ops: FileOps, root: Directory, settings: Settings) -> None:
-    """Make the queue exist, unless another process has done so meanwhile; durable whatever the handle's setting.
+def is_remote(ops: FileOps, path: str) -> bool:
+    """Whether other hosts may change files behind this one's caches, as far as can be known."""
+    return ops.filesystem_type(path) not in _LOCAL_TYPES
 
-    CRASH: before the link there is no queue, only empty directories, which the next creator completes.
-    """
+
+def publish_once(ops: FileOps, root: Directory, target: str, data: bytes) -> None:
+    """Write a directory's settings by way of its tmp/, unless another process has done so meanwhile; durable."""
     tmp = Directory(ops, os.path.join(root.path, "tmp"))
-    name = f"{SETTINGS}.{os.getpid()}.{int(ops.random() * 2**48):012x}"
+    name = f"{target}.{os.getpid()}.{int(ops.random() * 2**48):012x}"
     try:
-        fd = ops.create(tmp.fd, name, msgspec.json.encode(settings) + b"\n")
+        fd = ops.create(tmp.fd, name, data)
         try:
             ops.fsync(fd)
         finally:
             ops.close(fd)
         try:
-            ops.link(name, SETTINGS, src_dir_fd=tmp.fd, dst_dir_fd=root.fd)
+            ops.link(name, target, src_dir_fd=tmp.fd, dst_dir_fd=root.fd)
         except FileExistsError:
             pass
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            _publish_by_rename(ops, root, tmp, name)
+            _publish_by_rename(ops, root, tmp, name, target)
         root.sync()
         _sync_parent(ops, root.path)
     finally:
@@ -263,11 +266,11 @@ def _publish(ops: FileOps, root: Directory, settings: Settings) -> None:
             tmp.close()
 
 
-def _publish_by_rename(ops: FileOps, root: Directory, tmp: Directory, name: str) -> None:
+def _publish_by_rename(ops: FileOps, root: Directory, tmp: Directory, name: str, target: str) -> None:
     # RACE: two creators without hard links may both find no settings; the later rename replaces the earlier
     # one's, which said the same unless their arguments differ, and then the earlier handle's next open says so.
-    if not ops.exists(root.fd, SETTINGS):
-        ops.rename(name, SETTINGS, src_dir_fd=tmp.fd, dst_dir_fd=root.fd)
+    if not ops.exists(root.fd, target):
+        ops.rename(name, target, src_dir_fd=tmp.fd, dst_dir_fd=root.fd)
 
 
 def _sync_parent(ops: FileOps, path: str) -> None:

@@ -13,6 +13,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast, overload
 
 from fsqueue import fileops, names
@@ -308,6 +309,29 @@ class FileSampleRefQueue(Streaming[R]):
         """Start the lease timeout of refs anew; returns the ids that this handle does not lease (any more)."""
         return self._settle("renewing leases in", refs, lambda parts, stems: parts.settler.renew(stems))
 
+    def hand_over(self, refs: Iterable[R], owner: str) -> list[str]:
+        """Make leases another handle's, which adopts them: a process that ends leaves its work to one that goes on.
+
+        The lease timeout runs on; from now on the new owner's heartbeat and process count.
+
+        Args:
+            owner: the `owner` of a handle that has leased or announced itself; its process ends these leases.
+
+        Returns:
+            The ids whose lease this handle had lost.
+        """
+        return self._settle("handing leases over in", refs, lambda parts, stems: parts.settler.hand_over(stems, owner))
+
+    def adopt(self, refs: Iterable[R]) -> list[str]:
+        """Take up leases that were handed over to this handle; returns the ids that it does not lease."""
+        return self._settle("adopting leases in", refs, lambda parts, stems: parts.settler.adopt(stems))
+
+    def release_all(self) -> int:
+        """Give back every ref leased in this handle's name, also those handed over to it; returns how many."""
+        parts = self._here()
+        with explained("releasing refs in", self.path):
+            return parts.settler.release_all()
+
     def _settle(self, what: str, refs: Iterable[R], settle: Callable[[_Parts, list[str]], list[str]]) -> list[str]:
         parts = self._here()
         ids = {names.stem_of(sample_id): sample_id for sample_id in map(id_of_ref, refs)}
@@ -356,6 +380,21 @@ class FileSampleRefQueue(Streaming[R]):
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, in whatever process, is another handle of the same queue, with the same options."""
+        reopen = partial(
+            FileSampleRefQueue,
+            ref_type=self._codec.ref_type,
+            owner=self.owner_name,
+            durable=self._durable,
+            keep_done=self.keep_done,
+            max_attempts=self.max_attempts,
+            heartbeat_s=self._heartbeat_s,
+            clock=self._clock,
+            poll_interval_s=self._poll_interval_s,
+        )
+        return reopen, (self.path,)
 
     def __repr__(self) -> str:
         return f"FileSampleRefQueue({self.path!r})"

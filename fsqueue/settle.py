@@ -1,4 +1,4 @@
-"""The end of a lease: ack, fail, release, and renew, which puts the end off.
+"""The end of a lease: ack, fail, release; renew, which puts the end off; and handing it over to another owner.
 
 Three cases each. The handle holds the lease: one rename of a name that is its own decides. It held the lease
 and lost it: nothing that another owner holds is touched. It never had it (an acknowledgement after a restart,
@@ -209,6 +209,36 @@ class Settler:
         for stem in lost:
             handle.held.end(stem, "lost")
         return lost
+
+    def hand_over(self, stems: list[str], owner: str) -> list[str]:
+        """Make leases of this handle another owner's: leased/@me -> leased/@owner."""
+        handle = self._handle
+        lost: list[str] = []
+        if owner == handle.owner:
+            return [stem for stem in stems if stem not in handle.held]
+
+        def give(stem: str) -> None:
+            given = stem in handle.held and handle.moves.hand_back(stem, owner)
+            handle.held.end(stem, "settled" if given else "lost")
+            if not given:
+                lost.append(stem)
+
+        despite_errors(give, stems)
+        return lost
+
+    def adopt(self, stems: list[str]) -> list[str]:
+        """Count leases that were handed over to this handle as its own, so that it settles and renews them as such."""
+        handle, leased = self._handle, self._handle.layout.leased
+        mine = [stem for stem in stems if handle.ops.exists(leased.fd, names.leased_file(stem, handle.owner))]
+        for stem in mine:
+            handle.held.add(stem)
+        return [stem for stem in stems if stem not in handle.held]
+
+    def release_all(self) -> int:
+        """Give back whatever is leased in this owner's name, as it is; returns how many refs that were."""
+        mine = [stem for stem, owners in self._handle.moves.holders().items() if self._handle.owner in owners]
+        self.adopt(mine)
+        return len(mine) - len(self.release(mine))
 
     def _sync(self, *directories: Directory) -> None:
         for directory in dict.fromkeys(directories):

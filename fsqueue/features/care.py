@@ -1,0 +1,88 @@
+"""Looking after a feature store: what it holds, and removing what nobody needs."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Literal, NamedTuple
+
+from fsqueue.features import address
+from fsqueue.features.contract import Collected, StoreHealth
+from fsqueue.features.place import TMP, Place
+
+_Kind = Literal["live", "released", "unfinished"]
+
+
+class _Entry(NamedTuple):
+    """A file of the store, as a listing shows it."""
+
+    kind: _Kind
+    folder: str
+    name: str
+    size_bytes: int
+    mtime: float
+
+
+def examine(place: Place) -> StoreHealth:
+    """Count files and bytes."""
+    counts: dict[_Kind, int] = {"live": 0, "released": 0, "unfinished": 0}
+    sizes = dict(counts)
+    for entry in _entries(place):
+        counts[entry.kind] += 1
+        sizes[entry.kind] += entry.size_bytes
+    room = os.fstatvfs(place.root.fd)
+    return StoreHealth(
+        samples=counts["live"],
+        resident_bytes=sizes["live"],
+        released=counts["released"],
+        released_bytes=sizes["released"],
+        unfinished=counts["unfinished"],
+        unfinished_bytes=sizes["unfinished"],
+        free_bytes=room.f_bavail * room.f_frsize,
+    )
+
+
+def collect(place: Place, released_older_than_s: float, unfinished_older_than_s: float) -> Collected:
+    """Unlink what is old enough.
+
+    RACE: a writer that was stopped for longer than unfinished_older_than_s finds its file gone when it publishes, and
+    says so. Released features that are published anew meanwhile have another name.
+    """
+    limits = {"released": released_older_than_s, "unfinished": unfinished_older_than_s}
+    now = place.now()
+    files = freed_bytes = 0
+    for entry in _entries(place):
+        if entry.kind != "live" and now - entry.mtime >= limits[entry.kind] and _remove(place, entry):
+            files += 1
+            freed_bytes += entry.size_bytes
+    return Collected(files, freed_bytes)
+
+
+def _remove(place: Place, entry: _Entry) -> bool:
+    with place.folder(entry.folder) as fd:
+        return place.ops.remove(fd, entry.name)
+
+
+def _entries(place: Place) -> Iterator[_Entry]:
+    """Every regular file of the store; what lies there besides is nobody's business."""
+    for folder in sorted(place.root.listing()):
+        if folder != TMP and not address.is_folder(folder):
+            continue
+        with suppress(FileNotFoundError, NotADirectoryError), place.folder(folder) as fd:
+            for name in place.ops.listdir(fd):
+                kind = _kind(folder, name)
+                with suppress(FileNotFoundError):
+                    status = place.ops.stat(name, dir_fd=fd, follow_symlinks=False)
+                    if kind and stat.S_ISREG(status.st_mode):
+                        yield _Entry(kind, folder, name, status.st_size, status.st_mtime)
+
+
+def _kind(folder: str, name: str) -> _Kind | None:
+    if folder == TMP:
+        return "unfinished"
+    parsed = address.parse_file(name)
+    if parsed is None:
+        return None
+    return "released" if parsed[1] else "live"

@@ -1,0 +1,106 @@
+"""What a feature store is: a place for the tensors that sample refs name. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, get_type_hints
+
+import msgspec
+
+from fsqueue.records import FeatureSpec, SampleRef
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+R = TypeVar("R")
+
+
+class FeatureRef(Protocol):
+    """What a store reads of a ref, of whatever class."""
+
+    @property
+    def sample_id(self) -> str: ...
+
+    @property
+    def feature_store_uri(self) -> str: ...
+
+    @property
+    def feature_keys(self) -> Mapping[str, str]: ...
+
+    @property
+    def feature_specs(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class StoredFeatures:
+    """What a ref has to say about features that a store holds.
+
+    Attributes:
+        feature_store_uri: names the store, the file in it, and the generation of its content.
+        feature_keys: feature name to the tensor's name in the file.
+        estimated_bytes: the file's size.
+    """
+
+    sample_id: str
+    feature_store_uri: str
+    feature_keys: dict[str, str]
+    feature_specs: dict[str, FeatureSpec]
+    estimated_bytes: int
+
+    def ref(self, ref_type: type[R] = cast(Any, SampleRef), **fields: Any) -> R:  # noqa: B008
+        """A ref to these features; the specs become those of ref_type's own class.
+
+        Args:
+            fields: the ref's other fields, such as run_id and strategy; they take precedence.
+        """
+        hint = get_type_hints(ref_type).get("feature_specs", dict[str, FeatureSpec])
+        own: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        own["feature_specs"] = msgspec.convert(self.feature_specs, hint, from_attributes=True)
+        return ref_type(**(own | fields))
+
+
+@dataclass(frozen=True)
+class StoreHealth:
+    """What a store holds: live samples, released ones that gc may remove, and files that are being written."""
+
+    samples: int
+    resident_bytes: int
+    released: int
+    released_bytes: int
+    unfinished: int
+    unfinished_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a gc removed."""
+
+    files: int
+    freed_bytes: int
+
+
+class FeatureStore(Protocol):
+    """Holds one set of named tensors a sample. All methods may be called by several processes at once."""
+
+    def put(self, sample_id: str, tensors: Mapping[str, Tensor]) -> StoredFeatures:
+        """Publish a sample's features; once this returns they are there whole. Replaces older ones."""
+
+    def get(self, ref: FeatureRef) -> dict[str, Tensor]:
+        """The tensors that a ref names, checked against its specs.
+
+        Raises:
+            FeatureError: ``retryable`` tells whether trying again may help.
+        """
+
+    def release(self, sample_id: str) -> None:
+        """The features were used: gc may remove them, and until then they can still be read. Idempotent."""
+
+    def abort(self, sample_id: str, *, reason: str | None = None) -> None:
+        """Remove the features now: nobody will read them. Idempotent."""
+
+    def gc(self, *, released_older_than_s: float = 0.0, unfinished_older_than_s: float = 3600.0) -> Collected:
+        """Remove released features, and what writers that died left behind."""
+
+    def health(self) -> StoreHealth: ...

@@ -1,0 +1,195 @@
+"""`FeatureDataLoader`: batches of features for a training loop, from a queue or from a list of refs."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+from fsqueue.delivery import id_of_ref
+from fsqueue.features.ahead import Ahead
+from fsqueue.features.contract import FeatureStore
+from fsqueue.features.materialise import Materialiser, Transform
+from fsqueue.features.source import ListSource, QueueSource, Source
+from fsqueue.view import StopEvent
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Batch(Generic[R]):
+    """What a loader yields.
+
+    Attributes:
+        refs: of the samples in it, in order.
+        features: what collate made of them; by default feature name to tensor, samples along the first dimension.
+    """
+
+    refs: list[R]
+    features: Any
+
+    @property
+    def ids(self) -> list[str]:
+        return [id_of_ref(ref) for ref in self.refs]
+
+
+class FeatureDataLoader(Generic[R]):
+    """Leases refs, loads their features, and acknowledges them.
+
+    An iteration ends when the queue has nothing to give, at the end of a `TrainerView`'s stream, or of the list.
+    What cannot be loaded is failed with its reason: as retryable where the features are missing or the filesystem
+    has an error, up to three times a sample, otherwise for good. A batch that lost samples so is shorter; one that
+    lost all is left out.
+
+    Args:
+        store: where the features are.
+        queue: anything with get, ack and fail: a queue, a `TrainerView`, a controller's `TrainLease`.
+        refs: instead of a queue, a list (or an iterable, for one iteration).
+        batch_size: refs in a batch.
+        partition: (rank, world size), passed on to the queue's get; a `TrainerView` has its own.
+        timeout_s: how long a queue may have nothing before the iteration ends; None: not at all, with prefetch 0.1 s.
+        drop_last: a batch for which there are not enough refs is given back as failed (retryable), and ends the
+            iteration.
+        prefetch: threads that load ahead; 0 loads when a batch is asked for.
+        ahead: batches that are leased ahead of need with prefetch; two a thread unless given.
+        transform: ``transform(ref, features)`` makes a sample of what the store holds.
+        collate: ``collate(samples)`` makes a batch; `stack` unless given, which neither pads nor cuts.
+        ack: "auto" acknowledges a batch when the next one is asked for, and at the end; "deferred" leaves that to
+            `ack` and `ack_ids`.
+        on_error: "skip" goes on after a sample that cannot be loaded, "raise" gives back the rest of its batch and
+            raises its error.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        *,
+        queue: Any = None,
+        refs: Iterable[R] | None = None,
+        batch_size: int,
+        partition: tuple[int, int] | None = None,
+        timeout_s: float | None = None,
+        drop_last: bool = False,
+        prefetch: int = 0,
+        ahead: int | None = None,
+        transform: Transform[R] | None = None,
+        collate: Callable[[Sequence[Any]], Any] | None = None,
+        ack: Literal["auto", "deferred"] = "auto",
+        on_error: Literal["skip", "raise"] = "skip",
+    ) -> None:
+        if (queue is None) == (refs is None):
+            raise ValueError("a FeatureDataLoader takes either queue= or refs=")
+        if batch_size < 1 or prefetch < 0 or (ahead is not None and ahead < 1):
+            raise ValueError(f"needs batch_size and ahead of 1 or more, found {batch_size} and {ahead}")
+        if ack not in ("auto", "deferred") or on_error not in ("skip", "raise"):
+            raise ValueError(f"needs ack 'auto' or 'deferred', on_error 'skip' or 'raise', found {ack!r}, {on_error!r}")
+        self._source: Source[R] = ListSource(refs) if refs is not None else QueueSource(queue, timeout_s, partition)
+        self._materialiser = Materialiser(store, self._source, transform, on_error)
+        self._batch_size = batch_size
+        self._drop_last = drop_last
+        self._prefetch = prefetch
+        self._depth = ahead or 2 * prefetch
+        self._collate = collate or _stack
+        self._auto = ack == "auto"
+        self._out: dict[str, R] = {}
+        self._iteration: Callable[[], Generator[Batch[R], None, None] | None] = lambda: None
+
+    def __iter__(self) -> Iterator[Batch[R]]:
+        """Begin an iteration; one that goes on ends first, and gives back what it loaded ahead."""
+        self.close()
+        self._source.rewind()
+        iteration = self._iterate()
+        self._iteration = weakref.ref(iteration)
+        return iteration
+
+    def _iterate(self) -> Generator[Batch[R], None, None]:
+        """CRASH, or the loop is left by `break`: the last batch was not acknowledged, and comes again."""
+        try:
+            with closing(self._ahead() if self._prefetch else self._one_by_one()) as batches:
+                for batch in batches:
+                    if batch is not None:
+                        self._out.update(zip(batch.ids, batch.refs, strict=True))
+                        yield batch
+                        if self._auto:
+                            self.ack()
+        finally:
+            if self._auto and self._out:
+                self._source.give_back(list(self._take(list(self._out))))
+
+    def _one_by_one(self) -> Generator[Batch[R] | None, None, None]:
+        while refs := self._lease(None):
+            yield self._load(refs)
+
+    def _ahead(self) -> Generator[Batch[R] | None, None, None]:
+        def lease(stop: threading.Event) -> list[R]:
+            return self._lease(stop)
+
+        def discard(refs: list[R], batch: Batch[R] | None) -> None:
+            self._source.give_back(batch.refs if batch else refs)
+
+        with closing(Ahead(lease, self._load, discard, workers=self._prefetch, depth=self._depth)) as ahead:
+            yield from ahead
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Why samples were failed, by their ids."""
+        return self._materialiser.failed
+
+    def _lease(self, stop: StopEvent | None) -> list[R]:
+        refs = self._source.next(self._batch_size, stop)
+        if self._drop_last and 0 < len(refs) < self._batch_size:
+            self._source.fail(refs, f"a last batch of {len(refs)} instead of {self._batch_size} refs", True)
+            return []
+        return refs
+
+    def _load(self, refs: list[R]) -> Batch[R] | None:
+        """A batch of those refs whose features can be had; None where there are none."""
+        loaded = self._materialiser.load(refs)
+        if not loaded:
+            return None
+        kept = [ref for ref, _ in loaded]
+        try:
+            return Batch(kept, self._collate([sample for _, sample in loaded]))
+        except BaseException:
+            self._source.give_back(kept)
+            raise
+
+    def ack(self, *, step: int | None = None) -> list[str]:
+        """Acknowledge every batch handed out so far, at an optimizer step where given; returns the ids lost."""
+        return self.ack_ids(list(self._out), step=step)
+
+    def ack_ids(self, sample_ids: Iterable[str], *, step: int | None = None) -> list[str]:
+        """Acknowledge samples handed out, by id; others are ignored. Returns the ids whose lease was lost."""
+        return self._source.ack(list(self._take(sample_ids)), step)
+
+    def fail_ids(self, sample_ids: Iterable[str], reason: str, retryable: bool) -> None:
+        """Fail samples handed out, by id; others are ignored."""
+        self._source.fail(list(self._take(sample_ids)), reason, retryable)
+
+    def _take(self, sample_ids: Iterable[str]) -> Iterator[R]:
+        return (self._out.pop(sample_id) for sample_id in sample_ids if sample_id in self._out)
+
+    def close(self) -> None:
+        """End the iteration, and give back what was loaded ahead: as retryable failures to a queue whose
+        `loader_close_retryable` is true, otherwise without counting an attempt, where the queue can release.
+
+        With deferred acks, batches handed out stay leased: they can still be acknowledged.
+        """
+        iteration = self._iteration()
+        if iteration is not None:
+            iteration.close()
+
+    def __enter__(self) -> FeatureDataLoader[R]:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def _stack(samples: Sequence[Any]) -> Any:
+    from fsqueue.features.collate import stack  # here, so that a loader with a collate of its own needs no torch
+
+    return stack(samples)

@@ -1,0 +1,70 @@
+"""From refs to samples: loading what refs name, and failing those whose features cannot be had."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Generic, Literal, TypeVar, cast
+
+from fsqueue.delivery import id_of_ref
+from fsqueue.features.contract import FeatureRef, FeatureStore
+from fsqueue.features.source import Source
+
+R = TypeVar("R")
+
+RETRIES = 3
+
+Transform = Callable[[R, dict[str, Any]], Any]
+OnError = Literal["skip", "raise"]
+
+
+class Materialiser(Generic[R]):
+    """Loads refs on behalf of one loader; several threads may.
+
+    Attributes:
+        failed: why refs were failed, by id.
+    """
+
+    def __init__(
+        self, store: FeatureStore, source: Source[R], transform: Transform[R] | None, on_error: OnError
+    ) -> None:
+        self._store = store
+        self._source = source
+        self._transform = transform
+        self._raise = on_error == "raise"
+        self._misses: Counter[str] = Counter()
+        self.failed: dict[str, str] = {}
+
+    def load(self, refs: list[R]) -> list[tuple[R, Any]]:
+        """Refs and their samples, without those that were failed.
+
+        Where it raises, every ref was failed or given back.
+        """
+        loaded: list[tuple[R, Any]] = []
+        rest = list(refs)
+        try:
+            while rest:
+                try:
+                    loaded.append((rest[0], self._sample(rest[0])))
+                except Exception as error:
+                    self._reject(rest[0], error)
+                    if self._raise:
+                        del rest[0]
+                        raise
+                del rest[0]
+        except BaseException:
+            self._source.give_back([*(ref for ref, _ in loaded), *rest])
+            raise
+        return loaded
+
+    def _sample(self, ref: R) -> Any:
+        features = self._store.get(cast(FeatureRef, ref))
+        return features if self._transform is None else self._transform(ref, features)
+
+    def _reject(self, ref: R, error: Exception) -> None:
+        """Fail a ref: as retryable where that may help, but not for ever."""
+        sample_id = id_of_ref(ref)
+        retryable = bool(getattr(error, "retryable", isinstance(error, OSError)))
+        self._misses[sample_id] += retryable
+        self.failed[sample_id] = reason = f"{type(error).__name__}: {error}"
+        self._source.fail([ref], reason, retryable and self._misses[sample_id] < RETRIES)

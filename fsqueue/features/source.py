@@ -1,0 +1,100 @@
+"""Where a loader's refs come from: a queue of whatever kind, or a list; and what becomes of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, Generic, Protocol, TypeVar
+
+from fsqueue.view import StopEvent
+
+R = TypeVar("R")
+
+_SILENCE_S = 0.1
+_POLL_S = 0.05
+_PAUSE_S = 0.002
+
+
+class Source(Protocol[R]):
+    """Hands out refs in batches and takes back what became of them."""
+
+    def rewind(self) -> None:
+        """A new iteration begins."""
+
+    def next(self, count: int, stop: StopEvent | None) -> list[R]:
+        """Up to count refs; [] at the end, or once stop is set."""
+
+    def ack(self, refs: list[R], step: int | None) -> list[str]:
+        """Settle refs; returns the ids whose lease was lost."""
+
+    def fail(self, refs: list[R], reason: str, retryable: bool) -> None: ...
+
+    def give_back(self, refs: list[R]) -> None:
+        """Return refs that nothing was wrong with."""
+
+
+class ListSource(Generic[R]):
+    """Refs that nobody leases: settling them means nothing."""
+
+    def __init__(self, refs: Iterable[R]) -> None:
+        self._refs = refs
+        self._rest: Iterator[R] = iter(())
+
+    def rewind(self) -> None:
+        self._rest = iter(self._refs)
+
+    def next(self, count: int, stop: StopEvent | None) -> list[R]:
+        return list(islice(self._rest, count))
+
+    def ack(self, refs: list[R], step: int | None) -> list[str]:
+        return []
+
+    def fail(self, refs: list[R], reason: str, retryable: bool) -> None: ...
+
+    def give_back(self, refs: list[R]) -> None: ...
+
+
+class QueueSource(Generic[R]):
+    """Refs of anything with get, ack and fail: a queue, a `TrainerView`, a controller's `TrainLease`.
+
+    Args:
+        timeout_s: how long a get may find nothing before that is the end; None: 0.0 where the loader waits for it,
+            0.1 where it is asked ahead of need. A queue with `get_interruptible` knows its end by itself.
+    """
+
+    def __init__(self, queue: Any, timeout_s: float | None, partition: tuple[int, int] | None) -> None:
+        self._queue = queue
+        self._timeout_s = timeout_s
+        self._partition = {} if partition is None else {"partition": partition}
+
+    def rewind(self) -> None: ...
+
+    def next(self, count: int, stop: StopEvent | None) -> list[R]:
+        interruptible = getattr(self._queue, "get_interruptible", None)
+        if stop is not None and interruptible is not None:
+            return list(interruptible(count, stop_event=stop))
+        ahead = stop is not None
+        deadline = time.monotonic() + (self._timeout_s if self._timeout_s is not None else _SILENCE_S * ahead)
+        while True:
+            left_s = deadline - time.monotonic()
+            refs = list(self._queue.get(count, timeout_s=max(0.0, min(left_s, _POLL_S)), **self._partition))
+            if refs or left_s <= 0 or (stop is not None and stop.is_set()):
+                return refs
+            time.sleep(_PAUSE_S)  # a partitioned get does not wait while others' refs are pending
+
+    def ack(self, refs: list[R], step: int | None) -> list[str]:
+        return list(self._queue.ack(refs, **({} if step is None else {"step": step})) or ())
+
+    def fail(self, refs: list[R], reason: str, retryable: bool) -> None:
+        self._queue.fail(refs, reason, retryable=retryable)
+
+    def give_back(self, refs: list[R]) -> None:
+        """Fail refs as retryable where the queue asks for that, or has no release, which counts no attempt."""
+        release = (
+            None if getattr(self._queue, "loader_close_retryable", False) else getattr(self._queue, "release", None)
+        )
+        if release is None:
+            self.fail(refs, "the loader was closed before they were used", retryable=True)
+        else:
+            release(refs)

@@ -1,0 +1,314 @@
+"""`SharedDirFeatureStore`: one safetensors file a sample, in a directory that all nodes share.
+
+put:      tmp/ -> <xx>/<id>.safetensors                     release:  -> <xx>/<id>@released.safetensors
+get:      opens either, maps or reads it, checks it          abort, gc: unlink
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from fsqueue.errors import CorruptRefError
+from fsqueue.features import address, care, tensorfile
+from fsqueue.features.address import Address
+from fsqueue.features.contract import Collected, FeatureRef, StoredFeatures, StoreHealth
+from fsqueue.features.errors import (
+    CorruptFeatureError,
+    FeatureError,
+    FeatureMissingError,
+    FeatureSpecError,
+    ForeignFeatureError,
+    StaleFeatureError,
+)
+from fsqueue.features.place import TMP, ensure_place
+from fsqueue.features.tensorfile import Header, NotTensorsError
+from fsqueue.fileops import current, explained, silently_remove
+from fsqueue.layout import is_remote
+from fsqueue.names import stem_of
+from fsqueue.owners import new_owner
+
+T = TypeVar("T")
+
+_TRIES = 3
+_EITHER = (address.SUFFIX, address.RELEASED, address.SUFFIX)  # RACE: it may be published anew in between
+
+
+class _File(NamedTuple):
+    """An open features file."""
+
+    fd: int
+    size_bytes: int
+    header: Header
+
+
+class SharedDirFeatureStore:
+    """Features in a directory. An object may be used by threads, after a fork, and in unpickled copies.
+
+    A generation is a digest of the content, so publishing the same tensors again leaves refs valid.
+
+    Args:
+        root: the store's directory; created where it is missing or empty.
+        durable: whether put fsyncs, so that features survive a power cut.
+        mapped: whether get maps files into memory instead of reading them; None maps on local filesystems. Elsewhere
+            a file that another node removes under a mapping kills the process that touches it (SIGBUS).
+        verify: whether get compares the content with its generation, which reads all of it.
+
+    Raises:
+        FeatureStoreError: the directory is not empty and no store.
+        QueueIOError: the filesystem refused.
+    """
+
+    def __init__(
+        self, root: str | os.PathLike[str], *, durable: bool = True, mapped: bool | None = None, verify: bool = False
+    ) -> None:
+        self.root = os.path.abspath(os.fspath(root))
+        self._durable = durable
+        self._given_mapped = mapped
+        self._verify = verify
+        self._ops = current()
+        with explained("opening feature store", self.root):
+            self._place = ensure_place(self._ops, self.root)
+        self._mapped = not is_remote(self._ops, self.root) if mapped is None else mapped
+
+    @property
+    def store_id(self) -> str:
+        return self._place.settings.store_id
+
+    def put(self, sample_id: str, tensors: Mapping[str, Tensor]) -> StoredFeatures:
+        """Publish a sample's features; see `FeatureStore.put`.
+
+        Raises:
+            FeatureError: something is no dense tensor; nothing was written.
+            InvalidRefError: the id cannot be one.
+            QueueIOError: the filesystem refused; what was there before still is.
+        """
+        stem = stem_of(sample_id)
+        problem = tensorfile.unsupported(tensors)
+        if problem:
+            raise FeatureError(sample_id, problem)
+        data, generation = tensorfile.encode(sample_id, tensors)
+        with explained("storing features in", self.root):
+            self._publish(stem, data, generation)
+        length = tensorfile.header_length(data[:8], len(data))
+        header = tensorfile.parse_header(data[8 : 8 + length], len(data))
+        return self._described(sample_id, stem, header, len(data))
+
+    def _described(self, sample_id: str, stem: str, header: Header, size_bytes: int) -> StoredFeatures:
+        uri = str(Address(self.store_id, stem, header.metadata.generation))
+        specs = header.specs()
+        return StoredFeatures(sample_id, uri, {name: name for name in specs}, specs, size_bytes)
+
+    def _publish(self, stem: str, data: bytes, generation: str) -> None:
+        """CRASH: before the rename there is only a file in tmp/, which gc removes."""
+        ops, name = self._ops, new_owner(None, self.root)
+        with self._place.folder(TMP, create=True) as tmp_fd:
+            try:
+                fd = ops.create(tmp_fd, name, data)
+                try:
+                    if self._durable:
+                        ops.fsync(fd)
+                finally:
+                    ops.close(fd)
+                with self._place.folder(address.folder_of(stem), create=True) as folder_fd:
+                    self._install(tmp_fd, name, folder_fd, stem, generation)
+            except BaseException:
+                silently_remove(ops, tmp_fd, [name])
+                raise
+
+    def _install(self, tmp_fd: int, name: str, folder_fd: int, stem: str, generation: str) -> None:
+        ops = self._ops
+        try:
+            ops.rename(name, stem + address.SUFFIX, src_dir_fd=tmp_fd, dst_dir_fd=folder_fd)
+        except OSError:
+            # NFS: an error is a question; the generation tells whether the rename was done.
+            if self._live_generation(stem) != generation:
+                raise
+        if self._durable:
+            ops.fsync(folder_fd)
+        silently_remove(ops, folder_fd, [stem + address.RELEASED])
+
+    def _live_generation(self, stem: str) -> str | None:
+        try:
+            with self._opened(stem, stem, (address.SUFFIX,)) as file:
+                return file.header.metadata.generation
+        except (OSError, FeatureError):
+            return None
+
+    def find(self, sample_id: str) -> StoredFeatures | None:
+        """What is stored for a sample; None where nothing is. A restarted producer need not compute it again.
+
+        Raises:
+            CorruptFeatureError: the file is damaged: put the features anew.
+        """
+
+        def describe() -> StoredFeatures:
+            with self._opened(sample_id, stem) as file:
+                return self._described(sample_id, stem, file.header, file.size_bytes)
+
+        stem = stem_of(sample_id)
+        return self._reading(describe)
+
+    def get(self, ref: FeatureRef) -> dict[str, Tensor]:
+        """The tensors that a ref names, by the names it gives them; see `FeatureStore.get`.
+
+        They may be views of a mapped file: writing into them changes no file.
+
+        Raises:
+            FeatureMissingError: no file is there; retryable.
+            StaleFeatureError: other features were published under this id since the ref was made.
+            CorruptFeatureError: the file is torn or damaged.
+            FeatureSpecError: a feature is lacking, or has another shape or type than the ref says.
+            ForeignFeatureError: the ref's URI leads elsewhere.
+            QueueIOError: the filesystem refused.
+        """
+        wanted = address.parse(ref.feature_store_uri)
+        if wanted is None or wanted.store_id != self.store_id:
+            expected = f"features://{self.store_id}/xx/<id>{address.SUFFIX}?generation=..."
+            raise ForeignFeatureError(ref.sample_id, ref.feature_store_uri, expected)
+        tensors = self._reading(lambda: self._load(ref.sample_id, wanted))
+        if tensors is None:
+            raise FeatureMissingError(ref.sample_id, f"{address.path_of(wanted.stem)} is not there")
+        found = ((name, _checked(ref, name, spec, tensors)) for name, spec in ref.feature_specs.items())
+        return {name: tensor for name, tensor in found if tensor is not None}
+
+    def _reading(self, read: Callable[[], T]) -> T | None:
+        """What read returns; None where there is no file."""
+        with explained("reading features from", self.root):
+            for left in reversed(range(_TRIES)):
+                try:
+                    return read()
+                except FileNotFoundError:
+                    return None
+                except OSError as error:
+                    # NFS: another node replaced or removed the file while it was open here.
+                    if error.errno != errno.ESTALE or not left:
+                        raise
+        return None
+
+    def _load(self, sample_id: str, wanted: Address) -> dict[str, Tensor]:
+        with self._opened(sample_id, wanted.stem) as file:
+            generation = file.header.metadata.generation
+            if generation != wanted.generation:
+                raise StaleFeatureError(sample_id, generation, wanted.generation)
+            tensors = file.header.tensors(self._content(file))
+            if self._verify and tensorfile.digest(tensors) != generation:
+                raise NotTensorsError("does not have the content that its generation says")
+            return tensors
+
+    def _content(self, file: _File) -> Tensor:
+        """The file as bytes, mapped copy-on-write or read."""
+        if self._mapped:
+            # By the descriptor: under its path there may be another file by now. The mapping outlives it.
+            return torch.from_file(f"/dev/fd/{file.fd}", shared=False, size=file.size_bytes, dtype=torch.uint8)
+        content = bytearray(file.size_bytes)
+        rest, at = memoryview(content), 0
+        while count := self._ops.readinto(file.fd, rest[at:], at):
+            at += count
+        if at != file.size_bytes:
+            raise NotTensorsError(f"ended at {at} of {file.size_bytes} bytes")
+        return torch.frombuffer(content, dtype=torch.uint8)
+
+    @contextmanager
+    def _opened(self, sample_id: str, stem: str, suffixes: tuple[str, ...] = _EITHER) -> Iterator[_File]:
+        """The features of a stem, open, with their header; what is no features file is a CorruptFeatureError."""
+        ops = self._ops
+        try:
+            with self._place.folder(address.folder_of(stem)) as folder_fd:
+                fd = self._open_first(folder_fd, [stem + suffix for suffix in suffixes])
+            try:
+                status = ops.fstat(fd)
+                if not stat.S_ISREG(status.st_mode):
+                    raise NotTensorsError("is not a regular file")
+                size = status.st_size
+                length = tensorfile.header_length(ops.pread(fd, tensorfile.LENGTH_BYTES, 0), size)
+                header = tensorfile.parse_header(ops.pread(fd, length, tensorfile.LENGTH_BYTES), size)
+                yield _File(fd, size, header)
+            finally:
+                ops.close(fd)
+        except NotTensorsError as error:
+            raise CorruptFeatureError(sample_id, address.path_of(stem), str(error)) from None
+        except (CorruptRefError, NotADirectoryError):
+            raise CorruptFeatureError(sample_id, address.path_of(stem), "is not a regular file") from None
+
+    def _open_first(self, folder_fd: int, file_names: list[str]) -> int:
+        for name in file_names[:-1]:
+            with suppress(FileNotFoundError):
+                return self._ops.open_to_read(folder_fd, name)
+        return self._ops.open_to_read(folder_fd, file_names[-1])
+
+    def release(self, sample_id: str) -> None:
+        """The features were used: they can be read until gc removes them; see `FeatureStore.release`."""
+        stem, ops = stem_of(sample_id), self._ops
+        with self._changing("releasing features in", stem) as fd:
+            live = stem + address.SUFFIX
+            ops.utime(live, dir_fd=fd, follow_symlinks=False)  # a rename keeps the mtime, and gc goes by it
+            ops.rename(live, stem + address.RELEASED, src_dir_fd=fd, dst_dir_fd=fd)
+
+    def abort(self, sample_id: str, *, reason: str | None = None) -> None:
+        """Remove the features now, released or not; reason is accepted for the callers' sake."""
+        stem = stem_of(sample_id)
+        with self._changing("removing features from", stem) as fd:
+            self._ops.remove(fd, stem + address.SUFFIX)
+            self._ops.remove(fd, stem + address.RELEASED)
+
+    @contextmanager
+    def _changing(self, what: str, stem: str) -> Iterator[int]:
+        """The folder of a stem, for changes that come to nothing where the features are gone."""
+        folder = address.folder_of(stem)
+        with explained(what, self.root), suppress(FileNotFoundError), self._place.folder(folder) as fd:
+            yield fd
+
+    def gc(self, *, released_older_than_s: float = 0.0, unfinished_older_than_s: float = 3600.0) -> Collected:
+        """Remove released features, and what writers left in tmp/; see `FeatureStore.gc`.
+
+        Ages are by the filesystem's clock. Costs one listing a folder and a stat a file. With checkpoint-aligned
+        acks, call it once a checkpoint is durable: a rewind needs the features of the samples acked after it.
+        """
+        with explained("collecting garbage in", self.root):
+            return care.collect(self._place, released_older_than_s, unfinished_older_than_s)
+
+    def health(self) -> StoreHealth:
+        """What the store holds; costs one listing a folder and a stat a file."""
+        with explained("examining feature store", self.root):
+            return care.examine(self._place)
+
+    def close(self) -> None:
+        """Close the store's directory; tensors that get returned stay valid."""
+        self._place.root.close()
+
+    def __enter__(self) -> SharedDirFeatureStore:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        reopen = partial(SharedDirFeatureStore, durable=self._durable, mapped=self._given_mapped, verify=self._verify)
+        return reopen, (self.root,)
+
+    def __repr__(self) -> str:
+        return f"SharedDirFeatureStore({self.root!r})"
+
+
+def _checked(ref: FeatureRef, name: str, spec: Any, tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """The tensor that a ref calls name; None where it is lacking and need not be there."""
+    tensor = tensors.get(ref.feature_keys.get(name, name))
+    if tensor is None:
+        if not spec.required:
+            return None
+        raise FeatureSpecError(ref.sample_id, name, f"is lacking; there are {', '.join(sorted(tensors)) or 'none'}")
+    found, wanted = (tuple(tensor.shape), tensorfile.dtype_name(tensor.dtype)), (tuple(spec.shape), spec.dtype)
+    if found != wanted:
+        raise FeatureSpecError(
+            ref.sample_id, name, f"is {found[1]}{list(found[0])}, the ref says {wanted[1]}{list(wanted[0])}"
+        )
+    return tensor

@@ -1,0 +1,174 @@
+"""Safetensors files as the store writes and reads them.
+
+Writing is left to the safetensors library. Reading is done here, on one open descriptor: its functions open a path
+once for the header and once more for the data, which may be another file's by then, and follow links.
+
+Source: https://huggingface.co/docs/safetensors/index#format
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from fsqueue.features.address import GENERATION_DIGITS
+from fsqueue.records import FeatureSpec
+
+LENGTH_BYTES = 8
+HEADER_LIMIT_BYTES = 1 << 20
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "C64": torch.complex64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+STORABLE = frozenset(_DTYPES.values())
+
+
+class NotTensorsError(ValueError):
+    """The bytes are no complete safetensors file of this store."""
+
+
+class _Entry(msgspec.Struct):
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+class Metadata(msgspec.Struct):
+    """What the store adds to a file."""
+
+    sample_id: str
+    generation: str
+
+
+class Header(msgspec.Struct):
+    """Where the tensors lie in a file.
+
+    Attributes:
+        data_at: offset of the first tensor's bytes in the file.
+    """
+
+    metadata: Metadata
+    entries: dict[str, _Entry]
+    data_at: int
+
+    def specs(self) -> dict[str, FeatureSpec]:
+        return {name: FeatureSpec(name, e.shape, dtype_name(_DTYPES[e.dtype])) for name, e in self.entries.items()}
+
+    def tensors(self, content: Tensor) -> dict[str, Tensor]:
+        """The tensors as views of the file's content, which is given as bytes (uint8).
+
+        Raises:
+            NotTensorsError: a shape that torch cannot have.
+        """
+        data = content[self.data_at :]
+        try:
+            return {
+                name: data[slice(*entry.data_offsets)].view(_DTYPES[entry.dtype]).view(entry.shape)
+                for name, entry in self.entries.items()
+            }
+        except (RuntimeError, OverflowError, TypeError) as error:
+            raise NotTensorsError(f"holds a tensor that torch cannot have ({error})") from None
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """A type's name in a `FeatureSpec`, such as ``float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def encode(sample_id: str, tensors: Mapping[str, Tensor]) -> tuple[bytes, str]:
+    """A file's content, and its generation."""
+    plain: dict[str, Tensor] = {}
+    memory: set[int] = set()
+    for name, tensor in tensors.items():
+        dense = tensor.detach().to("cpu").contiguous()
+        where = dense.untyped_storage().data_ptr()
+        plain[name] = dense.clone() if where in memory else dense  # safetensors refuses tensors that share memory
+        memory.add(where)
+    generation = digest(plain)
+    return save(plain, {"sample_id": sample_id, "generation": generation}), generation
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """The generation of these tensors: equal ones have equal generations, in whatever order and process."""
+    state = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        state.update(msgspec.json.encode((name, dtype_name(tensor.dtype), tuple(tensor.shape))))
+        state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()[:GENERATION_DIGITS]
+
+
+def header_length(first: bytes, file_bytes: int) -> int:
+    """How many bytes of header follow the first eight.
+
+    Raises:
+        NotTensorsError: the file is too short for what it says.
+    """
+    length = int.from_bytes(first, "little")
+    if len(first) < LENGTH_BYTES or not 2 <= length <= min(HEADER_LIMIT_BYTES, file_bytes - LENGTH_BYTES):
+        raise NotTensorsError("has no safetensors header")
+    return length
+
+
+def parse_header(data: bytes, file_bytes: int) -> Header:
+    """The header, checked so that every tensor lies inside the file and the file ends with the last one.
+
+    Raises:
+        NotTensorsError: says what is wrong.
+    """
+    try:
+        raw = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+        metadata = msgspec.json.decode(raw.pop("__metadata__", b"{}"), type=Metadata)
+        entries = {name: msgspec.json.decode(entry, type=_Entry) for name, entry in raw.items()}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise NotTensorsError(f"has a damaged header ({error})") from None
+    data_at = LENGTH_BYTES + len(data)
+    _check_layout(entries, data_at, file_bytes - data_at)
+    return Header(metadata, entries, data_at)
+
+
+def _check_layout(entries: dict[str, _Entry], data_at: int, data_bytes: int) -> None:
+    end = 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
+        dtype = _DTYPES.get(entry.dtype)
+        if dtype is None:
+            raise NotTensorsError(f"holds {name!r} of unknown type {entry.dtype!r}")
+        start, stop = entry.data_offsets
+        if start != end or min(entry.shape, default=0) < 0 or stop - start != math.prod(entry.shape) * dtype.itemsize:
+            raise NotTensorsError(f"holds {name!r} at {start} to {stop}, which does not fit its shape or neighbours")
+        if (data_at + start) % dtype.itemsize:
+            raise NotTensorsError(f"holds {name!r} at an odd place")
+        end = stop
+    if end != data_bytes:
+        raise NotTensorsError(f"has {data_bytes} bytes of data, its header says {end}")
+
+
+def unsupported(tensors: Mapping[str, Any]) -> str | None:
+    """What a put has to refuse, in words."""
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or not name or name == "__metadata__":
+            return f"the name {name!r} cannot be stored"
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.dtype not in STORABLE:
+            return f"{name!r} is a {type(tensor).__name__} that safetensors cannot hold: pass dense torch tensors"
+    return None
