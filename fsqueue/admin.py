@@ -19,7 +19,7 @@ from fsqueue.fileops import Directory, current, explained
 from fsqueue.handle import Handle
 from fsqueue.handout import Handout
 from fsqueue.layout import open_layout
-from fsqueue.listing import owner_matches, reading
+from fsqueue.listing import files_in, id_of, owner_matches, reading
 from fsqueue.moves import Change, record
 from fsqueue.owners import new_owner, read_record
 from fsqueue.sight import place_of, sight
@@ -268,6 +268,13 @@ def _release(handle: Handle, leases: list[tuple[str, str]]) -> list[Outcome]:
     finally:
         handle.requeue_order(back)
     return outcomes
+
+
+def acked_after(path: str, step: int) -> list[str]:
+    """The ids in done/ that were acked after an optimizer step, as a rewind brings them back."""
+    with reading(path) as layout:
+        done = [(file.place.step, file) for file in files_in(layout, "done") if file.place.step is not None]
+        return [id_of(layout, file) for found, file in sorted(done) if found > step]
 
 
 def purge(path: str, state: str, older_than_s: float, *, dry_run: bool = False) -> list[str]:

@@ -82,6 +82,10 @@ class FileSampleRefQueue(Streaming[R]):
         io_threads: how many threads make file operations that do not depend on each other; "auto": as many as pay
             on a shared mount where they take long, on a local disk for fsyncs only.
 
+    Attributes:
+        path, owner_name, keep_done, max_attempts, lease_timeout_s, run_id: what the arguments and the queue say.
+        ops: the file operations that this handle makes.
+
     Raises:
         QueueConfigError: the arguments are not valid, or differ from what the queue stores.
         NotAQueueError: the directory is not empty and holds no queue.
@@ -144,12 +148,12 @@ class FileSampleRefQueue(Streaming[R]):
         io_threads: IoThreads = "auto",
     ) -> None:
         self.path = os.path.abspath(os.fspath(path))
-        self._ops = fileops.current()
+        self.ops = fileops.current()
         self._codec: Codec[R] = Codec(cast("type[R]", ref_type))
-        self._owner = owner
+        self.owner_name = owner
         self._durable = durable
-        self._keep_done = keep_done
-        self._max_attempts = max_attempts
+        self.keep_done = keep_done
+        self.max_attempts = max_attempts
         self._heartbeat_s = heartbeat_s
         self._clock = clock
         self._poll_interval_s = poll_interval_s
@@ -160,12 +164,12 @@ class FileSampleRefQueue(Streaming[R]):
         new_owner(owner, self.path)
         self._check_heartbeat(lease_timeout_s)
         settings = ensure_queue(
-            self._ops,
+            self.ops,
             self.path,
             lease_timeout_s=lease_timeout_s,
             lock=None if lock == "flock" else lock,
             run_id=run_id,
-            now=clock or self._ops.time,
+            now=clock or self.ops.time,
         )
         self.lease_timeout_s = settings.lease_timeout_s
         self.run_id = settings.run_id
@@ -174,8 +178,8 @@ class FileSampleRefQueue(Streaming[R]):
         _live.add(self)
 
     def _validate(self) -> None:
-        if self._max_attempts is not None and self._max_attempts < 1:
-            raise QueueConfigError(self.path, f"needs max_attempts of at least 1 or None, found {self._max_attempts}")
+        if self.max_attempts is not None and self.max_attempts < 1:
+            raise QueueConfigError(self.path, f"needs max_attempts of at least 1 or None, found {self.max_attempts}")
         if not self._poll_interval_s > 0:
             raise QueueConfigError(self.path, f"needs a positive poll_interval_s, found {self._poll_interval_s}")
         if self._heartbeat_s is not None and not self._heartbeat_s > 0:
@@ -195,8 +199,8 @@ class FileSampleRefQueue(Streaming[R]):
 
     def _open(self) -> _Parts:
         """Open the queue for this process; it costs no listing."""
-        owner = new_owner(self._owner, self.path)
-        layout = open_layout(self._ops, self.path, make_missing=True)
+        owner = new_owner(self.owner_name, self.path)
+        layout = open_layout(self.ops, self.path, make_missing=True)
         handle = Handle(
             layout,
             owner=owner,
@@ -212,8 +216,8 @@ class FileSampleRefQueue(Streaming[R]):
             with suppress(OSError):  # the first error is the one to report
                 layout.close()
             raise
-        settler = Settler(handle, keep_done=self._keep_done, max_attempts=self._max_attempts)
-        reclaimer = Reclaimer(handle, self._max_attempts)
+        settler = Settler(handle, keep_done=self.keep_done, max_attempts=self.max_attempts)
+        reclaimer = Reclaimer(handle, self.max_attempts)
         intake = Intake(handle)
         return _Parts(
             handle,
@@ -403,10 +407,10 @@ class FileSampleRefQueue(Streaming[R]):
         reopen = partial(
             FileSampleRefQueue,
             ref_type=self._codec.ref_type,
-            owner=self._owner,
+            owner=self.owner_name,
             durable=self._durable,
-            keep_done=self._keep_done,
-            max_attempts=self._max_attempts,
+            keep_done=self.keep_done,
+            max_attempts=self.max_attempts,
             heartbeat_s=self._heartbeat_s,
             clock=self._clock,
             poll_interval_s=self._poll_interval_s,
@@ -424,6 +428,12 @@ class FileSampleRefQueue(Streaming[R]):
 
 
 _live: weakref.WeakSet[FileSampleRefQueue[Any]] = weakref.WeakSet()
+
+
+def open_owners() -> set[str]:
+    """The owners of all handles that are open in this process."""
+    parts = (queue._parts for queue in list(_live))
+    return {found.handle.owner for found in parts if found is not None}
 
 
 def _become_handles_of_the_child() -> None:

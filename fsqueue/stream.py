@@ -32,7 +32,7 @@ State = Literal["open", "closed", "failed"]
 BEAT_S = 5.0
 DEAD_AFTER_S = 30.0
 _SETTLE_S = 0.03
-_QUANTUM = "quantum.json"
+QUANTUM = "quantum.json"
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,17 +135,9 @@ class Stream:
         return [member for _, member in self._files()]
 
     def _files(self) -> Iterator[tuple[str, Member]]:
-        found = [(name, parse_member(name)) for name in self.directory.listing()]
-        now = self._handle.clock.now() if any(parsed for _, parsed in found) else 0.0
-        for name, parsed in found:
-            if parsed is None:
-                continue
-            try:
-                beat = self._ops.fresh_mtime(self.directory.fd, name)
-                record = msgspec.json.decode(self._ops.read_file(self.directory.fd, name), type=Record)
-            except (FileNotFoundError, CorruptRefError, *UNDECODABLE):
-                continue
-            yield name, Member(*parsed, record, now - (beat or 0.0))
+        listing = self.directory.listing()
+        now = self._handle.clock.now() if any(map(parse_member, listing)) else 0.0
+        return read_members(self._ops, self.directory, listing, now)
 
     def raise_failures(self, role: Role) -> None:
         """Raise the error of a member of this role that failed or died, if there is one.
@@ -201,13 +193,10 @@ class Stream:
         """Say what the consumers take at a time; the latest word counts."""
         if min(quantum.dp_size, quantum.batch_size, quantum.accumulation_steps) < 1:
             raise QueueConfigError(self._handle.layout.path, f"needs a quantum of positive factors, found {quantum}")
-        self._handle.moves.write(msgspec.json.encode(quantum) + b"\n", self.directory, _QUANTUM)
+        self._handle.moves.write(msgspec.json.encode(quantum) + b"\n", self.directory, QUANTUM)
 
     def quantum(self) -> Quantum | None:
-        try:
-            return msgspec.json.decode(self._ops.read_file(self.directory.fd, _QUANTUM), type=Quantum)
-        except (FileNotFoundError, CorruptRefError, *UNDECODABLE):
-            return None
+        return read_quantum(self._ops, self.directory)
 
 
 class Membership:
@@ -288,3 +277,24 @@ def parse_member(name: str) -> tuple[Role, State] | None:
     if role not in ("producer", "consumer") or state not in ("open", "closed", "failed"):
         return None
     return role, state  # type: ignore[return-value]
+
+
+def read_members(ops: FileOps, directory: Directory, listing: list[str], now: float) -> Iterator[tuple[str, Member]]:
+    """Each member that a listing of stream/ names, with its file; what is gone or holds no record is left out."""
+    for name in listing:
+        parsed = parse_member(name)
+        if parsed is None:
+            continue
+        try:
+            beat = ops.fresh_mtime(directory.fd, name)
+            record = msgspec.json.decode(ops.read_file(directory.fd, name), type=Record)
+        except (FileNotFoundError, CorruptRefError, *UNDECODABLE):
+            continue
+        yield name, Member(*parsed, record, now - (beat or 0.0))
+
+
+def read_quantum(ops: FileOps, directory: Directory) -> Quantum | None:
+    try:
+        return msgspec.json.decode(ops.read_file(directory.fd, QUANTUM), type=Quantum)
+    except (FileNotFoundError, CorruptRefError, *UNDECODABLE):
+        return None

@@ -15,6 +15,7 @@ from fsqueue import names
 from fsqueue.codec import Event
 from fsqueue.layout import STATES, Layout
 from fsqueue.listing import File, files_in, hinted, id_of, in_order, look_inside, reading, stat_of
+from fsqueue.members import StreamStatus, stream_status
 from fsqueue.owners import OwnerRecord, read_record
 from fsqueue.queue import Counts
 from fsqueue.sight import Place, RefSight
@@ -51,6 +52,7 @@ class Status:
     Attributes:
         oldest_pending_age_s: how long the ref that comes next has been pending; None where nothing is.
         oldest_pending_is_estimate: the order names none of the pending refs: the oldest of a sample is given.
+        stream: None where the queue is not used as a stream.
     """
 
     queue: str
@@ -64,10 +66,12 @@ class Status:
     oldest_pending_is_estimate: bool
     oldest_lease_age_s: float | None
     owners: list[OwnerStatus]
+    stream: StreamStatus | None
 
 
 def status(path: str | os.PathLike[str]) -> Status:
-    """Look at a whole queue: one listing a directory, a stat of each lease, and of one pending ref."""
+    """Look at a whole queue: one listing a directory, a stat of each lease, and of one pending ref,
+    a read of each member of the stream."""
     with reading(path) as layout:
         now = layout.ops.time()
         listed = {state: files_in(layout, state) for state in STATES}
@@ -86,6 +90,7 @@ def status(path: str | os.PathLike[str]) -> Status:
             oldest_pending_is_estimate=estimated,
             oldest_lease_age_s=max(lease_ages, default=None),
             owners=owners,
+            stream=stream_status(layout, now),
         )
 
 

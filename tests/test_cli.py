@@ -85,12 +85,12 @@ def test_every_command_has_help_with_one_example(name: str) -> None:
     assert result.output.count("Example:") == 1
 
 
-@pytest.mark.parametrize("name", [*READING, "show"])
+@pytest.mark.parametrize("name", [*READING, "show", "top"])
 def test_every_reading_command_has_json(name: str) -> None:
     assert "--json" in run(name, "--help").output
 
 
-@pytest.mark.parametrize("name", ["init", "put", "requeue", "release", "purge", "check"])
+@pytest.mark.parametrize("name", ["init", "put", "requeue", "rewind", "release", "purge", "check"])
 def test_every_changing_command_has_a_dry_run(name: str) -> None:
     assert "--dry-run" in run(name, "--help").output
 
@@ -132,6 +132,8 @@ def test_the_version_is_printed() -> None:
         ["requeue", "q"],
         ["requeue", "q", "s1", "--failed"],
         ["release", "q"],
+        ["rewind", "q"],
+        ["rewind", "q", "--after-step", "-1"],
         ["purge", "q", "--state", "done"],
         ["purge", "q", "--state", "pending", "--older-than", "1d"],
         ["purge", "q", "--state", "done", "--older-than", "soon"],
@@ -307,7 +309,7 @@ def test_status_as_json_has_stable_keys(path: Path) -> None:
     seen = json.loads(run("status", path, "--json").stdout)
     assert list(seen) == [
         "queue", "at", "run_id", "lease_timeout_s", "lock", "counts", "oldest_pending_id", "oldest_pending_age_s",
-        "oldest_pending_is_estimate", "oldest_lease_age_s", "owners", "rates",
+        "oldest_pending_is_estimate", "oldest_lease_age_s", "owners", "stream", "rates",
     ]  # fmt: skip
     assert seen["counts"] == {"pending": 2, "leased": 1, "done": 1, "failed": 1}
     assert seen["oldest_pending_id"] == "a"

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,21 +22,25 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("safetensors")
 
-from tiny_target import make_tiny_target
+from tiny_target import HIDDEN_SIZE, make_tiny_target
 
 from fsqueue import FileSampleRefQueue, SampleRef
 from fsqueue.check import check_queue
+from fsqueue.control.ledger import FileMetadataStore
+from fsqueue.demo.capture import Capture
 from fsqueue.demo.checkpoint import TrainingState
 from fsqueue.demo.directory import DemoDirectory, Parent, Plan, Sample, ids_by_state, samples_of_rollout
 from fsqueue.demo.evaluate import measure
-from fsqueue.demo.features import FeatureStore
 from fsqueue.demo.journal import Event, Follower, Journal
 from fsqueue.demo.options import DemoOptions, missing_packages
+from fsqueue.demo.part import Part, opened
 from fsqueue.demo.prepare import prepare
 from fsqueue.demo.rendezvous import Rendezvous
 from fsqueue.demo.rollout import Rollout
 from fsqueue.demo.run import run_demo
-from fsqueue.demo.trainer import Trainer
+from fsqueue.demo.share import Share
+from fsqueue.demo.training import Trainer
+from fsqueue.features import SharedDirFeatureStore
 
 HANG_GUARD_S = 500.0
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -60,8 +65,8 @@ class Stages:
 
     def __init__(self, path: Path, options: DemoOptions) -> None:
         self.demo = DemoDirectory(str(path))
-        self.demo.create()
-        self.queue = FileSampleRefQueue(self.demo.queue, owner="stages", max_attempts=3)
+        self.demo.create(options)
+        self.queue = FileSampleRefQueue(self.demo.queue, owner="stages")
         self.rendezvous = Rendezvous(self.demo)
         with closing(Journal(self.demo.log, "prepare", 1)) as journal:
             prepare(self.demo, options, journal)
@@ -69,20 +74,28 @@ class Stages:
         assert plan is not None
         self.plan: Plan = plan
         self.samples = list(samples_of_rollout(options, 0))
+        self.features = SharedDirFeatureStore(self.demo.features)
         self._starts = 0
 
-    def roll_out(self) -> None:
-        """Run the rollout to its end, as a process that was started (again) would."""
+    def part(self, kind: str) -> AbstractContextManager[Part]:
+        """A worker's handles, in this process, as if it was started (again)."""
         self._starts += 1
-        with closing(Journal(self.demo.log, "rollout-0", self._starts)) as journal:
-            Rollout(self.demo, self.plan, self.queue, journal).run(self.samples, Parent(None))
+        return opened(self.demo, kind, 0, self._starts, Parent(None))
+
+    def roll_out(self) -> None:
+        """Run the rollout to its end."""
+        with self.part("rollout") as part, part.queue.producer(part.name):
+            Rollout(part, lambda: Capture(self.demo, self.plan)).run(self.samples)
 
     def train(self) -> None:
         """Run the trainer to the end of the stream, in a generation of its own."""
-        self._starts += 1
         self.rendezvous.advance()
-        with closing(Journal(self.demo.log, "trainer-0", self._starts)) as journal:
-            Trainer(self.demo, self.plan, 0, self.queue, journal).run(Parent(None))
+        with self.part("trainer") as part:
+            Trainer(part, self.plan).run()
+
+    def feature_file(self, chunk: int) -> Path:
+        """The file of a chunk's features."""
+        return next(Path(self.demo.features).glob(f"*/chunk-{chunk:05d}.safetensors"))
 
     def events(self, kind: str) -> list[Event]:
         """Every event of a kind in any journal."""
@@ -90,6 +103,12 @@ class Stages:
 
     def ids(self, kind: str) -> list[str]:
         return [sample_id for event in self.events(kind) for sample_id in event.ids]
+
+    def in_checkpoint(self) -> list[str]:
+        """What the last checkpoint says was trained into it."""
+        state = TrainingState(self.plan)
+        state.load(self.demo)
+        return state.trained_ids()
 
 
 @pytest.fixture
@@ -126,6 +145,7 @@ def test_stages_train_every_ref_once_at_its_step(stages: Callable[..., Stages]) 
     it.train()
     everything = sorted(sample.sample_id for sample in it.samples)
     assert sorted(it.ids("put")) == sorted(it.ids("delivered")) == sorted(it.ids("acked")) == everything
+    assert sorted(it.in_checkpoint()) == everything
     assert it.queue.counts() == (0, 0, 24, 0)
     steps = [name.partition("@")[2] for name in os.listdir(os.path.join(it.demo.queue, "done"))]
     assert sorted(map(int, (step.removesuffix(".json") for step in steps))) == sorted([*range(1, 13)] * 2)
@@ -134,70 +154,91 @@ def test_stages_train_every_ref_once_at_its_step(stages: Callable[..., Stages]) 
         measure(it.demo, it.plan, journal)
     before, after = (event.value for event in it.events("acceptance") if event.value is not None)
     assert 0 <= before <= 1 and 0 <= after <= 1
+    assert sorted(it.ids("surviving")) == everything
 
 
-def test_restarted_rollout_puts_exactly_what_is_missing(stages: Callable[..., Stages]) -> None:
-    """Ids in any state are left alone, features that were written but not put are used, the rest is produced."""
+def test_restarted_rollout_commits_exactly_what_is_missing(stages: Callable[..., Stages]) -> None:
+    """Committed ids are left alone, but put where that was not done; stored features are used, the rest is captured."""
     it = stages(passes=1)
     it.roll_out()
-    leased = it.queue.get(9)
-    it.queue.ack(leased[:2], step=1)
-    it.queue.fail(leased[2:4], "broken", retryable=False)
-    unput, unwritten = it.samples[10], it.samples[11]
-    os.unlink(os.path.join(it.demo.queue, "pending", f"{unput.sample_id}.json"))
-    os.unlink(os.path.join(it.demo.queue, "pending", f"{unwritten.sample_id}.json"))
-    features = Path(it.demo.features, "chunk-00010.safetensors")
-    os.unlink(Path(it.demo.features, "chunk-00011.safetensors"))
-    Path(it.demo.features, ".chunk-00011.safetensors.tmp").write_bytes(b"half a file")
-    written_ns = features.stat().st_mtime_ns
+    (pending := Path(it.demo.queue, "pending", f"{it.samples[9].sample_id}.json")).unlink()
+    again = stages_without_the_last_two_commits(it)
+    it.feature_file(11).write_bytes(b"half a file")
+    written_ns = it.feature_file(10).stat().st_mtime_ns
     it.roll_out()
-    assert it.ids("put")[12:] == [unput.sample_id, unwritten.sample_id]
-    assert features.stat().st_mtime_ns == written_ns
-    found = ids_by_state(it.demo.queue)
-    assert {state: len(ids) for state, ids in found.items()} == {"pending": 3, "leased": 5, "done": 2, "failed": 2}
+    assert it.ids("put")[12:] == [sample.sample_id for sample in again]
+    assert it.feature_file(10).stat().st_mtime_ns == written_ns and pending.exists()
+    assert it.queue.counts() == (12, 0, 0, 0)
+    for ref in it.queue.get(12):
+        assert it.features.get(ref)["hidden_state"].shape == (32, HIDDEN_SIZE)
+
+
+def stages_without_the_last_two_commits(it: Stages) -> list[Sample]:
+    """As if the rollout had been killed two samples before its end: the ledger is that of the first ten."""
+    shutil.rmtree(it.demo.ledger)
+    refs = {ref.sample_id: ref for ref in it.queue.get(12)}
+    unput, missing = it.samples[9], it.samples[10:]
+    for sample in missing:
+        it.queue.fail([refs[sample.sample_id]], "not committed", retryable=False)
+        os.unlink(os.path.join(it.demo.queue, "failed", f"{sample.sample_id}.json"))
+    it.queue.release([ref for ref in refs.values() if ref.sample_id not in {s.sample_id for s in missing}])
+    store: FileMetadataStore[SampleRef] = FileMetadataStore(it.demo.ledger)
+    with store:
+        capture = Capture(it.demo, it.plan)
+        store.commit_samples([capture.ref(sample, "rollout-0") for sample in (*it.samples[:9], unput)])
+    return missing
 
 
 def test_ref_that_cannot_be_trained_ends_among_the_failed(stages: Callable[..., Stages]) -> None:
     """Damaged features are failed at once, missing ones after some attempts; the stream ends all the same."""
     it = stages(passes=1)
     it.roll_out()
-    os.truncate(Path(it.demo.features, "chunk-00003.safetensors"), 20)
-    os.unlink(Path(it.demo.features, "chunk-00005.safetensors"))
+    os.truncate(it.feature_file(3), 20)
+    it.feature_file(5).unlink()
     it.train()
     damaged, missing = Sample(3, 0).sample_id, Sample(5, 0).sample_id
     assert ids_by_state(it.demo.queue)["failed"] == {damaged, missing}
     assert (it.ids("failed").count(damaged), it.ids("failed").count(missing)) == (1, 3)
     assert it.queue.counts() == (0, 0, 10, 2)
+    assert len(it.in_checkpoint()) == 10
 
 
-def test_after_the_loss_of_all_trainers_steps_after_the_checkpoint_are_trained_again(
-    stages: Callable[..., Stages],
+def test_after_the_loss_of_all_trainers_exactly_the_steps_after_the_checkpoint_are_trained_again(
+    stages: Callable[..., Stages], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A trainer that starts from a checkpoint puts back the refs acked at later steps, and no others."""
+    """A trainer that starts from a checkpoint takes back what was acked at later steps, and every sample is in once."""
     it = stages(passes=1, checkpoint_every_steps=4)
     it.roll_out()
-    it.train()
-    checkpoint = Path(it.demo.at("checkpoints", "latest.safetensors"))
-    last = checkpoint.read_bytes()
-    before = it.ids("delivered")
+    with monkeypatch.context() as killed:
+        killed.setattr(Trainer, "_finish", lambda self, group: None)  # dead between the last ack and the checkpoint
+        it.train()
+    assert it.queue.counts() == (0, 0, 12, 0) and len(it.in_checkpoint()) == 8
     by_step = {event.step: set(event.ids) for event in it.events("acked")}
-    # As after a SIGKILL at step 6: the checkpoint is that of step 4, and the stream is not finished.
-    it = rewound_to_step_four(it)
+    before = it.ids("delivered")
     it.train()
     assert set(it.ids("rewound")) == by_step[5] | by_step[6]
     assert set(it.ids("delivered")[len(before) :]) == by_step[5] | by_step[6]
+    assert sorted(it.in_checkpoint()) == sorted(sample.sample_id for sample in it.samples)
     assert it.queue.counts() == (0, 0, 12, 0)
-    assert len(checkpoint.read_bytes()) == len(last)
 
 
-def rewound_to_step_four(it: Stages) -> Stages:
-    """Make the checkpoint that of step 4, by training the same refs again up to there."""
+def test_a_sample_that_is_in_the_state_and_comes_again_is_acknowledged_and_not_trained(
+    stages: Callable[..., Stages], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after the kill of a trainer between the checkpoint and its acknowledgement."""
+    it = stages(passes=1, checkpoint_every_steps=1)
+    it.roll_out()
+    with monkeypatch.context() as killed:
+        killed.setattr(Share, "ack", lambda self, refs, *, step=None: [])
+        killed.setattr(Share, "ended", lambda self: True)
+        it.train()
+    trained = it.in_checkpoint()
+    assert trained and it.queue.counts().done == 0
     os.unlink(it.demo.at("rendezvous", "finished"))
-    state = TrainingState(it.plan)
-    for _ in range(4):
-        state.apply(torch.zeros_like(state.gradient()))
-    state.save(it.demo)
-    return it
+    it.train()
+    assert sorted(it.in_checkpoint()) == sorted(sample.sample_id for sample in it.samples)
+    assert sorted(it.ids("acked")) == sorted(it.in_checkpoint())
+    assert sorted(it.ids("step")) == sorted(it.in_checkpoint())
 
 
 # --- real processes
@@ -217,7 +258,7 @@ def test_three_ranks_survive_the_kill_of_one(tmp_path: Path, tiny_target: str) -
     options = quick(tmp_path / "demo", tiny_target, trainers=3, kill=True)
     report = run_demo(options, lambda snapshot: messages.append(snapshot.message or ""))
     assert report.ok, report
-    assert (report.put, report.trained, report.lost, report.put_twice) == (48, 48, 0, 0)
+    assert (report.put, report.trained, report.once, report.lost, report.put_twice) == (48, 48, 48, 0, 0)
     assert len(report.kills) == 2 and sum("killed" in message for message in messages) == 2
     assert sum(rank.starts for rank in report.ranks) == 4 and sum(it.starts for it in report.rollouts) == 3
     assert next(kill.held for kill in report.kills if kill.worker.startswith("trainer")) > 0
@@ -277,7 +318,7 @@ def test_real_model_loses_nothing_under_kills(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stderr
     report = json.loads(run.stdout)
-    assert report["ok"] and (report["put"], report["trained"], report["lost"]) == (32, 32, 0)
+    assert report["ok"] and (report["put"], report["trained"], report["once"]) == (32, 32, 32)
     assert report["check_violations"] == 0
     assert {kill["worker"].partition("-")[0] for kill in report["kills"]} == {"rollout", "trainer"}
     assert report["loss_last"] < report["loss_first"]
@@ -285,7 +326,7 @@ def test_real_model_loses_nothing_under_kills(tmp_path: Path) -> None:
     with FileSampleRefQueue(tmp_path / "demo" / "queue") as queue:
         assert queue.counts() == (0, 0, 32, 0)
     a_ref = one_ref(tmp_path / "demo" / "queue" / "done")
-    features = FeatureStore(str(tmp_path / "demo" / "features")).read(a_ref)
+    features = SharedDirFeatureStore(tmp_path / "demo" / "features").get(a_ref)
     assert features["hidden_state"].shape == (128, 576)
 
 

@@ -1,34 +1,29 @@
-"""The demo's data: text, feature store, plan, journals, backpressure, options; each on its own."""
-
-# ruff: noqa: E402 - what needs torch is imported only once it is known to be there
+"""The demo's data: text, plan, journals, options; each on its own."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("safetensors")
 
 from click.testing import CliRunner
 
-from fsqueue import FeatureSpec, FileSampleRefQueue, SampleRef, dp_partition
+from fsqueue import FileSampleRefQueue, SampleRef, dp_partition
 from fsqueue.cli.demo import demo as demo_command
 from fsqueue.demo import options as demo_options
 from fsqueue.demo import text
-from fsqueue.demo.directory import DemoDirectory, Sample, ids_by_state, samples_of_rollout
-from fsqueue.demo.features import FeatureError, FeatureMissingError, FeatureStore
+from fsqueue.demo.directory import DemoDirectory, Sample, all_sample_ids, ids_by_state, samples_of_rollout
 from fsqueue.demo.journal import Event, Follower, Journal
 from fsqueue.demo.options import DemoError, DemoOptions
 from fsqueue.demo.report import Tally
-from fsqueue.demo.rollout import Backpressure
+from fsqueue.demo.run import resume_demo
 
 
 def bytes_of(document: str) -> list[int]:
@@ -72,101 +67,6 @@ def test_commonest_tokens_are_filled_up() -> None:
     assert text.commonest(chunks, 2, 10) == [7, 9]
     assert text.commonest(chunks, 5, 10) == [0, 1, 5, 7, 9]
     assert text.commonest(chunks, 99, 10) == list(range(10))
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> FeatureStore:
-    (tmp_path / "features").mkdir()
-    return FeatureStore(str(tmp_path / "features"))
-
-
-def stored_ref(store: FeatureStore, key: str = "c1.safetensors") -> SampleRef:
-    """A ref to features that are written."""
-    store.write(key, {"tokens": torch.arange(4, dtype=torch.int32), "hidden_state": torch.rand(4, 8)})
-    specs = store.specs(key)
-    assert specs is not None
-    return SampleRef("s1", "run", None, store.uri, dict.fromkeys(specs, key), specs, "eagle")
-
-
-def test_features_come_back_as_they_were_written(store: FeatureStore, tmp_path: Path) -> None:
-    """Features survive store and queue bit for bit, with shapes and dtypes in the ref's specs."""
-    ref = stored_ref(store)
-    assert ref.feature_specs["hidden_state"] == FeatureSpec(
-        "hidden_state", (4, 8), "float32", target_repr="hidden_state"
-    )
-    with FileSampleRefQueue(tmp_path / "queue") as queue:
-        queue.put([ref])
-        (leased,) = queue.get(1)
-    assert leased == ref
-    read = store.read(leased)
-    assert torch.equal(read["tokens"], torch.arange(4, dtype=torch.int32))
-    assert read["hidden_state"].shape == (4, 8)
-    assert os.listdir(store.directory) == ["c1.safetensors"]
-
-
-@pytest.mark.parametrize(
-    ("shape", "dtype", "message"),
-    [
-        ((4, 9), "float32", r"hidden_state is float32\[4, 8\], its ref says float32\[4, 9\]"),
-        ((4, 8), "float16", r"hidden_state is float32\[4, 8\], its ref says float16\[4, 8\]"),
-    ],
-)
-def test_features_that_differ_from_the_ref_are_refused(
-    store: FeatureStore, shape: tuple[int, int], dtype: str, message: str
-) -> None:
-    """A shape or dtype other than the spec's is an error that names both."""
-    ref = stored_ref(store)
-    specs = {**ref.feature_specs, "hidden_state": FeatureSpec("hidden_state", shape, dtype)}
-    with pytest.raises(FeatureError, match=message):
-        store.read(replace(ref, feature_specs=specs))
-
-
-def test_a_missing_feature_is_refused_where_it_is_required(store: FeatureStore) -> None:
-    """A required feature that the file lacks is an error; an optional one is left out."""
-    ref = stored_ref(store)
-    optional = {**ref.feature_specs, "logits": FeatureSpec("logits", (1,), "float32", required=False)}
-    assert set(store.read(replace(ref, feature_specs=optional))) == {"tokens", "hidden_state"}
-    required = {**ref.feature_specs, "logits": FeatureSpec("logits", (1,), "float32")}
-    with pytest.raises(FeatureError, match="lack logits"):
-        store.read(replace(ref, feature_specs=required))
-
-
-@pytest.mark.parametrize("key", ["../c1.safetensors", "/etc/passwd", "a/b.safetensors", ".x.safetensors", "c1", ""])
-def test_no_key_leads_out_of_the_store(store: FeatureStore, key: str) -> None:
-    """Keys are plain safetensors names; anything else is refused for reading and writing."""
-    ref = stored_ref(store)
-    with pytest.raises(FeatureError, match="no file of the store"):
-        store.read(replace(ref, feature_keys=dict.fromkeys(ref.feature_keys, key)))
-    with pytest.raises(FeatureError, match="no file of the store"):
-        store.write(key, {})
-
-
-def test_a_link_out_of_the_store_is_refused(store: FeatureStore, tmp_path: Path) -> None:
-    """A symbolic link in the store is not followed."""
-    ref = stored_ref(store)
-    os.rename(os.path.join(store.directory, "c1.safetensors"), tmp_path / "outside")
-    os.symlink(tmp_path / "outside", os.path.join(store.directory, "c1.safetensors"))
-    with pytest.raises(FeatureError, match="no file of the store"):
-        store.read(ref)
-
-
-def test_another_store_is_refused(store: FeatureStore) -> None:
-    """A ref to another store is not looked up in this one."""
-    with pytest.raises(FeatureError, match="its store is file:///elsewhere"):
-        store.read(replace(stored_ref(store), feature_store_uri="file:///elsewhere"))
-
-
-def test_absent_and_damaged_files_are_told_apart(store: FeatureStore) -> None:
-    """A file that is not there may come; a damaged one stays damaged."""
-    ref = stored_ref(store)
-    path = os.path.join(store.directory, "c1.safetensors")
-    os.truncate(path, 30)
-    with pytest.raises(FeatureError, match="is damaged"):
-        store.read(ref)
-    os.unlink(path)
-    with pytest.raises(FeatureMissingError, match="is not there"):
-        store.read(ref)
-    assert store.specs("c1.safetensors") is None
 
 
 def test_follower_reads_each_whole_line_once(tmp_path: Path) -> None:
@@ -215,6 +115,7 @@ def test_every_sample_belongs_to_one_rollout_and_one_rank() -> None:
     assert len(everything) == len(set(everything)) == 22
     assert set(everything) == {Sample(chunk, pass_index) for chunk in range(11) for pass_index in range(2)}
     assert {dp_partition(sample.sample_id, 2) for sample in everything} == {0, 1}
+    assert sorted(all_sample_ids(options)) == sorted(sample.sample_id for sample in everything)
 
 
 def test_ids_are_found_in_every_state(tmp_path: Path) -> None:
@@ -229,15 +130,6 @@ def test_ids_are_found_in_every_state(tmp_path: Path) -> None:
         queue.fail(leased[2:3], "broken", retryable=False)
         found = ids_by_state(queue.path)
     assert found == {"pending": {names[4]}, "leased": {names[3]}, "done": set(names[:2]), "failed": {names[2]}}
-
-
-def test_backpressure_has_hysteresis() -> None:
-    """Rollouts pause at the high watermark and resume only at the low one, and say so once each time."""
-    depths = iter([0, 3, 4, 3, 2, 1, 3, 4, 0])
-    changes: list[bool] = []
-    backpressure = Backpressure(4, 1, lambda: next(depths), changes.append)
-    assert [backpressure.must_wait() for _ in range(9)] == [False, False, True, True, True, False, False, True, False]
-    assert changes == [True, False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -259,7 +151,7 @@ def test_a_directory_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     """The demo does not write among somebody's files."""
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(DemoError, match="is not empty"):
-        DemoDirectory(str(tmp_path)).create()
+        DemoDirectory(str(tmp_path)).create(DemoOptions("unused"))
 
 
 def test_command_says_in_one_line_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,8 +169,41 @@ def test_command_says_in_one_line_what_to_install(monkeypatch: pytest.MonkeyPatc
 
 
 def test_supervisor_and_options_need_no_torch() -> None:
-    """The command line and the supervisor do not import torch."""
+    """The command line and the supervisor do not import torch, nor do workers before they have joined the stream."""
     code = (
-        "import sys, fsqueue.demo.run, fsqueue.cli.demo; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+        "import sys, fsqueue.demo.run, fsqueue.cli.demo, fsqueue.demo.rollout, fsqueue.demo.trainer;"
+        "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--resume"], "--resume needs the DIR of the run"),
+        (["DIR", "--resume", "--samples", "3"], "leave out --samples"),
+    ],
+)
+def test_resume_takes_a_directory_and_no_other_options(tmp_path: Path, arguments: list[str], message: str) -> None:
+    """A run goes on with what it was started with."""
+    result = CliRunner().invoke(demo_command, [str(tmp_path) if word == "DIR" else word for word in arguments])
+    assert result.exit_code == 2 and message in result.stderr
+
+
+def test_there_must_be_a_run_to_resume(tmp_path: Path) -> None:
+    """An empty directory is not made a run."""
+    with pytest.raises(DemoError, match="holds no demo run"):
+        resume_demo(str(tmp_path / "nothing"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_goes_on_is_not_resumed(tmp_path: Path) -> None:
+    """While a worker of it is at work, that is an error that names it."""
+    demo = DemoDirectory(str(tmp_path / "demo"))
+    demo.create(DemoOptions(demo.path))
+    with (
+        FileSampleRefQueue(demo.queue, lease_timeout_s=30.0, run_id="demo-0") as queue,
+        queue.consumer("trainer-0"),
+        pytest.raises(DemoError, match=r"'trainer-0'.*is at work"),
+    ):
+        resume_demo(demo.path)

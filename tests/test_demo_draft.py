@@ -95,25 +95,41 @@ def a_plan(**changes: Any) -> Plan:
 
 
 def random_gradient(state: TrainingState) -> Any:
-    return torch.randn_like(state.gradient())
+    return torch.cat([torch.randn_like(state.gradient()), state.counts_of([])])
 
 
 def test_a_checkpoint_resumes_bit_for_bit(tmp_path: Path) -> None:
     """Steps after a restore are those that the uninterrupted state takes; the checkpoint is replaced whole."""
     directory = DemoDirectory(str(tmp_path / "demo"))
-    directory.create()
+    directory.create(DemoOptions("unused"))
     state, other = TrainingState(a_plan()), TrainingState(a_plan(seed=1))
     gradients = [random_gradient(state) for _ in range(6)]
     for gradient in gradients[:3]:
-        state.apply(gradient)
+        state.apply(gradient, 1.0)
         state.save(directory)
     assert other.digest() != state.digest()
     assert other.load(directory) == other.step == 3
     for gradient in gradients[3:]:
-        state.apply(gradient)
-        other.apply(gradient)
+        state.apply(gradient, 1.0)
+        other.apply(gradient, 1.0)
     assert other.digest() == state.digest()
     assert os.listdir(directory.at("checkpoints")) == ["latest.safetensors"]
+
+
+def test_the_state_counts_what_went_into_it_through_checkpoint_and_hand_over(tmp_path: Path) -> None:
+    """Which samples, and how often each, survives being saved, loaded, and handed from rank to rank."""
+    directory = DemoDirectory(str(tmp_path / "demo"))
+    directory.create(DemoOptions("unused"))
+    state, loaded, handed = (TrainingState(a_plan(samples=3, passes=2)) for _ in range(3))
+    one, two, three = "chunk-00001.pass-0", "chunk-00000.pass-1", "chunk-00002.pass-1"
+    for ids in ([one, two], [two]):
+        state.apply(torch.cat([state.gradient(), state.counts_of(ids)]), float(len(ids)))
+    state.save(directory)
+    loaded.load(directory)
+    handed.restore(state.flatten(), state.step)
+    for each in (state, loaded, handed):
+        assert each.trained_ids() == [one, two, two]
+        assert each.has_seen(one) and not each.has_seen(three)
 
 
 @pytest.fixture(scope="module")

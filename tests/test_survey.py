@@ -72,6 +72,7 @@ def test_status_of_an_empty_queue(path: Path) -> None:
         oldest_pending_is_estimate=False,
         oldest_lease_age_s=None,
         owners=[],
+        stream=None,
     )
 
 

@@ -7,6 +7,7 @@ shows the same problem twice while its inode, size and mtime stay what they were
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 from fsqueue.check.duplicates import duplicates
 from fsqueue.check.looks import Look, Looks
@@ -26,8 +27,12 @@ class Examination:
 
     def run(self) -> list[Violation]:
         """Everything that is wrong, notes included, sorted by path."""
+        with closing(self._looks):
+            return self._run()
+
+    def _run(self) -> list[Violation]:
         looks = self._looks
-        looks.count_leases()
+        looks.refresh()
         seen = (looks.look(place, name) for place in looks.places for name in looks.names_in(place))
         suspects = [look for look in seen if look.found]
         several = [list(copies) for copies in looks.live.values() if len(copies) > 1]
@@ -46,7 +51,7 @@ class Examination:
             if not suspects:
                 return
             self._layout.ops.sleep(_PAUSE_S)
-            self._looks.count_leases()
+            self._looks.refresh()
             changing = []
             for before in suspects:
                 after = self._looks.look(before.place, before.name)

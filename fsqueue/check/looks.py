@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from fsqueue import names
+from fsqueue.check.stream_looks import StreamLooks
 from fsqueue.check.violations import NOTES, REMEDIES, Severity, Violation
 from fsqueue.errors import CorruptRefError
 from fsqueue.fileops import Directory
-from fsqueue.layout import DIRECTORIES, ORDER, SETTINGS, STATES, STREAM, Layout
+from fsqueue.layout import DIRECTORIES, LEDGER, ORDER, SETTINGS, STATES, STREAM, Layout
 from fsqueue.order import HEADER_BYTES, Header
 from fsqueue.owners import read_record
 from fsqueue.sight import Place, RefSight, allows, place_of, sight, type_name
@@ -51,7 +52,7 @@ class Looks:
     """Looks at the entries of one open queue.
 
     Attributes:
-        leases: how many leases each owner holds, as of the last `count_leases`.
+        leases: how many leases each owner holds, as of the last `refresh`.
         live: the files in pending/ and leased/ by sample id, as far as they were looked at.
     """
 
@@ -61,10 +62,27 @@ class Looks:
         self._now = layout.ops.time()
         self._participant = self._ops.access(".", os.W_OK, dir_fd=layout.pending.fd)
         self.places: dict[str, Directory] = {"": layout.root, **{name: getattr(layout, name) for name in DIRECTORIES}}
+        self._stream: StreamLooks | None = None
+        self._open_stream()
         self.leases: Counter[str] = Counter()
         self.live: dict[str, dict[Copy, None]] = defaultdict(dict)
 
-    def count_leases(self) -> None:
+    def _open_stream(self) -> None:
+        try:
+            self.places[STREAM] = Directory(self._ops, os.path.join(self._layout.path, STREAM))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        self._stream = StreamLooks(self._ops, self.places[STREAM], LEFTOVER_S)
+
+    def close(self) -> None:
+        """Close what the layout does not."""
+        if self._stream is not None:
+            self.places[STREAM].close()
+
+    def refresh(self) -> None:
+        """Learn anew what one file's problems depend on beside the file."""
+        if self._stream is not None:
+            self._stream.refresh()
         parsed = (names.parse_leased(name) for name in self._layout.leased.listing())
         self.leases = Counter(lease[1] for lease in parsed if lease)
 
@@ -88,6 +106,8 @@ class Looks:
             found = self._owner(name, status)
         elif place == "tmp":
             found = self._tmp(name, status)
+        elif place == STREAM:
+            found = self._stream_file(name, status)
         else:
             found = self._root(name, status)
         return Look(place, name, (status.st_ino, status.st_size, status.st_mtime_ns), list(found))
@@ -198,13 +218,23 @@ class Looks:
         elif liveness != "alive" and self._now - status.st_mtime > LEFTOVER_S:
             yield self.violation("leftover", "tmp", name, "unfinished for more than an hour")
 
+    def _stream_file(self, name: str, status: os.stat_result) -> Iterator[Violation]:
+        if self._stream is None or _ignored(name):
+            return
+        for kind, problem in self._stream.problems(name, status):
+            yield self.violation(kind, STREAM, name, problem)
+
     def _root(self, name: str, status: os.stat_result) -> Iterator[Violation]:
         if name == ORDER:
             yield from self._order(status)
         elif _replaced_order(name):
             if self._now - status.st_mtime > LEFTOVER_S:
                 yield self.violation("leftover", "", name, "an order file that was never put in place")
-        elif name not in (SETTINGS, STREAM, *DIRECTORIES) and not _ignored(name) and not name.startswith("order.lease"):
+        elif (
+            name not in (SETTINGS, STREAM, LEDGER, *DIRECTORIES)
+            and not _ignored(name)
+            and not name.startswith("order.lease")
+        ):
             yield self.violation("foreign", "", name, "nothing of the queue's")
 
     def _order(self, status: os.stat_result) -> Iterator[Violation]:
@@ -227,7 +257,7 @@ class Looks:
 
     def directories(self) -> Iterator[Violation]:
         device = self._ops.fstat(self._layout.root.fd).st_dev
-        for place in DIRECTORIES:
+        for place in filter(None, self.places):
             if self._ops.fstat(self.places[place].fd).st_dev != device:
                 yield self.violation("other-filesystem", place, "", "refs cannot be renamed between it and the others")
             if not self._ops.access(".", os.W_OK | os.X_OK, dir_fd=self.places[place].fd):

@@ -23,6 +23,7 @@ from fsqueue.order import HEADER_BYTES, Header
 from fsqueue.owners import read_record
 from fsqueue.settle import bury
 from fsqueue.sight import RefSight, place_of, same_ref, sight
+from fsqueue.stream import DEAD_AFTER_S
 
 _TRIES = 3
 _GONE = "left alone: it is gone or changed"
@@ -58,6 +59,7 @@ class Mender:
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
         self._back: list[str] = []
+        self._stream: Directory | None = None
         self._remedies = {
             "undecodable": self._bury_no_ref,
             "no-id": self._bury_no_ref,
@@ -70,12 +72,13 @@ class Mender:
             "leftover": self._remove,
             "owner-gone": self._remove,
             "owner-unreadable": self._remove,
+            "quantum-unreadable": self._remove,
+            "member-unreadable": self._remove_silent,
         }
 
     def mend(self, violation: Violation) -> Mended:
         parent, name = os.path.split(violation.path)
-        directory = next(found for found in self._directories() if found.path == parent)
-        outcome = self._remedies[violation.kind](directory, name)
+        outcome = self._remedies[violation.kind](self._directory(parent), name)
         self._handle.strays.clear()  # whatever it leased for a moment has gone where it belongs
         return Mended(violation, not outcome.startswith("left"), outcome)
 
@@ -83,10 +86,18 @@ class Mender:
         """Name what came back to pending/ in the order."""
         self._handle.requeue_order(self._back)
         self._back = []
+        if self._stream is not None:
+            self._stream.close()
 
-    def _directories(self) -> list[Directory]:
+    def _directory(self, path: str) -> Directory:
         layout = self._handle.layout
-        return [layout.root, layout.owners, layout.tmp, layout.pending, layout.leased, layout.done, layout.failed]
+        known = [layout.root, layout.owners, layout.tmp, layout.pending, layout.leased, layout.done, layout.failed]
+        for directory in known:
+            if directory.path == path:
+                return directory
+        if self._stream is None:
+            self._stream = Directory(self._handle.ops, path)
+        return self._stream
 
     def _state(self, directory: Directory) -> str:
         return os.path.basename(directory.path)
@@ -251,3 +262,9 @@ class Mender:
 
     def _remove(self, directory: Directory, name: str) -> str:
         return "removed" if self._handle.ops.remove(directory.fd, name) else _GONE
+
+    def _remove_silent(self, directory: Directory, name: str) -> str:
+        beat = self._handle.ops.fresh_mtime(directory.fd, name)
+        if beat is not None and self._handle.clock.now() - beat <= DEAD_AFTER_S:
+            return f"left alone: it was stamped less than {DEAD_AFTER_S:.0f} s ago"
+        return self._remove(directory, name)

@@ -49,9 +49,12 @@ REMEDIES = {
     "owner-gone": "remove it",
     "owner-unreadable": "remove it: leases then expire by their own stamps",
     "no-record": "none: its leases expire by the lease timeout, or end now by `fsqueue release --owner`",
+    "member-unreadable": "remove it, unless it beats: a member that is started again joins anew",
+    "member-silent": "none: start it again under the same name, or remove its file to go on without it",
+    "quantum-unreadable": "remove it: the consumers publish it anew",
     "foreign": "none: it is left alone",
     "linked": "none: history written under one of its names shows under the others",
     "not-writable": "none: this user can look, but neither put nor get",
 }
 _NOTES = "order torn-lease leftover owner-gone owner-unreadable no-record foreign linked not-writable"
-NOTES = frozenset(_NOTES.split())
+NOTES = frozenset(_NOTES.split()) | {"member-silent", "quantum-unreadable"}

@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from fsqueue.cli.arguments import as_json
 from fsqueue.cli.output import data, one_json, remark
+from fsqueue.demo.directory import DemoDirectory
 from fsqueue.demo.options import DemoOptions, DemoReport, Snapshot, how_to_install, missing_packages
 
 _PLAIN_EVERY_S = 5.0
@@ -34,8 +36,11 @@ _DEFAULTS = DemoOptions("")
 @click.option("--target", type=click.Path(exists=True, file_okay=False), help="A local Hugging Face causal model.")
 @click.option("--kill", is_flag=True, help="SIGKILL one rollout and one trainer in mid-run.")
 @click.option("--seed", default=_DEFAULTS.seed, show_default=True)
+@click.option("--resume", is_flag=True, help="Go on with the run in DIR, from its last checkpoint.")
 @as_json
+@click.pass_context
 def demo(
+    ctx: click.Context,
     directory: str | None,
     samples: int,
     passes: int,
@@ -48,18 +53,23 @@ def demo(
     target: str | None,
     kill: bool,
     seed: int,
+    resume: bool,
     as_json: bool,
 ) -> None:
     """Train a draft head for a real language model, by processes that share nothing but DIR.
 
-    Rollouts run the frozen target over English text, write its hidden states into DIR/features and put refs;
-    trainers lease the refs, train, and ack them. DIR must be missing or empty; without it, a temporary directory is
-    made and kept. Exits with 1 where a ref was lost, failed or put twice, or the queue is left damaged.
+    Rollouts run the frozen target over English text, store its hidden states in DIR/features and commit refs;
+    trainers lease the refs, train, and ack them at their step. DIR must be missing or empty; without it, a temporary
+    directory is made and kept. Where all processes were killed, --resume goes on: what was acked after the last
+    checkpoint is trained again, and nothing else. Exits with 1 where a sample was lost, failed, committed twice or not
+    trained exactly once, or the queue is left damaged.
     """
+    if resume:
+        target = _options_of(ctx, directory).target
     missing = missing_packages(target)
     if missing:
         raise click.ClickException(how_to_install(missing))
-    from fsqueue.demo.run import run_demo
+    from fsqueue.demo.run import resume_demo, run_demo
 
     options = DemoOptions(
         directory or tempfile.mkdtemp(prefix="fsqueue-demo-"),
@@ -79,7 +89,7 @@ def demo(
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         with _display() as show:
-            report = run_demo(options, show)
+            report = resume_demo(options.directory, show) if resume else run_demo(options, show)
     finally:
         signal.signal(signal.SIGTERM, before)
     if as_json:
@@ -87,6 +97,17 @@ def demo(
     else:
         _print_table(report)
     sys.exit(0 if report.ok else 1)
+
+
+def _options_of(ctx: click.Context, directory: str | None) -> DemoOptions:
+    """What the run in a directory was started with, and goes on with."""
+    if directory is None:
+        raise click.UsageError("--resume needs the DIR of the run.")
+    given = [name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    others = sorted(set(given) - {"directory", "resume", "as_json"})
+    if others:
+        raise click.UsageError(f"--resume takes the options that the run was started with: leave out --{others[0]}.")
+    return DemoDirectory(directory).read_options()
 
 
 @contextmanager
@@ -156,10 +177,15 @@ def _print_table(report: DemoReport) -> None:
 
 
 def _rows(report: DemoReport) -> Iterator[tuple[str, str]]:
-    yield "put", f"{report.put}   ({report.samples} chunks x {report.passes} passes, {report.put_twice} put twice)"
+    yield (
+        "committed",
+        f"{report.put}   ({report.samples} chunks x {report.passes} passes, {report.put_twice} committed twice)",
+    )
     yield "trained", f"{report.trained}   in {report.steps} steps, failed {report.failed}"
-    yield "delivered twice", str(report.delivered_twice)
+    yield "in the final state", f"{report.once} once, {report.twice} more often, {report.never} not at all"
+    yield "delivered twice", f"{report.delivered_twice}, acknowledgements taken back {report.taken_back}"
     yield "lost", str(report.lost)
+    yield "started", f"{report.starts} times" if report.starts != 1 else "once"
     yield "killed", ", ".join(f"{kill.worker} after {kill.after_s:.0f} s" for kill in report.kills) or "none"
     yield "loss", f"{_number(report.loss_first)} at the start, {_number(report.loss_last)} at the end"
     before, after = f"{report.acceptance_before:.1%}", f"{report.acceptance_after:.1%}"

@@ -26,6 +26,7 @@ COMMANDS = {
     "show": ("fsqueue.cli.show:show", "Everything about one ref."),
     "put": ("fsqueue.cli.put:put", "Put refs from a JSON Lines file."),
     "requeue": ("fsqueue.cli.requeue:requeue", "Move failed or done refs back to pending."),
+    "rewind": ("fsqueue.cli.rewind:rewind", "Put back what was acked after a checkpoint."),
     "release": ("fsqueue.cli.release:release", "Take the leases of a dead node back, now."),
     "purge": ("fsqueue.cli.purge:purge", "Remove old files from done or failed."),
     "check": ("fsqueue.cli.check:check", "Find damage, and repair it."),

@@ -19,13 +19,15 @@ from rich.text import Text
 
 from fsqueue.cli.output import age
 from fsqueue.cli.rates import Rates
-from fsqueue.cli.status import oldest_lease, oldest_pending
+from fsqueue.cli.status import MEMBER_COLUMNS, member_row, oldest_lease, oldest_pending, quantum_text
+from fsqueue.members import MemberStatus
 from fsqueue.survey import OwnerStatus, Status
 
 _BARS, _ASCII_BARS = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
 _HISTORY = 60
 _OTHER_LINES = 12
 _STYLES = {"alive": "green", "dead": "red", "unknown": "yellow"}
+_MEMBER_STYLES = {"open": "green", "closed": "dim", "failed": "red", "silent": "red"}
 
 
 def watch(looks: Iterator[tuple[Status, Rates | None]], interval_s: float) -> None:
@@ -85,8 +87,17 @@ def _view(seen: Status, between: Rates | None, done_per_s: list[float], console:
         _counts(seen, between),
         Text(f"done/s {sparkline(done_per_s, bars)} {max(done_per_s, default=0.0):.1f} at most", no_wrap=True),
         Text(),
-        _owners(seen.owners, max(1, console.size.height - _OTHER_LINES)),
     ]
+    room = max(2, console.size.height - _OTHER_LINES)
+    members = seen.stream.members if seen.stream else []
+    if members:
+        shown = members[: room // 2]
+        parts += [_members(shown), Text()]
+        room -= len(shown) + 2
+    if seen.stream and seen.stream.quantum:
+        parts += [Text(f"quantum  {quantum_text(seen.stream.quantum)}", no_wrap=True), Text()]
+        room -= 2
+    parts.append(_owners(seen.owners, max(1, room)))
     return Group(*parts)
 
 
@@ -113,6 +124,18 @@ def _counts(seen: Status, between: Rates | None) -> Table:
         grid.add_row(Text(state), Text(f"{number:,}"), Text(changes.get(state, "")), Text(notes.get(state, "")))
     grid.add_row(Text("put"), Text(), Text(f"{between.put_per_s:.1f}/s" if between else ""), Text())
     return grid
+
+
+def _members(members: list[MemberStatus]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in MEMBER_COLUMNS:
+        table.add_column(name, no_wrap=True)
+    for member in members:
+        row = dict(zip(MEMBER_COLUMNS, map(Text, member_row(member)), strict=True))
+        row["STATE"].stylize(_MEMBER_STYLES[member.state])
+        row["PROCESS"].stylize(_STYLES[member.process])
+        table.add_row(*row.values())
+    return table
 
 
 def _owners(owners: list[OwnerStatus], room: int) -> Table:

@@ -12,6 +12,7 @@ from fsqueue import survey
 from fsqueue.cli.arguments import Duration, as_json, takes_queue
 from fsqueue.cli.output import age, data, one_json, shown, table
 from fsqueue.cli.rates import Rates, rates
+from fsqueue.members import MemberStatus, QuantumStatus, StreamStatus
 from fsqueue.survey import OwnerStatus, Status
 
 _COLOURS = {"alive": "green", "dead": "red"}
@@ -22,7 +23,7 @@ _COLOURS = {"alive": "green", "dead": "red"}
 @click.option("--watch", type=Duration(), help="Look again after so long, and give the rates between the two looks.")
 @as_json
 def status(queue: str, watch: float | None, as_json: bool) -> None:
-    """Show how many refs are in each state, how old the oldest are, and who holds leases.
+    """Show how many refs are in each state, how old the oldest are, who holds leases, and who takes part in the stream.
 
     Takes no lock and writes nothing. Whether an owner's process is alive is known for this host only. Rates come
     from counts: "put" is what all states together gained, so it misses what a purge removed meanwhile.
@@ -65,6 +66,38 @@ def _print(seen: Status, between: Rates | None) -> None:
             ("OWNER", "HOST", "PID", "PROCESS", "LEASES", "OLDEST", "HEARTBEAT"),
             (_row(owner) for owner in seen.owners),
         )
+    if seen.stream is not None:
+        _print_stream(seen.stream)
+
+
+def _print_stream(stream: StreamStatus) -> None:
+    if stream.members:
+        data()
+        table(MEMBER_COLUMNS, map(member_row, stream.members))
+    if stream.quantum is not None:
+        data()
+        data(f"quantum  {quantum_text(stream.quantum)}")
+
+
+MEMBER_COLUMNS = ("ROLE", "NAME", "STATE", "HOST", "PID", "PROCESS", "LAST SEEN", "REASON")
+
+
+def member_row(member: MemberStatus) -> tuple[str, ...]:
+    return (
+        member.role,
+        shown(member.name),
+        member.state,
+        member.host,
+        str(member.pid),
+        member.process,
+        f"{age(member.last_seen_s)} ago",
+        "" if member.reason is None else shown(member.reason),
+    )
+
+
+def quantum_text(quantum: QuantumStatus) -> str:
+    factors = f"{quantum.dp_size} ranks x {quantum.batch_size} x {quantum.accumulation_steps} accumulated"
+    return f"{quantum.refs:,} refs at a time: {factors}"
 
 
 def oldest_pending(seen: Status) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 import click
 
 from fsqueue import survey
-from fsqueue.cli.arguments import Duration, takes_queue
+from fsqueue.cli.arguments import Duration, as_json, takes_queue
 from fsqueue.cli.output import age, data
 from fsqueue.cli.rates import Rates, rates
+from fsqueue.cli.status import as_dict
 from fsqueue.survey import Status
 
 Sight = tuple[Status, "Rates | None"]
@@ -22,19 +25,21 @@ Sight = tuple[Status, "Rates | None"]
 @takes_queue
 @click.option("--interval", type=Duration(), default="1s", show_default=True, help="Time between two looks.")
 @click.option("--count", type=click.IntRange(min=1), help="End after so many looks.")
-def top(queue: str, interval: float, count: int | None) -> None:
-    """Watch counts, rates, owners and the oldest lease; q quits.
+@as_json
+def top(queue: str, interval: float, count: int | None, as_json: bool) -> None:
+    """Watch counts, rates, owners, the oldest lease, and the stream's members; q quits.
 
-    Where the output is no terminal, prints one line a look. Takes no lock and writes nothing.
+    Where the output is no terminal, prints one line a look; with --json, a line of JSON as `fsqueue status` has it.
+    Takes no lock and writes nothing.
     """
     looks = _looks(queue, count)
-    if sys.stdout.isatty():
+    if sys.stdout.isatty() and not as_json:
         from fsqueue.cli.screen import watch
 
         watch(looks, interval)
         return
     for number, (seen, between) in enumerate(looks, 1):
-        data(_line(seen, between))
+        data(json.dumps(as_dict(seen, between), ensure_ascii=False) if as_json else _line(seen, between))
         if number != count:
             time.sleep(interval)
 
@@ -52,5 +57,11 @@ def _line(seen: Status, between: Rates | None) -> str:
     when = time.strftime("%H:%M:%S", time.localtime(seen.at))
     counts = "  ".join(f"{state} {number}" for state, number in seen.counts._asdict().items())
     owners = sum(1 for owner in seen.owners if owner.leases)
-    rest = f"owners {owners}  oldest lease {age(seen.oldest_lease_age_s)}"
+    rest = f"owners {owners}  oldest lease {age(seen.oldest_lease_age_s)}{_members(seen)}"
     return f"{when}  {counts}  {rest}" + (f"  {between}" if between else "")
+
+
+def _members(seen: Status) -> str:
+    """How many producers and consumers are in each state; nothing where the queue is not used as a stream."""
+    states = Counter((member.role, member.state) for member in (seen.stream.members if seen.stream else ()))
+    return "".join(f"  {role}s {state} {number}" for (role, state), number in states.items())

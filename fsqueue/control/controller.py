@@ -15,8 +15,9 @@ from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from fsqueue.control.backpressure import BackpressureController
+from fsqueue.control.link import link
 from fsqueue.control.prompts import PromptPool
-from fsqueue.control.restart import Report, reconcile, side_of
+from fsqueue.control.restart import Report, reconcile, rewind, side_of
 from fsqueue.control.store import InMemoryMetadataStore, MetadataStore, id_of
 from fsqueue.control.train_lease import TrainLease
 from fsqueue.memory import MemorySampleRefQueue
@@ -68,6 +69,7 @@ class DataFlowController(Generic[R]):
             backpressure.capacity = self
         self._prompts = PromptPool(run_id, max_prompt_attempts)
         self._mutex = threading.Lock()
+        self._linked: Any = None  # the queue that names the ledger
         self._owed: list[R] = []  # committed, and the put failed
         self._workers: dict[str, dict[str, Any]] = {}
         self._trainers: dict[str, dict[str, Any]] = {}
@@ -216,8 +218,15 @@ class DataFlowController(Generic[R]):
             The ids whose lease had been lost, where the queue tells.
         """
         ids = list(sample_ids)
+        self._link()
         self.store.record_train_ack(ids, global_step=global_step, optimizer_durable=optimizer_durable)
         return self._ack_on_queue(dict.fromkeys(ids, global_step))
+
+    def _link(self) -> None:
+        """Let the queue name its ledger before the two can differ; once for each queue."""
+        if self._linked is not self.sample_queue:
+            link(self.sample_queue, self.store)
+            self._linked = self.sample_queue
 
     def _ack_on_queue(self, steps: Mapping[str, int | None]) -> list[str]:
         lost: list[str] = []
@@ -277,11 +286,7 @@ class DataFlowController(Generic[R]):
             LeasesHeldError: another owner leases refs; nothing was changed.
         """
         with side_of(self.sample_queue, self.store) as side:
-            side.end_dead_leases(predecessor_gone=False)
-            if not force:
-                side.refuse_while_leased()
-            self.store.forget_acks(after_step=after_step)
-            side.rewind(after_step)
+            rewind(side, self.store, after_step, force)
             return reconcile(side, self.store)
 
     # -- looking ------------------------------------------------------------------------------------------------

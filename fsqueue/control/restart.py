@@ -18,10 +18,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from fsqueue import admin, fileops, names
-from fsqueue import queue as queues
 from fsqueue.control.errors import LiveNamesakeError
 from fsqueue.control.store import MetadataStore
 from fsqueue.errors import LeasesHeldError
@@ -29,7 +28,7 @@ from fsqueue.fileops import explained
 from fsqueue.handle import Handle
 from fsqueue.moves import record
 from fsqueue.owners import Liveness, read_record
-from fsqueue.queue import FileSampleRefQueue
+from fsqueue.queue import FileSampleRefQueue, open_owners
 from fsqueue.reclaim import return_or_bury
 
 _BATCH = 1024
@@ -59,7 +58,7 @@ def side_of(queue: Any, store: Any) -> Iterator[ContractSide]:
     if not isinstance(queue, FileSampleRefQueue):
         yield ContractSide(queue, store)
         return
-    with fileops.using(queue._ops), admin.operator(queue.path) as handle:
+    with fileops.using(queue.ops), admin.operator(queue.path) as handle:
         yield FileSide(queue, store, handle)
 
 
@@ -89,6 +88,36 @@ def reconcile(side: ContractSide, store: Any) -> Report:
     )
 
 
+class Rewound(NamedTuple):
+    """What a rewind brought back.
+
+    Attributes:
+        returned: ids put back into pending/, in the order of their steps.
+        missing: ids whose acknowledgement the ledger has taken back and that are live nowhere in the queue, which
+            keeps no file of them: `reconcile` puts them anew.
+    """
+
+    returned: list[str]
+    missing: list[str]
+
+
+def rewind(side: ContractSide, store: Any, after_step: int, force: bool) -> Rewound:
+    """Take back every acknowledgement of a later step, first in the ledger, then in the queue.
+
+    CRASH: doing it again completes it, as does `reconcile`.
+
+    Raises:
+        LeasesHeldError: another owner leases refs, and force is not set; nothing was changed.
+    """
+    side.end_dead_leases(predecessor_gone=False)
+    if not force:
+        side.refuse_while_leased()
+    forgotten = store.forget_acks(after_step=after_step)
+    returned = side.rewind(after_step)
+    side.look()
+    return Rewound(returned, side.missing(forgotten))
+
+
 def _acked_steps(store: Any, marker: Any, committed: list[str]) -> dict[str, int | None]:
     if isinstance(store, MetadataStore):
         return store.acked_steps(committed)
@@ -108,10 +137,15 @@ class ContractSide:
     def refuse_while_leased(self) -> None:
         """The contract tells nothing about owners."""
 
-    def rewind(self, after_step: int) -> None:
+    def rewind(self, after_step: int) -> list[str]:
         """The contract knows no steps: what the ledger forgot is put anew."""
+        return []
 
     def look(self) -> None: ...
+
+    def missing(self, sample_ids: Iterable[str]) -> list[str]:
+        """The contract cannot be asked: any of them may be missing."""
+        return list(sample_ids)
 
     def leased(self) -> dict[str, list[str]]:
         return {}
@@ -167,7 +201,7 @@ class FileSide(ContractSide):
         liveness = self._liveness(owner)
         if liveness == "dead":
             return True
-        if self._queue._owner is None or _name_of(owner) != _name_of(self._queue.owner):
+        if self._queue.owner_name is None or _name_of(owner) != _name_of(self._queue.owner):
             return False
         if liveness == "alive":
             raise LiveNamesakeError(owner, count, f"its process {names.pid_of(owner)} runs on this host")
@@ -181,7 +215,7 @@ class FileSide(ContractSide):
         if found is None:
             return "unknown"
         liveness = found.liveness()
-        if liveness == "alive" and found.pid == os.getpid() and owner not in _open_owners():
+        if liveness == "alive" and found.pid == os.getpid() and owner not in open_owners():
             return "dead"
         return liveness
 
@@ -190,7 +224,7 @@ class FileSide(ContractSide):
         if handle.moves.fetch(leased, names.leased_file(stem, owner), stem):
             reason = "the controller that leased it is gone"
             counted = record("expired", handle.clock.now(), owner, reason, attempt=True)
-            return_or_bury(handle, stem, counted, reason, self._queue._max_attempts, back)
+            return_or_bury(handle, stem, counted, reason, self._queue.max_attempts, back)
 
     def refuse_while_leased(self) -> None:
         """Raise LeasesHeldError where another owner leases refs."""
@@ -199,9 +233,10 @@ class FileSide(ContractSide):
         if owners:
             raise LeasesHeldError(self._queue.path, sorted(owners))
 
-    def rewind(self, after_step: int) -> None:
+    def rewind(self, after_step: int) -> list[str]:
         """Let the queue put back what it knows the step of, and note in each ref's history why."""
-        self._queue.rewind(after_step=after_step, force=True)
+        returned: list[str] = self._queue.rewind(after_step=after_step, force=True)
+        return returned
 
     def look(self) -> None:
         """List what is live. What moves from one directory to the other meanwhile is seen in one of them."""
@@ -210,6 +245,11 @@ class FileSide(ContractSide):
             before = pending.listing()
             self._holders = self._handle.moves.holders()
             self._pending = {stem for name in (*before, *pending.listing()) if (stem := names.parse_pending(name))}
+
+    def missing(self, sample_ids: Iterable[str]) -> list[str]:
+        """Those that are neither pending nor leased."""
+        live = self._pending | self._holders.keys()
+        return [sample_id for sample_id in sample_ids if names.stem_of(sample_id) not in live]
 
     def leased(self) -> dict[str, list[str]]:
         return self._holders
@@ -226,7 +266,7 @@ class FileSide(ContractSide):
 
     def settle(self, acked: dict[str, int | None]) -> None:
         """Move acknowledged samples to done/, whoever holds them."""
-        handle, layout, keep = self._handle, self._handle.layout, self._queue._keep_done
+        handle, layout, keep = self._handle, self._handle.layout, self._queue.keep_done
         with explained("acknowledging refs in", self._queue.path):
             for sample_id, step in acked.items():
                 stem = names.stem_of(sample_id)
@@ -237,8 +277,7 @@ class FileSide(ContractSide):
 
     def requeue(self, sample_ids: Sequence[str]) -> None:
         """Put what is live nowhere; a file in done/ that the ledger does not know of is moved back."""
-        live = self._pending | self._holders.keys()
-        missing = [sample_id for sample_id in sample_ids if names.stem_of(sample_id) not in live]
+        missing = self.missing(sample_ids)
         if not missing:
             return
         parsed = map(names.parse_done, self._handle.layout.done.listing())
@@ -249,9 +288,3 @@ class FileSide(ContractSide):
 
 def _name_of(owner: str) -> str:
     return owner.rsplit(".", 2)[0]
-
-
-def _open_owners() -> set[str]:
-    """The owners of all handles that are open in this process."""
-    parts = (queue._parts for queue in list(queues._live))
-    return {found.handle.owner for found in parts if found is not None}

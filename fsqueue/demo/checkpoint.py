@@ -1,4 +1,4 @@
-"""The training state: draft weights, optimizer moments and step, as one flat vector and as a file.
+"""The training state: draft weights, optimizer moments, step, and what was trained, as a flat vector and as a file.
 
 A checkpoint is one safetensors file, replaced by rename; nothing is pickled. All ranks hold the same state,
 so rank 0 alone writes it.
@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fsqueue.demo.directory import DemoDirectory, Plan, publish
+from fsqueue.demo.directory import DemoDirectory, Plan, all_sample_ids, publish
 from fsqueue.demo.draft import new_draft
 
 _FILE = "latest.safetensors"
@@ -22,7 +22,7 @@ _MAX_NORM = 1.0
 
 
 class TrainingState:
-    """The draft and its AdamW optimizer.
+    """The draft, its AdamW optimizer, and how often each sample went into them.
 
     Attributes:
         step: optimizer steps taken.
@@ -31,6 +31,9 @@ class TrainingState:
     def __init__(self, plan: Plan) -> None:
         self.draft = new_draft(plan.hidden_size, plan.options.seed)
         self.step = 0
+        self._ids = all_sample_ids(plan.options)
+        self._index = {sample_id: number for number, sample_id in enumerate(self._ids)}
+        self._counts = torch.zeros(len(self._ids))
         self._rate = plan.options.learning_rate
         self._parameters = list(self.draft.parameters())
         self._optimizer = torch.optim.AdamW(self._parameters, lr=self._rate, betas=(0.9, 0.95), weight_decay=0.01)
@@ -49,9 +52,27 @@ class TrainingState:
     def clear_gradient(self) -> None:
         self._optimizer.zero_grad()
 
-    def apply(self, gradient: Tensor) -> None:
-        """Take one optimizer step with this gradient."""
-        for parameter, part in zip(self._parameters, self._split(gradient), strict=True):
+    def counts_of(self, ids: list[str]) -> Tensor:
+        """One for each of these samples, as the second part of what `apply` takes; zeros for the others."""
+        counts = torch.zeros_like(self._counts)
+        for sample_id in ids:
+            counts[self._index[sample_id]] = 1.0
+        return counts
+
+    def has_seen(self, sample_id: str) -> bool:
+        """Whether a sample is trained into this state."""
+        return bool(self._counts[self._index[sample_id]])
+
+    def trained_ids(self) -> list[str]:
+        """Every sample in this state, as often as it was trained into it."""
+        counts = [int(count) for count in self._counts]
+        return [sample_id for sample_id, count in zip(self._ids, counts, strict=True) for _ in range(count)]
+
+    def apply(self, summed: Tensor, samples: float) -> None:
+        """Take one optimizer step with the summed gradients, and counts, of so many samples."""
+        gradient, counts = torch.split(summed, [len(summed) - len(self._counts), len(self._counts)])
+        self._counts += counts
+        for parameter, part in zip(self._parameters, self._split(gradient / samples), strict=True):
             parameter.grad = part.view_as(parameter).clone()
         torch.nn.utils.clip_grad_norm_(self._parameters, _MAX_NORM)
         self._optimizer.param_groups[0]["lr"] = self._rate * min(1.0, (self.step + 1) / _WARM_UP_STEPS)
@@ -64,7 +85,7 @@ class TrainingState:
 
     @torch.no_grad()
     def flatten(self) -> Tensor:
-        """Weights and moments as one vector; the step is not in it."""
+        """Weights, moments and counts as one vector; the step is not in it."""
         return torch.cat([part.flatten() for part in self._tensors()])
 
     @torch.no_grad()
@@ -80,7 +101,7 @@ class TrainingState:
 
     def _tensors(self) -> list[Tensor]:
         moments = [self._optimizer.state[p][name] for name in ("exp_avg", "exp_avg_sq") for p in self._parameters]
-        return [*self._parameters, *moments]
+        return [*self._parameters, *moments, self._counts]
 
     def digest(self) -> str:
         """SHA-256 of the weights, to compare ranks by."""

@@ -1,10 +1,12 @@
 """The one directory that the demo's processes share, and the plan that they all read.
 
-DIR/queue/           the sample refs
+DIR/queue/           the sample refs, and the stream's members
+DIR/ledger/          what was committed, and what was acknowledged at which step
+DIR/options.json     what the run was asked for; there from the run's first moment
 DIR/plan.json        what to produce: written last by `prepare`, so whoever reads it finds the rest in place
 DIR/plan/            the chunks, and the target's frozen embedding and head
 DIR/target/          the target model, converted once
-DIR/features/        hidden states, one safetensors file a chunk
+DIR/features/        the feature store: hidden states, one file a chunk
 DIR/checkpoints/     the draft head's training state
 DIR/rendezvous/      where the trainers of one generation find each other
 DIR/log/             one JSONL file and one stderr file a process
@@ -12,11 +14,9 @@ DIR/log/             one JSONL file and one stderr file a process
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
@@ -25,7 +25,8 @@ from fsqueue import names
 from fsqueue.demo.options import DemoError, DemoOptions
 from fsqueue.layout import STATES
 
-_SUBDIRECTORIES = ("plan", "features", "checkpoints", "rendezvous", "log")
+_SUBDIRECTORIES = ("plan", "checkpoints", "rendezvous", "log")
+_OPTIONS = "options.json"
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -43,11 +44,6 @@ class Plan(msgspec.Struct, frozen=True):
     hidden_size: int
     options: DemoOptions
 
-    @property
-    def total(self) -> int:
-        """The refs that will be put in all; the end of the stream is this many done or failed."""
-        return self.options.samples * self.options.passes
-
 
 class Sample(NamedTuple):
     """One chunk in one pass."""
@@ -56,8 +52,13 @@ class Sample(NamedTuple):
     pass_index: int
 
     @property
+    def chunk_id(self) -> str:
+        """What the chunk's features are stored under; all passes share them."""
+        return f"chunk-{self.chunk:05d}"
+
+    @property
     def sample_id(self) -> str:
-        return f"chunk-{self.chunk:05d}.pass-{self.pass_index}"
+        return f"{self.chunk_id}.pass-{self.pass_index}"
 
 
 def samples_of_rollout(options: DemoOptions, index: int) -> Iterator[Sample]:
@@ -65,6 +66,11 @@ def samples_of_rollout(options: DemoOptions, index: int) -> Iterator[Sample]:
     for pass_index in range(options.passes):
         for chunk in range(index, options.samples, options.rollouts):
             yield Sample(chunk, pass_index)
+
+
+def all_sample_ids(options: DemoOptions) -> list[str]:
+    """Every sample's id; its place in this list is its place in the training state's counts."""
+    return [Sample(chunk, number).sample_id for number in range(options.passes) for chunk in range(options.samples)]
 
 
 def ids_by_state(queue_path: str) -> dict[str, set[str]]:
@@ -89,13 +95,14 @@ class DemoDirectory:
     def __init__(self, path: str) -> None:
         self.path = os.path.abspath(path)
         self.queue = self.at("queue")
+        self.ledger = self.at("ledger")
         self.features = self.at("features")
         self.log = self.at("log")
 
     def at(self, *parts: str) -> str:
         return os.path.join(self.path, *parts)
 
-    def create(self) -> None:
+    def create(self, options: DemoOptions) -> None:
         """Make the directory and its parts.
 
         Raises:
@@ -103,9 +110,24 @@ class DemoDirectory:
         """
         os.makedirs(self.path, exist_ok=True)
         if os.listdir(self.path):
-            raise DemoError(f"{self.path} is not empty: name a directory that is missing or empty")
+            raise DemoError(
+                f"{self.path} is not empty: name a directory that is missing or empty, or --resume the run in it"
+            )
         for name in _SUBDIRECTORIES:
             os.mkdir(self.at(name))
+        publish(self.at(_OPTIONS), msgspec.json.encode(options))
+
+    def read_options(self) -> DemoOptions:
+        """What the run was asked for.
+
+        Raises:
+            DemoError: there is no run here.
+        """
+        try:
+            with open(self.at(_OPTIONS), "rb") as f:
+                return msgspec.json.decode(f.read(), type=DemoOptions)
+        except (FileNotFoundError, NotADirectoryError):
+            raise DemoError(f"{self.path} holds no demo run: start one without --resume") from None
 
     def write_plan(self, plan: Plan) -> None:
         publish(self.at("plan.json"), msgspec.json.encode(plan))
@@ -138,26 +160,6 @@ class Parent:
         while (plan := demo.read_plan()) is None:
             self.sleep(0.1)
         return plan
-
-
-@dataclass(frozen=True)
-class WorkerArguments:
-    """A worker's command line; `start` counts the starts of the same worker."""
-
-    directory: str
-    index: int
-    start: int
-    parent: int | None
-
-
-def worker_arguments(name: str) -> WorkerArguments:
-    """Parse this process's command line."""
-    parser = argparse.ArgumentParser(prog=f"python -m fsqueue.demo.{name}")
-    parser.add_argument("directory")
-    parser.add_argument("--index", type=int, required=True)
-    parser.add_argument("--start", type=int, default=1)
-    parser.add_argument("--parent", type=int, help="exit when this process is no longer the parent")
-    return WorkerArguments(**vars(parser.parse_args()))
 
 
 def publish(path: str, content: bytes) -> None:

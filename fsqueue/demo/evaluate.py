@@ -1,6 +1,6 @@
 """Top-1 acceptance on held-out text: how often the draft's first choice is the target's.
 
-    python -m fsqueue.demo.evaluate DIR        measures the last checkpoint and logs it
+    python -m fsqueue.demo.evaluate DIR        measures the last checkpoint, and logs that and what is in it
 
 The target's choices are over its whole vocabulary; the draft can only propose the kept tokens, as in use.
 """
@@ -61,11 +61,12 @@ def acceptance(draft: DraftHead, frozen: Frozen, held_out: HeldOut) -> float:
 
 
 def measure(demo: DemoDirectory, plan: Plan, journal: Journal) -> None:
-    """Log the acceptance of the last checkpoint."""
+    """Log the acceptance of the last checkpoint, and the samples that were trained into it."""
     state = TrainingState(plan)
     step = state.load(demo)
     value = acceptance(state.draft, Frozen.load(demo), HeldOut.load(demo))
     journal.write("acceptance", step=step, value=value)
+    journal.write("surviving", state.trained_ids(), step=step)
 
 
 def main(arguments: list[str]) -> None:

@@ -14,7 +14,7 @@ import msgspec
 
 Kind = Literal[
     "started", "prepared", "found", "put", "paused", "resumed", "joined", "delivered", "step", "acked", "lease_lost",
-    "rewound", "failed", "acceptance", "finished",
+    "rewound", "failed", "acceptance", "surviving", "finished",
 ]  # fmt: skip
 
 
@@ -77,12 +77,23 @@ class Follower:
 
     def read(self) -> Iterator[Event]:
         """Events since the last call; a line without its end is left for the next one."""
-        for name in sorted(os.listdir(self._log_dir)):
-            if not name.endswith(".jsonl"):
-                continue
+        found = [(parts, name) for name in os.listdir(self._log_dir) if (parts := _parts(name))]
+        for _, name in sorted(found):
             with open(os.path.join(self._log_dir, name), "rb") as f:
                 f.seek(self._offsets.get(name, 0))
                 whole, _, _ = f.read().rpartition(b"\n")
             if whole:
                 self._offsets[name] = self._offsets.get(name, 0) + len(whole) + 1
                 yield from (msgspec.json.decode(line, type=Event) for line in whole.split(b"\n"))
+
+
+def starts_of(log_dir: str, worker: str) -> int:
+    """How often a worker was started that has written a journal."""
+    parsed = map(_parts, os.listdir(log_dir))
+    return max((found[1] for found in parsed if found and found[0] == worker), default=0)
+
+
+def _parts(name: str) -> tuple[str, int] | None:
+    """Worker and start in a journal's file name; None for other files."""
+    worker, _, start = name.removesuffix(".jsonl").rpartition(".")
+    return (worker, int(start)) if name.endswith(".jsonl") and start.isdecimal() else None

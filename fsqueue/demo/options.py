@@ -41,7 +41,7 @@ class DemoOptions:
     """A run's parameters.
 
     Attributes:
-        directory: shared by all processes; must be missing or empty.
+        directory: shared by all processes; missing or empty, unless a run is resumed in it.
         samples: chunks of text that the rollouts capture.
         passes: how often each chunk is put; a later pass puts a new ref to the same features.
         tokens: a chunk's length.
@@ -74,6 +74,15 @@ class DemoOptions:
     lease_timeout_s: float = 30.0
     checkpoint_every_steps: int = 10
     stall_timeout_s: float = 300.0
+
+    @property
+    def run_id(self) -> str:
+        return f"demo-{self.seed}"
+
+    @property
+    def total(self) -> int:
+        """The samples that will be committed in all."""
+        return self.samples * self.passes
 
     def __post_init__(self) -> None:
         for name in ("samples", "passes", "held_out_samples", "rollouts", "trainers", "batch_size", "vocabulary"):
@@ -134,7 +143,7 @@ class Kill:
 
 @dataclass(frozen=True)
 class RankStats:
-    """One trainer rank: refs leased (redeliveries counted), refs of its partition trained, steps, process starts."""
+    """One trainer rank: refs leased (redeliveries counted), refs that it acked last, steps, process starts."""
 
     rank: int
     deliveries: int
@@ -159,11 +168,15 @@ class DemoReport:
     """What a run came to; every count is taken from the queue's directories or from the processes' logs.
 
     Attributes:
-        put: refs that rollouts put.
-        put_twice: refs that were put more than once; 0.
+        starts: how often the demo itself was started in this directory.
+        put: samples that the ledger has as committed.
+        put_twice: samples that were committed more than once; 0.
         trained: refs in done/.
         delivered_twice: refs that trainers leased more than once.
-        lost: refs that were put and are in no state's directory; 0.
+        taken_back: acknowledgements that were taken back, since no surviving state had reached their step.
+        once, twice, never: how many of the committed samples are in the final optimizer state once, more often, not at
+            all; by the state's own counts.
+        lost: refs that were committed and are in no state's directory; 0.
         loss_first, loss_last: means over the first and the last optimizer steps.
         acceptance_before, acceptance_after: how often the draft's first choice is the target's, on held-out text.
         samples_per_s: refs trained a second, from the first put to the last step.
@@ -175,11 +188,16 @@ class DemoReport:
     target: str
     samples: int
     passes: int
+    starts: int
     put: int
     put_twice: int
     trained: int
     failed: int
     delivered_twice: int
+    taken_back: int
+    once: int
+    twice: int
+    never: int
     lost: int
     steps: int
     loss_first: float | None
@@ -196,7 +214,7 @@ class DemoReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every ref was put once, trained, and the queue is left clean."""
+        """Whether every sample was committed once and trained once, and the queue is left clean."""
         wanted = self.samples * self.passes
         sound = not (self.lost or self.failed or self.put_twice or self.check_violations)
-        return sound and self.put == self.trained == wanted and self.ranks_agree
+        return sound and self.put == self.trained == self.once == wanted and self.ranks_agree

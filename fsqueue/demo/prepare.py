@@ -1,6 +1,6 @@
 """The first process of a run: everything that the workers need before they can start.
 
-    python -m fsqueue.demo.prepare DIR OPTIONS.json
+    python -m fsqueue.demo.prepare DIR
 
 Converts the target, cuts the text, captures the held-out chunks, writes the untrained draft and its acceptance,
 and last of all the plan, which the workers wait for.
@@ -12,7 +12,6 @@ import os
 import sys
 from contextlib import closing
 
-import msgspec
 import torch
 from safetensors.torch import save
 from torch import Tensor
@@ -86,10 +85,8 @@ def _capture_held_out(target: Target, tokens: Tensor) -> HeldOut:
 
 def main(arguments: list[str]) -> None:
     demo = DemoDirectory(arguments[0])
-    with open(arguments[1], "rb") as f:
-        options = msgspec.json.decode(f.read(), type=DemoOptions)
     with closing(Journal(demo.log, "prepare", 1)) as journal:
-        prepare(demo, options, journal)
+        prepare(demo, demo.read_options(), journal)
 
 
 if __name__ == "__main__":

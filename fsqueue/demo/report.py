@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 
+from fsqueue.control.ledger import FileMetadataStore
 from fsqueue.demo.directory import DemoDirectory, Plan, ids_by_state
 from fsqueue.demo.journal import Event
 from fsqueue.demo.options import DemoReport, Kill, RankStats, RolloutStats
-from fsqueue.records import dp_partition
+from fsqueue.records import SampleRef
 
 
 class Tally:
@@ -15,10 +16,12 @@ class Tally:
 
     Attributes:
         put: sample id to how often a rollout put it.
-        known: worker to the ids that it put, or found in the queue after a restart.
+        known: worker to the ids that it committed, or found committed after a restart.
         delivered: sample id to how often a trainer leased it.
         held: worker to the ids that it leases and has not settled.
-        losses: step to the loss over all ranks.
+        acked_by: sample id to the worker that acked it last.
+        surviving: sample id to how often it is in the last checkpoint that was evaluated.
+        losses: step to the loss over all ranks, where a step was taken again, of the last time.
         last_loss: worker to the loss of its own refs at its latest step.
         acceptance: worker to the acceptance that it measured.
     """
@@ -27,7 +30,8 @@ class Tally:
         self.put: Counter[str] = Counter()
         self.known: defaultdict[str, set[str]] = defaultdict(set)
         self.delivered: Counter[str] = Counter()
-        self.acked: set[str] = set()
+        self.acked_by: dict[str, str] = {}
+        self.surviving: Counter[str] = Counter()
         self.held: defaultdict[str, set[str]] = defaultdict(set)
         self.losses: dict[int, float] = {}
         self.last_loss: dict[str, float] = {}
@@ -41,6 +45,10 @@ class Tally:
     def all_known(self) -> set[str]:
         """The ids that rollouts put."""
         return set().union(*self.known.values())
+
+    @property
+    def acked(self) -> set[str]:
+        return set(self.acked_by)
 
     @property
     def step(self) -> int:
@@ -60,7 +68,7 @@ class Tally:
         elif event.kind in ("acked", "failed", "lease_lost"):
             self.held[event.worker].difference_update(event.ids)
             if event.kind == "acked":
-                self.acked.update(event.ids)
+                self.acked_by.update(dict.fromkeys(event.ids, event.worker))
                 self.last_ack_at = max(self.last_ack_at, event.at)
         elif event.kind == "started":
             self.held[event.worker].clear()
@@ -70,6 +78,9 @@ class Tally:
                 self.last_loss[event.worker] = event.loss
         elif event.kind == "acceptance" and event.value is not None:
             self.acceptance[event.worker] = event.value
+        elif event.kind == "surviving":
+            self.surviving = Counter(event.ids)
+            self.losses = {step: loss for step, loss in self.losses.items() if step <= event.step}
         elif event.kind == "finished" and event.note:
             self.digests[event.worker] = event.note
 
@@ -98,22 +109,31 @@ _BY_ID = frozenset({"put", "delivered", "acked", "failed", "lease_lost", "rewoun
 def make_report(
     demo: DemoDirectory, plan: Plan, tally: Tally, kills: list[Kill], *, seconds: float, violations: int
 ) -> DemoReport:
-    """The final figures; the queue's directories are read once more for them."""
+    """The final figures; the ledger and the queue's directories are read once more for them."""
     options = plan.options
+    store: FileMetadataStore[SampleRef] = FileMetadataStore(demo.ledger)
+    with store:
+        committed = store.all_committed_ids()
     states = ids_by_state(demo.queue)
     done = states["done"]
+    times = [tally.surviving[sample_id] for sample_id in committed]
     digests = {tally.digests.get(f"trainer-{rank}") for rank in range(options.trainers)}
     return DemoReport(
         directory=demo.path,
         target=plan.target_version,
         samples=options.samples,
         passes=options.passes,
-        put=len(tally.all_known),
+        starts=tally.count("supervisor", "started"),
+        put=len(committed),
         put_twice=sum(times > 1 for times in tally.put.values()),
         trained=len(done),
         failed=len(states["failed"]),
         delivered_twice=sum(times > 1 for times in tally.delivered.values()),
-        lost=len(tally.all_known - set().union(*states.values())),
+        taken_back=sum(tally.count(f"trainer-{rank}", "rewound") for rank in range(options.trainers)),
+        once=times.count(1),
+        twice=sum(number > 1 for number in times),
+        never=times.count(0),
+        lost=len(set(committed) - set().union(*states.values())),
         steps=tally.step,
         loss_first=tally.mean_loss(last=False),
         loss_last=tally.mean_loss(last=True),
@@ -122,19 +142,19 @@ def make_report(
         seconds=seconds,
         samples_per_s=tally.samples_per_s(len(done), tally.last_ack_at),
         kills=kills,
-        ranks=[_rank(tally, rank, done, options.trainers) for rank in range(options.trainers)],
+        ranks=[_rank(tally, rank, done) for rank in range(options.trainers)],
         rollouts=[_rollout(tally, index) for index in range(options.rollouts)],
         ranks_agree=len(digests) == 1 and None not in digests,
         check_violations=violations,
     )
 
 
-def _rank(tally: Tally, rank: int, done: set[str], ranks: int) -> RankStats:
+def _rank(tally: Tally, rank: int, done: set[str]) -> RankStats:
     worker = f"trainer-{rank}"
     return RankStats(
         rank=rank,
         deliveries=tally.count(worker, "delivered"),
-        trained=sum(dp_partition(sample_id, ranks) == rank for sample_id in done),
+        trained=sum(tally.acked_by.get(sample_id) == worker for sample_id in done),
         steps=tally.count(worker, "step"),
         loss_last=tally.last_loss.get(worker),
         starts=tally.count(worker, "started"),

@@ -1,126 +1,92 @@
-"""A rollout process: runs the target over its share of the chunks and puts refs to what it captured.
+"""A rollout process: runs the target over its share of the chunks and commits refs to what it captured.
 
     python -m fsqueue.demo.rollout DIR --index I --start N [--parent PID]
 
-Ids are fixed by the plan and each belongs to one rollout, so a rollout that was killed and started again looks
-up which of its ids are in the queue, and goes on with the others. Features that were written but not put are used.
+Ids are fixed by the plan and each belongs to one rollout, so a rollout that was killed and started again asks the
+ledger which of its ids are committed, and goes on with the others. Features that were stored and not committed are
+used. What was committed and not put is put by reconciling.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
+from typing import TYPE_CHECKING
 
-from safetensors.torch import load_file
+from fsqueue.demo.directory import Plan, Sample, samples_of_rollout
+from fsqueue.demo.part import Part, taking_part
+from fsqueue.errors import StreamStalledError
 
-from fsqueue import FileSampleRefQueue, SampleRef
-from fsqueue.demo.directory import (
-    DemoDirectory,
-    Parent,
-    Plan,
-    Sample,
-    ids_by_state,
-    samples_of_rollout,
-    worker_arguments,
-)
-from fsqueue.demo.features import FeatureStore
-from fsqueue.demo.journal import Journal
-from fsqueue.demo.prepare import CHUNKS
-from fsqueue.demo.target import Target
+if TYPE_CHECKING:
+    from fsqueue.demo.capture import Capture
 
-_POLL_S = 0.1
-
-
-class Backpressure:
-    """Holds a rollout back while too much is pending: from the high watermark until the low one is reached."""
-
-    def __init__(self, high: int, low: int, depth: Callable[[], int], changed: Callable[[bool], None]) -> None:
-        self._high = high
-        self._low = low
-        self._depth = depth
-        self._changed = changed
-        self._paused = False
-
-    def must_wait(self) -> bool:
-        depth = self._depth()
-        paused = depth > self._low if self._paused else depth >= self._high
-        if paused != self._paused:
-            self._paused = paused
-            self._changed(paused)
-        return paused
+_PATIENCE_S = 1.0
 
 
 class Rollout:
-    """One rollout's work."""
+    """One rollout's work.
 
-    def __init__(self, demo: DemoDirectory, plan: Plan, queue: FileSampleRefQueue[SampleRef], journal: Journal) -> None:
-        self._plan = plan
-        self._queue = queue
-        self._journal = journal
-        self._store = FeatureStore(demo.features)
-        self._chunks = load_file(demo.at("plan", CHUNKS))["training"]
-        self._target: Target | None = None
-        options = plan.options
-        self._backpressure = Backpressure(options.high_watermark, options.low_watermark, queue.depth, self._note_pause)
+    Args:
+        capture: makes what runs the target; called only where there is something to capture.
+    """
 
-    def run(self, samples: list[Sample], parent: Parent) -> None:
-        """Put every sample that is not in the queue yet."""
-        present = set().union(*ids_by_state(self._queue.path).values())
-        self._journal.write("found", [s.sample_id for s in samples if s.sample_id in present])
+    def __init__(self, part: Part, capture: Callable[[], Capture]) -> None:
+        self._part = part
+        self._make_capture = capture
+        self._capture: Capture | None = None
+
+    def run(self, samples: list[Sample]) -> None:
+        """Commit every sample that is not committed yet."""
+        part = self._part
+        part.controller.reconcile_on_restart()
+        committed = [sample for sample in samples if part.controller.store.is_committed(sample.sample_id)]
+        part.journal.write("found", [sample.sample_id for sample in committed])
         for sample in samples:
-            if sample.sample_id in present:
+            if sample not in committed:
+                self._wait_for_room()
+                self._produce(sample)
+
+    def _wait_for_room(self) -> None:
+        """Wait while too much is pending, for all rollouts together.
+
+        Raises:
+            MemberFailedError: a trainer failed or died, so that nobody will make room.
+        """
+        part, options = self._part, self._part.options
+        paused = part.queue.depth() >= options.high_watermark
+        if paused:
+            part.journal.write("paused")
+        while True:
+            part.parent.check()
+            try:
+                # Nothing is put here: the controller does that once the ledger has the sample.
+                part.queue.put_when_below(
+                    (), high=options.high_watermark, low=options.low_watermark + 1, timeout_s=_PATIENCE_S
+                )
+                break
+            except StreamStalledError:
                 continue
-            while self._backpressure.must_wait():
-                parent.sleep(_POLL_S)
-            parent.check()
-            self._produce(sample)
+        if paused:
+            part.journal.write("resumed")
 
     def _produce(self, sample: Sample) -> None:
-        """Features first, then the ref; CRASH: features without a ref are found by the restarted process."""
-        key = f"chunk-{sample.chunk:05d}.safetensors"
-        if self._store.specs(key) is None:
-            tokens = self._chunks[sample.chunk]
-            self._store.write(key, {"tokens": tokens, "hidden_state": self._load_target().hidden_states(tokens)})
-        self._queue.put([self._ref(sample, key)])
-        self._journal.write("put", [sample.sample_id])
+        """Features, then the ledger, then the queue; CRASH: a restarted process finds how far it had come."""
+        if self._capture is None:
+            self._capture = self._make_capture()
+        self._part.controller.commit_samples(self._part.name, [self._capture.ref(sample, self._part.name)])
+        self._part.journal.write("put", [sample.sample_id])
 
-    def _ref(self, sample: Sample, key: str) -> SampleRef:
-        specs = self._store.specs(key) or {}
-        return SampleRef(
-            sample_id=sample.sample_id,
-            run_id=self._queue.run_id or "demo",
-            source_task_id=f"chunk-{sample.chunk:05d}",
-            feature_store_uri=self._store.uri,
-            feature_keys=dict.fromkeys(specs, key),
-            feature_specs=specs,
-            strategy="eagle",
-            target_model_version=self._plan.target_version,
-            tokenizer_version=self._plan.target_version,
-            num_tokens=self._plan.options.tokens,
-            estimated_bytes=self._store.size_bytes(key),
-            metadata={"pass": sample.pass_index, "rollout": self._journal.worker},
-        )
 
-    def _load_target(self) -> Target:
-        if self._target is None:
-            self._target = Target(self._plan.target)
-        return self._target
+def _capture_of(part: Part, plan: Plan) -> Capture:
+    from fsqueue.demo.capture import Capture
 
-    def _note_pause(self, paused: bool) -> None:
-        self._journal.write("paused" if paused else "resumed")
+    return Capture(part.demo, plan)
 
 
 def main() -> None:
-    arguments = worker_arguments("rollout")
-    demo, parent = DemoDirectory(arguments.directory), Parent(arguments.parent)
-    plan = parent.wait_for_plan(demo)
-    name = f"rollout-{arguments.index}"
-    with (
-        closing(Journal(demo.log, name, arguments.start)) as journal,
-        FileSampleRefQueue(demo.queue, owner=name) as queue,
-    ):
-        Rollout(demo, plan, queue, journal).run(list(samples_of_rollout(plan.options, arguments.index)), parent)
-        journal.write("finished")
+    with taking_part("rollout") as part:
+        plan = part.parent.wait_for_plan(part.demo)
+        Rollout(part, lambda: _capture_of(part, plan)).run(list(samples_of_rollout(part.options, part.index)))
+        part.journal.write("finished")
 
 
 if __name__ == "__main__":

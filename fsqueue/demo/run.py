@@ -2,25 +2,30 @@
 
 prepare -> rollouts and trainers, until the trainers have trained everything -> evaluate -> check -> report
 
+A worker that is killed is started again; one that ends with an error ends the run, which can be resumed.
+
 It needs no torch itself, and touches the queue only to count.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable
-
-import msgspec
+from contextlib import closing
+from dataclasses import replace
 
 from fsqueue import FileSampleRefQueue
 from fsqueue.check import check_queue
+from fsqueue.control.ledger import FileMetadataStore
 from fsqueue.demo.directory import DemoDirectory
-from fsqueue.demo.journal import Follower
+from fsqueue.demo.journal import Follower, Journal, starts_of
 from fsqueue.demo.options import DemoError, DemoOptions, DemoReport, Kill, Progress, Snapshot
 from fsqueue.demo.rendezvous import Rendezvous
 from fsqueue.demo.report import Tally, make_report
 from fsqueue.demo.workers import Crew, Worker
+from fsqueue.layout import STREAM
 from fsqueue.queue import Counts
 from fsqueue.records import SampleRef
 
@@ -35,20 +40,51 @@ def run_demo(options: DemoOptions, progress: Progress = lambda snapshot: None) -
         progress: called about twice a second, and at once with a message when something happens.
 
     Raises:
-        DemoError: the directory is not empty, a process keeps failing, or nothing moves any more.
+        DemoError: the directory is not empty, an error has ended a process, or nothing moves any more.
     """
     demo = DemoDirectory(options.directory)
-    demo.create()
-    with open(demo.at("options.json"), "wb") as f:
-        f.write(msgspec.json.encode(options))
+    demo.create(options)
+    return _run(demo, options, progress)
+
+
+def resume_demo(directory: str, progress: Progress = lambda snapshot: None) -> DemoReport:
+    """Go on with a run whose processes are gone: from its last checkpoint, with what that has not seen.
+
+    Raises:
+        DemoError: there is no run, it is going on, or as for `run_demo`.
+    """
+    demo = DemoDirectory(directory)
+    options = replace(demo.read_options(), directory=demo.path, kill=False)
+    return _run(demo, options, progress)
+
+
+def _run(demo: DemoDirectory, options: DemoOptions, progress: Progress) -> DemoReport:
     rendezvous = Rendezvous(demo)
-    rendezvous.advance()
-    run_id = f"demo-{options.seed}"
     with (
-        FileSampleRefQueue(demo.queue, lease_timeout_s=options.lease_timeout_s, run_id=run_id) as queue,
-        Crew(demo, options.rollouts, options.trainers, rendezvous.advance) as crew,
+        FileSampleRefQueue(demo.queue, lease_timeout_s=options.lease_timeout_s, run_id=options.run_id) as queue,
+        FileMetadataStore(demo.ledger),  # made here, once, as the queue is
     ):
-        return _Run(options, demo, queue, crew, progress).to_the_end()
+        _forget_stream(demo, queue)
+        rendezvous.advance()
+        with (
+            closing(Journal(demo.log, "supervisor", starts_of(demo.log, "supervisor") + 1)),
+            Crew(demo, options.rollouts, options.trainers, rendezvous.advance) as crew,
+        ):
+            return _Run(options, demo, queue, crew, progress).to_the_end()
+
+
+def _forget_stream(demo: DemoDirectory, queue: FileSampleRefQueue[SampleRef]) -> None:
+    """Begin with an empty stream/: whoever was killed with the whole group would be taken for one that died just now.
+
+    Raises:
+        DemoError: somebody takes part in it.
+    """
+    for member in queue.stream().members():
+        if member.state == "open" and member.record.process.liveness() != "dead" and not member.is_dead:
+            raise DemoError(f"{demo.path}: {member.describe()} is at work: end that run first")
+    stream = os.path.join(demo.queue, STREAM)
+    for name in os.listdir(stream):
+        os.unlink(os.path.join(stream, name))
 
 
 class _Run:
@@ -131,7 +167,7 @@ class _Run:
 
     def _trainer_to_kill(self) -> Worker | None:
         """A trainer that holds leases, once a quarter of all refs is trained."""
-        total = self._options.samples * self._options.passes
+        total = self._options.total
         if len(self._tally.acked) < max(1, total // 4):
             return None
         return self._one_running([worker for worker in self._crew.trainers if self._tally.held[worker.name]])
@@ -159,7 +195,7 @@ class _Run:
             Snapshot(
                 stage=stage or self._stage(),
                 elapsed_s=self._elapsed_s(),
-                total=self._options.samples * self._options.passes,
+                total=self._options.total,
                 pending=counts.pending,
                 leased=counts.leased,
                 done=counts.done,

@@ -1,4 +1,4 @@
-"""The demo's processes: started, watched, killed when asked, started again when they die, and always reaped."""
+"""The demo's processes: started, watched, killed when asked, started again when they are killed, and always reaped."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 import fsqueue
 from fsqueue.demo.directory import DemoDirectory
+from fsqueue.demo.journal import starts_of
 from fsqueue.demo.options import DemoError
 
-_MAX_CRASHES = 3
 _TAIL_LINES = 12
 
 
@@ -27,7 +27,7 @@ class Worker:
     """One process of the demo, through all its starts.
 
     Attributes:
-        starts: how often it was started.
+        starts: how often it was started, in this and in earlier runs of the demo in its directory.
         finished: whether it ended by itself and well.
     """
 
@@ -36,23 +36,20 @@ class Worker:
         self._command = [sys.executable, "-m", f"fsqueue.demo.{module}", demo.path, *arguments]
         self._threads = threads
         self._process: subprocess.Popen[bytes] | None = None
-        self._kills = 0
         self.name = name
-        self.starts = 0
+        self.starts = starts_of(demo.log, name)
         self.finished = False
 
     def start(self) -> None:
         self.starts += 1
         command = [argument.replace("{start}", str(self.starts)) for argument in self._command]
         with open(self._stderr(), "wb") as stderr:
-            # A session of its own: Ctrl-C reaches the supervisor alone, which then stops the workers.
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
                 stderr=stderr,
                 env=_environment(self._threads),
-                start_new_session=True,
             )
 
     @property
@@ -63,25 +60,22 @@ class Worker:
     def pid(self) -> int:
         return self._process.pid if self._process else 0
 
-    def has_died(self) -> bool:
-        """Whether the process is gone and its work is not done.
+    def was_killed(self) -> bool:
+        """Whether a signal has ended the process.
 
         Raises:
-            DemoError: it has crashed too often.
+            DemoError: an error has ended it; it is not started again.
         """
         if self._process is None or self.finished or (code := self._process.poll()) is None:
             return False
-        if code == 0:
-            self.finished = True
-            return False
-        if self.starts - self._kills > _MAX_CRASHES or self.name == "prepare":
+        if code > 0:
             raise DemoError(f"{self.name} ended with exit code {code}:\n{self.stderr_tail()}")
-        return True
+        self.finished = code == 0
+        return not self.finished
 
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""
         if self._process is not None and self._process.poll() is None:
-            self._kills += 1
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()
 
@@ -108,8 +102,9 @@ class Crew:
     ) -> None:
         cores = available_cores()
         threads = max(1, cores // (rollouts + trainers))
+        self._demo = demo
         self._before_trainer_restart = before_trainer_restart
-        self.prepare = Worker(demo, "prepare", [demo.at("options.json")], "prepare", cores)
+        self.prepare = Worker(demo, "prepare", [], "prepare", cores)
         self.evaluate = Worker(demo, "evaluate", [], "evaluate", cores)
         self.rollouts = [_indexed(demo, "rollout", index, threads) for index in range(rollouts)]
         self.trainers = [_indexed(demo, "trainer", rank, threads) for rank in range(trainers)]
@@ -118,29 +113,31 @@ class Crew:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        for worker in (self.prepare, self.evaluate, *self.rollouts, *self.trainers):
+        for worker in self._all():
             worker.kill()
 
     def start(self) -> None:
-        """Start all but the evaluation: the workers load their libraries while the first one prepares."""
+        """Start all but the evaluation, and the preparation where that is done: workers load while it goes on."""
+        self.prepare.finished = self._demo.read_plan() is not None
         for worker in (self.prepare, *self.trainers, *self.rollouts):
-            worker.start()
+            if not worker.finished:
+                worker.start()
 
     def watch(self) -> list[Worker]:
-        """Start workers that died again; returns them.
+        """Start workers that were killed again; returns them.
 
         Raises:
-            DemoError: one of them keeps crashing.
+            DemoError: an error has ended one of them.
         """
-        self.prepare.has_died()
-        self.evaluate.has_died()
-        dead_rollouts = [worker for worker in self.rollouts if worker.has_died()]
-        dead_trainers = [worker for worker in self.trainers if worker.has_died()]
-        if dead_trainers:
+        killed = [worker for worker in self._all() if worker.was_killed()]
+        if any(worker in self.trainers for worker in killed):
             self._before_trainer_restart()
-        for worker in dead_rollouts + dead_trainers:
+        for worker in killed:
             worker.start()
-        return dead_rollouts + dead_trainers
+        return killed
+
+    def _all(self) -> list[Worker]:
+        return [self.prepare, self.evaluate, *self.rollouts, *self.trainers]
 
     @property
     def finished(self) -> bool:

@@ -1,0 +1,92 @@
+"""What is wrong with a file of stream/, by itself and beside the others."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat as stat_module
+from collections.abc import Iterator
+
+import msgspec
+
+from fsqueue.codec import UNDECODABLE
+from fsqueue.errors import CorruptRefError
+from fsqueue.fileops import Directory, FileOps
+from fsqueue.sight import type_name
+from fsqueue.stream import QUANTUM, Member, parse_member, read_members, read_quantum
+
+_is_agreement = re.compile(
+    r"(?:rank@[^@]+\.\d+\.\d+@\d+\.(?:ready|starved)|verdict@[^@]+@\d+\.(?:go|end))\.json\Z"
+).match
+
+Problem = tuple[str, str]
+"""A kind of violation, and what it is in words."""
+
+
+class _Signed(msgspec.Struct):
+    """Who a post, or a verdict, is of."""
+
+    owner: str = ""
+    owners: list[str] = []
+
+
+class StreamLooks:
+    """Looks at the files of an open queue's stream/.
+
+    Args:
+        leftover_s: age from which the ranks' posts and verdicts of nobody who is there are leftovers, seconds.
+    """
+
+    def __init__(self, ops: FileOps, directory: Directory, leftover_s: float) -> None:
+        self._ops = ops
+        self._directory = directory
+        self._leftover_s = leftover_s
+        self._now = ops.time()
+        self._members: dict[str, Member] = {}
+
+    def refresh(self) -> None:
+        """Read all members anew: what is wrong with a file may depend on the others."""
+        self._now = self._ops.time()
+        self._members = dict(read_members(self._ops, self._directory, self._directory.listing(), self._now))
+
+    def problems(self, name: str, status: os.stat_result) -> Iterator[Problem]:
+        if not stat_module.S_ISREG(status.st_mode):
+            yield "foreign", f"a {type_name(status)}"
+        elif name == QUANTUM:
+            if read_quantum(self._ops, self._directory) is None:
+                yield "quantum-unreadable", "says nothing of what the consumers take"
+        elif parse_member(name):
+            yield from self._member(name)
+        elif not _is_agreement(name):
+            yield "foreign", "no file of the stream's"
+        elif self._now - status.st_mtime > self._leftover_s and not self._is_of_somebody(name):
+            yield "leftover", "ranks that are gone have agreed on it"
+
+    def _member(self, name: str) -> Iterator[Problem]:
+        found = self._members.get(name)
+        if found is None:
+            yield "member-unreadable", "holds no record of a member, so that nobody sees it"
+            return
+        if self._replaced(found):
+            yield "leftover", f"{found.record.name!r} has failed, or was started again"
+        elif found.is_dead:
+            yield "member-silent", f"{found.describe()} gives no sign of life: the others stop"
+
+    def _replaced(self, member: Member) -> bool:
+        """Whether this member died while it failed, or its successor while it took this one's place."""
+        for other in self._members.values():
+            if (other.role, other.record.name) != (member.role, member.record.name):
+                continue
+            one, two = member.record.process, other.record.process
+            if two.started_at > one.started_at or (one, member.state, other.state) == (two, "open", "failed"):
+                return True
+        return False
+
+    def _is_of_somebody(self, name: str) -> bool:
+        """Whether a member that has not left wrote it, or is bound by it."""
+        try:
+            signed = msgspec.json.decode(self._ops.read_file(self._directory.fd, name), type=_Signed)
+        except (FileNotFoundError, CorruptRefError, *UNDECODABLE):
+            return False
+        there = {member.record.process.owner for member in self._members.values() if member.state == "open"}
+        return not there.isdisjoint([signed.owner, *signed.owners])

@@ -1,0 +1,66 @@
+"""`fsqueue rewind`: back to a checkpoint."""
+
+from __future__ import annotations
+
+import click
+
+from fsqueue import admin
+from fsqueue.cli.arguments import as_json, dry_run, takes_queue
+from fsqueue.cli.output import count, data, one_json, remark, shown
+from fsqueue.control.ledger import FileMetadataStore
+from fsqueue.control.link import linked_ledger, require_ledger
+from fsqueue.control.restart import Rewound, side_of
+from fsqueue.control.restart import rewind as rewind_both
+from fsqueue.listing import reading
+from fsqueue.queue import FileSampleRefQueue
+from fsqueue.records import SampleRef
+
+
+@click.command(epilog="Example:  fsqueue rewind /shared/queue --after-step 4000")
+@takes_queue
+@click.option("--after-step", type=click.IntRange(min=0), required=True, help="The checkpoint's optimizer step.")
+@click.option(
+    "--ledger", metavar="DIR", help="The ledger over the queue; the one that its controller noted unless given."
+)
+@click.option("--force", is_flag=True, help="Also while owners that may be alive hold leases.")
+@dry_run
+@as_json
+def rewind(queue: str, after_step: int, ledger: str | None, force: bool, dry_run: bool, as_json: bool) -> None:
+    """Move every ref that was acked after an optimizer step back to pending, to resume from that step's checkpoint.
+
+    No attempt is counted. Where a controller acknowledged the refs, its ledger takes the acknowledgements back first.
+    Safe to repeat, also after it was killed half way. Refused while others hold leases. Prints the ids.
+    """
+    with reading(queue):
+        pass
+    if ledger is None:
+        ledger = linked_ledger(queue)
+    else:
+        require_ledger(ledger)
+    found = Rewound(admin.acked_after(queue, after_step), []) if dry_run else _rewind(queue, after_step, ledger, force)
+    if as_json:
+        one_json({"after_step": after_step, "ledger": ledger, "dry_run": dry_run, **found._asdict()})
+    else:
+        for sample_id in found.returned:
+            data(shown(sample_id))
+    _remark(found, after_step, ledger, "would rewind" if dry_run else "rewound")
+
+
+def _rewind(queue: str, after_step: int, ledger: str | None, force: bool) -> Rewound:
+    with FileSampleRefQueue(queue) as handle:
+        if ledger is None:
+            handle.reclaim()
+            return Rewound(handle.rewind(after_step=after_step, force=force), [])
+        store: FileMetadataStore[SampleRef] = FileMetadataStore(ledger)
+        with store, side_of(handle, store) as side:
+            return rewind_both(side, store, after_step, force)
+
+
+def _remark(found: Rewound, after_step: int, ledger: str | None, verb: str) -> None:
+    also = f", and the ledger {ledger}" if ledger else ""
+    remark(f"{verb} {count(len(found.returned), 'ref')} to step {after_step}{also}")
+    if found.missing:
+        remark(
+            f"not pending, though the ledger took their acknowledgement back: {count(len(found.missing), 'sample')}; "
+            "the next controller puts them anew when it reconciles"
+        )

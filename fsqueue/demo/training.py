@@ -1,0 +1,168 @@
+"""What a trainer process does: generations of ranks that train together, each sample once into the surviving state.
+
+One optimizer step is one all_reduce: the summed gradients, a count for every sample that went into them, and an
+end-of-stream flag. A rank that has nothing contributes zeros, so ranks with unequal shares never wait for each other
+for good. The counts add up in the training state and are saved with it: the state itself knows what it has seen.
+
+    lease -> load -> all_reduce -> apply -> ack at this step -> (all acked) checkpoint
+
+After a kill the surviving ranks keep their state and their leases, and hand the state to the rank that is started
+again (rendezvous.py). A sample that is in the state and comes again is acknowledged, not trained. What was acked at a
+step that no rank's state has reached is taken back, `rewind`: after the kill of a single rank that is at most one
+step, after the kill of all of them everything since the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fsqueue.demo.checkpoint import TrainingState
+from fsqueue.demo.directory import Plan
+from fsqueue.demo.draft import Frozen, draft_loss
+from fsqueue.demo.group import Group, PeerLostError
+from fsqueue.demo.part import Part
+from fsqueue.demo.rendezvous import FinishedError, Rendezvous
+from fsqueue.demo.share import Share
+from fsqueue.features import Batch, FeatureDataLoader, SharedDirFeatureStore
+from fsqueue.records import SampleRef
+
+
+class Trainer:
+    """One rank's work."""
+
+    def __init__(self, part: Part, plan: Plan) -> None:
+        self._part = part
+        self._rank = part.index
+        self._ranks = plan.options.trainers
+        self._checkpoint_every = plan.options.checkpoint_every_steps
+        self._frozen = Frozen.load(part.demo)
+        self._state = TrainingState(plan)
+        self._state.load(part.demo)
+        self._rendezvous = Rendezvous(part.demo)
+        self._share = Share(part, self._state.has_seen, lambda: self._state.step)
+        self._loader: FeatureDataLoader[SampleRef] = FeatureDataLoader(
+            SharedDirFeatureStore(part.demo.features),
+            queue=self._share,
+            batch_size=plan.options.batch_size,
+            ack="deferred",
+        )
+        self._batches = iter(self._loader)
+        self._batch: Batch[SampleRef] | None = None  # leased and not trained; it survives the loss of a peer
+
+    def run(self) -> None:
+        """Train until the stream has ended, through as many generations as it takes."""
+        generation, ended = 0, False
+        while not ended:
+            try:
+                generation = self._rendezvous.wait_for_peers(self._rank, self._ranks, generation, self._part.parent)
+            except FinishedError:
+                break
+            ended = self._run_generation(Group(self._rank, self._ranks, generation))
+        self._loader.close()
+        self._part.journal.write("finished", step=self._state.step, note=self._state.digest())
+
+    def _run_generation(self, group: Group) -> bool:
+        """Train until the stream has ended (True) or a peer is lost (False)."""
+        try:
+            group.connect(self._rendezvous)
+            self._part.journal.write("joined", step=self._state.step, note=f"generation {group.generation}")
+            self._synchronise(group)
+            while not self._step(group):
+                self._part.parent.check()
+            self._finish(group)
+            return True
+        except PeerLostError:
+            self._state.clear_gradient()
+            return False
+        finally:
+            group.leave()
+
+    def _synchronise(self, group: Group) -> None:
+        """Give every rank the state of the one that has come furthest; equal steps mean equal states."""
+        steps = torch.zeros(self._ranks, dtype=torch.float64)
+        steps[self._rank] = self._state.step
+        group.sum(steps)
+        step, source = int(steps.max()), int(steps.argmax())
+        if step != int(steps.min()):
+            flat = self._state.flatten()
+            group.broadcast(flat, source)
+            self._state.restore(flat, step)
+        self._drop_trained()
+        if self._rank == 0:
+            self._rewind(step)
+        group.barrier()  # nobody may take the stream for ended before the refs are back
+
+    def _drop_trained(self) -> None:
+        """A batch whose step this rank did not live to see, though another rank took it, is done with."""
+        if self._batch is not None and any(map(self._state.has_seen, self._batch.ids)):
+            self._loader.ack(step=self._state.step)
+            self._batch = None
+
+    def _rewind(self, step: int) -> None:
+        """Take back acknowledgements of steps that no rank's state has reached, and settle what a dead process left.
+
+        Leases are no obstacle: the other ranks' acks will carry steps that this generation takes.
+        """
+        before = self._part.controller.store.acked_steps(self._part.controller.store.all_committed_ids())
+        self._part.controller.rewind(after_step=step, force=True)
+        back = [sample_id for sample_id, acked_at in before.items() if acked_at is not None and acked_at > step]
+        if back:
+            self._part.journal.write("rewound", back, step=step)
+
+    def _step(self, group: Group) -> bool:
+        """Lease, and take one optimizer step together with all ranks; returns whether the stream has ended."""
+        if self._batch is None:
+            self._batch = self._next_batch()
+        loss, ids = self._compute(), self._batch.ids if self._batch else []
+        ended = float(self._batch is None and self._share.ended())
+        numbers = torch.tensor([loss, len(ids), ended])
+        summed = torch.cat([self._state.gradient(), self._state.counts_of(ids), numbers])
+        self._state.clear_gradient()
+        group.sum(summed)
+        total_loss, samples, ended = (float(value) for value in summed[-3:])
+        if samples:
+            self._state.apply(summed[:-3], samples)
+            own_loss = loss / len(ids) if ids else None
+            self._part.journal.write(
+                "step", ids, step=self._state.step, loss=own_loss, global_loss=total_loss / samples
+            )
+            self._settle(group)
+        return ended > 0
+
+    def _next_batch(self) -> Batch[SampleRef] | None:
+        """The next batch; None where nothing came."""
+        batch = next(self._batches, None)
+        if batch is None:
+            self._batches = iter(self._loader)
+        return batch
+
+    def _compute(self) -> float:
+        """Leave the gradient of the batch's summed loss in the draft; returns that sum."""
+        if self._batch is None:
+            return 0.0
+        features: dict[str, Tensor] = self._batch.features
+        loss = draft_loss(self._state.draft, self._frozen, features["tokens"], features["hidden_state"])
+        loss = loss * len(self._batch.refs)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item()
+
+    def _settle(self, group: Group) -> None:
+        """Ack what this step trained, and save the state where that is due.
+
+        CRASH: a checkpoint is written once all ranks have acked what is in it, each at its step or an earlier one. So
+        after the kill of all ranks, what was acked later is exactly what the checkpoint has not seen.
+        """
+        self._loader.ack(step=self._state.step)
+        self._batch = None
+        if self._state.step % self._checkpoint_every == 0:
+            group.barrier()
+            if self._rank == 0:
+                self._state.save(self._part.demo)
+
+    def _finish(self, group: Group) -> None:
+        """Write the last checkpoint; the others stay until it is there."""
+        if self._rank == 0:
+            self._state.save(self._part.demo)
+            self._rendezvous.finish()
+        group.barrier()
