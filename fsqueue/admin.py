@@ -1,4 +1,4 @@
-"""The operator's moves: requeue, release, purge, adopt.
+"""The operator's moves: requeue, release, purge, pack, adopt.
 
 They are made as a handle makes its own: a ref is first renamed to a leased name of the operator's, which fences
 everybody else off, changed there, and renamed to where it goes. A crash in between leaves an ordinary lease of a
@@ -11,17 +11,20 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 
-from fsqueue import names
+from fsqueue import names, packing
 from fsqueue.codec import Bookkeeping, Event
 from fsqueue.errors import CorruptRefError, QueueConfigError
 from fsqueue.fileops import Directory, current, explained
 from fsqueue.handle import Handle
 from fsqueue.handout import Handout
-from fsqueue.layout import open_layout
-from fsqueue.listing import files_in, id_of, owner_matches, reading
+from fsqueue.layout import Layout, open_layout
+from fsqueue.listing import File, files_in, id_of, owner_matches, packed_in, reading, stamp_of
 from fsqueue.moves import Change, record
 from fsqueue.owners import new_owner, read_record
+from fsqueue.packing import Packed, unpack
+from fsqueue.revision import look
 from fsqueue.sight import place_of, sight
 
 _BATCH = 256
@@ -98,16 +101,23 @@ def hand_in(handle: Handle, stem: str, change: Change, back: list[str]) -> bool:
 
 
 class _Letter:
-    """A file in failed/ or done/ that is to be requeued."""
+    """A ref in failed/ or done/ that is to be requeued.
 
-    def __init__(self, directory: Directory, name: str) -> None:
+    Attributes:
+        name: the file that it has, or will have once it is unpacked.
+        where: the file that it is in.
+    """
+
+    def __init__(self, directory: Directory, name: str, file: File | None = None) -> None:
         self.directory = directory
         self.name = name
-        self.ref = sight(directory.ops.read_file(directory.fd, name))
+        self.file = file.name if file else name
+        data = file.line.data if file and file.line else directory.ops.read_file(directory.fd, self.file)
+        self.ref = sight(data)
 
     @property
     def where(self) -> str:
-        return f"{self.directory.path.rpartition('/')[2]}/{self.name}"
+        return f"{self.directory.path.rpartition('/')[2]}/{self.file}"
 
 
 def requeue(path: str, ids: Iterable[str], *, dry_run: bool = False) -> list[Outcome]:
@@ -115,9 +125,10 @@ def requeue(path: str, ids: Iterable[str], *, dry_run: bool = False) -> list[Out
     outcomes: list[Outcome] = []
     letters: dict[str, _Letter] = {}
     with reading(path) as layout:
-        done = _names_by_stem(layout.done)
-        for sample_id in ids:
-            letter = _letter(layout.failed, layout.done, done, names.stem_of(sample_id))
+        wanted = {sample_id: names.stem_of(sample_id) for sample_id in ids}
+        done = _done_by_stem(layout, set(wanted.values()))
+        for sample_id, stem in wanted.items():
+            letter = _read_letter(layout.failed, names.ref_file(stem)) or _done_last(layout, done.get(stem, []))
             if letter is None:
                 outcomes.append(Outcome(sample_id, False, "neither in failed/ nor in done/"))
             else:
@@ -137,36 +148,27 @@ def requeue_failed(path: str, *, owner: str | None = None, dry_run: bool = False
         return _requeue(path, letters, dry_run)
 
 
-def _names_by_stem(directory: Directory) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for name in directory.listing():
-        place = place_of("done", name)
-        if place:
-            found.setdefault(place.stem, []).append(name)
+def _done_by_stem(layout: Layout, stems: set[str]) -> dict[str, list[File]]:
+    """Where these refs are done; segments are read where there are any."""
+    found: dict[str, list[File]] = {}
+    for file in chain(files_in(layout, "done"), packed_in(layout)):
+        if file.place.stem in stems:
+            found.setdefault(file.place.stem, []).append(file)
     return found
 
 
-def _letter(failed: Directory, done: Directory, done_names: dict[str, list[str]], stem: str) -> _Letter | None:
-    """The dead letter of an id, or else what was done last."""
-    letter = _read_letter(failed, names.ref_file(stem))
-    if letter is not None:
-        return letter
-    candidates = sorted(done_names.get(stem, ()), key=lambda name: _mtime_ns(done, name), reverse=True)
-    return next(filter(None, (_read_letter(done, name) for name in candidates)), None)
+def _done_last(layout: Layout, files: list[File]) -> _Letter | None:
+    """What was done last."""
+    stamps = {file: found.mtime for file in files if (found := stamp_of(layout, file))}
+    last = sorted(stamps, key=lambda file: stamps[file], reverse=True)
+    return next(filter(None, (_read_letter(layout.done, file.ref_name, file) for file in last)), None)
 
 
-def _read_letter(directory: Directory, name: str) -> _Letter | None:
+def _read_letter(directory: Directory, name: str, file: File | None = None) -> _Letter | None:
     try:
-        return _Letter(directory, name)
+        return _Letter(directory, name, file)
     except (FileNotFoundError, CorruptRefError):
         return None
-
-
-def _mtime_ns(directory: Directory, name: str) -> int:
-    try:
-        return directory.ops.stat(name, dir_fd=directory.fd, follow_symlinks=False).st_mtime_ns
-    except FileNotFoundError:
-        return 0
 
 
 def _failed_under(bookkeeping: Bookkeeping, owner: str) -> bool:
@@ -183,7 +185,10 @@ def _requeue(path: str, letters: dict[str, _Letter], dry_run: bool) -> list[Outc
     good = [(sample_id, letter) for sample_id, letter in letters.items() if letter.ref.sample_id is not None]
     if dry_run or not good:
         return outcomes + [Outcome(sample_id, True, f"from {letter.where}") for sample_id, letter in good]
+    packed = {letter.name for _, letter in good if letter.file != letter.name}
     with operator(path) as handle:
+        if packed:
+            unpack(handle, lambda stem, step: names.done_file(stem, step) in packed)
         for start in range(0, len(good), _BATCH):
             outcomes += _requeue_batch(handle, good[start : start + _BATCH])
     return outcomes
@@ -280,15 +285,19 @@ def acked_after(path: str, step: int) -> list[str]:
 def purge(path: str, state: str, older_than_s: float, *, dry_run: bool = False) -> list[str]:
     """Remove the files in done/ or failed/ whose last stamp is older; returns their names.
 
-    A file was stamped last when its ref was leased or renewed, or when history was added to it.
+    A file was stamped last when its ref was leased or renewed, or when history was added to it; a segment of packed
+    refs is as old as the youngest of them.
     """
     if dry_run:
         with reading(path) as layout:
-            return _old(getattr(layout, state), state, layout.ops.time() - older_than_s)
+            limit = layout.ops.time() - older_than_s
+            segments = packing.old_segments(layout, look(layout), limit) if state == "done" else []
+            return segments + _old(getattr(layout, state), state, limit)
     with operator(path) as handle:
+        segments = packing.purge(handle, older_than_s) if state == "done" else []
         directory: Directory = getattr(handle.layout, state)
         old = _old(directory, state, handle.clock.now() - older_than_s)
-        return [name for name in old if handle.ops.remove(directory.fd, name)]
+        return segments + [name for name in old if handle.ops.remove(directory.fd, name)]
 
 
 def _old(directory: Directory, state: str, limit: float) -> list[str]:
@@ -302,6 +311,19 @@ def _is_older(directory: Directory, name: str, limit: float) -> bool:
     except FileNotFoundError:
         return False
     return stat.S_ISREG(status.st_mode) and status.st_mtime <= limit
+
+
+def pack(path: str, older_than_s: float, *, dry_run: bool = False) -> Packed:
+    """Move done files whose last stamp is older into segments of up to 10,000 refs each.
+
+    Raises:
+        QueueIOError: the filesystem refused; all refs are still done, and packing again completes it.
+    """
+    if dry_run:
+        with reading(path) as layout:
+            return packing.would_pack(layout, older_than_s)
+    with operator(path) as handle:
+        return packing.pack(handle, older_than_s)
 
 
 def adopt(path: str) -> int:

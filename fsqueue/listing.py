@@ -7,11 +7,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from typing import NamedTuple
 
-from fsqueue import names
+from fsqueue import names, segments
 from fsqueue.errors import CorruptRefError
 from fsqueue.fileops import Directory, current, explained
 from fsqueue.layout import ORDER, Layout, open_layout
 from fsqueue.order import HEADER_BYTES, Header
+from fsqueue.packing import packed_lines
+from fsqueue.revision import look
+from fsqueue.segments import Line
 from fsqueue.sight import Place, RefSight, place_of, sight
 
 _SORT_BY_MTIME_LIMIT = 4096
@@ -36,11 +39,33 @@ def owner_matches(wanted: str, owner: str) -> bool:
 
 
 class File(NamedTuple):
-    """A ref's file: its state, its name and what the name says."""
+    """A ref's file: its state, its name and what the name says.
+
+    Attributes:
+        line: the ref itself, where the file is a segment that holds it among others.
+    """
 
     state: str
     name: str
     place: Place
+    line: Line | None = None
+
+    @property
+    def ref_name(self) -> str:
+        """The name that a done ref has, or will have, as a file of its own."""
+        return self.name if names.parse_done(self.name) else names.done_file(self.place.stem, self.place.step)
+
+
+class Stamp(NamedTuple):
+    """What a file's status says.
+
+    Attributes:
+        identity: the same for a file that has moved on.
+    """
+
+    identity: object
+    mtime: float
+    size_bytes: int
 
 
 def directory_of(layout: Layout, state: str) -> Directory:
@@ -49,9 +74,25 @@ def directory_of(layout: Layout, state: str) -> Directory:
 
 
 def files_in(layout: Layout, state: str) -> list[File]:
-    """The ref files in a state's directory, in no order."""
+    """The files in a state's directory that hold one ref each, in no order."""
+    if state == "done":
+        done = look(layout)
+        return [File(state, file, place) for name, file in done.files.items() if (place := place_of(state, name))]
     parsed = ((name, place_of(state, name)) for name in directory_of(layout, state).listing())
     return [File(state, name, place) for name, place in parsed if place is not None]
+
+
+def count_in(layout: Layout, state: str) -> int:
+    """How many refs are in a state, by one listing."""
+    return look(layout).count if state == "done" else len(files_in(layout, state))
+
+
+def packed_in(layout: Layout, stem: str | None = None) -> Iterator[File]:
+    """The packed refs, or those of one stem; every segment is read."""
+    for segment, data in packed_lines(layout):
+        lines = segments.whole_lines(data)[0] if stem is None else segments.lines_of(data, stem)
+        for line in lines:
+            yield File("done", segment.name, Place(line.stem, step=line.step), line)
 
 
 def id_of(layout: Layout, file: File) -> str:
@@ -66,18 +107,23 @@ def _id_inside(layout: Layout, file: File) -> str | None:
 
 def look_inside(layout: Layout, file: File) -> RefSight | None:
     """What a file holds; None where it is gone or no regular file."""
+    if file.line is not None:
+        return sight(file.line.data)
     try:
         return sight(layout.ops.read_file(directory_of(layout, file.state).fd, file.name))
     except (FileNotFoundError, CorruptRefError):
         return None
 
 
-def stat_of(layout: Layout, file: File) -> os.stat_result | None:
-    """A file's status; None where it is gone."""
+def stamp_of(layout: Layout, file: File) -> Stamp | None:
+    """A file's status, for a packed ref that of the file it was; None where it is gone."""
+    if file.line is not None:
+        return Stamp((file.name, file.line.span), file.line.mtime_ns / 1e9, len(file.line.data))
     try:
-        return layout.ops.stat(file.name, dir_fd=directory_of(layout, file.state).fd, follow_symlinks=False)
+        status = layout.ops.stat(file.name, dir_fd=directory_of(layout, file.state).fd, follow_symlinks=False)
     except FileNotFoundError:
         return None
+    return Stamp(status.st_ino, status.st_mtime, status.st_size)
 
 
 def hinted(layout: Layout) -> Iterator[str]:
@@ -93,8 +139,8 @@ def hinted(layout: Layout) -> Iterator[str]:
             yield stem
 
 
-def in_order(layout: Layout, state: str, owner: str | None = None) -> list[File]:
-    """The files of a state: pending as they come next, the others by their last stamp.
+def in_order(layout: Layout, state: str, owner: str | None = None) -> Iterator[File]:
+    """The files of a state: pending as they come next, the others by their last stamp, packed refs first.
 
     Refs that the order does not name, and those of the other states, go by mtime where there are at most 4,096
     of them, and by name where a stat of each would cost too much.
@@ -103,15 +149,20 @@ def in_order(layout: Layout, state: str, owner: str | None = None) -> list[File]
     if owner is not None:
         files = [file for file in files if file.place.owner and owner_matches(owner, file.place.owner)]
     if state != "pending":
-        return _arranged(layout, files)
+        if state == "done":
+            yield from packed_in(layout)
+        yield from _arranged(layout, files)
+        return
     by_stem = {file.place.stem: file for file in files}
-    first = [by_stem.pop(stem) for stem in hinted(layout) if stem in by_stem]
-    return first + _arranged(layout, by_stem.values())
+    for stem in hinted(layout):
+        if stem in by_stem:
+            yield by_stem.pop(stem)
+    yield from _arranged(layout, by_stem.values())
 
 
 def _arranged(layout: Layout, files: Iterable[File]) -> list[File]:
     listed = sorted(files)
     if len(listed) > _SORT_BY_MTIME_LIMIT:
         return listed
-    stamps = {file: found.st_mtime for file in listed if (found := stat_of(layout, file)) is not None}
+    stamps = {file: found.mtime for file in listed if (found := stamp_of(layout, file)) is not None}
     return sorted(stamps, key=lambda file: stamps[file])

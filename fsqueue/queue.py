@@ -29,6 +29,7 @@ from fsqueue.overlap import IoThreads
 from fsqueue.owners import new_owner
 from fsqueue.reclaim import Reclaimer
 from fsqueue.records import SampleRef
+from fsqueue.revision import look
 from fsqueue.settle import Settler
 from fsqueue.streaming import Streaming
 from fsqueue.tally import Tally
@@ -383,7 +384,7 @@ class FileSampleRefQueue(Streaming[R]):
         """How many refs are in each state, by one listing each."""
         layout = self._here().handle.layout
         with explained("listing", self.path):
-            done = sum(1 for name in layout.done.listing() if names.parse_done(name))
+            done = look(layout).count
             failed = sum(1 for name in layout.failed.listing() if names.parse_ref(name))
         return Counts(self.depth(), self.in_flight(), done, failed)
 

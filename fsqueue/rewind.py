@@ -6,13 +6,21 @@ checkpoint of step s with the parameters of step s, so every ref acked later has
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 from fsqueue import names
 from fsqueue.errors import LeasesHeldError
 from fsqueue.fileops import despite_errors
 from fsqueue.handle import Handle
 from fsqueue.moves import record
+from fsqueue.packing import unpack
 
 _BATCH = 256
+_LOOKS = 2
+
+_Acked = tuple[int, str, str]
+"""The step of an acknowledgement, the ref's stem, and the file's name in done/."""
 
 
 def rewind(handle: Handle, after_step: int, force: bool) -> list[str]:
@@ -31,39 +39,62 @@ def rewind(handle: Handle, after_step: int, force: bool) -> list[str]:
     if others and not force:
         raise LeasesHeldError(handle.layout.path, sorted(others))
     handle.announce()
-    later = _acked_later(handle, after_step)
     returned: list[str] = []
-    for start in range(0, len(later), _BATCH):
-        _put_back(handle, later[start : start + _BATCH], after_step, returned)
+    settled: set[_Acked] = set()
+    missed: set[_Acked] = set()
+    for look in itertools.count(1):
+        # RACE: a packing may claim a file while it is listed, or afterwards: look twice, then for what was missed.
+        later = [e for e in _acked_later(handle, after_step) if e not in settled and (look <= _LOOKS or e in missed)]
+        for batch in _batches(later):
+            settled |= _put_back(handle, batch, after_step, returned)
+        missed = set(later) - settled
+        if look >= _LOOKS and not missed:
+            break
     return returned
 
 
-def _acked_later(handle: Handle, after_step: int) -> list[tuple[int, str, str]]:
-    """(step, stem, file name) of what was acked after a step, the earliest first."""
-    found = []
-    for name in handle.layout.done.listing():
+def _acked_later(handle: Handle, after_step: int) -> list[_Acked]:
+    """What was acked after a step, the earliest first; those lives of one ref side by side, where its last one is."""
+    done = unpack(handle, lambda stem, step: step is not None and step > after_step)
+    found: dict[str, list[_Acked]] = {}
+    for name in done.files:
         parsed = names.parse_done(name)
         if parsed is not None and parsed[1] is not None and parsed[1] > after_step:
-            found.append((parsed[1], parsed[0], name))
-    return sorted(found)
+            found.setdefault(parsed[0], []).append((parsed[1], parsed[0], name))
+    return [entry for lives in sorted(map(sorted, found.values()), key=lambda lives: lives[-1]) for entry in lives]
 
 
-def _put_back(handle: Handle, batch: list[tuple[int, str, str]], after_step: int, returned: list[str]) -> None:
+def _batches(later: list[_Acked]) -> Iterator[list[_Acked]]:
+    """Parts of about `_BATCH`; the lives of one ref are in one, in which the last replaces those before."""
+    start = 0
+    while start < len(later):
+        end = min(start + _BATCH, len(later))
+        while end < len(later) and later[end][1] == later[end - 1][1]:
+            end += 1
+        yield later[start:end]
+        start = end
+
+
+def _put_back(handle: Handle, batch: list[_Acked], after_step: int, returned: list[str]) -> set[_Acked]:
     """Fetch a batch from done/, see which of it is live elsewhere by now, and put the others back.
+
+    Returns:
+        What there is no more to do about: all but those that were gone when they were to be fetched.
 
     RACE: looking first and fetching then would miss a ref whose next life is claimed in between.
     """
     layout, moves = handle.layout, handle.moves
     back: list[str] = []
-    fetched: list[tuple[int, str, str]] = []
+    fetched: list[_Acked] = []
+    live: set[_Acked] = set()
 
-    def fetch(entry: tuple[int, str, str]) -> None:
-        if not handle.ops.is_there(layout.pending.fd, names.ref_file(entry[1])) and moves.fetch(
-            layout.done, entry[2], entry[1]
-        ):
+    def fetch(entry: _Acked) -> None:
+        if handle.ops.is_there(layout.pending.fd, names.ref_file(entry[1])):
+            live.add(entry)
+        elif moves.fetch(layout.done, entry[2], entry[1]):
             fetched.append(entry)
 
-    def put_back(entry: tuple[int, str, str]) -> None:
+    def put_back(entry: _Acked) -> None:
         step, stem, name = entry
         elsewhere = [owner for owner in holders.get(stem, []) if owner != handle.owner]
         if elsewhere or handle.ops.is_there(layout.pending.fd, names.ref_file(stem)):
@@ -87,3 +118,4 @@ def _put_back(handle: Handle, batch: list[tuple[int, str, str]], after_step: int
     if handle.durable:
         for directory in (layout.pending, layout.leased, layout.done):
             directory.sync()
+    return live.union(fetched)

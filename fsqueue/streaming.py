@@ -1,4 +1,4 @@
-"""What a queue object offers around the stream of refs: membership, watermarks, the end, and rewinding."""
+"""What a queue object offers around the stream of refs: membership, watermarks, the end, rewinding and packing."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from fsqueue import names
 from fsqueue.errors import QueueConfigError, StreamEndedError, StreamStalledError
 from fsqueue.fileops import explained
 from fsqueue.handle import Handle
+from fsqueue.packing import Packed, pack
 from fsqueue.rewind import rewind
 from fsqueue.stream import Membership, Quantum, Role, Stream
 
@@ -159,3 +160,14 @@ class Streaming(Generic[R]):
         with explained("rewinding", self.path):
             stems = rewind(self._current_handle(), after_step, force)
         return [names.id_of(stem) or stem for stem in stems]
+
+    def pack(self, *, older_than_s: float) -> Packed:
+        """Move done files whose last stamp is older into segments of up to 10,000 refs, which take one inode each.
+
+        What is packed is done all the same: it counts, and rewinding brings it back. Never runs by itself.
+
+        Raises:
+            QueueIOError: the filesystem refused; all refs are still done, and packing again completes it.
+        """
+        with explained("packing", self.path):
+            return pack(self._current_handle(), older_than_s)

@@ -14,7 +14,7 @@ from typing import Any
 from fsqueue import names
 from fsqueue.codec import Event
 from fsqueue.layout import STATES, Layout
-from fsqueue.listing import File, files_in, hinted, id_of, in_order, look_inside, reading, stat_of
+from fsqueue.listing import File, count_in, files_in, hinted, id_of, in_order, look_inside, packed_in, reading, stamp_of
 from fsqueue.members import StreamStatus, stream_status
 from fsqueue.owners import OwnerRecord, read_record
 from fsqueue.queue import Counts
@@ -74,7 +74,7 @@ def status(path: str | os.PathLike[str]) -> Status:
     a read of each member of the stream."""
     with reading(path) as layout:
         now = layout.ops.time()
-        listed = {state: files_in(layout, state) for state in STATES}
+        listed = {state: files_in(layout, state) for state in ("pending", "leased")}
         owners = _owners(layout, listed["leased"], now)
         head, estimated = _head(layout, listed["pending"])
         lease_ages = [found.oldest_lease_age_s for found in owners if found.oldest_lease_age_s is not None]
@@ -84,7 +84,9 @@ def status(path: str | os.PathLike[str]) -> Status:
             run_id=layout.settings.run_id,
             lease_timeout_s=layout.settings.lease_timeout_s,
             lock=layout.settings.lock,
-            counts=Counts(*(len(listed[state]) for state in ("pending", "leased", "done", "failed"))),
+            counts=Counts(
+                len(listed["pending"]), len(listed["leased"]), *(count_in(layout, s) for s in ("done", "failed"))
+            ),
             oldest_pending_id=id_of(layout, head[0]) if head else None,
             oldest_pending_age_s=_age(now, head[1]) if head else None,
             oldest_pending_is_estimate=estimated,
@@ -102,12 +104,12 @@ def _head(layout: Layout, pending: list[File]) -> tuple[tuple[File, float] | Non
     """The pending ref that comes next and its mtime; and whether that is only the oldest of a sample."""
     by_stem = {file.place.stem: file for file in pending}
     for stem in hinted(layout):
-        found = stat_of(layout, by_stem[stem]) if stem in by_stem else None
+        found = stamp_of(layout, by_stem[stem]) if stem in by_stem else None
         if found is not None:
-            return (by_stem[stem], found.st_mtime), False
+            return (by_stem[stem], found.mtime), False
     step = max(1, len(pending) // _SAMPLE)
-    stats = ((file, stat_of(layout, file)) for file in pending[::step])
-    sampled = [(file, found.st_mtime) for file, found in stats if found is not None]
+    stats = ((file, stamp_of(layout, file)) for file in pending[::step])
+    sampled = [(file, found.mtime) for file, found in stats if found is not None]
     return min(sampled, key=lambda each: each[1], default=None), bool(sampled)
 
 
@@ -118,9 +120,9 @@ def _owners(layout: Layout, leased: list[File], now: float) -> list[OwnerStatus]
     for file in leased:
         owner = file.place.owner or ""
         leases[owner] += 1
-        found = stat_of(layout, file)
+        found = stamp_of(layout, file)
         if found is not None:
-            oldest[owner] = max(oldest.get(owner, 0.0), _age(now, found.st_mtime))
+            oldest[owner] = max(oldest.get(owner, 0.0), _age(now, found.mtime))
     recorded = (names.parse_owner(name) for name in layout.owners.listing())
     known = sorted({owner for owner in recorded if owner} | set(leases))
     return [_owner(layout, owner, leases[owner], oldest.get(owner), now) for owner in known]
@@ -196,13 +198,13 @@ def _entry(layout: Layout, file: File, now: float, details: bool) -> Entry | Non
     )
     if not details:
         return plain
-    status, seen = stat_of(layout, file), look_inside(layout, file)
+    status, seen = stamp_of(layout, file), look_inside(layout, file)
     if status is None:
         return None
     return replace(
         plain,
-        age_s=_age(now, status.st_mtime),
-        size_bytes=status.st_size,
+        age_s=_age(now, status.mtime),
+        size_bytes=status.size_bytes,
         attempts=seen.bookkeeping.attempts if seen else None,
         reason=seen.bookkeeping.reason if seen else None,
     )
@@ -248,20 +250,21 @@ def show(path: str | os.PathLike[str], sample_id: str) -> list[Detail]:
 
 def _details(layout: Layout, stem: str) -> list[Detail]:
     now = layout.ops.time()
-    found: dict[int, Detail] = {}
+    found: dict[object, Detail] = {}
     for state in STATES:
         for file in _files_of(layout, state, stem):
-            status, seen = stat_of(layout, file), look_inside(layout, file)
+            status, seen = stamp_of(layout, file), look_inside(layout, file)
             if status is not None and seen is not None:
-                found.pop(status.st_ino, None)  # the same file, moved on since
-                found[status.st_ino] = _detail(layout, file, seen, _age(now, status.st_mtime), now)
+                found.pop(status.identity, None)  # the same file, moved on since
+                found[status.identity] = _detail(layout, file, seen, _age(now, status.mtime), now)
     return list(found.values())
 
 
 def _files_of(layout: Layout, state: str, stem: str) -> list[File]:
     if state == "failed":
         return [File(state, names.ref_file(stem), Place(stem))]
-    return [file for file in files_in(layout, state) if file.place.stem == stem]
+    files = [file for file in files_in(layout, state) if file.place.stem == stem]
+    return [*packed_in(layout, stem), *files] if state == "done" else files
 
 
 def _detail(layout: Layout, file: File, seen: RefSight, age_s: float, now: float) -> Detail:

@@ -29,6 +29,7 @@ COMMANDS = {
     "rewind": ("fsqueue.cli.rewind:rewind", "Put back what was acked after a checkpoint."),
     "release": ("fsqueue.cli.release:release", "Take the leases of a dead node back, now."),
     "purge": ("fsqueue.cli.purge:purge", "Remove old files from done or failed."),
+    "pack": ("fsqueue.cli.pack:pack", "Put old done files together into few."),
     "check": ("fsqueue.cli.check:check", "Find damage, and repair it."),
     "top": ("fsqueue.cli.top:top", "Watch a queue live."),
     "doctor": ("fsqueue.cli.doctor:doctor", "Find out what the filesystem can do for a queue."),

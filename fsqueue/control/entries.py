@@ -14,7 +14,7 @@ import itertools
 
 import msgspec
 
-from fsqueue.control import record
+from fsqueue import framing
 
 _REFS = b',"refs":['
 _encode = msgspec.json.Encoder().encode
@@ -44,13 +44,13 @@ _decode_ack = msgspec.json.Decoder(Ack).decode
 def commit_body(commit: Commit, refs: list[bytes]) -> tuple[bytes, int]:
     """A record's body, and where its first ref begins, counted from the start of the record."""
     head = _encode(commit)[1:-1] + _REFS
-    return head + b",".join(refs) + b"]", record.PREFIX_BYTES + len(head)
+    return head + b",".join(refs) + b"]", framing.PREFIX_BYTES + len(head)
 
 
 def parse_commit(data: bytes, start: int, end: int) -> tuple[Commit, int]:
     """The samples of the record data[start:end], and where in data its first ref begins."""
     refs_at = data.find(_REFS, start, end)
-    return _decode_commit(b"{" + data[start + record.PREFIX_BYTES : refs_at] + b"}"), refs_at + len(_REFS)
+    return _decode_commit(b"{" + data[start + framing.PREFIX_BYTES : refs_at] + b"}"), refs_at + len(_REFS)
 
 
 def ref_offsets(sizes: list[int], first: int) -> list[int]:
@@ -71,4 +71,4 @@ def ack_body(ack: Ack) -> bytes:
 
 
 def parse_ack(data: bytes, start: int, end: int) -> Ack:
-    return _decode_ack(record.fields(data, start, end))
+    return _decode_ack(framing.fields(data, start, end))

@@ -2,7 +2,7 @@
 
     store.py     the contract            replica.py   what one process knows of it, and the transactions
     entries.py   what records say        log.py       appending them durably, following what others append
-    record.py    their frame             segments.py  the directory and its files
+    ../framing.py  their frame           segments.py  the directory and its files
 
 Two logs: ``commits`` holds the refs, each once, and never shrinks; ``acks`` holds acknowledgements and is
 compacted when most of it says what fewer records could say. A transaction is one record, a line of JSON::

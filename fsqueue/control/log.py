@@ -19,7 +19,7 @@ from contextlib import suppress
 
 import msgspec
 
-from fsqueue.control import record
+from fsqueue import framing
 from fsqueue.control.errors import LedgerDamagedError, LedgerFormatError
 from fsqueue.control.flock import wait_for_lock
 from fsqueue.control.segments import Segments
@@ -85,7 +85,7 @@ class Log:
         On an error the log is as before. A failed fsync leaves open what the disk has, and repeating it could report
         success for data that the kernel has dropped: the record then goes into a new segment, with all before it.
         """
-        data = record.frame(body)
+        data = framing.frame(body)
         if not self._tainted:
             self._cut_torn_tail()
             self._write(data)
@@ -110,7 +110,7 @@ class Log:
 
     def replace(self, bodies: Iterator[bytes]) -> None:
         """Switch to a new segment of these records; the caller holds the lock, and appends no more while it does."""
-        content = b"".join(record.frame(body) for body in bodies)
+        content = b"".join(framing.frame(body) for body in bodies)
         self._switch(content)
         self.end_bytes = self._synced_bytes = len(content)
 
@@ -221,7 +221,7 @@ class Log:
 
     def _hand_over(self, data: bytes) -> bool:
         """Hand the whole records at the beginning of data, which was read at the end, to the reader."""
-        spans = record.scan(data)
+        spans = framing.scan(data)
         if not spans:
             return False
         seal = _seal_in(data, *spans[-1])
@@ -236,7 +236,7 @@ class Log:
 
     def _check_tail(self, rest: bytes) -> None:
         """Tell the torn end of a write that never returned from damage in the middle."""
-        later = record.find_later(rest)
+        later = framing.find_later(rest)
         if later is not None:
             problem = f"this does not verify, though a transaction {later} bytes later does"
             raise LedgerDamagedError(self._root.path, self.name, self.end_bytes, problem)
@@ -345,7 +345,7 @@ class Log:
         """Tell those that have this segment open where it goes on."""
         self._cut_torn_tail()
         try:
-            self._ops.pwrite_all(self.fd, record.frame(_NEXT + msgspec.json.encode(name)), self.end_bytes)
+            self._ops.pwrite_all(self.fd, framing.frame(_NEXT + msgspec.json.encode(name)), self.end_bytes)
         except OSError:
             self._cut_back()
             raise
@@ -354,6 +354,6 @@ class Log:
 
 def _seal_in(data: bytes, start: int, end: int) -> str | None:
     """The segment that a record names as the next one; None where the record is no seal."""
-    if not data.startswith(_NEXT, start + record.PREFIX_BYTES):
+    if not data.startswith(_NEXT, start + framing.PREFIX_BYTES):
         return None
-    return msgspec.json.decode(record.fields(data, start, end), type=_Seal).next
+    return msgspec.json.decode(framing.fields(data, start, end), type=_Seal).next

@@ -17,7 +17,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NamedTuple, TypedDict
 
 from fsqueue import admin, fileops, names
@@ -26,6 +26,7 @@ from fsqueue.control.store import MetadataStore
 from fsqueue.errors import LeasesHeldError
 from fsqueue.fileops import explained
 from fsqueue.handle import Handle
+from fsqueue.listing import files_in, packed_in
 from fsqueue.moves import record
 from fsqueue.owners import Liveness, read_record
 from fsqueue.queue import FileSampleRefQueue, open_owners
@@ -280,8 +281,8 @@ class FileSide(ContractSide):
         missing = self.missing(sample_ids)
         if not missing:
             return
-        parsed = map(names.parse_done, self._handle.layout.done.listing())
-        done = {found[0] for found in parsed if found}
+        layout = self._handle.layout
+        done = {file.place.stem for file in chain(files_in(layout, "done"), packed_in(layout))}
         admin.requeue(self._queue.path, [i for i in missing if names.stem_of(i) in done])
         super().requeue([i for i in missing if names.stem_of(i) not in done])
 

@@ -1,4 +1,4 @@
-"""The records of a log: pure functions, no I/O.
+"""The checksummed lines of logs and of packed refs: pure functions, no I/O.
 
 A record is one line of JSON that begins with its own checksum and length, so that it verifies by itself and
 `jq` reads it all the same::

@@ -1,0 +1,29 @@
+"""`fsqueue pack`: old done files into segments."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import click
+
+from fsqueue import admin
+from fsqueue.cli.arguments import Duration, as_json, dry_run, takes_queue
+from fsqueue.cli.output import count, one_json, remark
+
+
+@click.command(epilog="Example:  fsqueue pack /shared/queue --older-than 1h")
+@takes_queue
+@click.option("--older-than", type=Duration(), default="1h", show_default=True, help="Age, such as 2d or 12h; 0: all.")
+@dry_run
+@as_json
+def pack(queue: str, older_than: float, dry_run: bool, as_json: bool) -> None:
+    """Move the files of refs that were done long ago into segments of up to 10,000 refs, one file each.
+
+    What is packed is done all the same: `ls`, `show`, `status` and `requeue` find it, a rewind brings it back, and
+    `purge` removes it. Safe while the queue is in use, and safe to kill. The age counts as for `purge`.
+    """
+    packed = admin.pack(queue, older_than, dry_run=dry_run)
+    if as_json:
+        one_json(dataclasses.asdict(packed))
+    verb = "would pack" if dry_run else "packed"
+    remark(f"{verb} {count(packed.refs, 'ref')} into {count(packed.segments, 'segment')}")

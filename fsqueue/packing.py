@@ -1,0 +1,312 @@
+"""Packing: done files that are old become lines of a segment, which takes one inode for up to 10,000 refs.
+
+What is packed is still done: `show`, `ls`, `counts` and `requeue` find it, and `rewind` brings it back. A ref leaves
+a segment by becoming a done file again (`unpack`), and goes on from there by the moves that every done file makes.
+How it is made safe against kills and other processes: revision.py.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+from fsqueue import names, segments
+from fsqueue.errors import CorruptRefError
+from fsqueue.handle import Handle
+from fsqueue.layout import Layout
+from fsqueue.revision import Revision, look, read_segment, recover
+from fsqueue.segments import SEGMENT_BYTES, SEGMENT_REFS, Done, Line, Segment
+from fsqueue.sight import sight
+
+Wanted = Callable[[str, int | None], bool]
+
+_MERGED = 8
+_FRAME_BYTES = 512
+_BUFFER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What packing did, or would do in a dry run.
+
+    Attributes:
+        refs: done files that became lines.
+        segments: how many segments were written.
+    """
+
+    refs: int
+    segments: int
+
+
+def old_files(layout: Layout, limit: float) -> list[tuple[int, str, int]]:
+    """(mtime_ns, name, size in bytes) of the done files last stamped before a time, the oldest first: a stat each."""
+    found = []
+    for name in layout.done.listing():
+        parsed = names.parse_done(name)
+        if parsed is None or names.done_file(*parsed) != name or len(name) > segments.NAME_LIMIT_BYTES:
+            continue
+        try:
+            status = layout.ops.stat(name, dir_fd=layout.done.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+        if stat.S_ISREG(status.st_mode) and status.st_mtime <= limit and status.st_size <= SEGMENT_BYTES // 4:
+            found.append((status.st_mtime_ns, name, status.st_size))
+    return sorted(found)
+
+
+def would_pack(layout: Layout, older_than_s: float) -> Packed:
+    """What `pack` would do."""
+    refs = len(old_files(layout, layout.ops.time() - older_than_s))
+    return Packed(refs, -(-refs // SEGMENT_REFS))
+
+
+def pack(handle: Handle, older_than_s: float) -> Packed:
+    """Move done files whose last stamp is older into segments.
+
+    Segments that are not full are merged, with each other and with what is new. Costs a stat of every done file and,
+    for each that is packed, a rename, a stat, a read and an unlink.
+
+    RACE: of two that pack at once, each takes what it can rename; only one that finds itself alone merges. A rewind
+    or purge takes the licence away; then what was claimed goes back, and the next packing begins anew.
+    """
+    handle.announce()
+    recover(handle, alone=False)
+    old = deque(old_files(handle.layout, handle.clock.now() - older_than_s))
+    refs = written = 0
+    while True:
+        try:
+            packed = _pack_one(handle, old)
+        except OSError:
+            _recover_quietly(handle)
+            raise
+        recover(handle, alone=False)
+        if packed is None:
+            return Packed(refs, written)
+        refs, written = refs + packed, written + 1
+        if not old:
+            return Packed(refs, written)
+
+
+def _recover_quietly(handle: Handle) -> None:
+    """After an error, which is the one to report; what is left aside is done all the same."""
+    with suppress(OSError):
+        recover(handle, alone=False)
+
+
+def _pack_one(handle: Handle, old: deque[tuple[int, str, int]]) -> int | None:
+    """Write one segment; how many files went into it, None where none was written."""
+    with Revision(handle) as revision:
+        done = recover(handle, revision, alone=False)
+        batch = _Batch(handle, revision)
+        if len(done.licences) == 1:
+            batch.carry_over(done)
+        claimed = batch.fill(old)
+        return claimed if batch.commit() else None
+
+
+class _Batch:
+    """The lines of one segment in the making."""
+
+    def __init__(self, handle: Handle, revision: Revision) -> None:
+        self._handle = handle
+        self._revision = revision
+        self._bases: list[Segment] = []
+        self._buffer: list[bytes] = []
+        self._count = 0
+        self._claimed = 0
+        self._size = 0
+        self._newest_ns = 0
+
+    def carry_over(self, done: Done) -> None:
+        """Take the lines of segments that are not full; a damaged one stays as it is."""
+        small = sorted((s for s in done.segments if s.refs < SEGMENT_REFS), key=lambda segment: segment.refs)
+        for segment in small[:_MERGED]:
+            if self._count + segment.refs > SEGMENT_REFS:
+                return
+            status = self._handle.ops.stat(segment.name, dir_fd=self._handle.layout.done.fd, follow_symlinks=False)
+            if status.st_size > SEGMENT_BYTES // 2 or self._size + status.st_size > SEGMENT_BYTES:
+                continue
+            data = read_segment(self._handle.layout, segment)
+            lines, damaged = segments.whole_lines(data)
+            if damaged or len(lines) != segment.refs:
+                continue
+            self._bases.append(segment)
+            self._add(data, len(lines), max((line.mtime_ns for line in lines), default=0))
+
+    def _add(self, data: bytes, count: int, mtime_ns: int) -> None:
+        self._buffer.append(data)
+        self._count += count
+        self._size += len(data)
+        self._newest_ns = max(self._newest_ns, mtime_ns)
+        if self._size - self._revision.size > _BUFFER_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._revision.write(b"".join(self._buffer))
+        self._buffer.clear()
+
+    def fill(self, old: deque[tuple[int, str, int]]) -> int:
+        """Claim files until the segment is full, and add their lines; returns how many."""
+        claimed = 0
+        while old and self._count < SEGMENT_REFS and self._size + old[0][2] + _FRAME_BYTES <= SEGMENT_BYTES:
+            _, name, _ = old.popleft()
+            aside = self._revision.claim(name)
+            if aside is None:
+                continue
+            line = _line_of(self._handle, aside, name)
+            if line is None:
+                self._revision.unclaim(aside, name)
+            else:
+                self._add(segments.encode_line(line), 1, line.mtime_ns)
+                claimed += 1
+        self._claimed = claimed
+        return claimed
+
+    def commit(self) -> bool:
+        """Publish the segment, where it holds anything new or merges several."""
+        if not self._claimed and len(self._bases) < 2:
+            return False
+        self._flush()
+        return self._revision.commit(self._count, self._bases, self._newest_ns)
+
+
+def _line_of(handle: Handle, aside: str, name: str) -> Line | None:
+    """A claimed file as a line; None where it holds no whole ref of that name, or is gone."""
+    done, parsed = handle.layout.done, names.parse_done(name)
+    try:
+        mtime_ns = handle.ops.stat(aside, dir_fd=done.fd, follow_symlinks=False).st_mtime_ns
+        data = handle.ops.read_file(done.fd, aside)
+    except (FileNotFoundError, CorruptRefError):
+        return None
+    seen = sight(data)
+    if parsed is None or seen.sample_id is None or seen.torn or names.stem_of(seen.sample_id) != parsed[0]:
+        return None
+    return Line(*parsed, mtime_ns, data)
+
+
+def unpack(handle: Handle, wanted: Wanted) -> Done:
+    """Make every done ref that is wanted, by stem and step, a file of its own again; returns what is done then.
+
+    Costs one listing where nothing is packed; otherwise every segment is read. A running packing is ended.
+
+    RACE: a packing that begins afterwards may claim such a file before the caller has moved it on.
+    """
+    clean: set[str] = set()
+    while True:
+        done = look(handle.layout)
+        try:
+            if not _is_aside(done, wanted) and _holding(handle.layout, done, wanted, clean) is None:
+                return done
+            with Revision(handle) as revision:
+                found = _holding(handle.layout, recover(handle, revision, alone=True), wanted, clean)
+                if found is not None:
+                    _take_out(revision, *found)
+        except FileNotFoundError:
+            continue  # a segment was replaced, or the licence taken away: look again
+        except OSError:
+            _recover_quietly(handle)
+            raise
+        recover(handle, alone=True)
+
+
+def _is_aside(done: Done, wanted: Wanted) -> bool:
+    """Whether a revision has something in hand that is wanted."""
+    parsed = (names.parse_done(name) for name, file in done.files.items() if name != file)
+    return any(found is not None and wanted(*found) for found in parsed)
+
+
+_Found = tuple[Segment, bytes, list[Line], list[Line]]
+
+
+def _holding(layout: Layout, done: Done, wanted: Wanted, clean: set[str]) -> _Found | None:
+    """A segment that holds refs that are wanted: itself, its bytes, those lines, and the others.
+
+    Args:
+        clean: revisions whose segments hold none; those found to be so are added.
+
+    Raises:
+        FileNotFoundError: one was replaced meanwhile: look again.
+    """
+    for segment in done.segments:
+        if segment.revision in clean:
+            continue
+        data = read_segment(layout, segment)
+        lines, _ = segments.whole_lines(data)
+        taken = [line for line in lines if wanted(line.stem, line.step)]
+        if taken:
+            return segment, data, taken, [line for line in lines if not wanted(line.stem, line.step)]
+        clean.add(segment.revision)
+    return None
+
+
+def _take_out(revision: Revision, segment: Segment, data: bytes, taken: list[Line], others: list[Line]) -> None:
+    """Copy lines out of a segment, and replace it by one of the others; of two lives, the later one's file stays."""
+    revision.copy_out(sorted(taken, key=lambda line: line.mtime_ns))
+    revision.write(without(data, [line.span for line in taken]))
+    newest_ns = max((line.mtime_ns for line in others), default=taken[-1].mtime_ns)
+    revision.commit(max(0, segment.refs - len(taken)), [segment], newest_ns)
+
+
+def without(data: bytes, spans: list[tuple[int, int]]) -> bytes:
+    """Bytes without some stretches of them, in order."""
+    ends = [0, *(end for _, end in spans)]
+    starts = [*(start for start, _ in spans), len(data)]
+    return b"".join(data[end:start] for end, start in zip(ends, starts, strict=True))
+
+
+def packed_lines(layout: Layout) -> Iterator[tuple[Segment, bytes]]:
+    """Every segment in force and its bytes, those with the oldest refs first.
+
+    RACE: where one is replaced meanwhile, its successor is taken; unless part of that was given already.
+    """
+    given: set[str] = set()
+    while True:
+        again = False
+        for segment in _by_age(layout, look(layout).segments):
+            if segment.revision in given or not given.isdisjoint(segment.replaces):
+                continue
+            try:
+                data = read_segment(layout, segment)
+            except FileNotFoundError:
+                again = True
+                continue
+            given.add(segment.revision)
+            yield segment, data
+        if not again:
+            return
+
+
+def _by_age(layout: Layout, found: list[Segment]) -> list[Segment]:
+    stamps = {segment: stamp_of(layout, segment) for segment in found}
+    return sorted(found, key=lambda segment: stamps[segment] or 0.0)
+
+
+def stamp_of(layout: Layout, segment: Segment) -> float | None:
+    """A segment's mtime, the newest stamp among its refs, in seconds; None where it is gone."""
+    try:
+        return layout.ops.stat(segment.name, dir_fd=layout.done.fd, follow_symlinks=False).st_mtime
+    except FileNotFoundError:
+        return None
+
+
+def old_segments(layout: Layout, done: Done, limit: float) -> list[str]:
+    """The segments all of whose refs were last stamped before a time."""
+    stamps = ((segment.name, stamp_of(layout, segment)) for segment in done.segments)
+    return [name for name, stamp in stamps if stamp is not None and stamp <= limit]
+
+
+def purge(handle: Handle, older_than_s: float) -> list[str]:
+    """Remove segments all of whose refs were last stamped longer ago; returns their names.
+
+    RACE: a packing that begins meanwhile may carry over the lines of a segment that goes: the next purge has them.
+    """
+    done = look(handle.layout)
+    if not done.segments and not done.in_transit:
+        return []
+    done = recover(handle, alone=True)
+    old = old_segments(handle.layout, done, handle.clock.now() - older_than_s)
+    handle.layout.done.sync()  # CRASH: what these replaced is gone for good, and does not come into force again
+    return [name for name in old if handle.ops.remove(handle.layout.done.fd, name)]

@@ -1,0 +1,254 @@
+"""Changing what is packed in done/: one revision at a time, committed by one rename.
+
+    begin    create the licence, packing-<revision>@<owner>.jsonl
+    recover  take other licences away, end what other revisions have begun
+    prepare  move done files aside into it, or copy lines aside from a segment; write the licence's content
+    commit   rename the licence to packed-<revision>-...: from that instant on the segment is in force, those that it
+             replaces are not, the files that went into it are spent, and the copies that came from one hold
+    recover  unlink what is spent, give the copies their names
+
+CRASH: before the commit the segment is not there, and a file aside is an ordinary done ref under a longer name; after
+it, that file is spent. Whoever recovers next finishes either. No ref is lost, none counts twice: `segments.Done`
+tells from one listing what is in force.
+
+RACE: the lock has no part in this. A process that takes a licence away makes its owner's commit fail, whenever that
+comes, since the rename finds no file. Who replaces segments takes away, or finds none of, all licences after creating
+his own, and looks at what there is to replace after that. Were two to replace the same segment, each would have begun
+before the other looked, and one of them would have lost its licence or seen the other's commit.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import replace
+
+from fsqueue import segments
+from fsqueue.errors import CorruptRefError
+from fsqueue.fileops import despite_errors, silently_remove
+from fsqueue.handle import Handle
+from fsqueue.layout import Layout
+from fsqueue.owners import read_record
+from fsqueue.segments import Done, Licence, Line, Segment
+
+ABANDONED_S = 3600.0
+_LOOKS = 16
+_BATCH = 256
+
+
+def look(layout: Layout) -> Done:
+    """What is done, by one listing; by two that agree where a revision is at work.
+
+    RACE: a listing that a rename overtakes may show neither the old name nor the new one.
+    """
+    done = segments.read_names(layout.done.listing())
+    for _ in range(_LOOKS):
+        if not done.in_transit:
+            break
+        before, done = done, segments.read_names(layout.done.listing())
+        if _revisions(before) == _revisions(done):
+            break
+    return done
+
+
+def _revisions(done: Done) -> set[str]:
+    return {licence.name for licence in done.licences} | {s.name for s in (*done.segments, *done.replaced)}
+
+
+def look_firmly(layout: Layout) -> Done:
+    """What is done, so that it can be acted upon: asides of no revision that can be seen belong to a void one.
+
+    RACE: an aside that the first listing shows has a licence that was created before; when two further listings agree
+    that there is neither licence nor segment, the licence was taken away: its commit would be in one of them.
+    """
+    seen = set(layout.done.listing())
+    before = segments.read_names(layout.done.listing())
+    while True:
+        listing = layout.done.listing()
+        done = segments.read_names(listing)
+        if _revisions(before) == _revisions(done):
+            return replace(done, asides=[aside for aside in done.asides if aside.name in seen])
+        before = done
+
+
+def read_segment(layout: Layout, segment: Segment) -> bytes:
+    """A segment's bytes; none where it is no regular file.
+
+    Raises:
+        FileNotFoundError: it was replaced or purged.
+    """
+    try:
+        return layout.ops.read_file(layout.done.fd, segment.name)
+    except CorruptRefError:
+        return b""
+
+
+class Revision:
+    """One change of what is packed.
+
+    Attributes:
+        token: its name, 12 hex digits.
+        size: bytes written so far.
+    """
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+        self._ops = handle.ops
+        self._done = handle.layout.done
+        self.token = secrets.token_hex(6)
+        self.size = 0
+        self._licence = segments.licence_file(self.token, handle.owner)
+        self._fd = -1
+        self._committed = False
+
+    def __enter__(self) -> Revision:
+        self._fd = self._ops.create(self._done.fd, self._licence, b"")
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Give up what was not committed: others may then end what it has begun."""
+        try:
+            self._close()
+        finally:
+            if not self._committed:
+                silently_remove(self._ops, self._done.fd, [self._licence])
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            self._ops.close(fd)
+
+    def write(self, data: bytes) -> None:
+        """Add lines, through the descriptor of the licence's creation: a file taken away is never made anew."""
+        self._ops.pwrite_all(self._fd, data, self.size)
+        self.size += len(data)
+
+    def claim(self, name: str) -> str | None:
+        """Move a done file aside, on its way into this revision; its new name, None where it was gone."""
+        aside = segments.aside_file(name, self.token, original=True)
+        return aside if self._handle.moves.move(self._done, name, self._done, aside, unique=True) else None
+
+    def unclaim(self, aside: str, name: str) -> None:
+        """Undo a claim."""
+        _loosen(self._handle, aside, name)
+
+    def copy_out(self, lines: Iterable[Line]) -> None:
+        """Write lines as files of their own, which hold from the commit on."""
+        batch = list(lines)
+        for start in range(0, len(batch), _BATCH):
+            self._copy_out(batch[start : start + _BATCH])
+
+    def _copy_out(self, lines: list[Line]) -> None:
+        fds: list[int] = []
+        try:
+            for line in lines:
+                fds.append(self._ops.create(self._done.fd, self._copy_of(line), line.data))
+            self._ops.sync_all(fds, self._handle.overlap.syncs)
+        finally:
+            despite_errors(self._ops.close, fds)
+        for line in lines:
+            stamp = (line.mtime_ns, line.mtime_ns)
+            self._ops.utime(self._copy_of(line), ns=stamp, dir_fd=self._done.fd, follow_symlinks=False)
+
+    def _copy_of(self, line: Line) -> str:
+        return segments.aside_file(line.ref_name, self.token, original=False)
+
+    def commit(self, refs: int, replaces: Iterable[Segment], mtime_ns: int) -> bool:
+        """Put the segment in force; False where the licence was taken away.
+
+        CRASH: content and copies are durable before the rename, and the rename before anything is unlinked.
+
+        Args:
+            mtime_ns: the newest stamp among its refs, which becomes the segment's own.
+        """
+        self._ops.fsync(self._fd)
+        self._close()
+        name = segments.segment_file(self.token, refs, (segment.revision for segment in replaces))
+        with suppress(FileNotFoundError):
+            self._ops.utime(self._licence, ns=(mtime_ns, mtime_ns), dir_fd=self._done.fd, follow_symlinks=False)
+        self._done.sync()
+        self._committed = self._handle.moves.move(self._done, self._licence, self._done, name, unique=True)
+        self._done.sync()
+        return self._committed
+
+
+def recover(handle: Handle, mine: Revision | None = None, *, alone: bool) -> Done:
+    """End what other revisions have begun, and what was committed; returns what is there then.
+
+    Args:
+        alone: take every other licence away; otherwise those of dead owners, and those of an hour's age.
+    """
+    token = mine.token if mine else None
+    while True:
+        done = look_firmly(handle.layout)
+        others = [licence for licence in done.licences if licence.revision != token]
+        gone = [licence for licence in others if alone or _is_abandoned(handle, licence)]
+        for licence in gone:
+            handle.ops.remove(handle.layout.done.fd, licence.name)
+        if not gone and not _finish(handle, done):
+            return done
+
+
+def _is_abandoned(handle: Handle, licence: Licence) -> bool:
+    found = read_record(handle.ops, handle.layout.owners, licence.owner)
+    if found is not None and found.liveness() != "unknown":
+        return found.liveness() == "dead"
+    written_at = handle.ops.fresh_mtime(handle.layout.done.fd, licence.name)
+    return written_at is not None and handle.clock.now() - written_at > ABANDONED_S
+
+
+def _finish(handle: Handle, done: Done) -> bool:
+    """Do what committed and void revisions have left to do; False where there was nothing.
+
+    CRASH: a segment that another one replaces goes after the asides of both have gone, durably: it must not come into
+    force again, and neither must they.
+    """
+    layout, ops = handle.layout, handle.ops
+    running = {licence.revision for licence in done.licences}
+    settled = [aside for aside in done.asides if aside.revision not in running]
+    for aside in settled:
+        if aside.original == (aside.revision in done.committed):
+            ops.remove(layout.done.fd, aside.name)
+        else:
+            _loosen(handle, aside.name, aside.ref_name)
+    if settled or done.replaced:
+        layout.done.sync()
+    for segment in done.replaced:
+        ops.remove(layout.done.fd, segment.name)
+    listed = {aside.revision for aside in done.asides} | {segment.revision for segment in done.replaced}
+    spent = [s for s in done.segments if not s.refs and listed.isdisjoint((s.revision, *s.replaces))]
+    removed = [segment for segment in spent if _is_empty(handle, segment)]
+    if removed:
+        layout.done.sync()
+    for segment in removed:
+        ops.remove(layout.done.fd, segment.name)
+    return bool(settled or done.replaced or removed)
+
+
+def _loosen(handle: Handle, name: str, ref_name: str) -> None:
+    """Give a done file aside its own name, unless a later life of the ref has that.
+
+    RACE: a later life that is acked under the same step between the look and the rename is replaced by the earlier
+    one: one file of that name either way. By a link, a ref could for a moment have two.
+    """
+    done = handle.layout.done
+    mine, later = (_mtime_ns(handle, each) for each in (name, ref_name))
+    if later is not None and mine is not None and later >= mine:
+        handle.ops.remove(done.fd, name)
+    else:
+        handle.moves.move(done, name, done, ref_name)
+
+
+def _mtime_ns(handle: Handle, name: str) -> int | None:
+    try:
+        return handle.ops.stat(name, dir_fd=handle.layout.done.fd, follow_symlinks=False).st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _is_empty(handle: Handle, segment: Segment) -> bool:
+    try:
+        return handle.ops.stat(segment.name, dir_fd=handle.layout.done.fd, follow_symlinks=False).st_size == 0
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,243 @@
+"""Packed refs: what the names in done/ say, and a segment's lines; pure functions, no I/O.
+
+    packed-<revision>-<refs>[-<replaced>]....jsonl     a segment: how many refs it holds, one a line
+    packing-<revision>@<owner>.jsonl                   a licence: a segment in the making, not in force
+    <id>@<step>.json.into-<revision>                   a done file on its way into a segment
+    <id>@<step>.json.from-<revision>                   a copy of a line on its way out of one
+
+A *revision*, 12 hex digits, is one change of what is packed. It is committed from the instant that a segment
+carries its name, and that decides all the rest: which segments it replaces, that the files which went into it are
+spent, and that the copies which came from one hold. So one listing says what is done (`Done`).
+
+A line keeps the file's bytes: its line feeds, which in JSON stand between values only, are spaces there, and
+``breaks`` says where they were::
+
+    {"crc":"9d1c5fb2","len":"0000028a","stem":"s17","step":9,"mtime_ns":17...,"breaks":[600],"ref":{"sample_id":"s17",...}}
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+
+from fsqueue import framing, names
+from fsqueue.codec import UNDECODABLE
+from fsqueue.fileops import FILE_LIMIT_BYTES
+
+SEGMENT_REFS = 10_000
+SEGMENT_BYTES = FILE_LIMIT_BYTES // 2
+NAME_LIMIT_BYTES = 255 - len(".into-") - 12
+
+_REVISION = r"[0-9a-f]{12}"
+_parse_segment = re.compile(rf"packed-({_REVISION})-([0-9]{{1,9}})((?:-{_REVISION})*)\.jsonl\Z").match
+_parse_licence = re.compile(rf"packing-({_REVISION})@(.+)\.jsonl\Z").match
+_parse_aside = re.compile(rf"(.+)\.(into|from)-({_REVISION})\Z").match
+_REF = b',"ref":'
+
+
+class Segment(NamedTuple):
+    """A file of packed refs.
+
+    Attributes:
+        refs: how many it holds.
+        replaces: the revisions whose segments it stands for.
+    """
+
+    name: str
+    revision: str
+    refs: int
+    replaces: tuple[str, ...]
+
+
+class Licence(NamedTuple):
+    """A revision in the making: whoever takes this file away has ended it."""
+
+    name: str
+    revision: str
+    owner: str
+
+
+class Aside(NamedTuple):
+    """A done file that a revision has in hand.
+
+    Attributes:
+        ref_name: the name that it has by itself.
+        original: it was renamed on its way into a segment; otherwise it is a copy from one.
+    """
+
+    name: str
+    ref_name: str
+    original: bool
+    revision: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a listing of done/ says.
+
+    Attributes:
+        files: name of each done ref that has a file of its own, to that file's present name. A later life
+            under the same name hides one that a revision has in hand.
+        segments: those in force.
+        replaced: those whose successor is there.
+    """
+
+    files: dict[str, str]
+    segments: list[Segment]
+    replaced: list[Segment]
+    licences: list[Licence]
+    asides: list[Aside]
+
+    @property
+    def count(self) -> int:
+        """How many refs are done; each packed line and each file is one life of a ref."""
+        return len(self.files) + sum(segment.refs for segment in self.segments)
+
+    @property
+    def committed(self) -> set[str]:
+        return {segment.revision for segment in (*self.segments, *self.replaced)}
+
+    @property
+    def in_transit(self) -> bool:
+        """Whether a revision is at work here, or was cut short."""
+        return bool(self.licences or self.asides or self.replaced)
+
+
+def read_names(listing: Iterable[str]) -> Done:
+    """What the names in done/ say; names outside the grammar are left out."""
+    done = Done({}, [], [], [], [])
+    segments = []
+    for name in listing:
+        if segment := parse_segment(name):
+            segments.append(segment)
+        elif licence := parse_licence(name):
+            done.licences.append(licence)
+        elif aside := parse_aside(name):
+            done.asides.append(aside)
+        elif names.parse_done(name):
+            done.files[name] = name
+    replaced = {revision for segment in segments for revision in segment.replaces}
+    for segment in sorted(segments):
+        (done.replaced if segment.revision in replaced else done.segments).append(segment)
+    committed = done.committed
+    for aside in done.asides:
+        if aside.original != (aside.revision in committed):
+            done.files.setdefault(aside.ref_name, aside.name)
+    return done
+
+
+def segment_file(revision: str, refs: int, replaces: Iterable[str] = ()) -> str:
+    return "-".join(("packed", revision, str(refs), *replaces)) + ".jsonl"
+
+
+def licence_file(revision: str, owner: str) -> str:
+    return f"packing-{revision}@{owner}.jsonl"
+
+
+def aside_file(ref_name: str, revision: str, *, original: bool) -> str:
+    return f"{ref_name}.{'into' if original else 'from'}-{revision}"
+
+
+def parse_segment(name: str) -> Segment | None:
+    match = _parse_segment(name)
+    return Segment(name, match[1], int(match[2]), tuple(match[3].split("-")[1:])) if match else None
+
+
+def parse_licence(name: str) -> Licence | None:
+    match = _parse_licence(name)
+    return Licence(name, match[1], match[2]) if match and names.is_owner(match[2]) else None
+
+
+def parse_aside(name: str) -> Aside | None:
+    match = _parse_aside(name)
+    return Aside(name, match[1], match[2] == "into", match[3]) if match and names.parse_done(match[1]) else None
+
+
+class _Head(msgspec.Struct):
+    stem: str
+    step: int | None
+    mtime_ns: int
+    breaks: list[int]
+
+
+_decode_head = msgspec.json.Decoder(_Head).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class Line(NamedTuple):
+    """A packed ref.
+
+    Attributes:
+        mtime_ns: the done file's last stamp.
+        data: the done file's bytes.
+        span: where in the segment the line begins and ends.
+    """
+
+    stem: str
+    step: int | None
+    mtime_ns: int
+    data: bytes
+    span: tuple[int, int] = (0, 0)
+
+    @property
+    def ref_name(self) -> str:
+        return names.done_file(self.stem, self.step)
+
+
+def encode_line(line: Line) -> bytes:
+    """A line of a segment; the data is a JSON object."""
+    breaks = [match.start() for match in re.finditer(b"\n", line.data)]
+    head = _encode(_Head(line.stem, line.step, line.mtime_ns, breaks))
+    return framing.frame(head[1:-1] + _REF + line.data.replace(b"\n", b" "))
+
+
+def whole_lines(data: bytes) -> tuple[list[Line], list[tuple[int, int]]]:
+    """The lines of a segment, and the stretches of it that belong to none.
+
+    A line whose length, checksum or fields are not what they should be is never read: it is one of those stretches.
+    """
+    lines: list[Line] = []
+    damaged: list[tuple[int, int]] = []
+    at = 0
+    while at < len(data):
+        rest = data[at:] if at else data
+        end = 0
+        for start, end in framing.scan(rest):
+            line = _line(rest, start, end, at)
+            if line is None:
+                damaged.append((at + start, at + end))
+            else:
+                lines.append(line)
+        if end < len(rest):
+            later = framing.find_later(rest[end:])
+            stop = len(rest) if later is None else end + later
+            damaged.append((at + end, at + stop))
+            end = stop
+        at += end
+    return lines, damaged
+
+
+def _line(data: bytes, start: int, end: int, offset: int) -> Line | None:
+    split = data.find(_REF, start, end)
+    try:
+        head = _decode_head(b"{" + data[start + framing.PREFIX_BYTES : split] + b"}")
+    except UNDECODABLE:
+        return None
+    ref = bytearray(data[split + len(_REF) : end - 2])
+    if split < 0 or not names.is_stem(head.stem) or (head.step or 0) < 0:
+        return None
+    for at in head.breaks:
+        if not (0 <= at < len(ref) and ref[at] == 0x20):
+            return None
+        ref[at] = 0x0A
+    return Line(head.stem, head.step, head.mtime_ns, bytes(ref), (offset + start, offset + end))
+
+
+def lines_of(data: bytes, stem: str) -> Iterator[Line]:
+    """The lines of one stem."""
+    if b'"stem":"%s",' % stem.encode() in data:
+        yield from (line for line in whole_lines(data)[0] if line.stem == stem)
