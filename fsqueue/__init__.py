@@ -27,8 +27,9 @@ from fsqueue.errors import (
 )
 from fsqueue.lock import StaleLockWarning
 from fsqueue.memory import MemorySampleRefQueue
-from fsqueue.queue import Counts, FileSampleRefQueue
+from fsqueue.queue import FileSampleRefQueue
 from fsqueue.records import FeatureSpec, PromptTask, SampleRef, assert_no_tensors, dp_partition
+from fsqueue.tally import Counts
 
 if TYPE_CHECKING:
     from fsqueue.control import (

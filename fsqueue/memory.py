@@ -11,8 +11,8 @@ from typing import Any, Generic, TypeVar, cast
 from fsqueue.codec import Codec
 from fsqueue.errors import QueueConfigError
 from fsqueue.names import stem_of
-from fsqueue.queue import Counts
 from fsqueue.records import SampleRef, dp_partition
+from fsqueue.tally import Counts
 
 R = TypeVar("R")
 

@@ -12,50 +12,25 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple, TypeVar, cast, overload
+from typing import Any, TypeVar, cast, overload
 
 from fsqueue import fileops, names
 from fsqueue.codec import Codec, tidy
-from fsqueue.delivery import Delivery, id_of_ref
+from fsqueue.delivery import id_of_ref
 from fsqueue.errors import InvalidRefError, QueueClosedError, QueueConfigError
 from fsqueue.fileops import explained
 from fsqueue.handle import Handle
 from fsqueue.handout import Partition
-from fsqueue.intake import Intake
-from fsqueue.layout import ensure_queue, open_layout
+from fsqueue.layout import ensure_queue
 from fsqueue.overlap import IoThreads
-from fsqueue.owners import new_owner
-from fsqueue.reclaim import Reclaimer
+from fsqueue.parts import Options, Parts, open_parts
 from fsqueue.records import SampleRef
 from fsqueue.revision import look
-from fsqueue.settle import Settler
 from fsqueue.streaming import Streaming
-from fsqueue.tally import Tally
+from fsqueue.tally import Counts
 
 R = TypeVar("R")
-
-
-class Counts(NamedTuple):
-    """How many refs are in each state."""
-
-    pending: int
-    leased: int
-    done: int
-    failed: int
-
-
-class _Parts(NamedTuple):
-    """What a queue object is made of in one process, and what must not be shared after a fork."""
-
-    handle: Handle
-    intake: Intake
-    delivery: Delivery[Any]
-    settler: Settler
-    reclaimer: Reclaimer
-    pending: Tally
-    leased: Tally
 
 
 class FileSampleRefQueue(Streaming[R]):
@@ -150,20 +125,14 @@ class FileSampleRefQueue(Streaming[R]):
     ) -> None:
         self.path = os.path.abspath(os.fspath(path))
         self.ops = fileops.current()
+        self.options = Options(
+            ref_type, owner, durable, keep_done, max_attempts, heartbeat_s, clock, poll_interval_s, io_threads
+        )
+        self.options.validate(self.path)
+        self.options.validate_heartbeat(self.path, lease_timeout_s)
         self._codec: Codec[R] = Codec(cast("type[R]", ref_type))
-        self.owner_name = owner
-        self._durable = durable
-        self.keep_done = keep_done
-        self.max_attempts = max_attempts
-        self._heartbeat_s = heartbeat_s
-        self._clock = clock
-        self._poll_interval_s = poll_interval_s
-        self._io_threads = io_threads
         self._opening = threading.Lock()
         self._closed = False
-        self._validate()
-        new_owner(owner, self.path)
-        self._check_heartbeat(lease_timeout_s)
         settings = ensure_queue(
             self.ops,
             self.path,
@@ -174,63 +143,11 @@ class FileSampleRefQueue(Streaming[R]):
         )
         self.lease_timeout_s = settings.lease_timeout_s
         self.run_id = settings.run_id
-        self._check_heartbeat(settings.lease_timeout_s)
-        self._parts: _Parts | None = self._open()
+        self.options.validate_heartbeat(self.path, settings.lease_timeout_s)
+        self._parts: Parts | None = open_parts(self.ops, self.path, self._codec, self.options)
         _live.add(self)
 
-    def _validate(self) -> None:
-        if self.max_attempts is not None and self.max_attempts < 1:
-            raise QueueConfigError(self.path, f"needs max_attempts of at least 1 or None, found {self.max_attempts}")
-        if not self._poll_interval_s > 0:
-            raise QueueConfigError(self.path, f"needs a positive poll_interval_s, found {self._poll_interval_s}")
-        if self._heartbeat_s is not None and not self._heartbeat_s > 0:
-            raise QueueConfigError(self.path, f"needs a positive heartbeat_s or None, found {self._heartbeat_s}")
-        if self._io_threads != "auto" and not (isinstance(self._io_threads, int) and self._io_threads > 0):
-            raise QueueConfigError(self.path, f"needs io_threads of at least 1 or 'auto', found {self._io_threads!r}")
-
-    def _check_heartbeat(self, lease_timeout_s: float | None) -> None:
-        if self._heartbeat_s is None or lease_timeout_s is None:
-            return
-        if self._heartbeat_s > lease_timeout_s / 2:
-            raise QueueConfigError(
-                self.path,
-                f"has lease_timeout_s={lease_timeout_s}: heartbeat_s={self._heartbeat_s} would let leases "
-                "expire between beats; use at most half of the timeout",
-            )
-
-    def _open(self) -> _Parts:
-        """Open the queue for this process; it costs no listing."""
-        owner = new_owner(self.owner_name, self.path)
-        layout = open_layout(self.ops, self.path, make_missing=True)
-        handle = Handle(
-            layout,
-            owner=owner,
-            durable=self._durable,
-            heartbeat_s=self._heartbeat_s,
-            clock=self._clock,
-            io_threads=self._io_threads,
-        )
-        try:
-            with explained("locking", self.path):
-                handle.order_file.probe()
-        except BaseException:
-            with suppress(OSError):  # the first error is the one to report
-                layout.close()
-            raise
-        settler = Settler(handle, keep_done=self.keep_done, max_attempts=self.max_attempts)
-        reclaimer = Reclaimer(handle, self.max_attempts)
-        intake = Intake(handle)
-        return _Parts(
-            handle,
-            intake,
-            Delivery(handle, self._codec, intake, settler, reclaimer),
-            settler,
-            reclaimer,
-            Tally(layout.pending, names.parse_pending),
-            Tally(layout.leased, names.parse_leased),
-        )
-
-    def _here(self) -> _Parts:
+    def _here(self) -> Parts:
         """The parts that belong to this process."""
         parts = self._parts
         if parts is not None:
@@ -239,7 +156,7 @@ class FileSampleRefQueue(Streaming[R]):
             if self._closed:
                 raise QueueClosedError(self.path)
             if self._parts is None:
-                self._parts = self._open()
+                self._parts = open_parts(self.ops, self.path, self._codec, self.options)
             return self._parts
 
     def _current_handle(self) -> Handle:
@@ -296,7 +213,7 @@ class FileSampleRefQueue(Streaming[R]):
         if max_refs <= 0:
             return []
         with explained("getting refs from", self.path):
-            return parts.delivery.get(max_refs, timeout_s, partition, self._poll_interval_s)
+            return parts.delivery.get(max_refs, timeout_s, partition, self.options.poll_interval_s)
 
     def ack(self, refs: Iterable[R], *, step: int | None = None) -> list[str]:
         """Move refs to done/; with step, the optimizer step becomes part of the file's name.
@@ -354,7 +271,7 @@ class FileSampleRefQueue(Streaming[R]):
         with explained("releasing refs in", self.path):
             return parts.settler.release_all()
 
-    def _settle(self, what: str, refs: Iterable[R], settle: Callable[[_Parts, list[str]], list[str]]) -> list[str]:
+    def _settle(self, what: str, refs: Iterable[R], settle: Callable[[Parts, list[str]], list[str]]) -> list[str]:
         parts = self._here()
         ids = {names.stem_of(sample_id): sample_id for sample_id in map(id_of_ref, refs)}
         if not ids:
@@ -405,18 +322,7 @@ class FileSampleRefQueue(Streaming[R]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, in whatever process, is another handle of the same queue, with the same options."""
-        reopen = partial(
-            FileSampleRefQueue,
-            ref_type=self._codec.ref_type,
-            owner=self.owner_name,
-            durable=self._durable,
-            keep_done=self.keep_done,
-            max_attempts=self.max_attempts,
-            heartbeat_s=self._heartbeat_s,
-            clock=self._clock,
-            poll_interval_s=self._poll_interval_s,
-        )
-        return reopen, (self.path,)
+        return partial(FileSampleRefQueue, **vars(self.options)), (self.path,)
 
     def __repr__(self) -> str:
         return f"FileSampleRefQueue({self.path!r})"

@@ -17,8 +17,8 @@ from fsqueue.layout import STATES, Layout
 from fsqueue.listing import File, count_in, files_in, hinted, id_of, in_order, look_inside, packed_in, reading, stamp_of
 from fsqueue.members import StreamStatus, stream_status
 from fsqueue.owners import OwnerRecord, read_record
-from fsqueue.queue import Counts
 from fsqueue.sight import Place, RefSight
+from fsqueue.tally import Counts
 
 _SAMPLE = 256
 _LOOKS = 3

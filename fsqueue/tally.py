@@ -1,12 +1,22 @@
-"""Knowing that a directory has not changed, so that it need not be listed again."""
+"""Counting refs, and knowing that a directory has not changed, so that it need not be listed again."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from fsqueue.fileops import Directory
 
 _COARSEST_S = 2.0
+
+
+class Counts(NamedTuple):
+    """How many refs are in each state."""
+
+    pending: int
+    leased: int
+    done: int
+    failed: int
 
 
 class Unchanged:

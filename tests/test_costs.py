@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from support import (
     refs,
 )
 
-from fsqueue import (
-    FileSampleRefQueue,
-)
+import fsqueue
+from fsqueue import FileSampleRefQueue
 
+MODIFYING = {"write", "pwrite", "rename", "utime", "unlink", "ftruncate"}
 STATES = ("pending", "leased", "done", "failed")
 
 
@@ -44,30 +45,45 @@ def test_opening_a_handle_lists_nothing(tmp_path: Path) -> None:
     assert calls[1]["listdir"] == 0
 
 
-def test_put_get_ack_stay_within_the_budget(tmp_path: Path) -> None:
-    """A ref costs 3 modifications to put, 2 and one read to get, 1 to ack, besides a constant a call."""
+BUDGET = re.findall(
+    r"^\| (put|get|ack) \| ([a-z, ]+) \| (\d+) \((\d+)\) \| (\d+) \((\d+)\) \| (\d+) \((\d+)\) \| (\d+) \((\d+)\) \|$",
+    (Path(fsqueue.__file__).parent / "FORMAT.md").read_text(encoding="utf-8"),
+    flags=re.MULTILINE,
+)
+assert len(BUDGET) == 6, "every row of the table is read"
+
+
+@pytest.mark.parametrize("durable", [False, True], ids=["", "durable"])
+@pytest.mark.parametrize("row", BUDGET, ids=lambda row: " ".join(row[:2]))
+def test_the_budget_is_what_format_says(path: Path, row: tuple[str, ...], durable: bool) -> None:
+    """What a ref and a call cost, from two batches that differ by 100 refs, is what the table in FORMAT.md states."""
+    call, mount, *numbers = row
+    few, many = (spent_on(call, mount, path / str(batch), batch, durable) for batch in (10, 110))
+    stated = [int(number) for number in (numbers[4:] if durable else numbers[:4])]
+    per_ref = [(b - a) / 100 for a, b in zip(few, many, strict=True)]
+    per_call = [a - 10 * each for a, each in zip(few, per_ref, strict=True)]
+    assert [per_ref[0], per_ref[1], per_call[0], per_call[1]] == stated
+
+
+def spent_on(call: str, mount: str, path: Path, batch: int, durable: bool) -> tuple[int, int]:
+    """How many file operations a call makes, and how many of them modify something."""
     tap = Tap()
-    queue = open_tapped(tap, tmp_path / "q", durable=False)
-    queue.put(refs("warm up"))
+    if "shared" in mount:
+        tap.ops.filesystem_type = lambda path: "nfs4"
+    tap.ops.monotonic = lambda: 1_000.0  # rounds and sweeps happen once
+    with FileSampleRefQueue(path, durable=False) as other:
+        other.put(numbered(20 * batch if "long" in mount else batch, prefix="old"))
+    queue = open_tapped(tap, path, durable=durable, io_threads=1)
+    queue.put(refs("x", "y", "z"))
     queue.ack(queue.get(1))
-    spent = {}
-    for batch in (10, 110):
-        todo = numbered(batch)
-        for name, work in (("put", lambda t=todo: queue.put(t)), ("get", lambda n=batch: queue.get(n)), ("ack", None)):
-            tap.counts.clear()
-            work() if work else queue.ack(todo)
-            spent[name, batch] = tap.counts.copy()
-    per_ref = {name: rates(spent[name, 110], spent[name, 10]) for name in ("put", "get", "ack")}
-    assert per_ref["put"] == {"open": 1, "write": 1, "close": 1, "rename": 1, "look": 1}
-    assert per_ref["get"] == {"utime": 1, "rename": 1, "open": 1, "read": 1, "close": 1}
-    assert per_ref["ack"] == {"rename": 1}
+    todo = numbered(batch)
+    taken = queue.get(batch) if call == "ack" else []
+    made: list[bool] = []
+    tap.before = lambda name, args, _: made.append(name in MODIFYING or (name == "open" and bool(args[1] & os.O_TRUNC)))
+    {"put": lambda: queue.put(todo), "get": lambda: queue.get(batch), "ack": lambda: queue.ack(taken)}[call]()
+    tap.before = None
     queue.close()
-
-
-def rates(many: Counter[str], few: Counter[str]) -> dict[str, float]:
-    """Calls a ref, from two batches that differ by 100 refs; asking whether a name exists counts as a look."""
-    looks = {"stat": "look", "access": "look"}
-    return {looks.get(op, op): count / 100 for op, count in (many - few).items()}
+    return len(made), sum(made)
 
 
 def test_listing_folders_by_descriptor(tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ class FileSide(ContractSide):
         liveness = self._liveness(owner)
         if liveness == "dead":
             return True
-        if self._queue.owner_name is None or _name_of(owner) != _name_of(self._queue.owner):
+        if self._queue.options.owner is None or _name_of(owner) != _name_of(self._queue.owner):
             return False
         if liveness == "alive":
             raise LiveNamesakeError(owner, count, f"its process {names.pid_of(owner)} runs on this host")
@@ -225,7 +225,7 @@ class FileSide(ContractSide):
         if handle.moves.fetch(leased, names.leased_file(stem, owner), stem):
             reason = "the controller that leased it is gone"
             counted = record("expired", handle.clock.now(), owner, reason, attempt=True)
-            return_or_bury(handle, stem, counted, reason, self._queue.max_attempts, back)
+            return_or_bury(handle, stem, counted, reason, self._queue.options.max_attempts, back)
 
     def refuse_while_leased(self) -> None:
         """Raise LeasesHeldError where another owner leases refs."""
@@ -267,7 +267,7 @@ class FileSide(ContractSide):
 
     def settle(self, acked: dict[str, int | None]) -> None:
         """Move acknowledged samples to done/, whoever holds them."""
-        handle, layout, keep = self._handle, self._handle.layout, self._queue.keep_done
+        handle, layout, keep = self._handle, self._handle.layout, self._queue.options.keep_done
         with explained("acknowledging refs in", self._queue.path):
             for sample_id, step in acked.items():
                 stem = names.stem_of(sample_id)

@@ -26,8 +26,8 @@ from fsqueue.demo.rendezvous import Rendezvous
 from fsqueue.demo.report import Tally, make_report
 from fsqueue.demo.workers import Crew, Worker
 from fsqueue.layout import STREAM
-from fsqueue.queue import Counts
 from fsqueue.records import SampleRef
+from fsqueue.tally import Counts
 
 _POLL_S = 0.05
 _PROGRESS_S = 0.5
