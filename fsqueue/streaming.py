@@ -152,7 +152,7 @@ class Streaming(Generic[R]):
         again. Refs that were acked without a step stay where they are.
 
         Returns:
-            The ids put back, in the order of their steps.
+            The ids put back, in the order of their steps; for one too long to be a file's name, its name's stem.
 
         Raises:
             LeasesHeldError: another owner holds leases and force is not set.
