@@ -1,6 +1,7 @@
 """fsqueue: a durable, exclusive, cross-process queue that needs nothing but a directory.
 
-The queue is imported at once, what is built around it when it is first asked for.
+The queue is imported at once, what is built around it when it is first asked for. What needs torch is not in
+`__all__`, so that a star import works without it.
 """
 
 from __future__ import annotations
@@ -49,6 +50,10 @@ if TYPE_CHECKING:
         MetadataStore,
         TrainLease,
     )
+    from fsqueue.features import FeatureDataLoader as FeatureDataLoader
+    from fsqueue.features import FeatureDataset as FeatureDataset
+    from fsqueue.features import FeatureStore as FeatureStore
+    from fsqueue.features import SharedDirFeatureStore as SharedDirFeatureStore
     from fsqueue.view import PartialWindowWarning, TrainerView
 
 __all__ = [
@@ -114,6 +119,7 @@ _AROUND = {
         "MetadataStore",
         "TrainLease",
     ),
+    "fsqueue.features": ("FeatureDataLoader", "FeatureDataset", "FeatureStore", "SharedDirFeatureStore"),
     "fsqueue.view": ("PartialWindowWarning", "TrainerView"),
 }
 _MODULE_OF = {name: module for module, provided in _AROUND.items() for name in provided}

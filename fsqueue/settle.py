@@ -229,6 +229,7 @@ class Settler:
     def adopt(self, stems: list[str]) -> list[str]:
         """Count leases that were handed over to this handle as its own, so that it settles and renews them as such."""
         handle, leased = self._handle, self._handle.layout.leased
+        leased.refresh()  # NFS: or a name that this client has missed is remembered as missing
         mine = [stem for stem in stems if handle.ops.exists(leased.fd, names.leased_file(stem, handle.owner))]
         for stem in mine:
             handle.held.add(stem)
