@@ -95,26 +95,39 @@ class Counted:
     Attributes:
         ops: the table to open handles with.
         calls: how often each ran.
-        at: when each ran: monotonic seconds, and the CPU seconds that the process had used by then.
         held_s: how long each hold of the lock took.
     """
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
-        self.at: list[tuple[float, float]] = []
         self.held_s: list[float] = []
         self._locked_at = 0.0
         self.ops = wrapped(FileOps(), self._around)
 
     def _around(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self.calls[name] += 1
-        self.at.append((time.monotonic(), time.process_time()))
         result = call(*args, **kwargs)
         if name == "lock" and result:
             self._locked_at = time.perf_counter()
         elif name == "unlock":
             self.held_s.append(time.perf_counter() - self._locked_at)
         return result
+
+
+class Watched(Counted):
+    """Also notes the times.
+
+    Attributes:
+        at: for each file operation, monotonic seconds and the CPU seconds that the process had used by then.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at: list[tuple[float, float]] = []
+
+    def _around(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self.at.append((time.monotonic(), time.process_time()))
+        return super()._around(name, call, *args, **kwargs)
 
 
 def checked(name: str, put: Sequence[str], got: Sequence[str]) -> Measure:

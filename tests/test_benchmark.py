@@ -119,3 +119,34 @@ def test_a_queue_works_on_the_slow_mount(tmp_path: Path) -> None:
         assert mount.trips["RENAME"] == 3
         assert queue.ack(taken) == []
         assert queue.counts() == (0, 0, 4, 0)
+
+
+def test_a_quick_run_of_the_scale_measures(tmp_path: Path) -> None:
+    """Every measure is printed with its goal, and no ref is lost or doubled among the processes."""
+    result = tmp_path / "result.json"
+    done = run("scale.py", "--dir", str(tmp_path / "scratch"), "--quick", "--json", str(result))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list((tmp_path / "scratch").iterdir()) == []
+    measures = {row["name"]: row for row in json.loads(result.read_text())["measures"]}
+    assert set(measures) >= {"listings to open it", "lock held, all of these", "a waiting consumer's CPU"}
+    verified = [row for row in measures.values() if row["verifies"]]
+    assert len(verified) == 7
+    assert all(row["value"] == 0 for row in verified)
+    assert measures["listings to open it"]["value"] == 0
+    assert all(name in done.stdout for name in measures)
+
+
+def test_charts(tmp_path: Path) -> None:
+    """Each is a PNG with its name; one that would show a single point is left out."""
+    pytest.importorskip("matplotlib")
+    charts = tmp_path / "charts"
+    options = ("--quick", "--backlog", "50,100", "--plots", str(charts))
+    done = run("bench.py", "--dir", str(tmp_path / "scratch"), *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = {"throughput-backlog.png", "throughput-processes.png", "get-latency.png"}
+    assert {path.name for path in charts.iterdir()} == names
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in charts.iterdir())
+    done = run(
+        "bench.py", "--dir", str(tmp_path / "scratch"), "--quick", "--procs", "1", "--plots", str(tmp_path / "few")
+    )
+    assert [path.name for path in (tmp_path / "few").iterdir()] == ["get-latency.png"]
