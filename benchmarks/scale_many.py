@@ -17,6 +17,7 @@ from subjects import sample
 
 FEW = 2
 _BATCH = 16
+_TIMES_AS_LONG = 3  # a consumer's share of a short run is mostly chance
 _GUARD_S = 120.0
 _CONTEXT = multiprocessing.get_context("forkserver")
 
@@ -146,7 +147,7 @@ def _run(
     ]
     for index in range(consumers):
         plans.append((consume, Plan(path, f"consumer{index}", pause_s, (index, consumers) if parted else None)))
-    works, seconds = _work(plans, scale.seconds)
+    works, seconds = _work(plans, _TIMES_AS_LONG * scale.seconds)
     crowd = Crowd(works[:producers], works[producers:], seconds)
     rest: list[str] = []
     with open_queue(path) as queue:
