@@ -9,7 +9,7 @@ directory given, so what is measured is the queue and not a model of it.
     write, pwrite           nothing before the flush
     fsync, close, unlock    WRITE where something is unsent  modifies   overlaps
     close                   CLOSE; a directory: nothing      reads
-    read, pread             READ where no page is cached     reads
+    read, pread, readinto   READ where no page is cached     reads
     fstat                   GETATTR after a lock             reads
     stat, access            LOOKUP                           reads
     listdir, scan_until     READDIR: 1 + one a 1,000 names   reads
@@ -151,6 +151,11 @@ class SlowMount:
         data = call(fd, count, offset)
         self._fetch(fd, offset, len(data))
         return data
+
+    def _readinto(self, call: Callable[[int, memoryview, int], int], fd: int, buffer: memoryview, offset: int) -> int:
+        count = call(fd, buffer, offset)
+        self._fetch(fd, offset, count)
+        return count
 
     def _fetch(self, fd: int, offset: int, size: int) -> None:
         pages = _pages(offset, size)

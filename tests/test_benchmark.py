@@ -14,7 +14,7 @@ from slow_layer import SlowMount
 from support import GUARD_S, InThread, numbered
 
 from fsqueue import FileSampleRefQueue
-from fsqueue.fileops import using
+from fsqueue.fileops import CALLS, using
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -105,6 +105,11 @@ def test_on_the_slow_mount_only_creates_and_renames_wait_for_each_other(tmp_path
     assert [work.result() for work in works] == [None] * 20
     for fd in fds:
         os.close(fd)
+
+
+def test_the_slow_mount_knows_every_file_operation() -> None:
+    """One that is added to the table needs its price here."""
+    assert [name for name in CALLS if not hasattr(SlowMount, f"_{name}")] == []
 
 
 def test_a_queue_works_on_the_slow_mount(tmp_path: Path) -> None:
