@@ -4,10 +4,11 @@
     python benchmarks/peers.py --dir /dev/shm/bench --no-durable
 
 Every implementation carries the same refs in the same encoding, and is used as its documentation says; what each
-gives, and where that is stated, is in the docstrings of peer_subjects.py and in `OWN`. Where a claim can be tried
-here, it is: every ref that was put must be delivered before the run ends, and none twice; and in a run of its own a
-consumer that holds refs is killed by SIGKILL, after which another process must get them all. A missing package is
-skipped. Exits with 1 when this project's own queue lost or doubled a ref, or kept those of a killed consumer.
+gives, and where that is stated, is in the docstrings of peer_files.py and peer_sqlite.py, and in `OWN`. What can be
+tried here, is: every ref that was put must be delivered before the run ends, and none twice; and in a run of its
+own a consumer that holds refs is killed by SIGKILL, after which another process must get them all. A missing
+package is skipped. Exits with 1 when this project's own queue lost or doubled a ref, or kept those of a killed
+consumer.
 """
 
 from __future__ import annotations

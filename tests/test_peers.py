@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peer_subjects import PEERS, PeerSubject
+from peer_base import PeerSubject
+from peer_subjects import PEERS
 from test_benchmark import ROOT, run
 
 INSTALLED = [kind for kind, peer in PEERS.items() if importlib.util.find_spec(peer.module.partition(".")[0])]
