@@ -73,6 +73,30 @@ def acked_long_ago(stage: Stage) -> None:
             os.utime(stage.path / "done" / name, (LONG_AGO_S, LONG_AGO_S))
 
 
+def packed(stage: Stage) -> None:
+    """The batch was acked, and packed together with a ref that stays."""
+    opened(stage)
+    stage.queue.put([make_ref("packed-too")])
+    stage.queue.ack(stage.queue.get(1), step=1)
+    stage.queue.put(stage.batch)
+    stage.queue.ack(stage.queue.get(len(stage.batch)), step=9)
+    for name in os.listdir(stage.path / "done"):
+        if name != "old.json":
+            os.utime(stage.path / "done" / name, (LONG_AGO_S, LONG_AGO_S))
+    stage.queue.pack(older_than_s=LEASE_S)
+
+
+def packed_and_acked(stage: Stage) -> None:
+    """A segment that is not full, and the batch acked long ago."""
+    opened(stage)
+    stage.queue.put([make_ref("packed-too")])
+    stage.queue.ack(stage.queue.get(1), step=9)
+    os.utime(stage.path / "done" / "packed-too@9.json", (LONG_AGO_S, LONG_AGO_S))
+    stage.queue.pack(older_than_s=LEASE_S)
+    stage.queue.close()
+    acked_long_ago(stage)
+
+
 def damaged(stage: Stage) -> None:
     """Refs under wrong names, no order, and what a producer that died left behind."""
     misnamed(stage)
