@@ -128,15 +128,17 @@ class _Batch:
         for segment in small[:_MERGED]:
             if self._count + segment.refs > SEGMENT_REFS:
                 return
-            status = self._handle.ops.stat(segment.name, dir_fd=self._handle.layout.done.fd, follow_symlinks=False)
-            if status.st_size > SEGMENT_BYTES // 2 or self._size + status.st_size > SEGMENT_BYTES:
-                continue
-            data = read_segment(self._handle.layout, segment)
+            try:
+                status = self._handle.ops.stat(segment.name, dir_fd=self._handle.layout.done.fd, follow_symlinks=False)
+                if status.st_size > SEGMENT_BYTES // 2 or self._size + status.st_size > SEGMENT_BYTES:
+                    continue
+                data = read_segment(self._handle.layout, segment)
+            except FileNotFoundError:
+                return  # RACE: who has replaced or purged it has taken the licence away before
             lines, damaged = segments.whole_lines(data)
-            if damaged or len(lines) != segment.refs:
-                continue
-            self._bases.append(segment)
-            self._add(data, len(lines), max((line.mtime_ns for line in lines), default=0))
+            if not damaged and len(lines) == segment.refs:
+                self._bases.append(segment)
+                self._add(data, len(lines), max((line.mtime_ns for line in lines), default=0))
 
     def _add(self, data: bytes, count: int, mtime_ns: int) -> None:
         self._buffer.append(data)

@@ -73,26 +73,27 @@ def acked_long_ago(stage: Stage) -> None:
             os.utime(stage.path / "done" / name, (LONG_AGO_S, LONG_AGO_S))
 
 
-def packed(stage: Stage) -> None:
-    """The batch was acked, and packed together with a ref that stays."""
-    opened(stage)
-    stage.queue.put([make_ref("packed-too")])
-    stage.queue.ack(stage.queue.get(1), step=1)
-    stage.queue.put(stage.batch)
-    stage.queue.ack(stage.queue.get(len(stage.batch)), step=9)
+def _pack_all(stage: Stage) -> None:
     for name in os.listdir(stage.path / "done"):
-        if name != "old.json":
-            os.utime(stage.path / "done" / name, (LONG_AGO_S, LONG_AGO_S))
+        os.utime(stage.path / "done" / name, (LONG_AGO_S, LONG_AGO_S))
     stage.queue.pack(older_than_s=LEASE_S)
 
 
-def packed_and_acked(stage: Stage) -> None:
-    """A segment that is not full, and the batch acked long ago."""
+def packed(stage: Stage) -> None:
+    """The batch was acked, and is packed in one segment with the bystander that was done before."""
+    acked(stage)
+    _pack_all(stage)
+
+
+def packed_alone(stage: Stage) -> None:
+    acked_long_ago(stage)
+    stage.queue.pack(older_than_s=LEASE_S)
+
+
+def packed_before(stage: Stage) -> None:
+    """A segment that is not full, with a bystander, and the batch acked long ago."""
     opened(stage)
-    stage.queue.put([make_ref("packed-too")])
-    stage.queue.ack(stage.queue.get(1), step=9)
-    os.utime(stage.path / "done" / "packed-too@9.json", (LONG_AGO_S, LONG_AGO_S))
-    stage.queue.pack(older_than_s=LEASE_S)
+    _pack_all(stage)
     stage.queue.close()
     acked_long_ago(stage)
 
