@@ -28,6 +28,7 @@ from fsqueue.revision import look
 from fsqueue.sight import place_of, sight
 
 _BATCH = 256
+_LOOKS = 3
 
 
 @dataclass(frozen=True)
@@ -126,9 +127,9 @@ def requeue(path: str, ids: Iterable[str], *, dry_run: bool = False) -> list[Out
     letters: dict[str, _Letter] = {}
     with reading(path) as layout:
         wanted = {sample_id: names.stem_of(sample_id) for sample_id in ids}
-        done = _done_by_stem(layout, set(wanted.values()))
+        found = _letters(layout, set(wanted.values()))
         for sample_id, stem in wanted.items():
-            letter = _read_letter(layout.failed, names.ref_file(stem)) or _done_last(layout, done.get(stem, []))
+            letter = found.get(stem)
             if letter is None:
                 outcomes.append(Outcome(sample_id, False, "neither in failed/ nor in done/"))
             else:
@@ -146,6 +147,22 @@ def requeue_failed(path: str, *, owner: str | None = None, dry_run: bool = False
             if stem and letter and (owner is None or _failed_under(letter.ref.bookkeeping, owner)):
                 letters[names.id_of(stem) or letter.ref.sample_id or stem] = letter
         return _requeue(path, letters, dry_run)
+
+
+def _letters(layout: Layout, stems: set[str]) -> dict[str, _Letter]:
+    """The dead letter of each ref, or else what was done last.
+
+    RACE: a done file that is packed while its places are looked at is looked for again.
+    """
+    found = {stem: letter for stem in stems if (letter := _read_letter(layout.failed, names.ref_file(stem)))}
+    missing = stems - found.keys()
+    for _ in range(_LOOKS if missing else 0):
+        done = _done_by_stem(layout, missing)
+        found |= {stem: letter for stem, files in done.items() if (letter := _done_last(layout, files))}
+        missing = done.keys() - found.keys()
+        if not missing:
+            break
+    return found
 
 
 def _done_by_stem(layout: Layout, stems: set[str]) -> dict[str, list[File]]:
@@ -206,13 +223,21 @@ def _requeue_batch(handle: Handle, batch: list[tuple[str, _Letter]]) -> list[Out
             if stem in holders or handle.ops.exists(handle.layout.pending.fd, names.ref_file(stem)):
                 where = f"leased by {holders[stem][0]}" if stem in holders else "pending"
                 outcomes.append(Outcome(sample_id, False, f"{where} already: {letter.where} stays"))
-            elif fetch(handle, letter.directory, letter.name, stem):
+            elif fetch(handle, letter.directory, letter.name, stem) or _fetch_packed(handle, letter, stem):
                 fetched[stem] = sample_id
                 outcomes.append(Outcome(sample_id, True, f"from {letter.where}"))
             else:
                 outcomes.append(Outcome(sample_id, False, f"{letter.where} is gone: somebody else moved it"))
     _hand_in_all(handle, list(fetched), _requeued(handle.clock.now(), handle.owner))
     return outcomes
+
+
+def _fetch_packed(handle: Handle, letter: _Letter, stem: str) -> bool:
+    """RACE: a packing has claimed the file since it was looked at."""
+    if letter.directory.path != handle.layout.done.path:
+        return False
+    unpack(handle, lambda packed, step: names.done_file(packed, step) == letter.name)
+    return fetch(handle, letter.directory, letter.name, stem)
 
 
 def _requeued(now: float, owner: str) -> Change:

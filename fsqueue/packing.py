@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from fsqueue import names, segments
+from fsqueue.codec import Bookkeeping, Event, wrap_raw
 from fsqueue.errors import CorruptRefError
 from fsqueue.handle import Handle
 from fsqueue.layout import Layout
@@ -24,6 +25,7 @@ from fsqueue.sight import sight
 Wanted = Callable[[str, int | None], bool]
 
 _MERGED = 8
+_DAMAGED = "found in a segment of packed refs: it belongs to no whole line"
 _FRAME_BYTES = 512
 _BUFFER_BYTES = 1 << 20
 
@@ -126,15 +128,17 @@ class _Batch:
         for segment in small[:_MERGED]:
             if self._count + segment.refs > SEGMENT_REFS:
                 return
-            status = self._handle.ops.stat(segment.name, dir_fd=self._handle.layout.done.fd, follow_symlinks=False)
-            if status.st_size > SEGMENT_BYTES // 2 or self._size + status.st_size > SEGMENT_BYTES:
-                continue
-            data = read_segment(self._handle.layout, segment)
+            try:
+                status = self._handle.ops.stat(segment.name, dir_fd=self._handle.layout.done.fd, follow_symlinks=False)
+                if status.st_size > SEGMENT_BYTES // 2 or self._size + status.st_size > SEGMENT_BYTES:
+                    continue
+                data = read_segment(self._handle.layout, segment)
+            except FileNotFoundError:
+                return  # RACE: who has replaced or purged it has taken the licence away before
             lines, damaged = segments.whole_lines(data)
-            if damaged or len(lines) != segment.refs:
-                continue
-            self._bases.append(segment)
-            self._add(data, len(lines), max((line.mtime_ns for line in lines), default=0))
+            if not damaged and len(lines) == segment.refs:
+                self._bases.append(segment)
+                self._add(data, len(lines), max((line.mtime_ns for line in lines), default=0))
 
     def _add(self, data: bytes, count: int, mtime_ns: int) -> None:
         self._buffer.append(data)
@@ -245,16 +249,36 @@ def _holding(layout: Layout, done: Done, wanted: Wanted, clean: set[str]) -> _Fo
 def _take_out(revision: Revision, segment: Segment, data: bytes, taken: list[Line], others: list[Line]) -> None:
     """Copy lines out of a segment, and replace it by one of the others; of two lives, the later one's file stays."""
     revision.copy_out(sorted(taken, key=lambda line: line.mtime_ns))
-    revision.write(without(data, [line.span for line in taken]))
+    revision.write(segments.without(data, [line.span for line in taken]))
     newest_ns = max((line.mtime_ns for line in others), default=taken[-1].mtime_ns)
     revision.commit(max(0, segment.refs - len(taken)), [segment], newest_ns)
 
 
-def without(data: bytes, spans: list[tuple[int, int]]) -> bytes:
-    """Bytes without some stretches of them, in order."""
-    ends = [0, *(end for _, end in spans)]
-    starts = [*(start for start, _ in spans), len(data)]
-    return b"".join(data[end:start] for end, start in zip(ends, starts, strict=True))
+def mend_segment(handle: Handle, name: str) -> str | None:
+    """Replace a damaged segment by one of its whole lines; returns the dead letter that holds the rest.
+
+    CRASH: the dead letter comes first, under a name that a repetition gives it again.
+
+    Raises:
+        FileNotFoundError: it was replaced or purged.
+    """
+    with Revision(handle) as revision:
+        done = recover(handle, revision, alone=True)
+        segment = next((segment for segment in done.segments if segment.name == name), None)
+        if segment is None:
+            raise FileNotFoundError(name)
+        data = read_segment(handle.layout, segment)
+        lines, damaged = segments.whole_lines(data)
+        letter = names.ref_file(f"packed-{segment.revision}-damaged") if damaged else None
+        if letter is not None:
+            rest = b"".join(data[start:end] for start, end in damaged)
+            event = Event("failed", handle.clock.now(), handle.owner, _DAMAGED)
+            dead = Bookkeeping(reason=_DAMAGED, history=[event])
+            handle.moves.write(wrap_raw(rest, dead), handle.layout.failed, letter)
+        revision.write(segments.without(data, damaged))
+        revision.commit(len(lines), [segment], max((line.mtime_ns for line in lines), default=0))
+    recover(handle, alone=True)
+    return letter
 
 
 def packed_lines(layout: Layout) -> Iterator[tuple[Segment, bytes]]:

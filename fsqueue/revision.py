@@ -183,19 +183,20 @@ def recover(handle: Handle, mine: Revision | None = None, *, alone: bool) -> Don
     while True:
         done = look_firmly(handle.layout)
         others = [licence for licence in done.licences if licence.revision != token]
-        gone = [licence for licence in others if alone or _is_abandoned(handle, licence)]
+        now = handle.clock.now() if others and not alone else 0.0
+        gone = [licence for licence in others if alone or is_abandoned(handle.layout, licence, now)]
         for licence in gone:
             handle.ops.remove(handle.layout.done.fd, licence.name)
         if not gone and not _finish(handle, done):
             return done
 
 
-def _is_abandoned(handle: Handle, licence: Licence) -> bool:
-    found = read_record(handle.ops, handle.layout.owners, licence.owner)
-    if found is not None and found.liveness() != "unknown":
-        return found.liveness() == "dead"
-    written_at = handle.ops.fresh_mtime(handle.layout.done.fd, licence.name)
-    return written_at is not None and handle.clock.now() - written_at > ABANDONED_S
+def is_abandoned(layout: Layout, licence: Licence, now: float) -> bool:
+    """Whether a licence's owner is known to be dead, or cannot be known and has not written for an hour."""
+    found = read_record(layout.ops, layout.owners, licence.owner)
+    liveness = found.liveness() if found else "unknown"
+    written_at = layout.ops.fresh_mtime(layout.done.fd, licence.name) if liveness == "unknown" else None
+    return liveness == "dead" or (written_at is not None and now - written_at > ABANDONED_S)
 
 
 def _finish(handle: Handle, done: Done) -> bool:

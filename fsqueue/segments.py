@@ -157,6 +157,12 @@ def parse_aside(name: str) -> Aside | None:
     return Aside(name, match[1], match[2] == "into", match[3]) if match and names.parse_done(match[1]) else None
 
 
+def revision_of(name: str) -> str | None:
+    """The revision that a file of packed refs belongs to; None where it is something else."""
+    found = parse_segment(name) or parse_licence(name) or parse_aside(name)
+    return found.revision if found else None
+
+
 class _Head(msgspec.Struct):
     stem: str
     step: int | None
@@ -235,6 +241,14 @@ def _line(data: bytes, start: int, end: int, offset: int) -> Line | None:
             return None
         ref[at] = 0x0A
     return Line(head.stem, head.step, head.mtime_ns, bytes(ref), (offset + start, offset + end))
+
+
+def without(data: bytes, spans: Iterable[tuple[int, int]]) -> bytes:
+    """Bytes without some stretches of them, in order."""
+    cuts = list(spans)
+    ends = [0, *(end for _, end in cuts)]
+    starts = [*(start for start, _ in cuts), len(data)]
+    return b"".join(data[end:start] for end, start in zip(ends, starts, strict=True))
 
 
 def lines_of(data: bytes, stem: str) -> Iterator[Line]:

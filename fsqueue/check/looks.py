@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from fsqueue import names
+from fsqueue import names, segments
 from fsqueue.check.stream_looks import StreamLooks
 from fsqueue.check.violations import NOTES, REMEDIES, Severity, Violation
 from fsqueue.errors import CorruptRefError
@@ -17,6 +17,7 @@ from fsqueue.fileops import Directory
 from fsqueue.layout import DIRECTORIES, LEDGER, ORDER, SETTINGS, STATES, STREAM, Layout
 from fsqueue.order import HEADER_BYTES, Header
 from fsqueue.owners import read_record
+from fsqueue.revision import is_abandoned
 from fsqueue.sight import Place, RefSight, allows, place_of, sight, type_name
 
 LEFTOVER_S = 3600.0
@@ -66,6 +67,8 @@ class Looks:
         self._open_stream()
         self.leases: Counter[str] = Counter()
         self.live: dict[str, dict[Copy, None]] = defaultdict(dict)
+        self._revisions: set[str] = set()
+        self._replaced: set[str] = set()
 
     def _open_stream(self) -> None:
         try:
@@ -85,6 +88,10 @@ class Looks:
             self._stream.refresh()
         parsed = (names.parse_leased(name) for name in self._layout.leased.listing())
         self.leases = Counter(lease[1] for lease in parsed if lease)
+        done = segments.read_names(self._layout.done.listing())
+        running = (found for found in done.licences if not is_abandoned(self._layout, found, self._now))
+        self._revisions = {licence.revision for licence in running}
+        self._replaced = {segment.name for segment in done.replaced}
 
     def names_in(self, place: str) -> list[str]:
         """The names to look at: those that are there, and those that ought to be."""
@@ -128,6 +135,9 @@ class Looks:
     def _ref(self, state: str, name: str, status: os.stat_result) -> Iterator[Violation]:
         if _ignored(name):
             return
+        if state == "done" and (revision := segments.revision_of(name)) is not None:
+            yield from self._packed(name, revision, status)
+            return
         place = place_of(state, name)
         if place is None and not name.endswith(names.SUFFIX):
             yield self.violation("foreign", state, name, "no file of the queue's")
@@ -145,6 +155,34 @@ class Looks:
             return
         yield from self._content(state, name, place, sight(data))
         yield from self._status(state, name, status)
+
+    def _packed(self, name: str, revision: str, status: os.stat_result) -> Iterator[Violation]:
+        """A segment, or what a revision has in hand."""
+        segment = segments.parse_segment(name)
+        if not stat_module.S_ISREG(status.st_mode):
+            yield self.violation("not-a-file", "done", name, f"a {type_name(status)} in the place of packed refs")
+        elif segment is None or name in self._replaced:
+            if revision not in self._revisions:
+                yield self.violation("packing", "done", name, "of a packing that was cut short")
+        elif not allows(status, write=False):
+            yield self.violation("unreadable", "done", name, "this user cannot read it")
+        else:
+            yield from self._segment(segment)
+
+    def _segment(self, segment: segments.Segment) -> Iterator[Violation]:
+        try:
+            lines, damaged = segments.whole_lines(self._ops.read_file(self.places["done"].fd, segment.name))
+        except FileNotFoundError:
+            return
+        except CorruptRefError as error:
+            yield self.violation("not-a-file", "done", segment.name, error.reason)
+            return
+        if damaged:
+            size = sum(end - start for start, end in damaged)
+            yield self.violation("segment", "done", segment.name, f"{size} bytes in it belong to no whole line")
+        elif len(lines) != segment.refs:
+            problem = f"it holds {len(lines)} refs, its name says {segment.refs}"
+            yield self.violation("segment", "done", segment.name, problem)
 
     def _permissions(self, state: str, name: str, status: os.stat_result) -> Iterator[Violation]:
         if not allows(status, write=False):

@@ -21,6 +21,8 @@ from fsqueue.handout import Handout
 from fsqueue.moves import Change, record
 from fsqueue.order import HEADER_BYTES, Header
 from fsqueue.owners import read_record
+from fsqueue.packing import mend_segment
+from fsqueue.revision import recover
 from fsqueue.settle import bury
 from fsqueue.sight import RefSight, place_of, same_ref, sight
 from fsqueue.stream import DEAD_AFTER_S
@@ -68,6 +70,8 @@ class Mender:
             "duplicate": self._rename,
             "torn": self._drop_torn_end,
             "future": self._stamp,
+            "segment": self._mend_segment,
+            "packing": self._end_packing,
             "order": self._rebuild_order,
             "leftover": self._remove,
             "owner-gone": self._remove,
@@ -242,6 +246,18 @@ class Mender:
         except FileNotFoundError:
             return _GONE
         return "stamped with the present time"
+
+    def _mend_segment(self, directory: Directory, name: str) -> str:
+        try:
+            letter = mend_segment(self._handle, name)
+        except FileNotFoundError:
+            return _GONE
+        return f"damaged bytes moved to failed/{letter}" if letter else "counted anew"
+
+    def _end_packing(self, directory: Directory, name: str) -> str:
+        if self._handle.ops.exists(directory.fd, name):
+            recover(self._handle, alone=False)
+        return "left alone: its packer may be at work" if self._handle.ops.exists(directory.fd, name) else "ended"
 
     def _rebuild_order(self, directory: Directory, name: str) -> str:
         """Keep the lines that name something, under a new header, and add what is pending and not named."""

@@ -44,6 +44,8 @@ REMEDIES = {
     "duplicate": "drop it if it is the same ref, else move it to failed/",
     "two-leases": "none: each lease ends by itself, or by `fsqueue release --owner`",
     "future": "stamp it with the present time",
+    "segment": "move the damaged bytes to failed/, and keep the whole lines in a new segment",
+    "packing": "complete it or undo it: its refs are done all the same",
     "order": "rebuild it from what it names and a listing",
     "leftover": "remove it",
     "owner-gone": "remove it",
@@ -56,5 +58,5 @@ REMEDIES = {
     "linked": "none: history written under one of its names shows under the others",
     "not-writable": "none: this user can look, but neither put nor get",
 }
-_NOTES = "order torn-lease leftover owner-gone owner-unreadable no-record foreign linked not-writable"
+_NOTES = "order packing torn-lease leftover owner-gone owner-unreadable no-record foreign linked not-writable"
 NOTES = frozenset(_NOTES.split()) | {"member-silent", "quantum-unreadable"}

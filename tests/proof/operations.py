@@ -97,6 +97,10 @@ def _purge(stage: Stage) -> None:
     admin.purge(str(stage.path), "done", LEASE_S)
 
 
+def _pack(stage: Stage) -> None:
+    stage.queue.pack(older_than_s=LEASE_S)
+
+
 def _repair(stage: Stage) -> None:
     repair(stage.path)
 
@@ -147,6 +151,11 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("rewind", stages.acked, _rewind, _OR_DONE, LIVE),
     Operation("release-owner", stages.leased_by_another, _release_owner, _STAYS, LIVE, by_operator=True),
     Operation("purge", stages.acked_long_ago, _purge, frozenset({DONE, GONE}), GONE),
+    Operation("pack", stages.acked_long_ago, _pack, frozenset({DONE}), DONE),
+    Operation("pack-merging", stages.packed_before, _pack, frozenset({DONE}), DONE),
+    Operation("rewind-packed", stages.packed, _rewind, _OR_DONE, LIVE),
+    Operation("requeue-packed", stages.packed, _requeue, _OR_DONE, LIVE, by_operator=True),
+    Operation("purge-packed", stages.packed_alone, _purge, frozenset({DONE, GONE}), GONE),
     Operation("adopt", stages.unordered, lambda stage: admin.adopt(str(stage.path)), _STAYS, LIVE, by_operator=True),
     Operation("check", stages.pending, _check, _STAYS, LIVE),
     Operation("repair", stages.damaged, _repair, _STAYS, LIVE, damaged=True, by_operator=True),

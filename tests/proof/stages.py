@@ -73,6 +73,31 @@ def acked_long_ago(stage: Stage) -> None:
             os.utime(stage.path / "done" / name, (LONG_AGO_S, LONG_AGO_S))
 
 
+def _pack_all(stage: Stage) -> None:
+    for name in os.listdir(stage.path / "done"):
+        os.utime(stage.path / "done" / name, (LONG_AGO_S, LONG_AGO_S))
+    stage.queue.pack(older_than_s=LEASE_S)
+
+
+def packed(stage: Stage) -> None:
+    """The batch was acked, and is packed in one segment with the bystander that was done before."""
+    acked(stage)
+    _pack_all(stage)
+
+
+def packed_alone(stage: Stage) -> None:
+    acked_long_ago(stage)
+    stage.queue.pack(older_than_s=LEASE_S)
+
+
+def packed_before(stage: Stage) -> None:
+    """A segment that is not full, with a bystander, and the batch acked long ago."""
+    opened(stage)
+    _pack_all(stage)
+    stage.queue.close()
+    acked_long_ago(stage)
+
+
 def damaged(stage: Stage) -> None:
     """Refs under wrong names, no order, and what a producer that died left behind."""
     misnamed(stage)

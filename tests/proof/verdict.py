@@ -13,7 +13,7 @@ from typing import Any
 
 from implementations import ids, make_ref
 
-from fsqueue import CorruptRefError, FileSampleRefQueue, SampleRef, fileops, names
+from fsqueue import CorruptRefError, FileSampleRefQueue, SampleRef, fileops, names, segments
 from fsqueue.codec import Codec
 from fsqueue.fileops import FileOps
 from proof.operations import DONE, FAILED, GONE, LIVE, Operation
@@ -24,7 +24,6 @@ LONGEST_WAIT_S = 130.0
 _PARSERS: dict[str, tuple[str, Callable[[str], object]]] = {
     "pending": (LIVE, names.parse_ref),
     "leased": (LIVE, names.parse_leased),
-    "done": (DONE, names.parse_done),
     "failed": (FAILED, names.parse_ref),
 }
 
@@ -85,6 +84,16 @@ class Bystanders:
 def census(path: Path) -> dict[str, list[str]]:
     """Id to the states that it has files in, one for each file; a file that is no ref counts as `CORRUPT`."""
     found: dict[str, list[str]] = {}
+    done = segments.read_names(os.listdir(path / "done"))
+    for name in os.listdir(path / "done"):
+        assert names.parse_done(name) or segments.revision_of(name), f"done/{name} is no name of the format"
+    for segment in done.segments:
+        lines, damaged = segments.whole_lines((path / "done" / segment.name).read_bytes())
+        assert not damaged and len(lines) == segment.refs, f"{segment.name} is damaged"
+        for line in lines:
+            found.setdefault(_codec.decode(line.data).sample_id, []).append(DONE)
+    for file in done.files.values():
+        found.setdefault(_id_inside(path / "done" / file), []).append(DONE)
     for directory, (state, parse) in _PARSERS.items():
         for name in sorted(os.listdir(path / directory)):
             assert parse(name) is not None, f"{directory}/{name} is no name of the format"
