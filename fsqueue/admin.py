@@ -301,10 +301,11 @@ def _release(handle: Handle, leases: list[tuple[str, str]]) -> list[Outcome]:
 
 
 def acked_after(path: str, step: int) -> list[str]:
-    """The ids in done/ that were acked after an optimizer step, as a rewind brings them back."""
+    """The ids that were acked after an optimizer step, as a rewind brings them back."""
     with reading(path) as layout:
-        done = [(file.place.step, file) for file in files_in(layout, "done") if file.place.step is not None]
-        return [id_of(layout, file) for found, file in sorted(done) if found > step]
+        done = chain(files_in(layout, "done"), packed_in(layout))
+        found = ((file.place.step, id_of(layout, file)) for file in done if file.place.step is not None)
+        return [sample_id for acked_at, sample_id in sorted(found) if acked_at > step]
 
 
 def purge(path: str, state: str, older_than_s: float, *, dry_run: bool = False) -> list[str]:

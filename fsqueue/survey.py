@@ -70,8 +70,7 @@ class Status:
 
 
 def status(path: str | os.PathLike[str]) -> Status:
-    """Look at a whole queue: one listing a directory, a stat of each lease, and of one pending ref,
-    a read of each member of the stream."""
+    """Look at a whole queue: one listing a directory, a stat of each lease and a pending ref, a read of each member."""
     with reading(path) as layout:
         now = layout.ops.time()
         listed = {state: files_in(layout, state) for state in ("pending", "leased")}

@@ -75,6 +75,7 @@ class TrainerView(Generic[R]):
         self._rendezvous = Rendezvous(handle, self._stream, rank, members, session)
         self._out: dict[str, R] = {}
         self._ended = False
+        self._looked_at = handle.ops.monotonic()  # across calls: also ranks that never wait learn of a failure
         self._closed = threading.Event()
         self._renewer = self._start_renewing()
 
@@ -107,9 +108,13 @@ class TrainerView(Generic[R]):
     def _collect(self, wanted: int, refs: list[R], stop_event: StopEvent | None) -> bool:
         """Lease until all ranks have what they want; False when the stream has ended, or on the stop event."""
         ops = self._handle.ops
-        last_came = looked_at = ops.monotonic()
+        last_came = ops.monotonic()
         pause_s = _FIRST_PAUSE_S
         while stop_event is None or not stop_event.is_set():
+            if ops.monotonic() - self._looked_at > _MEMBERS_S:
+                self._looked_at = ops.monotonic()
+                self._look_around(self._looked_at - last_came, len(refs), wanted)
+                self._drop_lost(refs)
             found = self._lease(wanted - len(refs), pause_s)
             refs += found
             now = ops.monotonic()
@@ -117,10 +122,6 @@ class TrainerView(Generic[R]):
             ended = self._has_ended(len(refs) == wanted, bool(found))
             if ended is not None:
                 return not ended
-            if now - looked_at > _MEMBERS_S:
-                looked_at = now
-                self._look_around(now - last_came, len(refs), wanted)
-                self._drop_lost(refs)
             pause_s = _FIRST_PAUSE_S if found else min(_SLOWING * pause_s, _LONGEST_PAUSE_S)
         return False
 

@@ -78,6 +78,14 @@ def test_refs_of_later_steps_are_pending_again_in_the_order_of_their_steps(path:
     assert_clean(path)
 
 
+def test_packed_refs_come_back_as_well(path: Path) -> None:
+    run("pack", path, "--older-than", "0")
+    assert run("rewind", path, "--after-step", 4, "--dry-run").stdout == "b\nc\n"
+    assert run("rewind", path, "--after-step", 4).stdout == "b\nc\n"
+    assert names_in(path, "pending") == ["b.json", "c.json"]
+    assert_clean(path)
+
+
 def test_a_dry_run_tells_the_same_and_changes_nothing(path: Path) -> None:
     before = {file: file.lstat().st_mtime_ns for file in path.rglob("*")}
     result = run("rewind", path, "--after-step", 4, "--dry-run")

@@ -134,7 +134,7 @@ def test_kill_everything_and_resume(tmp_path: Path, kills: int) -> None:
     """Whenever the whole group dies, what it resumes to trains each sample once: no duplicate and no gap."""
     options = DemoOptions(
         str(tmp_path / "demo"),
-        samples=60 if kills > 2 else 24,
+        samples=100 if kills > 2 else 24,
         passes=2,
         tokens=16,
         held_out_samples=2,
@@ -150,7 +150,7 @@ def test_kill_everything_and_resume(tmp_path: Path, kills: int) -> None:
     for number in range(kills):
         life = Life(options)
         try:
-            life.wait_until(started=True, acked=0 if kills > 2 and number == 0 else chance.randrange(2, 20))
+            life.wait_until(started=True, acked=0 if kills > 2 and number == 0 else chance.randrange(2, 16))
             time.sleep(chance.uniform(0.0, 2.0 if number == 0 else 0.2))
         finally:
             killed += life.kill()

@@ -19,13 +19,14 @@ from rich.text import Text
 
 from fsqueue.cli.output import age
 from fsqueue.cli.rates import Rates
-from fsqueue.cli.status import MEMBER_COLUMNS, member_row, oldest_lease, oldest_pending, quantum_text
+from fsqueue.cli.status import oldest_lease, oldest_pending, quantum_text
 from fsqueue.members import MemberStatus
 from fsqueue.survey import OwnerStatus, Status
 
 _BARS, _ASCII_BARS = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
 _HISTORY = 60
 _OTHER_LINES = 12
+_REASON_WIDTH = 28
 _STYLES = {"alive": "green", "dead": "red", "unknown": "yellow"}
 _MEMBER_STYLES = {"open": "green", "closed": "dim", "failed": "red", "silent": "red"}
 
@@ -128,13 +129,19 @@ def _counts(seen: Status, between: Rates | None) -> Table:
 
 def _members(members: list[MemberStatus]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in MEMBER_COLUMNS:
+    for name in ("ROLE", "NAME", "STATE", "PROCESS", "LAST SEEN", "REASON"):
         table.add_column(name, no_wrap=True)
     for member in members:
-        row = dict(zip(MEMBER_COLUMNS, map(Text, member_row(member)), strict=True))
-        row["STATE"].stylize(_MEMBER_STYLES[member.state])
-        row["PROCESS"].stylize(_STYLES[member.process])
-        table.add_row(*row.values())
+        reason = Text(member.reason or "")
+        reason.truncate(_REASON_WIDTH, overflow="ellipsis")
+        table.add_row(
+            Text(member.role),
+            Text(member.name),
+            Text(member.state, style=_MEMBER_STYLES[member.state]),
+            Text(member.process, style=_STYLES[member.process]),
+            Text(f"{age(member.last_seen_s)} ago"),
+            reason,
+        )
     return table
 
 

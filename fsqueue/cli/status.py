@@ -73,16 +73,16 @@ def _print(seen: Status, between: Rates | None) -> None:
 def _print_stream(stream: StreamStatus) -> None:
     if stream.members:
         data()
-        table(MEMBER_COLUMNS, map(member_row, stream.members))
+        table(_MEMBER_COLUMNS, map(_member_row, stream.members))
     if stream.quantum is not None:
         data()
         data(f"quantum  {quantum_text(stream.quantum)}")
 
 
-MEMBER_COLUMNS = ("ROLE", "NAME", "STATE", "HOST", "PID", "PROCESS", "LAST SEEN", "REASON")
+_MEMBER_COLUMNS = ("ROLE", "NAME", "STATE", "HOST", "PID", "PROCESS", "LAST SEEN", "REASON")
 
 
-def member_row(member: MemberStatus) -> tuple[str, ...]:
+def _member_row(member: MemberStatus) -> tuple[str, ...]:
     return (
         member.role,
         shown(member.name),

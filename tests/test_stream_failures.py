@@ -1,0 +1,83 @@
+"""One process of a stream raises or is killed: every other one stops with an error that names it and its reason."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+from support import GUARD_S, Child, ref
+
+from fsqueue import FileSampleRefQueue, MemberFailedError, PartialWindowWarning, TrainerView, stream
+
+DEAD_AFTER_S = 1.5
+
+
+def produce(pipe: Connection, path: Path, name: str) -> None:
+    """Put for ever, as fast as the watermark allows; raise when told to."""
+    stream.BEAT_S, stream.DEAD_AFTER_S = DEAD_AFTER_S / 6, DEAD_AFTER_S
+    try:
+        with FileSampleRefQueue(path, durable=False) as queue, queue.producer(name, expected=2):
+            for number in itertools.count():
+                queue.put_when_below([ref(f"{name}-{number}")], high=8, low=4)
+                if pipe.poll():
+                    raise ValueError(pipe.recv())
+                if number == 4:
+                    pipe.send("at work")
+    except MemberFailedError as error:
+        pipe.send((error.member, str(error)))
+
+
+def train(pipe: Connection, path: Path, rank: int) -> None:
+    """One of two ranks; raise when told to."""
+    stream.BEAT_S, stream.DEAD_AFTER_S = DEAD_AFTER_S / 6, DEAD_AFTER_S
+    warnings.simplefilter("ignore", PartialWindowWarning)
+    try:
+        with FileSampleRefQueue(path, durable=False) as queue, TrainerView(queue, partition=(rank, 2), batch=2) as view:
+            for step in itertools.count(1):
+                view.ack(view.get(), step=step)
+                if pipe.poll():
+                    raise ValueError(pipe.recv())
+                if step == 4:
+                    pipe.send("at work")
+    except MemberFailedError as error:
+        pipe.send((error.member, str(error)))
+
+
+@pytest.fixture
+def crew(tmp_path: Path) -> Iterator[dict[str, Child]]:
+    """Two producers and two ranks, all of them at work."""
+    FileSampleRefQueue(tmp_path / "q", durable=False, lease_timeout_s=60).close()
+    with ExitStack() as stack:
+        started = {f"trainer-{k}": stack.enter_context(Child(train, tmp_path / "q", k)) for k in range(2)}
+        for name in ("rollout-0", "rollout-1"):
+            started[name] = stack.enter_context(Child(produce, tmp_path / "q", name))
+        for child in started.values():
+            assert child.receive() == "at work"
+        yield started
+
+
+@pytest.mark.parametrize("how", ["raises", "is killed"])
+@pytest.mark.parametrize("culprit", ["rollout-0", "trainer-1"])
+def test_every_other_process_stops_and_names_the_culprit(crew: dict[str, Child], culprit: str, how: str) -> None:
+    """Directly, or through the one that it stopped: the text holds the culprit's name and its own words."""
+    began = time.monotonic()
+    if how == "raises":
+        crew[culprit].send("out of memory")
+        reason = "ValueError: out of memory"
+    else:
+        crew[culprit].signal(signal.SIGKILL)
+        reason = "gone or silent"
+    for name, child in crew.items():
+        if name != culprit:
+            member, text = child.receive()
+            assert repr(culprit) in text and reason in text, f"{name}: {text}"
+            assert repr(name) not in member
+            assert child.join() == 0
+    assert time.monotonic() - began < GUARD_S
