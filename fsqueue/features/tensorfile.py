@@ -73,7 +73,11 @@ class Header(msgspec.Struct):
     data_at: int
 
     def specs(self) -> dict[str, FeatureSpec]:
-        return {name: FeatureSpec(name, e.shape, dtype_name(_DTYPES[e.dtype])) for name, e in self.entries.items()}
+        """What a ref says of the tensors, in the order of their names."""
+        return {
+            name: FeatureSpec(name, entry.shape, dtype_name(_DTYPES[entry.dtype]))
+            for name, entry in sorted(self.entries.items())
+        }
 
     def tensors(self, content: Tensor) -> dict[str, Tensor]:
         """The tensors as views of the file's content, which is given as bytes (uint8).
