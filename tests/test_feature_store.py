@@ -55,7 +55,7 @@ def leftovers(store: SharedDirFeatureStore) -> list[str]:
 
 @pytest.mark.parametrize("options", [{"mapped": True}, {"mapped": False}, {"verify": True}], ids=str)
 def test_what_is_put_comes_back(tmp_path: Path, options: dict[str, bool]) -> None:
-    """Every type and shape comes back equal, views, shared, empty and scalar tensors too; safetensors reads the file."""
+    """Every type and shape comes back equal, views, aliases, empty and scalar tensors too, and safetensors agrees."""
     store = SharedDirFeatureStore(tmp_path / "features", **options)
     sample = {str(dtype): torch.arange(6).reshape(2, 3).to(dtype) for dtype in STORABLE}
     whole = torch.arange(24.0).reshape(4, 6)
