@@ -517,3 +517,22 @@ def test_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=GUARD_S)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("pip install 'fsqueue[features]'") == 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FeatureMissingError("s1", "is not there"),
+        StaleFeatureError("s1", "a" * 32, "b" * 32),
+        CorruptFeatureError("s1", "xx/s1.safetensors", "has no header"),
+        FeatureSpecError("s1", "hidden", "is lacking"),
+        ForeignFeatureError("s1", "file:///etc/passwd", "features://"),
+        FeatureStoreError("/features", "is no store"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_travel(error: FeatureError) -> None:
+    """Each error pickles with its facts and text, as a worker process needs, and is caught as a ValueError."""
+    back = pickle.loads(pickle.dumps(error))
+    assert (type(back), str(back), vars(back)) == (type(error), str(error), vars(error))
+    assert isinstance(back, ValueError) and str(vars(error).popitem()[1]) in str(back)

@@ -158,14 +158,14 @@ class FeatureDataset(IterableDataset[Sample], Generic[R]):
         """Acknowledge samples, at an optimizer step where given.
 
         Returns:
-            The ids that this process does not lease (any more), normally none; they are left as they are.
+            The ids whose lease this process has lost, or never had, normally none; they are left as they are.
         """
         queue = self._leasing()
         mine, lost = self._mine(sample_ids)
         return lost + queue.ack(mine, step=step)
 
     def fail(self, sample_ids: Iterable[str], reason: str, retryable: bool) -> list[str]:
-        """Fail samples; returns the ids that this process does not lease (any more)."""
+        """Fail samples; returns the ids whose lease this process has lost, or never had."""
         queue = self._leasing()
         mine, lost = self._mine(sample_ids)
         return lost + queue.fail(mine, reason, retryable)
