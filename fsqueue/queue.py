@@ -262,7 +262,7 @@ class FileSampleRefQueue(Streaming[R]):
         return self._settle("handing leases over in", refs, lambda parts, stems: parts.settler.hand_over(stems, owner))
 
     def adopt(self, refs: Iterable[R]) -> list[str]:
-        """Take up leases that were handed over to this handle; returns the ids that it does not lease."""
+        """Take up leases that were handed over to this handle, to settle and renew them; returns the ids of others."""
         return self._settle("adopting leases in", refs, lambda parts, stems: parts.settler.adopt(stems))
 
     def release_all(self) -> int:

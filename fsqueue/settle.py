@@ -218,22 +218,22 @@ class Settler:
             return [stem for stem in stems if stem not in handle.held]
 
         def give(stem: str) -> None:
-            given = stem in handle.held and handle.moves.hand_back(stem, owner)
-            handle.held.end(stem, "settled" if given else "lost")
-            if not given:
+            if stem in handle.held:
+                handle.held.end(stem, "settled" if handle.moves.hand_back(stem, owner) else "lost")
+            if handle.held.ending(stem) != "settled":
                 lost.append(stem)
 
         despite_errors(give, stems)
         return lost
 
     def adopt(self, stems: list[str]) -> list[str]:
-        """Count leases that were handed over to this handle as its own, so that it settles and renews them as such."""
+        """Count leases that were handed over to this handle as its own; what it settled already is not lost."""
         handle, leased = self._handle, self._handle.layout.leased
         leased.refresh()  # NFS: or a name that this client has missed is remembered as missing
         mine = [stem for stem in stems if handle.ops.exists(leased.fd, names.leased_file(stem, handle.owner))]
         for stem in mine:
             handle.held.add(stem)
-        return [stem for stem in stems if stem not in handle.held]
+        return [stem for stem in stems if stem not in handle.held and handle.held.ending(stem) != "settled"]
 
     def release_all(self) -> int:
         """Give back whatever is leased in this owner's name, as it is; returns how many refs that were."""

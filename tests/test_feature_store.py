@@ -23,7 +23,7 @@ from support import GUARD_S, Tap, wait_until
 from test_disk_full import disk, fill  # noqa: F401  # a fixture
 
 from fsqueue import DataFlowController, FeatureSpec, FileMetadataStore, FileSampleRefQueue, QueueIOError
-from fsqueue.errors import InvalidRefError
+from fsqueue.errors import FsQueueError, InvalidRefError
 from fsqueue.features import (
     CorruptFeatureError,
     FeatureError,
@@ -55,7 +55,7 @@ def leftovers(store: SharedDirFeatureStore) -> list[str]:
 
 @pytest.mark.parametrize("options", [{"mapped": True}, {"mapped": False}, {"verify": True}], ids=str)
 def test_what_is_put_comes_back(tmp_path: Path, options: dict[str, bool]) -> None:
-    """Every type and shape comes back equal, views, empty and scalar tensors too; safetensors reads the file."""
+    """Every type and shape comes back equal, views, aliases, empty and scalar tensors too, and safetensors agrees."""
     store = SharedDirFeatureStore(tmp_path / "features", **options)
     sample = {str(dtype): torch.arange(6).reshape(2, 3).to(dtype) for dtype in STORABLE}
     whole = torch.arange(24.0).reshape(4, 6)
@@ -385,7 +385,7 @@ def test_unusable_ids(store: SharedDirFeatureStore, sample_id: Any) -> None:
 @pytest.mark.parametrize("bad", [[1.0], 3, None, torch.ones(2).to_sparse(), torch.ones(2, dtype=torch.complex128)])
 def test_what_is_no_tensor(store: SharedDirFeatureStore, bad: Any) -> None:
     """What safetensors cannot hold is refused before anything is written, and the error names it."""
-    with pytest.raises(FeatureError, match="'bad'"):
+    with pytest.raises(FeatureSpecError, match="'bad'"):
         store.put("s1", {**tensors(1), "bad": bad})
     assert store.health().samples == 0 and leftovers(store) == []
 
@@ -517,3 +517,22 @@ def test_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=GUARD_S)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("pip install 'fsqueue[features]'") == 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FeatureMissingError("s1", "is not there"),
+        StaleFeatureError("s1", "a" * 32, "b" * 32),
+        CorruptFeatureError("s1", "xx/s1.safetensors", "has no header"),
+        FeatureSpecError("s1", "hidden", "is lacking"),
+        ForeignFeatureError("s1", "file:///etc/passwd", "features://"),
+        FeatureStoreError("/features", "is no store"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_travel(error: FsQueueError) -> None:
+    """Each error pickles with its facts and text, and is also the built-in that fits."""
+    back = pickle.loads(pickle.dumps(error))
+    assert (type(back), str(back), vars(back)) == (type(error), str(error), vars(error))
+    assert isinstance(back, FileNotFoundError if isinstance(error, FeatureMissingError) else ValueError)

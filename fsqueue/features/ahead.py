@@ -20,19 +20,19 @@ class _Coming(NamedTuple, Generic[R, B]):
 
 
 class Ahead(Generic[R, B]):
-    """At most `depth` batches are leased and not yet handed out, in the order of leasing.
+    """At most `depth` batches are leased and not yet handed out, in the order of leasing; none after an error.
 
     Args:
         lease: the next batch's refs, [] at the end or once the event is set.
-        load: makes a batch of refs; settles them itself where it raises.
-        discard: takes back a batch's refs when nobody will use it.
+        load: makes a batch of refs.
+        discard: takes back a batch that nobody will use: its refs, or what load returned, or what it raised.
     """
 
     def __init__(
         self,
         lease: Callable[[threading.Event], list[R]],
         load: Callable[[list[R]], B],
-        discard: Callable[[list[R], B | None], None],
+        discard: Callable[[list[R] | B | BaseException], None],
         *,
         workers: int,
         depth: int,
@@ -50,13 +50,20 @@ class Ahead(Generic[R, B]):
     def _feed(self) -> None:
         try:
             while self._room.acquire() and not self._stop.is_set() and (refs := self._lease(self._stop)):
-                self._coming.put(_Coming(refs, self._pool.submit(self._load, refs)))
+                self._coming.put(_Coming(refs, self._pool.submit(self._load_or_stop, refs)))
         except BaseException as error:
             failed: Future[B] = Future()
             failed.set_exception(error)
             self._coming.put(_Coming([], failed))
         finally:
             self._coming.put(None)
+
+    def _load_or_stop(self, refs: list[R]) -> B:
+        try:
+            return self._load(refs)
+        except BaseException:
+            self._stop.set()  # else the refs that were given back would be leased again, for nobody
+            raise
 
     def __iter__(self) -> Iterator[B]:
         while coming := self._coming.get():
@@ -79,6 +86,6 @@ class Ahead(Generic[R, B]):
 
     def _discard_one(self, coming: _Coming[R, B]) -> None:
         if coming.batch.cancel():
-            self._discard(coming.refs, None)
-        elif coming.batch.exception() is None:  # where there is one, its refs were settled, with the reason
-            self._discard(coming.refs, coming.batch.result())
+            self._discard(coming.refs)
+        else:
+            self._discard(coming.batch.exception() or coming.batch.result())

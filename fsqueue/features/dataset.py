@@ -27,7 +27,7 @@ from fsqueue import names
 from fsqueue.delivery import id_of_ref
 from fsqueue.errors import QueueConfigError
 from fsqueue.features.contract import FeatureStore
-from fsqueue.features.materialise import Materialiser, OnError, Transform
+from fsqueue.features.materialise import Materialiser, OnError, Transform, UnloadedError
 from fsqueue.features.source import ListSource, QueueSource
 from fsqueue.queue import FileSampleRefQueue
 
@@ -114,7 +114,7 @@ class FeatureDataset(IterableDataset[Sample], Generic[R]):
         source.rewind()
         materialiser = Materialiser(self._store, source, self._transform, self._on_error)
         while refs := source.next(self._lease, None):
-            yield from ((id_of_ref(ref), sample) for ref, sample in materialiser.load(refs))
+            yield from ((id_of_ref(ref), sample) for ref, sample in _load(materialiser, refs))
 
     def _of_worker(self, queue: FileSampleRefQueue[R]) -> Iterator[Sample]:
         parent = multiprocessing.parent_process()
@@ -129,7 +129,7 @@ class FeatureDataset(IterableDataset[Sample], Generic[R]):
         source: QueueSource[R] = QueueSource(queue, self._look_s, self._partition)
         materialiser = Materialiser(self._store, source, self._transform, self._on_error)
         while refs := self._next(source, queue):
-            loaded = materialiser.load(refs)
+            loaded = _load(materialiser, refs)
             try:
                 while loaded:
                     ref, sample = loaded.pop(0)
@@ -158,14 +158,14 @@ class FeatureDataset(IterableDataset[Sample], Generic[R]):
         """Acknowledge samples, at an optimizer step where given.
 
         Returns:
-            The ids that this process does not lease (any more), normally none; they are left as they are.
+            The ids whose lease this process has lost, or never had, normally none; they are left as they are.
         """
         queue = self._leasing()
         mine, lost = self._mine(sample_ids)
         return lost + queue.ack(mine, step=step)
 
     def fail(self, sample_ids: Iterable[str], reason: str, retryable: bool) -> list[str]:
-        """Fail samples; returns the ids that this process does not lease (any more)."""
+        """Fail samples; returns the ids whose lease this process has lost, or never had."""
         queue = self._leasing()
         mine, lost = self._mine(sample_ids)
         return lost + queue.fail(mine, reason, retryable)
@@ -187,3 +187,10 @@ class FeatureDataset(IterableDataset[Sample], Generic[R]):
         if self._queue is None:
             raise ValueError("this FeatureDataset goes over a list of refs: there is nothing to acknowledge")
         return self._queue
+
+
+def _load(materialiser: Materialiser[R], refs: list[R]) -> list[tuple[R, Any]]:
+    try:
+        return materialiser.load(refs)
+    except UnloadedError as unloaded:
+        raise materialiser.settle(unloaded) from None

@@ -17,7 +17,7 @@ class FeatureStoreError(FsQueueError, ValueError):
         self.path = path
 
 
-class FeatureError(FsQueueError, ValueError):
+class FeatureError(FsQueueError):
     """A sample's features cannot be had as its ref describes them.
 
     Attributes:
@@ -41,7 +41,7 @@ class FeatureMissingError(FeatureError, FileNotFoundError):
         return str(self.args[0])
 
 
-class StaleFeatureError(FeatureError):
+class StaleFeatureError(FeatureError, ValueError):
     """The features were published anew, with other content, after the ref was made.
 
     Attributes:
@@ -58,7 +58,7 @@ class StaleFeatureError(FeatureError):
         self.expected = expected
 
 
-class CorruptFeatureError(FeatureError):
+class CorruptFeatureError(FeatureError, ValueError):
     """The file is torn, damaged, or no features file at all.
 
     Attributes:
@@ -70,8 +70,8 @@ class CorruptFeatureError(FeatureError):
         self.path = path
 
 
-class FeatureSpecError(FeatureError):
-    """A feature is lacking, or has another shape or type than the ref says.
+class FeatureSpecError(FeatureError, ValueError):
+    """A feature is lacking, has another shape or type than the ref says, or is nothing that can be stored.
 
     Attributes:
         feature: its name in the ref.
@@ -82,7 +82,7 @@ class FeatureSpecError(FeatureError):
         self.feature = feature
 
 
-class ForeignFeatureError(FeatureError):
+class ForeignFeatureError(FeatureError, ValueError):
     """The ref's URI names no file of this store.
 
     Attributes:

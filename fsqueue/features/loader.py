@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, TypeVar
 from fsqueue.delivery import id_of_ref
 from fsqueue.features.ahead import Ahead
 from fsqueue.features.contract import FeatureStore
-from fsqueue.features.materialise import Materialiser, Transform
+from fsqueue.features.materialise import Materialiser, Transform, UnloadedError
 from fsqueue.features.source import ListSource, QueueSource, Source
 from fsqueue.view import StopEvent
 
@@ -115,6 +115,8 @@ class FeatureDataLoader(Generic[R]):
                         yield batch
                         if self._auto:
                             self.ack()
+        except UnloadedError as unloaded:  # only now that nothing more is leased, or it would be, for nobody
+            raise self._materialiser.settle(unloaded) from None
         finally:
             if self._auto and self._out:
                 self._source.give_back(list(self._take(list(self._out))))
@@ -127,8 +129,11 @@ class FeatureDataLoader(Generic[R]):
         def lease(stop: threading.Event) -> list[R]:
             return self._lease(stop)
 
-        def discard(refs: list[R], batch: Batch[R] | None) -> None:
-            self._source.give_back(batch.refs if batch else refs)
+        def discard(what: list[R] | Batch[R] | BaseException | None) -> None:
+            if isinstance(what, UnloadedError):
+                self._materialiser.settle(what)
+            elif isinstance(what, (Batch, list)):
+                self._source.give_back(what.refs if isinstance(what, Batch) else what)
 
         with closing(Ahead(lease, self._load, discard, workers=self._prefetch, depth=self._depth)) as ahead:
             yield from ahead
@@ -153,9 +158,8 @@ class FeatureDataLoader(Generic[R]):
         kept = [ref for ref, _ in loaded]
         try:
             return Batch(kept, self._collate([sample for _, sample in loaded]))
-        except BaseException:
-            self._source.give_back(kept)
-            raise
+        except Exception as error:
+            raise UnloadedError(error, None, kept) from error
 
     def ack(self, *, step: int | None = None) -> list[str]:
         """Acknowledge every batch handed out so far, at an optimizer step where given; returns the ids lost."""

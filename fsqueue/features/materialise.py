@@ -18,6 +18,22 @@ Transform = Callable[[R, dict[str, Any]], Any]
 OnError = Literal["skip", "raise"]
 
 
+class UnloadedError(Exception):
+    """A batch could not be made of refs that are still leased.
+
+    Attributes:
+        cause: the error that a loader raises in the end.
+        culprit: the ref at fault, where one is.
+        others: the rest of the batch.
+    """
+
+    def __init__(self, cause: Exception, culprit: Any, others: list[Any]) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+        self.culprit = culprit
+        self.others = others
+
+
 class Materialiser(Generic[R]):
     """Loads refs on behalf of one loader; several threads may.
 
@@ -38,7 +54,8 @@ class Materialiser(Generic[R]):
     def load(self, refs: list[R]) -> list[tuple[R, Any]]:
         """Refs and their samples, without those that were failed.
 
-        Where it raises, every ref was failed or given back.
+        Raises:
+            UnloadedError: on_error is "raise"; the refs are still leased, and `settle` ends that.
         """
         loaded: list[tuple[R, Any]] = []
         rest = list(refs)
@@ -47,15 +64,23 @@ class Materialiser(Generic[R]):
                 try:
                     loaded.append((rest[0], self._sample(rest[0])))
                 except Exception as error:
-                    self._reject(rest[0], error)
                     if self._raise:
-                        del rest[0]
-                        raise
+                        raise UnloadedError(error, rest[0], [*(ref for ref, _ in loaded), *rest[1:]]) from error
+                    self._reject(rest[0], error)
                 del rest[0]
+        except UnloadedError:
+            raise
         except BaseException:
             self._source.give_back([*(ref for ref, _ in loaded), *rest])
             raise
         return loaded
+
+    def settle(self, unloaded: UnloadedError) -> Exception:
+        """Fail the ref that could not be loaded, and give back the others; returns the error to raise."""
+        if unloaded.culprit is not None:
+            self._reject(unloaded.culprit, unloaded.cause)
+        self._source.give_back(unloaded.others)
+        return unloaded.cause
 
     def _sample(self, ref: R) -> Any:
         features = self._store.get(cast(FeatureRef, ref))

@@ -87,14 +87,14 @@ class SharedDirFeatureStore:
         """Publish a sample's features; see `FeatureStore.put`.
 
         Raises:
-            FeatureError: something is no dense tensor; nothing was written.
+            FeatureSpecError: something is no dense tensor; nothing was written.
             InvalidRefError: the id cannot be one.
             QueueIOError: the filesystem refused; what was there before still is.
         """
         stem = stem_of(sample_id)
         problem = tensorfile.unsupported(tensors)
         if problem:
-            raise FeatureError(sample_id, problem)
+            raise FeatureSpecError(sample_id, *problem)
         data, generation = tensorfile.encode(sample_id, tensors)
         with explained("storing features in", self.root):
             self._publish(stem, data, generation)

@@ -73,7 +73,11 @@ class Header(msgspec.Struct):
     data_at: int
 
     def specs(self) -> dict[str, FeatureSpec]:
-        return {name: FeatureSpec(name, e.shape, dtype_name(_DTYPES[e.dtype])) for name, e in self.entries.items()}
+        """What a ref says of the tensors, in the order of their names."""
+        return {
+            name: FeatureSpec(name, entry.shape, dtype_name(_DTYPES[entry.dtype]))
+            for name, entry in sorted(self.entries.items())
+        }
 
     def tensors(self, content: Tensor) -> dict[str, Tensor]:
         """The tensors as views of the file's content, which is given as bytes (uint8).
@@ -164,11 +168,11 @@ def _check_layout(entries: dict[str, _Entry], data_at: int, data_bytes: int) -> 
         raise NotTensorsError(f"has {data_bytes} bytes of data, its header says {end}")
 
 
-def unsupported(tensors: Mapping[str, Any]) -> str | None:
-    """What a put has to refuse, in words."""
+def unsupported(tensors: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The name of something that a put has to refuse, and why, in words."""
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not name or name == "__metadata__":
-            return f"the name {name!r} cannot be stored"
+            return str(name), "is no name that a tensor can be stored under"
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.dtype not in STORABLE:
-            return f"{name!r} is a {type(tensor).__name__} that safetensors cannot hold: pass dense torch tensors"
+            return name, f"is a {type(tensor).__name__} that safetensors cannot hold: pass dense torch tensors"
     return None

@@ -81,6 +81,14 @@ def _fail_for_good(stage: Stage) -> list[str]:
     return stage.queue.fail(stage.batch, "broken", retryable=False)
 
 
+def _hand_over(stage: Stage) -> list[str]:
+    return stage.queue.hand_over(stage.batch, stage.others[0].owner)
+
+
+def _adopt_and_ack(stage: Stage) -> list[str]:
+    return stage.queue.adopt(stage.batch) + stage.queue.ack(stage.batch)
+
+
 def _requeue(stage: Stage) -> None:
     admin.requeue(str(stage.path), ids(stage.batch))
 
@@ -142,6 +150,9 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("release", stages.leased, lambda stage: stage.queue.release(stage.batch), _STAYS, LIVE),
     Operation("release-by-id", stages.leased_by_another, lambda stage: stage.queue.release(stage.batch), _STAYS, LIVE),
     Operation("renew", stages.leased, lambda stage: stage.queue.renew(stage.batch), _STAYS, LIVE, keeps=True),
+    Operation("hand-over", stages.to_hand_over, _hand_over, _STAYS, LIVE, keeps=True),
+    Operation("ack-adopted", stages.handed_over, _adopt_and_ack, _OR_DONE, DONE),
+    Operation("release-all", stages.handed_over, lambda stage: stage.queue.release_all(), _STAYS, LIVE),
     Operation("reclaim-expired", stages.expired, lambda stage: stage.queue.reclaim(), _STAYS, LIVE),
     Operation("reclaim-dead", stages.owner_dead, lambda stage: stage.queue.reclaim(), _STAYS, LIVE),
     Operation("reclaim-last-attempt", stages.expired, lambda s: s.queue.reclaim(), _OR_FAILED, FAILED, _ONE_ATTEMPT),

@@ -149,6 +149,20 @@ def leased_by_another(stage: Stage) -> None:
     opened(stage)
 
 
+def to_hand_over(stage: Stage) -> None:
+    """The handle holds the batch, and there is another to hand it over to."""
+    leased(stage)
+    stage.others.append(other := stage.open(owner="other"))
+    other._current_handle().announce()
+
+
+def handed_over(stage: Stage) -> None:
+    """Another handle leased the batch, and has handed it over."""
+    leased_by_another(stage)
+    stage.queue._current_handle().announce()
+    assert stage.others[0].hand_over(stage.batch, stage.queue.owner) == []
+
+
 def expired(stage: Stage) -> None:
     leased_by_another(stage)
     for name in os.listdir(stage.path / "leased"):

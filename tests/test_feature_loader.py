@@ -1,0 +1,365 @@
+"""The feature loader: every sample once, what cannot be loaded is failed, and nothing stays leased that nobody has."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from features import file_of, publish, ref_of, tensors
+from support import GUARD_S, assert_clean, wait_until
+
+from fsqueue import (
+    DataFlowController,
+    FileMetadataStore,
+    FileSampleRefQueue,
+    MemorySampleRefQueue,
+    SampleRef,
+    TrainerView,
+)
+from fsqueue.features import (
+    Batch,
+    CollateError,
+    CorruptFeatureError,
+    FeatureDataLoader,
+    FeatureMissingError,
+    SharedDirFeatureStore,
+)
+
+PREFETCH = (0, 1, 2)
+KINDS = ("file", "memory", "view", "lease")
+
+
+class Site:
+    """A store with samples, a queue that holds their refs, and the queue as a trainer of some kind sees it."""
+
+    def __init__(self, path: Path, kind: str, samples: int) -> None:
+        self.path = path / "queue"
+        self.store = SharedDirFeatureStore(path / "features")
+        self.refs = publish(self.store, samples)
+        self._closing = ExitStack()
+        self.queue: Any = MemorySampleRefQueue() if kind == "memory" else FileSampleRefQueue(self.path)
+        self._closing.enter_context(self.queue)
+        self.trainer: Any = self.queue
+        if kind == "lease":
+            ledger = self._closing.enter_context(FileMetadataStore(path / "ledger"))
+            controller = DataFlowController("r1", sample_queue=self.queue, metadata_store=ledger)
+            controller.commit_samples("rollout", self.refs)
+            self.trainer = controller.train_lease("trainer")
+        else:
+            self.queue.put(self.refs)
+        if kind == "view":
+            with self.queue.producer("rollout"):
+                pass
+            self.trainer = self._closing.enter_context(TrainerView(self.queue))
+
+    def loader(self, **options: Any) -> FeatureDataLoader[SampleRef]:
+        return FeatureDataLoader(self.store, **({"queue": self.trainer, "batch_size": 4} | options))
+
+    def close(self) -> None:
+        self._closing.close()
+        if isinstance(self.queue, FileSampleRefQueue):
+            assert_clean(self.path)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
+    made: list[Site] = []
+
+    def make(kind: str = "file", samples: int = 12) -> Site:
+        made.append(Site(tmp_path, kind, samples))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def all_ids(batches: Any) -> list[str]:
+    return [sample_id for batch in batches for sample_id in batch.ids]
+
+
+def ids_of(refs: list[SampleRef]) -> list[str]:
+    return [ref.sample_id for ref in refs]
+
+
+@pytest.mark.parametrize("prefetch", PREFETCH)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_sample_once_and_in_order(site: Callable[..., Site], kind: str, prefetch: int) -> None:
+    """From any kind of queue, each sample comes once, in order, with its own features, and is acknowledged."""
+    here = site(kind)
+    seen: list[Batch[SampleRef]] = list(here.loader(prefetch=prefetch))
+    assert all_ids(seen) == ids_of(here.refs) and [len(batch.refs) for batch in seen] == [4, 4, 4]
+    for number, batch in enumerate(seen):
+        expected = [tensors(4 * number + at) for at in range(4)]
+        assert all(torch.equal(batch.features[name], torch.stack([e[name] for e in expected])) for name in expected[0])
+    assert here.queue.counts() == (0, 0, 12, 0)
+
+
+@pytest.mark.parametrize("prefetch", PREFETCH)
+def test_a_list_of_refs(site: Callable[..., Site], prefetch: int) -> None:
+    """A list is gone over anew by each iteration, an iterator once; acknowledging means nothing there."""
+    here = site(samples=10)
+    loader = here.loader(queue=None, refs=here.refs, prefetch=prefetch)
+    for _ in range(2):
+        assert [len(batch.refs) for batch in loader] == [4, 4, 2]
+        assert loader.ack() == []
+    assert all_ids(here.loader(queue=None, refs=here.refs, prefetch=prefetch, drop_last=True)) == ids_of(here.refs[:8])
+    once = here.loader(queue=None, refs=iter(here.refs), prefetch=prefetch)
+    assert all_ids(once) == ids_of(here.refs) and list(once) == []
+
+
+def test_acks_follow_the_training(site: Callable[..., Site]) -> None:
+    """A batch is acknowledged once the next one is asked for, the last one at the end."""
+    here = site()
+    done = [here.queue.counts().done for _ in here.loader()]
+    assert done == [0, 4, 8] and here.queue.counts().done == 12
+
+
+@pytest.mark.parametrize("kind", ["file", "view", "lease"])
+def test_deferred_acks(site: Callable[..., Site], kind: str) -> None:
+    """Deferred acks wait for the trainer, name its step, also after the loop and by id, and ignore strange ids."""
+    here = site(kind)
+    loader = here.loader(ack="deferred", prefetch=1)
+    for number, _ in enumerate(loader):
+        if number == 1:
+            assert loader.ack(step=7) == []
+    assert here.queue.counts() == (0, 4, 8, 0)
+    assert loader.ack_ids(["s008", "nobody"], step=8) == []
+    assert loader.fail_ids(["s009"], "odd", retryable=False) is None
+    loader.close()
+    assert loader.ack(step=9) == [] and loader.ack() == []
+    assert here.queue.counts() == (0, 0, 11, 1)
+    names = sorted(path.name for path in (here.path / "done").iterdir())
+    assert names == [f"s{n:03d}@{7 if n < 8 else 8 if n == 8 else 9}.json" for n in (*range(9), 10, 11)]
+
+
+def test_lost_leases_are_told(tmp_path: Path) -> None:
+    """An ack returns the ids whose lease had expired meanwhile."""
+    now = [0.0]
+    store = SharedDirFeatureStore(tmp_path / "features")
+    queue = MemorySampleRefQueue(lease_timeout_s=10.0, clock=lambda: now[0])
+    queue.put(publish(store, 2))
+    loader: FeatureDataLoader[SampleRef] = FeatureDataLoader(store, queue=queue, batch_size=2, ack="deferred")
+    (batch,) = loader
+    now[0] = 11.0
+    queue.reclaim()
+    assert loader.ack() == batch.ids
+
+
+@pytest.mark.parametrize("prefetch", PREFETCH)
+@pytest.mark.parametrize("kind", KINDS)
+def test_leaving_early_gives_back(site: Callable[..., Site], kind: str, prefetch: int) -> None:
+    """A loop that is left by break or by an error gives back its last batch and what was loaded ahead."""
+    here = site(kind)
+    loader = here.loader(prefetch=prefetch)
+    for _ in loader:
+        break
+    assert here.queue.counts() == (12, 0, 0, 0)
+    with pytest.raises(KeyError), loader:
+        for _ in loader:
+            raise KeyError("the training failed")
+    assert here.queue.counts() == (12, 0, 0, 0)
+    iteration = iter(loader)
+    next(iteration)
+    assert sorted(all_ids(loader)) == ids_of(here.refs), "a new iteration ends the one that goes on"
+    assert list(iteration) == [] and here.queue.counts() == (0, 0, 12, 0)
+
+
+@pytest.mark.parametrize(("kind", "attempts"), [("view", 1), ("file", 0)])
+def test_what_was_prefetched_is_failed_or_released(site: Callable[..., Site], kind: str, attempts: int) -> None:
+    """On close, a queue with `loader_close_retryable` gets retryable failures; another one gets its refs released."""
+    here = site(kind)
+    loader = here.loader(prefetch=1, ack="deferred")
+    iteration = iter(loader)
+    next(iteration)
+    wait_until(lambda: here.queue.in_flight() == 12, "batches leased ahead")
+    loader.close()
+    assert here.queue.counts() == (8, 4, 0, 0)
+    histories = ["failed" in path.read_text() for path in (here.path / "pending").iterdir()]
+    assert histories == [bool(attempts)] * 8
+    loader.ack()
+
+
+@pytest.mark.parametrize("prefetch", [1, 2])
+def test_what_is_loaded_ahead_is_bounded(site: Callable[..., Site], prefetch: int) -> None:
+    """While nobody asks for more, no more is leased than `ahead` batches and the one in hand."""
+    here = site(samples=40)
+    loader = here.loader(prefetch=prefetch, ahead=2, ack="deferred")
+    for number, _ in enumerate(loader, 1):
+        bound = min(40, 4 * (number + 2))
+        wait_until(lambda bound=bound: here.queue.in_flight() == bound, "batches leased ahead")  # type: ignore[misc]
+    loader.ack()
+
+
+@pytest.mark.parametrize("prefetch", PREFETCH)
+@pytest.mark.parametrize("kind", ["file", "memory", "lease"])
+def test_drop_last(site: Callable[..., Site], kind: str, prefetch: int) -> None:
+    """A batch for which there are too few refs is failed as retryable, and ends the iteration."""
+    here = site(kind, samples=10)
+    assert [len(batch.refs) for batch in here.loader(prefetch=prefetch, drop_last=True)] == [4, 4]
+    assert here.queue.counts() == (2, 0, 8, 0)
+
+
+@pytest.mark.parametrize("prefetch", PREFETCH)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_cannot_be_loaded_is_skipped(site: Callable[..., Site], kind: str, prefetch: int) -> None:
+    """Missing features are failed as retryable, three times at most, damaged ones for good; the others are trained."""
+    here = site(kind)
+    here.store.abort("s002")
+    file_of(here.store, here.refs[5]).write_bytes(b"torn")
+    loader = here.loader(prefetch=prefetch, batch_size=1 if kind == "view" else 4)  # a view gives whole batches only
+    seen = all_ids(loader)
+    assert sorted(seen) == [f"s{n:03d}" for n in range(12) if n not in (2, 5)]
+    assert set(loader.failed) == {"s002", "s005"}
+    assert "FeatureMissingError" in loader.failed["s002"] and "CorruptFeatureError" in loader.failed["s005"]
+    assert here.queue.counts() == (0, 0, 10, 2)
+    if kind != "memory":
+        assert (here.path / "failed" / "s002.json").read_text().count('"event":"failed"') == 3
+        assert (here.path / "failed" / "s005.json").read_text().count('"event":"failed"') == 1
+
+
+def test_features_that_come_late(site: Callable[..., Site]) -> None:
+    """A sample whose features are missing at first is trained once they are there."""
+    here = site()
+    here.store.abort("s001")
+    seen: list[str] = []
+    for batch in here.loader():
+        seen += batch.ids
+        here.store.put("s001", tensors(1))
+    assert seen[-1] == "s001" and sorted(seen) == ids_of(here.refs)
+
+
+@pytest.mark.parametrize("prefetch", PREFETCH)
+@pytest.mark.parametrize("kind", KINDS)
+def test_errors_may_stop_the_loop(site: Callable[..., Site], kind: str, prefetch: int) -> None:
+    """With on_error="raise", the error comes out, its sample is failed, and what else was leased is given back."""
+    here = site(kind)
+    here.store.abort("s005")
+    with pytest.raises(FeatureMissingError):
+        list(here.loader(prefetch=prefetch, on_error="raise"))
+    assert here.queue.counts() == (8, 0, 4, 0)
+    file_of(here.store, here.refs[5]).write_bytes(b"torn")
+    with pytest.raises(CorruptFeatureError):
+        list(here.loader(prefetch=prefetch, on_error="raise", batch_size=8))
+    assert here.queue.counts() == (7, 0, 4, 1)
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_transforms(site: Callable[..., Site], prefetch: int) -> None:
+    """A transform makes the samples; one that raises fails its sample for good, with the reason."""
+
+    def transform(ref: SampleRef, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if ref.sample_id == "s003":
+            raise ZeroDivisionError("no tokens")
+        return {"double": 2 * features["hidden"]}
+
+    here = site()
+    loader = here.loader(prefetch=prefetch, transform=transform)
+    batches = list(loader)
+    assert len(all_ids(batches)) == 11 and float(batches[-1].features["double"][-1, 0, 0]) == 22.0
+    assert loader.failed == {"s003": "ZeroDivisionError: no tokens"} and here.queue.counts() == (0, 0, 11, 1)
+    assert "no tokens" in (here.path / "failed" / "s003.json").read_text()
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_collating(site: Callable[..., Site], prefetch: int) -> None:
+    """Samples of different shapes are not stacked: the error names the feature, and the batch is given back."""
+    here = site()
+    ragged = ref_of(here.store.put("ragged", {"hidden": torch.ones(9, 3), "tokens": torch.arange(9)}))
+    here.queue.put([ragged])
+    with pytest.raises(CollateError, match="hidden") as caught:
+        list(here.loader(prefetch=prefetch, batch_size=13))
+    assert caught.value.feature == "hidden" and here.queue.counts() == (13, 0, 0, 0)
+    with pytest.raises(CollateError, match="in some samples"):
+        drop = here.loader(batch_size=13, transform=lambda ref, f: f if ref.sample_id == "s000" else {})
+        list(drop)
+    lengths = here.loader(prefetch=prefetch, batch_size=13, collate=lambda samples: [len(s["tokens"]) for s in samples])
+    (batch,) = lengths
+    assert sorted(batch.features) == [4] * 12 + [9]
+
+
+def test_closing_while_it_waits(tmp_path: Path) -> None:
+    """A loader that waits on a view for refs that do not come is closed at once, from another thread too."""
+    store = SharedDirFeatureStore(tmp_path / "features")
+    refs = publish(store, 6)
+    with FileSampleRefQueue(tmp_path / "queue") as queue, TrainerView(queue) as view:
+        queue.put(refs)
+        loader: FeatureDataLoader[SampleRef] = FeatureDataLoader(store, queue=view, batch_size=4, prefetch=1)
+        iteration = iter(loader)
+        assert next(iteration).ids == ids_of(refs[:4])
+        wait_until(lambda: queue.in_flight() == 6, "the loader to wait for two more refs")
+        loader.close()
+        assert queue.counts() == (6, 0, 0, 0)
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith(("fsqueue-le", "fsqueue-lo"))]
+    assert_clean(tmp_path / "queue")
+
+
+@pytest.mark.parametrize("prefetch", [0, 1])
+def test_partitions_share_a_queue(site: Callable[..., Site], prefetch: int) -> None:
+    """Loaders of different partitions get different samples, together all of them."""
+    here = site()
+    shares = [all_ids(here.loader(partition=(rank, 2), prefetch=prefetch)) for rank in range(2)]
+    assert sorted(shares[0] + shares[1]) == ids_of(here.refs) and all(shares)
+
+
+def test_a_queue_with_nothing_but_the_contract(site: Callable[..., Site]) -> None:
+    """A queue that has get, ack and fail, and returns nothing from them, is enough; what is given back is failed."""
+
+    class Bare:
+        def __init__(self, queue: Any) -> None:
+            self.queue = queue
+            self.failed: list[tuple[list[str], bool]] = []
+
+        def get(self, max_refs: int, timeout_s: float | None = None) -> list[SampleRef]:
+            return list(self.queue.get(max_refs, timeout_s))
+
+        def ack(self, refs: list[SampleRef]) -> None:
+            self.queue.ack(refs)
+
+        def fail(self, refs: list[SampleRef], reason: str, retryable: bool) -> None:
+            self.failed.append((ids_of(refs), retryable))
+            self.queue.fail(refs, reason, retryable)
+
+    here = site()
+    bare = Bare(here.queue)
+    for _ in here.loader(queue=bare):
+        break
+    assert bare.failed == [(ids_of(here.refs[:4]), True)]
+    assert len(all_ids(here.loader(queue=bare))) == 12
+
+
+def test_waiting_for_late_refs(site: Callable[..., Site]) -> None:
+    """With a timeout, a queue that has nothing yet does not end the iteration."""
+    here = site(samples=4)
+    put = threading.Event()
+
+    def late() -> None:
+        assert put.wait(GUARD_S)
+        here.queue.put([ref_of(here.store.put("late", tensors(99)))])
+
+    thread = threading.Thread(target=late)
+    thread.start()
+    try:
+        loader = iter(here.loader(timeout_s=GUARD_S, prefetch=1))
+        assert next(loader).ids == ids_of(here.refs)
+        put.set()
+        assert next(loader).ids == ["late"]
+        loader.close()  # type: ignore[attr-defined]
+    finally:
+        put.set()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"queue": None}, {"refs": []}, {"batch_size": 0}, {"prefetch": -1}, {"ahead": 0}, {"ack": "x"}, {"on_error": "x"}],
+)
+def test_misuse(site: Callable[..., Site], options: dict[str, Any]) -> None:
+    """Arguments that make no sense are refused when the loader is made."""
+    with pytest.raises(ValueError, match=r"FeatureDataLoader|needs"):
+        site().loader(**options)
