@@ -18,15 +18,16 @@ import stat as stat_module
 import threading
 import time as timing
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from functools import lru_cache
-from typing import Any, TypeVar
-
-from filelock import lock_descriptor, unlock_descriptor
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fsqueue.errors import CorruptRefError, FsQueueError, QueueIOError
 from fsqueue.mounts import mount_of
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 T = TypeVar("T")
 
@@ -44,9 +45,27 @@ _CHUNK = 1 << 16
 FILE_LIMIT_BYTES = 1 << 26
 
 
+@lru_cache(maxsize=1)
+def _filelock() -> ModuleType:
+    """Imported with the first lock: that costs as much as all of this package."""
+    import filelock
+
+    return filelock
+
+
+def _lock(fd: int) -> bool:
+    return bool(_filelock().lock_descriptor(fd, blocking=False))
+
+
+def _unlock(fd: int) -> None:
+    _filelock().unlock_descriptor(fd)
+
+
 @lru_cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     """The process's threads for file operations; nothing that runs in them waits for another of them."""
+    from concurrent.futures import ThreadPoolExecutor
+
     return ThreadPoolExecutor(threads, "fsqueue-io")
 
 
@@ -96,8 +115,8 @@ class FileOps:
     unlink = staticmethod(os.unlink)
     mkdir = staticmethod(os.mkdir)
     utime = staticmethod(os.utime)
-    lock = staticmethod(lambda fd: lock_descriptor(fd, blocking=False))
-    unlock = staticmethod(unlock_descriptor)
+    lock = staticmethod(_lock)
+    unlock = staticmethod(_unlock)
 
     time = staticmethod(timing.time)
     monotonic = staticmethod(timing.monotonic)
@@ -111,6 +130,8 @@ class FileOps:
             for item in items:
                 work(item)
             return
+        from concurrent.futures import wait
+
         futures = [_pool(threads).submit(work, item) for item in items]
         try:
             wait(futures)

@@ -9,7 +9,7 @@ from fsqueue.codec import UNDECODABLE
 from fsqueue.errors import CorruptRefError
 from fsqueue.handle import Handle
 from fsqueue.order import Scan
-from fsqueue.records import dp_partition
+from fsqueue.records import dp_partition, partition_of
 from fsqueue.tally import Unchanged
 
 SWEEP_S = 60.0
@@ -100,7 +100,7 @@ class Handout:
                 stems = handle.order.take_locked(count)
                 return stems, len(stems) < count
             stems, self._scans[partition], at_end = handle.order.take_partition_locked(
-                count, lambda stem: self._belongs(stem, partition), self._scans.get(partition)
+                count, lambda line: self._line_belongs(line, partition), self._scans.get(partition)
             )
             return stems, at_end
         finally:
@@ -182,6 +182,12 @@ class Handout:
             return ops.stat(names.ref_file(stem), dir_fd=pending.fd, follow_symlinks=False).st_mtime_ns
         except FileNotFoundError:
             return 0
+
+    def _line_belongs(self, line: bytes, partition: Partition) -> bool:
+        """As `_belongs`, of a line in the order; most stems are the id itself, and every partition sees every line."""
+        if b"%" in line or b"~" in line:
+            return self._belongs(line.decode("ascii", "replace"), partition)
+        return partition_of(line, partition[1]) == partition[0]
 
     def _belongs(self, stem: str, partition: Partition) -> bool:
         index, count = partition

@@ -14,13 +14,15 @@ import os
 import threading
 import warnings
 from contextlib import suppress
-
-from filelock import SoftFileLease, Timeout
+from typing import TYPE_CHECKING
 
 from fsqueue.clock import FilesystemClock
 from fsqueue.errors import CorruptRefError, LockTimeoutError, LockUnsupportedError
 from fsqueue.fileops import Directory, FileOps, silently_remove
 from fsqueue.layout import ORDER, ORDER_FLAGS
+
+if TYPE_CHECKING:
+    from filelock import SoftFileLease
 
 GET_PATIENCE_S = 2.0
 PUT_TIMEOUT_S = 30.0
@@ -28,7 +30,7 @@ STUCK_FOR_S = 10.0
 LEASE_DURATION_S = 15.0
 _LEASE_ROUNDS = 4
 _FIRST_PAUSE_S = 0.00005
-_LONGEST_PAUSE_S = 0.005
+_LONGEST_PAUSE_S = 0.02
 _UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
@@ -56,6 +58,8 @@ class OrderFile:
         self._stuck_until = 0.0
         self._lease: SoftFileLease | None = None
         if mode == "lease":
+            from filelock import SoftFileLease
+
             self._lease = SoftFileLease(
                 os.path.join(root.path, "order.lease"), lease_duration=LEASE_DURATION_S, thread_local=False
             )
@@ -208,7 +212,7 @@ class OrderFile:
         if self._lease is not None:
             try:
                 self._lease.acquire(timeout=patience_s, poll_interval=_LONGEST_PAUSE_S)
-            except Timeout:
+            except TimeoutError:
                 return False
         if self.fd < 0:
             self.fd = self.ops.open(ORDER, ORDER_FLAGS, 0o666, dir_fd=self.root.fd)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Generic, TypeVar, cast
 
 from fsqueue.codec import Codec
@@ -50,7 +52,7 @@ class MemorySampleRefQueue(Generic[R]):
         self._clock = clock or time.monotonic
         self._poll_interval_s = poll_interval_s
         self._changed = threading.Condition()
-        self._pending: dict[str, _Entry] = {}
+        self._pending: OrderedDict[str, _Entry] = OrderedDict()  # its front can be taken away at no cost
         self._leased: dict[str, _Entry] = {}
         self._done: set[str] = set()
         self._failed: set[str] = set()
@@ -93,8 +95,8 @@ class MemorySampleRefQueue(Generic[R]):
                 self._changed.wait(min(left_s, self._poll_interval_s))
 
     def _take_locked(self, max_refs: int, partition: tuple[int, int] | None) -> list[R]:
-        mine = [i for i in self._pending if partition is None or dp_partition(i, partition[1]) == partition[0]]
-        taken = mine[: max(0, max_refs)]
+        mine = (i for i in self._pending if partition is None or dp_partition(i, partition[1]) == partition[0])
+        taken = list(islice(mine, max(0, max_refs)))
         for sample_id in taken:
             entry = self._leased[sample_id] = self._pending.pop(sample_id)
             entry.leased_at = self._clock()

@@ -123,9 +123,11 @@ class Order:
         return stems
 
     def take_partition_locked(
-        self, count: int, mine: Callable[[str], bool], scan: Scan | None
+        self, count: int, mine: Callable[[bytes], bool], scan: Scan | None
     ) -> tuple[list[str], Scan, bool]:
         """Hand out the next count stems that are mine, leaving the others where they are.
+
+        mine gets what a line holds, which need not be a stem: of most lines no more than that has to be known.
 
         Returns the stems, where to go on the next time, and whether the scan reached the order's end.
         """
@@ -164,15 +166,15 @@ class Order:
         return len(missing)
 
     def _mark_locked(
-        self, lines: list[bytes], offset: int, count: int, mine: Callable[[str], bool]
+        self, lines: list[bytes], offset: int, count: int, mine: Callable[[bytes], bool]
     ) -> tuple[list[str], int, int]:
         """Mark up to count lines that are mine as dead; returns their stems, bytes scanned, bytes marked."""
         stems: list[str] = []
         marked = bytearray()
         first = last = dead = used = 0
         for line in lines:
-            stem = _stem(line)
-            if stem is not None and mine(stem):
+            stem = _stem(line) if line[0] != _DEAD and mine(line.rstrip(b"\n")) else None
+            if stem is not None:
                 if not stems:
                     first = used
                 stems.append(stem)

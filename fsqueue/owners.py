@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import socket
 import threading
 import weakref
 from collections.abc import Callable
@@ -78,7 +77,7 @@ def new_owner(name: str | None, path: str) -> str:
         QueueConfigError: the name is empty or longer than 64 bytes once escaped.
     """
     if name is None:
-        escaped = names.owner_name(socket.gethostname() or "host")[: names.OWNER_NAME_LIMIT]
+        escaped = names.owner_name(os.uname().nodename or "host")[: names.OWNER_NAME_LIMIT]
     else:
         escaped = names.owner_name(name)
         if not 0 < len(escaped) <= names.OWNER_NAME_LIMIT:
@@ -94,7 +93,7 @@ def describe_self(owner: str, now: float, heartbeat_s: float | None) -> OwnerRec
     """The record of a handle of this process."""
     pid = os.getpid()
     return OwnerRecord(
-        owner, socket.gethostname(), boot_id(), pid_namespace(), pid, process_stat(pid)[1], now, heartbeat_s
+        owner, os.uname().nodename, boot_id(), pid_namespace(), pid, process_stat(pid)[1], now, heartbeat_s
     )
 
 

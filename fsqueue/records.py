@@ -89,9 +89,12 @@ class PromptTask:
 
 def dp_partition(sample_id: str, n: int) -> int:
     """The data-parallel partition, 0 to n - 1, that a sample belongs to; 0 when n <= 1."""
-    if n <= 1:
-        return 0
-    return int(hashlib.sha1(sample_id.encode()).hexdigest(), 16) % n
+    return partition_of(sample_id.encode(), n)
+
+
+def partition_of(encoded: bytes, n: int) -> int:
+    """As `dp_partition`, of an id in UTF-8."""
+    return int.from_bytes(hashlib.sha1(encoded).digest(), "big") % n if n > 1 else 0
 
 
 def assert_no_tensors(obj: Any) -> None:
