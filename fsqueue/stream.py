@@ -128,7 +128,11 @@ class Stream:
         described = owners.describe_self(self._handle.owner, self._ops.time(), BEAT_S)
         record = Record(name=name, process=described, expected=expected)
         membership = Membership(self._handle, self.directory, role, record)
-        silently_remove(self._ops, self.directory.fd, earlier)
+        try:
+            silently_remove(self._ops, self.directory.fd, earlier)
+        except BaseException:
+            membership.withdraw()
+            raise
         return membership
 
     def members(self) -> list[Member]:
@@ -212,9 +216,14 @@ class Membership:
         self._role: Role = role
         self._record = record
         self._ended = False
-        with explained(f"joining as {role}", directory.path):
-            self._write("open", record)
-        self._beat_key = owners.heartbeats.register(self.beat, BEAT_S, handle.ops.monotonic)
+        self._beat_key: int | None = None
+        try:
+            with explained(f"joining as {role}", directory.path):
+                self._write("open", record)
+            self._beat_key = owners.heartbeats.register(self.beat, BEAT_S, handle.ops.monotonic)
+        except BaseException:
+            self.withdraw()
+            raise
 
     @property
     def name(self) -> str:
@@ -227,31 +236,37 @@ class Membership:
 
     def close(self) -> None:
         """Leave: this member has produced, or consumed, all that it will."""
-        if self._end():
-            ops, fd = self._handle.ops, self._directory.fd
-            with explained("leaving", self._directory.path), suppress(FileNotFoundError):
-                ops.rename(self._file("open"), self._file("closed"), src_dir_fd=fd, dst_dir_fd=fd)
+        if self._ended:
+            return
+        ops, fd = self._handle.ops, self._directory.fd
+        with explained("leaving", self._directory.path), suppress(FileNotFoundError):
+            ops.rename(self._file("open"), self._file("closed"), src_dir_fd=fd, dst_dir_fd=fd)
+        self._end()
 
     def fail(self, reason: str, trace: str | None = None) -> None:
         """Mark this member failed: the other side stops with an error that carries the reason.
 
         CRASH: between the two steps the member is both open and failed, and failed counts.
         """
-        if self._end():
-            record = msgspec.structs.replace(
-                self._record, reason=tidy(reason), traceback=tidy(trace) if trace else None
-            )
-            with explained("marking a failure in", self._directory.path):
-                self._write("failed", record)
-            silently_remove(self._handle.ops, self._directory.fd, [self._file("open")])
+        if self._ended:
+            return
+        record = msgspec.structs.replace(self._record, reason=tidy(reason), traceback=tidy(trace) if trace else None)
+        with explained("marking a failure in", self._directory.path):
+            self._write("failed", record)
+        self.withdraw()
+
+    def withdraw(self) -> None:
+        """Be a member no longer, as if this one had never joined."""
+        self._end()
+        silently_remove(self._handle.ops, self._directory.fd, [self._file("open")])
 
     def _write(self, state: State, record: Record) -> None:
         self._handle.moves.write(msgspec.json.encode(record) + b"\n", self._directory, self._file(state))
 
-    def _end(self) -> bool:
-        owners.heartbeats.unregister(self._beat_key)
-        ended, self._ended = self._ended, True
-        return not ended
+    def _end(self) -> None:
+        self._ended = True
+        if self._beat_key is not None:
+            owners.heartbeats.unregister(self._beat_key)
 
     def _file(self, state: State) -> str:
         return f"{self._role}@{names.owner_name(self.name)}-{self._record.process.owner}@{state}{names.SUFFIX}"

@@ -309,7 +309,7 @@ def test_real_model_loses_nothing_under_kills(tmp_path: Path) -> None:
     run = subprocess.run(
         [
             *(sys.executable, "-m", "fsqueue.cli.main", "demo", str(tmp_path / "demo")),
-            *("--samples", "16", "--passes", "2", "--batch", "2", "--kill", "--json"),
+            *("--samples", "16", "--passes", "2", "--batch", "2", "--tokens", "64", "--kill", "--json"),
         ],
         cwd=REPOSITORY,
         capture_output=True,
@@ -327,7 +327,7 @@ def test_real_model_loses_nothing_under_kills(tmp_path: Path) -> None:
         assert queue.counts() == (0, 0, 32, 0)
     a_ref = one_ref(tmp_path / "demo" / "queue" / "done")
     features = SharedDirFeatureStore(tmp_path / "demo" / "features").get(a_ref)
-    assert features["hidden_state"].shape == (128, 576)
+    assert features["hidden_state"].shape == (64, 576)
 
 
 def one_ref(done: Path) -> SampleRef:

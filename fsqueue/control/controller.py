@@ -150,7 +150,7 @@ class DataFlowController(Generic[R]):
         if owed or fresh:
             try:
                 self.sample_queue.put(owed + fresh)
-            except OSError:
+            except BaseException:
                 with self._mutex:
                     self._owed += owed + fresh
                 raise

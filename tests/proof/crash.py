@@ -68,7 +68,7 @@ def crash(path: Path, operation: Operation, size: int, point: Point, **options: 
     batch = new_batch(size)
     clock = StoppedClock()
     with fileops.using(clock):
-        bystanders = None if operation.bare else Bystanders.settle_in(path)
+        bystanders = None if operation.bare else Bystanders.settle_in(path, operation)
     died = _run_in_child(Stage(path, batch, {**options, **operation.options}), operation, bystanders, point)
     try:
         _judge(path, batch, operation, bystanders, finished=not died)
@@ -92,7 +92,7 @@ def _judge(path: Path, batch: list[Any], operation: Operation, bystanders: Bysta
     elif not finished:
         with fileops.using(StoppedClock()):
             Stage(path, [], {}).open().close()
-    assert_drains(path, known, at_once=True, may_fail=FAILED in operation.lands)
+    assert_drains(path, known, at_once=not operation.waits, may_fail=FAILED in operation.lands)
     if bystanders is not None:
         assert bystanders.queue.ack(bystanders.held) == []
         assert not any(LIVE in states for found, states in census(path).items() if found != CORRUPT)

@@ -34,6 +34,7 @@ class Operation:
         by_operator: it is made by a handle of its own, which is closed when it ends.
         damaged: it starts from a queue that a check finds fault with.
         keeps: leases on the batch that its handle has outlast the operation.
+        waits: it may leave a lock held, for which others wait; not longer than the documented time.
         earlier: the state of a file that the batch's first ref has from an earlier life.
     """
 
@@ -48,6 +49,7 @@ class Operation:
     keeps: bool = False
     damaged: bool = False
     by_operator: bool = False
+    waits: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -89,6 +91,18 @@ def _adopt_and_ack(stage: Stage) -> list[str]:
     return stage.queue.adopt(stage.batch) + stage.queue.ack(stage.batch)
 
 
+def _release(stage: Stage) -> list[str]:
+    return stage.queue.release(stage.batch)
+
+
+def _close(stage: Stage) -> None:
+    stage.queue.close()
+
+
+def _reclaim(stage: Stage) -> None:
+    stage.queue.reclaim()
+
+
 def _requeue(stage: Stage) -> None:
     admin.requeue(str(stage.path), ids(stage.batch))
 
@@ -117,12 +131,58 @@ def _check(stage: Stage) -> None:
     check_queue(stage.path, notes=True)
 
 
+def _join(stage: Stage) -> None:
+    stage.member = stage.queue.producer("rollout-0")
+
+
+def _leave(stage: Stage) -> None:
+    assert stage.member is not None
+    stage.member.close()
+
+
+def _give_up(stage: Stage) -> None:
+    assert stage.member is not None
+    stage.member.fail("out of prompts")
+
+
+def _put_when_below(stage: Stage) -> None:
+    stage.queue.put_when_below(stage.batch, high=100)
+
+
+def _publish_quantum(stage: Stage) -> None:
+    stage.queue.publish_quantum(dp_size=1, batch_size=2)
+
+
+def _view_get(stage: Stage) -> list[SampleRef]:
+    assert stage.view is not None
+    return stage.view.get(len(stage.batch))
+
+
+def _view_ack(stage: Stage) -> list[str]:
+    assert stage.view is not None
+    return stage.view.ack(stage.batch, step=7)
+
+
+def _commit(stage: Stage) -> None:
+    stage.controller.commit_samples("w", stage.batch)
+
+
+def _ack_trained(stage: Stage) -> list[str]:
+    return stage.controller.ack_train_refs("t", ids(stage.batch), global_step=7)
+
+
+def _reconcile(stage: Stage) -> None:
+    stage.controller.reconcile_on_restart()
+
+
 _STAYS = frozenset({LIVE})
 _OR_DONE = frozenset({LIVE, DONE})
 _OR_FAILED = frozenset({LIVE, FAILED})
 _OR_GONE = frozenset({LIVE, GONE})
 _ONE_ATTEMPT = {"max_attempts": 1}
 _UNLINK = {"keep_done": False}
+_LEASE_LOCK = {"lock": "lease"}
+_HEARTBEAT = {"heartbeat_s": LEASE_S / 4}
 
 OPERATIONS: tuple[Operation, ...] = (
     Operation("create", stages.nothing, stages.opened, frozenset({GONE}), GONE, bare=True),
@@ -147,15 +207,15 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("fail-for-good", stages.leased, _fail_for_good, _OR_FAILED, FAILED),
     Operation("fail-for-good-pending", stages.pending, _fail_for_good, _OR_FAILED, FAILED),
     Operation("fail-last-attempt", stages.leased, _fail, _OR_FAILED, FAILED, _ONE_ATTEMPT),
-    Operation("release", stages.leased, lambda stage: stage.queue.release(stage.batch), _STAYS, LIVE),
-    Operation("release-by-id", stages.leased_by_another, lambda stage: stage.queue.release(stage.batch), _STAYS, LIVE),
+    Operation("release", stages.leased, _release, _STAYS, LIVE),
+    Operation("release-by-id", stages.leased_by_another, _release, _STAYS, LIVE),
     Operation("renew", stages.leased, lambda stage: stage.queue.renew(stage.batch), _STAYS, LIVE, keeps=True),
     Operation("hand-over", stages.to_hand_over, _hand_over, _STAYS, LIVE, keeps=True),
     Operation("ack-adopted", stages.handed_over, _adopt_and_ack, _OR_DONE, DONE),
     Operation("release-all", stages.handed_over, lambda stage: stage.queue.release_all(), _STAYS, LIVE),
-    Operation("reclaim-expired", stages.expired, lambda stage: stage.queue.reclaim(), _STAYS, LIVE),
-    Operation("reclaim-dead", stages.owner_dead, lambda stage: stage.queue.reclaim(), _STAYS, LIVE),
-    Operation("reclaim-last-attempt", stages.expired, lambda s: s.queue.reclaim(), _OR_FAILED, FAILED, _ONE_ATTEMPT),
+    Operation("reclaim-expired", stages.expired, _reclaim, _STAYS, LIVE),
+    Operation("reclaim-dead", stages.owner_dead, _reclaim, _STAYS, LIVE),
+    Operation("reclaim-last-attempt", stages.expired, _reclaim, _OR_FAILED, FAILED, _ONE_ATTEMPT),
     Operation("get-expired", stages.expired, _get, _STAYS, LIVE),
     Operation("requeue", stages.dead_letters, _requeue, _OR_FAILED, LIVE, by_operator=True),
     Operation("requeue-acked", stages.acked, _requeue, _OR_DONE, LIVE, by_operator=True),
@@ -170,7 +230,23 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("adopt", stages.unordered, lambda stage: admin.adopt(str(stage.path)), _STAYS, LIVE, by_operator=True),
     Operation("check", stages.pending, _check, _STAYS, LIVE),
     Operation("repair", stages.damaged, _repair, _STAYS, LIVE, damaged=True, by_operator=True),
-    Operation("close", stages.leased, lambda stage: stage.queue.close(), _STAYS, LIVE, keeps=True),
+    Operation("stream-join", stages.left, _join, _STAYS, LIVE),
+    Operation("stream-leave", stages.joined, _leave, _STAYS, LIVE),
+    Operation("stream-fail", stages.joined, _give_up, _STAYS, LIVE),
+    Operation("stream-quantum", stages.pending, _publish_quantum, _STAYS, LIVE),
+    Operation("put-when-below", stages.joined_unput, _put_when_below, _OR_GONE, LIVE),
+    Operation("view-get", stages.viewed, _view_get, _STAYS, LIVE),
+    Operation("view-ack", stages.leased_by_view, _view_ack, _OR_DONE, DONE),
+    Operation("controller-commit", stages.controlled, _commit, _OR_GONE, LIVE),
+    Operation("controller-ack", stages.leased_by_controller, _ack_trained, _OR_DONE, DONE),
+    Operation("controller-reconcile", stages.committed, _reconcile, _OR_GONE, LIVE),
+    Operation("get-heartbeat", stages.pending, _get, _STAYS, LIVE, _HEARTBEAT),
+    Operation("reclaim-silent", stages.silent, _reclaim, _STAYS, LIVE, _HEARTBEAT),
+    Operation("close-heartbeat", stages.leased, _close, _STAYS, LIVE, _HEARTBEAT, keeps=True),
+    Operation("put-lease-lock", stages.opened, _put, _OR_GONE, LIVE, _LEASE_LOCK, waits=True),
+    Operation("get-lease-lock", stages.pending, _get, _STAYS, LIVE, _LEASE_LOCK, waits=True),
+    Operation("release-lease-lock", stages.leased, _release, _STAYS, LIVE, _LEASE_LOCK, waits=True),
+    Operation("close", stages.leased, _close, _STAYS, LIVE, keeps=True),
 )
 
 BY_NAME = {operation.name: operation for operation in OPERATIONS}

@@ -9,7 +9,8 @@ from typing import Any
 
 from implementations import ids, make_ref
 
-from fsqueue import FileSampleRefQueue, SampleRef, dp_partition
+from fsqueue import DataFlowController, FileMetadataStore, FileSampleRefQueue, SampleRef, TrainerView, dp_partition
+from fsqueue.stream import Membership
 
 LEASE_S = 3600.0
 CORRUPT = "corrupt"
@@ -22,7 +23,8 @@ class Stage:
     """A queue with a batch, and the handle that an operation runs on.
 
     Attributes:
-        others: handles that must stay open while the operation runs.
+        others: what must stay open while the operation runs.
+        member, view, controller: what the operation works on, where that is not the handle itself.
         returned: what the operation returned.
     """
 
@@ -30,15 +32,19 @@ class Stage:
     batch: list[SampleRef]
     options: dict[str, Any]
     queue: FileSampleRefQueue[SampleRef] = field(init=False)
-    others: list[FileSampleRefQueue[SampleRef]] = field(default_factory=list)
+    others: list[Any] = field(default_factory=list)
+    member: Membership | None = None
+    view: TrainerView[SampleRef] | None = None
+    controller: Any = None
     returned: Any = None
 
     def open(self, **options: Any) -> FileSampleRefQueue[SampleRef]:
         return FileSampleRefQueue(self.path, **{"lease_timeout_s": LEASE_S, **self.options, **options})
 
     def close(self) -> None:
-        for queue in self.others:
-            queue.close()
+        for other in (*self.others, self.view, self.member):
+            if other is not None:
+                other.close()
         if hasattr(self, "queue"):
             self.queue.close()
 
@@ -168,6 +174,62 @@ def expired(stage: Stage) -> None:
     for name in os.listdir(stage.path / "leased"):
         if "@other." in name:
             os.utime(stage.path / "leased" / name, (LONG_AGO_S, LONG_AGO_S))
+
+
+def silent(stage: Stage) -> None:
+    """The other handle's heartbeat has stopped, too."""
+    expired(stage)
+    for name in os.listdir(stage.path / "owners"):
+        if name.startswith("other."):
+            os.utime(stage.path / "owners" / name, (LONG_AGO_S, LONG_AGO_S))
+
+
+def joined_unput(stage: Stage) -> None:
+    opened(stage)
+    stage.member = stage.queue.producer("rollout-0")
+
+
+def joined(stage: Stage) -> None:
+    joined_unput(stage)
+    stage.queue.put(stage.batch)
+
+
+def left(stage: Stage) -> None:
+    """A producer of this name has been there."""
+    joined(stage)
+    assert stage.member is not None
+    stage.member.close()
+
+
+def viewed(stage: Stage) -> None:
+    pending(stage)
+    stage.view = TrainerView(stage.queue)
+
+
+def leased_by_view(stage: Stage) -> None:
+    viewed(stage)
+    assert stage.view is not None
+    assert ids(stage.view.get(len(stage.batch))) == ids(stage.batch)
+
+
+def controlled(stage: Stage) -> None:
+    """A controller on the queue, and on a ledger beside it."""
+    opened(stage)
+    store: FileMetadataStore[SampleRef] = FileMetadataStore(f"{stage.path}-ledger")
+    stage.others.append(store)
+    stage.controller = DataFlowController("run", sample_queue=stage.queue, metadata_store=store)
+
+
+def committed(stage: Stage) -> None:
+    """The controller died before it put what it had committed."""
+    controlled(stage)
+    stage.controller.store.commit_samples(stage.batch)
+
+
+def leased_by_controller(stage: Stage) -> None:
+    controlled(stage)
+    stage.controller.commit_samples("w", stage.batch)
+    assert ids(stage.controller.lease_train_refs("t", len(stage.batch))) == ids(stage.batch)
 
 
 def owner_dead(stage: Stage) -> None:

@@ -65,8 +65,9 @@ class Bystanders:
     waiting: SampleRef = field(default_factory=lambda: make_ref("waiting"))
 
     @staticmethod
-    def settle_in(path: Path) -> Bystanders:
-        queue = FileSampleRefQueue(path, lease_timeout_s=LEASE_S, owner="bystander", durable=False)
+    def settle_in(path: Path, operation: Operation) -> Bystanders:
+        lock = operation.options.get("lock", "flock")
+        queue = FileSampleRefQueue(path, lease_timeout_s=LEASE_S, owner="bystander", durable=False, lock=lock)
         queue.put([make_ref("old"), make_ref("dead"), make_ref("held")])
         old, dead, held = queue.get(3)
         queue.ack([old])
