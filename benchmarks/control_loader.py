@@ -35,7 +35,7 @@ def loading(options: Options) -> Findings:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _compare(options, *((16, 2) if options.quick else (64, 15)))
+        return _compare(options, *((16, 2) if options.quick else (64, 9)))
     finally:
         torch.set_num_threads(threads)
 
