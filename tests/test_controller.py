@@ -271,7 +271,10 @@ def log_of(tap: Tap) -> list[str]:
 
 
 def test_the_ledger_is_durable_before_the_queue_moves(tmp_path: Path) -> None:
-    """Commit: the ledger's fsync comes before the ref becomes pending; ack: before it becomes done."""
+    """Commit: the ledger's fsync comes before the ref becomes pending; ack: before it becomes done.
+
+    Before the first acknowledgement, the queue durably names its ledger.
+    """
     tap = Tap()
     with tap.here(), FileMetadataStore(tmp_path / "ledger") as store:
         queue = open_tapped(tap, tmp_path / "queue")
@@ -283,9 +286,10 @@ def test_the_ledger_is_durable_before_the_queue_moves(tmp_path: Path) -> None:
         controller.lease_train_refs("t0", 2)
         seen.clear()
         controller.ack_train_refs("t0", ["a", "b"], global_step=7, optimizer_durable=True)
-        recorded = seen.index("pwrite acks")
-        assert seen[recorded : recorded + 4] == ["pwrite acks", "fsync acks", *["rename leased -> done"] * 2]
-        assert seen.index("rename leased -> done") > recorded and "fsync done" in seen[recorded:]
+        at = seen.index("pwrite acks")
+        assert (seen[0].split(".")[:3], seen[at - 1]) == (["fsync ", "ledger", "json"], "fsync queue")
+        assert seen[at : at + 4] == ["pwrite acks", "fsync acks", *["rename leased -> done"] * 2]
+        assert "fsync done" in seen[at + 4 :]
         assert names_in(tmp_path / "queue", "done") == ["a@7.json", "b@7.json"]
         queue.close()
 

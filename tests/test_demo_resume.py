@@ -19,6 +19,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("safetensors")
 
+from proof import tally
 from support import running
 from tiny_target import make_tiny_target
 
@@ -77,7 +78,8 @@ class Life:
         members = group_members(self.process.pid)
         if alive:
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        code = self.process.wait()
+        assert alive or code == 0, self.errors()
         deadline = time.monotonic() + HANG_GUARD_S
         while any(map(running, members)):
             assert time.monotonic() < deadline
@@ -134,12 +136,12 @@ def test_kill_everything_and_resume(tmp_path: Path, kills: int) -> None:
     """Whenever the whole group dies, what it resumes to trains each sample once: no duplicate and no gap."""
     options = DemoOptions(
         str(tmp_path / "demo"),
-        samples=100 if kills > 2 else 24,
-        passes=2,
+        samples=25,
+        passes=8 if kills > 2 else 6,
         tokens=16,
         held_out_samples=2,
         rollouts=1,
-        batch_size=2,
+        batch_size=2 if kills > 2 else 1,
         high_watermark=16,
         low_watermark=8,
         vocabulary=50,
@@ -150,8 +152,12 @@ def test_kill_everything_and_resume(tmp_path: Path, kills: int) -> None:
     for number in range(kills):
         life = Life(options)
         try:
-            life.wait_until(started=True, acked=0 if kills > 2 and number == 0 else chance.randrange(2, 16))
-            time.sleep(chance.uniform(0.0, 2.0 if number == 0 else 0.2))
+            if kills > 2 and number == 0:
+                life.wait_until(started=True, acked=0)
+                time.sleep(chance.uniform(0.0, 2.0))  # while it prepares
+            else:
+                life.wait_until(started=True, acked=chance.randrange(2, 16))
+                time.sleep(chance.uniform(0.0, 0.2))
         finally:
             killed += life.kill()
     report = json.loads(Life(options).end())
@@ -161,9 +167,8 @@ def test_kill_everything_and_resume(tmp_path: Path, kills: int) -> None:
     assert (report["once"], report["twice"], report["never"]) == (options.total, 0, 0)
     assert sorted(in_the_state(demo)) == everything
     assert Counter(sequence_of_steps(demo, report["steps"])) == Counter(everything)
-    assert killed == kills and report["starts"] == kills + 1
+    assert 1 <= killed <= kills, "a busy machine may let the run end before its last kills, not before its first"
+    assert report["starts"] == kills + 1
     assert check_queue(demo.queue, notes=True) == []
-    print(
-        f"{kills} kills of the whole demo: {report['taken_back']} acknowledgements taken back, "
-        f"{report['delivered_twice']} delivered again; in the final state {report['once']} once, 0 twice, 0 never"
-    )
+    tally.count("SIGKILLs of the whole demo, resumed: samples lost or trained twice 0", killed)
+    tally.count("samples delivered again after them, each once in the final state", report["delivered_twice"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,7 +84,7 @@ def test_the_view_follows_the_queue(path: Path) -> None:
 def test_a_queue_that_goes_away_ends_it_in_one_line(path: Path) -> None:
     with watch(path, "--interval", "10ms") as terminal:
         terminal.read_until(lambda text: "pending" in text, "the first view")
-        shutil.rmtree(path)
+        path.rename(path.with_name("elsewhere"))
         text = terminal.end()
         assert terminal.process.returncode == 3
         assert "Error: queue" in text and "Traceback" not in text
