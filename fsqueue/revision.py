@@ -26,7 +26,7 @@ from dataclasses import replace
 
 from fsqueue import segments
 from fsqueue.errors import CorruptRefError
-from fsqueue.fileops import despite_errors, silently_remove
+from fsqueue.fileops import silently_remove
 from fsqueue.handle import Handle
 from fsqueue.layout import Layout
 from fsqueue.owners import read_record
@@ -145,8 +145,13 @@ class Revision:
             for line in lines:
                 fds.append(self._ops.create(self._done.fd, self._copy_of(line), line.data))
             self._ops.sync_all(fds, self._handle.overlap.syncs)
-        finally:
-            despite_errors(self._ops.close, fds)
+            while fds:
+                self._ops.close(fds.pop())
+        except BaseException:
+            for fd in fds:
+                with suppress(OSError):  # the error that led here is the one to report
+                    self._ops.close(fd)
+            raise
         for line in lines:
             stamp = (line.mtime_ns, line.mtime_ns)
             self._ops.utime(self._copy_of(line), ns=stamp, dir_fd=self._done.fd, follow_symlinks=False)
