@@ -23,9 +23,10 @@ from fsqueue.layout import Layout, open_layout
 from fsqueue.listing import File, files_in, id_of, owner_matches, packed_in, reading, stamp_of
 from fsqueue.moves import Change, record
 from fsqueue.owners import new_owner, read_record
-from fsqueue.packing import Packed, unpack
+from fsqueue.packing import Packed
 from fsqueue.revision import look
 from fsqueue.sight import place_of, sight
+from fsqueue.unpacking import unpack
 
 _BATCH = 256
 _LOOKS = 3

@@ -1,7 +1,7 @@
 """Packing: done files that are old become lines of a segment, which takes one inode for up to 10,000 refs.
 
 What is packed is still done: `show`, `ls`, `counts` and `requeue` find it, and `rewind` brings it back. A ref leaves
-a segment by becoming a done file again (`unpack`), and goes on from there by the moves that every done file makes.
+a segment by becoming a done file again (unpacking.py), and goes on from there by the moves that every done file makes.
 How it is made safe against kills and other processes: revision.py.
 """
 
@@ -9,23 +9,18 @@ from __future__ import annotations
 
 import stat
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fsqueue import names, segments
-from fsqueue.codec import Bookkeeping, Event, wrap_raw
 from fsqueue.errors import CorruptRefError
 from fsqueue.handle import Handle
 from fsqueue.layout import Layout
-from fsqueue.revision import Revision, look, read_segment, recover
+from fsqueue.revision import Revision, look, read_segment, recover, recover_quietly
 from fsqueue.segments import SEGMENT_BYTES, SEGMENT_REFS, Done, Line, Segment
 from fsqueue.sight import sight
 
-Wanted = Callable[[str, int | None], bool]
-
 _MERGED = 8
-_DAMAGED = "found in a segment of packed refs: it belongs to no whole line"
 _FRAME_BYTES = 512
 _BUFFER_BYTES = 1 << 20
 
@@ -82,7 +77,7 @@ def pack(handle: Handle, older_than_s: float) -> Packed:
         try:
             packed = _pack_one(handle, old)
         except OSError:
-            _recover_quietly(handle)
+            recover_quietly(handle)
             raise
         recover(handle, alone=False)
         if packed is None:
@@ -90,12 +85,6 @@ def pack(handle: Handle, older_than_s: float) -> Packed:
         refs, written = refs + packed, written + 1
         if not old:
             return Packed(refs, written)
-
-
-def _recover_quietly(handle: Handle) -> None:
-    """After an error, which is the one to report; what is left aside is done all the same."""
-    with suppress(OSError):
-        recover(handle, alone=False)
 
 
 def _pack_one(handle: Handle, old: deque[tuple[int, str, int]]) -> int | None:
@@ -189,96 +178,6 @@ def _line_of(handle: Handle, aside: str, name: str) -> Line | None:
     if parsed is None or seen.sample_id is None or seen.torn or names.stem_of(seen.sample_id) != parsed[0]:
         return None
     return Line(*parsed, mtime_ns, data)
-
-
-def unpack(handle: Handle, wanted: Wanted) -> Done:
-    """Make every done ref that is wanted, by stem and step, a file of its own again; returns what is done then.
-
-    Costs one listing where nothing is packed; otherwise every segment is read. A running packing is ended.
-
-    RACE: a packing that begins afterwards may claim such a file before the caller has moved it on.
-    """
-    clean: set[str] = set()
-    while True:
-        done = look(handle.layout)
-        try:
-            if not _is_aside(done, wanted) and _holding(handle.layout, done, wanted, clean) is None:
-                return done
-            with Revision(handle) as revision:
-                found = _holding(handle.layout, recover(handle, revision, alone=True), wanted, clean)
-                if found is not None:
-                    _take_out(revision, *found)
-        except FileNotFoundError:
-            continue  # a segment was replaced, or the licence taken away: look again
-        except OSError:
-            _recover_quietly(handle)
-            raise
-        recover(handle, alone=True)
-
-
-def _is_aside(done: Done, wanted: Wanted) -> bool:
-    """Whether a revision has something in hand that is wanted."""
-    parsed = (names.parse_done(name) for name, file in done.files.items() if name != file)
-    return any(found is not None and wanted(*found) for found in parsed)
-
-
-_Found = tuple[Segment, bytes, list[Line], list[Line]]
-
-
-def _holding(layout: Layout, done: Done, wanted: Wanted, clean: set[str]) -> _Found | None:
-    """A segment that holds refs that are wanted: itself, its bytes, those lines, and the others.
-
-    Args:
-        clean: revisions whose segments hold none; those found to be so are added.
-
-    Raises:
-        FileNotFoundError: one was replaced meanwhile: look again.
-    """
-    for segment in done.segments:
-        if segment.revision in clean:
-            continue
-        data = read_segment(layout, segment)
-        lines, _ = segments.whole_lines(data)
-        taken = [line for line in lines if wanted(line.stem, line.step)]
-        if taken:
-            return segment, data, taken, [line for line in lines if not wanted(line.stem, line.step)]
-        clean.add(segment.revision)
-    return None
-
-
-def _take_out(revision: Revision, segment: Segment, data: bytes, taken: list[Line], others: list[Line]) -> None:
-    """Copy lines out of a segment, and replace it by one of the others; of two lives, the later one's file stays."""
-    revision.copy_out(sorted(taken, key=lambda line: line.mtime_ns))
-    revision.write(segments.without(data, [line.span for line in taken]))
-    newest_ns = max((line.mtime_ns for line in others), default=taken[-1].mtime_ns)
-    revision.commit(max(0, segment.refs - len(taken)), [segment], newest_ns)
-
-
-def mend_segment(handle: Handle, name: str) -> str | None:
-    """Replace a damaged segment by one of its whole lines; returns the dead letter that holds the rest.
-
-    CRASH: the dead letter comes first, under a name that a repetition gives it again.
-
-    Raises:
-        FileNotFoundError: it was replaced or purged.
-    """
-    with Revision(handle) as revision:
-        done = recover(handle, revision, alone=True)
-        segment = next((segment for segment in done.segments if segment.name == name), None)
-        if segment is None:
-            raise FileNotFoundError(name)
-        data = read_segment(handle.layout, segment)
-        lines, damaged = segments.whole_lines(data)
-        letter = names.ref_file(f"packed-{segment.revision}-damaged") if damaged else None
-        if letter is not None:
-            rest = b"".join(data[start:end] for start, end in damaged)
-            event = Event("failed", handle.clock.now(), handle.owner, _DAMAGED)
-            dead = Bookkeeping(reason=_DAMAGED, history=[event])
-            handle.moves.write(wrap_raw(rest, dead), handle.layout.failed, letter)
-        revision.write(segments.without(data, damaged))
-        revision.commit(len(lines), [segment], max((line.mtime_ns for line in lines), default=0))
-    recover(handle, alone=True)
-    return letter
 
 
 def packed_lines(layout: Layout) -> Iterator[tuple[Segment, bytes]]:

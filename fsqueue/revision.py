@@ -196,6 +196,12 @@ def recover(handle: Handle, mine: Revision | None = None, *, alone: bool) -> Don
             return done
 
 
+def recover_quietly(handle: Handle) -> None:
+    """After an error, which is the one to report; what is left aside is done all the same."""
+    with suppress(OSError):
+        recover(handle, alone=False)
+
+
 def is_abandoned(layout: Layout, licence: Licence, now: float) -> bool:
     """Whether a licence's owner is known to be dead, or cannot be known and has not written for an hour."""
     found = read_record(layout.ops, layout.owners, licence.owner)

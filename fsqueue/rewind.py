@@ -14,7 +14,7 @@ from fsqueue.errors import LeasesHeldError
 from fsqueue.fileops import despite_errors
 from fsqueue.handle import Handle
 from fsqueue.moves import record
-from fsqueue.packing import unpack
+from fsqueue.unpacking import unpack
 
 _BATCH = 256
 _LOOKS = 2

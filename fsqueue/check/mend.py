@@ -21,11 +21,11 @@ from fsqueue.handout import Handout
 from fsqueue.moves import Change, record
 from fsqueue.order import HEADER_BYTES, Header
 from fsqueue.owners import read_record
-from fsqueue.packing import mend_segment
 from fsqueue.revision import recover
 from fsqueue.settle import bury
 from fsqueue.sight import RefSight, place_of, same_ref, sight
 from fsqueue.stream import DEAD_AFTER_S
+from fsqueue.unpacking import mend_segment
 
 _TRIES = 3
 _GONE = "left alone: it is gone or changed"
