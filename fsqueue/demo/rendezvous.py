@@ -33,7 +33,7 @@ class Rendezvous:
     def generation(self) -> int:
         """The current generation; 0 before the first."""
         try:
-            with open(self._at("generation"), encoding="ascii") as f:
+            with open(self._at("generation"), encoding="utf-8") as f:
                 return int(f.read())
         except FileNotFoundError:
             return 0
