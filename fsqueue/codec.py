@@ -21,13 +21,21 @@ key, on a line that is written with the ref and never again::
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Any, Generic, TypeVar, cast, get_args, get_type_hints
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
 from fsqueue.errors import CorruptRefError, InvalidRefError
 from fsqueue.records import assert_no_tensors
+from fsqueue.roundtrip import (
+    ChangedError,
+    compare,
+    eq_tells_all,
+    first_unencodable,
+    format_path,
+    full_name,
+    restore_tuples,
+)
 
 R = TypeVar("R")
 
@@ -90,9 +98,9 @@ class Codec(Generic[R]):
         self.ref_type: type[R] = ref_type
         try:
             self._decode = msgspec.json.Decoder(ref_type).decode
-            self._eq_tells_all = _eq_tells_all(ref_type, set())
+            self.eq_tells_all = eq_tells_all(ref_type, set())
         except (TypeError, NameError) as error:
-            raise TypeError(f"JSON cannot carry the fields of {_full_name(ref_type)}: {error}") from None
+            raise TypeError(f"JSON cannot carry the fields of {full_name(ref_type)}: {error}") from None
 
     def encode(self, ref: R) -> bytes:
         """The bytes of a ref; decoding them gives an equal one.
@@ -103,7 +111,7 @@ class Codec(Generic[R]):
         """
         try:
             data: bytes = _encode(ref)
-            if self._eq_tells_all and self._decode(data) == ref:
+            if self.eq_tells_all and self._decode(data) == ref:
                 return data + b"\n"
         except (TypeError, ValueError, RecursionError):
             pass
@@ -120,14 +128,14 @@ class Codec(Generic[R]):
         if type(ref) is not self.ref_type:
             raise InvalidRefError(
                 "<root>",
-                f"expected {_full_name(self.ref_type)}, found {_full_name(type(ref))}: "
+                f"expected {full_name(self.ref_type)}, found {full_name(type(ref))}: "
                 "open the queue with ref_type= set to the class that you put",
             )
         assert_no_tensors(ref)
         try:
             data = _encode(ref)
         except (TypeError, ValueError) as error:
-            where = _first_unencodable(ref, "<root>")
+            where = first_unencodable(ref, "<root>")
             raise InvalidRefError(where, f"JSON cannot carry this: {error}") from None
         try:
             back = self._decode(data)
@@ -135,9 +143,9 @@ class Codec(Generic[R]):
             raise InvalidRefError("<root>", f"does not fit {self.ref_type.__name__}: {error}") from None
         tuples: list[list[str | int]] = []
         try:
-            _compare(ref, back, [], tuples)
-        except _ChangedError as error:
-            raise InvalidRefError(_format(ref, error.path), error.problem) from None
+            compare(ref, back, [], tuples)
+        except ChangedError as error:
+            raise InvalidRefError(format_path(ref, error.path), error.problem) from None
         if not tuples:
             return data + b"\n"
         return data[:-1] + _TUPLES + _encode(tuples) + b"}}\n"
@@ -162,7 +170,7 @@ class Codec(Generic[R]):
     def _decode_whole(self, data: bytes) -> R:
         ref = self._decode(data)
         if _KEY in data:
-            _restore_tuples(ref, split(data)[1].tuples)
+            restore_tuples(ref, split(data)[1].tuples)
         return ref
 
 
@@ -248,106 +256,3 @@ def _fields(data: bytes) -> dict[str, Any]:
     except UNDECODABLE:
         return {}
     return found if isinstance(found, dict) else {}
-
-
-class _ChangedError(Exception):
-    def __init__(self, path: list[str | int], problem: str) -> None:
-        super().__init__(problem)
-        self.path = path
-        self.problem = problem
-
-
-def _compare(ref: Any, back: Any, path: list[str | int], tuples: list[list[str | int]]) -> None:
-    """Note the tuples that came back as lists; refuse whatever else came back changed."""
-    if type(ref) is tuple and isinstance(back, (list, tuple)):
-        if isinstance(back, list):
-            tuples.append(list(path))
-        _compare_items(enumerate(ref), back, path, tuples)
-    elif isinstance(ref, list) and isinstance(back, list):
-        _compare_items(enumerate(ref), back, path, tuples)
-    elif isinstance(ref, dict) and isinstance(back, dict) and ref.keys() == back.keys():
-        _compare_items(ref.items(), back, path, tuples)
-    elif dataclasses.is_dataclass(ref) and type(ref) is type(back):
-        for f in dataclasses.fields(ref):
-            _compare(getattr(ref, f.name), getattr(back, f.name), [*path, f.name], tuples)
-    elif ref != back or isinstance(ref, bool) != isinstance(back, bool):
-        raise _ChangedError(path, _why_not(ref, back))
-
-
-def _compare_items(items: Any, back: Any, path: list[str | int], tuples: list[list[str | int]]) -> None:
-    for key, value in items:
-        _compare(value, back[key], [*path, key], tuples)
-
-
-def _why_not(ref: Any, back: Any) -> str:
-    if isinstance(ref, float) and not math.isfinite(ref):
-        return f"JSON has no {ref!r}: leave the key out, or use None"
-    if isinstance(ref, dict):
-        return "JSON object keys are strings: use str keys"
-    return f"a {_full_name(type(ref))} would come back as {back!r}: convert it before put"
-
-
-def _first_unencodable(value: Any, where: str) -> str:
-    """The path of the innermost value that the encoder refuses."""
-    if isinstance(value, dict):
-        below = [(f"{where}[{key!r}]", child) for key, child in value.items()]
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        below = [(f"{where}[{index}]", child) for index, child in enumerate(value)]
-    elif dataclasses.is_dataclass(value):
-        below = [(f"{where}.{f.name}", getattr(value, f.name)) for f in dataclasses.fields(value)]
-    else:
-        return where
-    for path, child in below:
-        try:
-            _encode(child)
-        except RecursionError:
-            return path
-        except (TypeError, ValueError):
-            return _first_unencodable(child, path)
-    return where
-
-
-def _restore_tuples(ref: Any, paths: list[list[str | int]]) -> None:
-    """Turn the lists at these paths into tuples, innermost first; a path that leads nowhere is skipped."""
-    for path in sorted(paths, key=len, reverse=True):
-        try:
-            holder = ref
-            for step in path[:-1]:
-                holder = _child(holder, step)
-            value = tuple(_child(holder, path[-1]))
-            if dataclasses.is_dataclass(holder):
-                object.__setattr__(holder, cast(str, path[-1]), value)
-            else:
-                holder[path[-1]] = value
-        except (AttributeError, KeyError, IndexError, TypeError):
-            continue
-
-
-def _child(holder: Any, step: str | int) -> Any:
-    return getattr(holder, str(step)) if dataclasses.is_dataclass(holder) else holder[step]
-
-
-def _format(ref: Any, path: list[str | int]) -> str:
-    """A path as Python would write it: ``<root>.feature_specs['hidden'].target_meta['scale']``."""
-    text = "<root>"
-    for step in path:
-        text += f".{step}" if dataclasses.is_dataclass(ref) else f"[{step!r}]"
-        ref = _child(ref, step)
-    return text
-
-
-def _full_name(t: type) -> str:
-    return f"{t.__module__}.{t.__qualname__}"
-
-
-def _eq_tells_all(t: Any, seen: set[Any]) -> bool:
-    """Whether ``==`` on this type compares every field: the generated method, and no field left out of it."""
-    if t in seen:
-        return True
-    seen.add(t)
-    if isinstance(t, type) and dataclasses.is_dataclass(t):
-        params = getattr(t, "__dataclass_params__", None)
-        if not getattr(params, "eq", False) or not all(f.compare for f in dataclasses.fields(t)):
-            return False
-        return all(_eq_tells_all(hint, seen) for hint in get_type_hints(t).values())
-    return all(_eq_tells_all(arg, seen) for arg in get_args(t) if not isinstance(arg, (str, int, bytes)))
