@@ -109,7 +109,7 @@ def _mount_id(path: str) -> int | None:
     except OSError:
         return None
     try:
-        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as f:
+        with open(f"/proc/self/fdinfo/{fd}", encoding="utf-8") as f:
             fields = dict(line.rstrip("\n").split(":\t", 1) for line in f if ":\t" in line)
         return int(fields["mnt_id"])
     except (OSError, KeyError, ValueError):

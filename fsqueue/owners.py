@@ -109,7 +109,7 @@ def read_record(ops: FileOps, owners: Directory, owner: str) -> OwnerRecord | No
 def boot_id() -> str | None:
     """This boot of this host (Linux: /proc/sys/kernel/random/boot_id)."""
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as f:
+        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as f:
             return f.read().strip()
     except OSError:
         return None

@@ -144,6 +144,11 @@ class Process:
             raise failed(errno.EISDIR)
         return bytes(self.cache.pages(inode).data[offset : offset + count])
 
+    def readinto(self, fd: int, buffer: memoryview, offset: int) -> int:
+        data = self.pread(fd, len(buffer), offset)
+        buffer[: len(data)] = data
+        return len(data)
+
     def write(self, fd: int, data: bytes) -> int:
         file = self._file(fd)
         file.offset += self.pwrite(fd, data, file.offset)

@@ -140,7 +140,7 @@ def _deterministic() -> Iterator[None]:
             stack.callback(gc.enable)
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", StaleLockWarning)
-        for module in ("queue", "admin"):
+        for module in ("parts", "admin"):
             stack.enter_context(mock.patch(f"fsqueue.{module}.new_owner", new_owner))
         stack.enter_context(mock.patch("fsqueue.owners.heartbeats", _NoHeartbeats()))
         for name in ("boot_id", "pid_namespace"):
