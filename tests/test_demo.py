@@ -310,20 +310,8 @@ def test_real_model_loses_nothing_under_kills(tmp_path: Path) -> None:
     run = subprocess.run(
         [
             *(sys.executable, "-m", "fsqueue.cli.main", "demo", str(tmp_path / "demo")),
-            *(
-                "--samples",
-                "16",
-                "--passes",
-                "2",
-                "--batch",
-                "2",
-                "--tokens",
-                "64",
-                "--rollouts",
-                "1",
-                "--kill",
-                "--json",
-            ),
+            *("--samples", "16", "--passes", "2", "--batch", "2", "--tokens", "64", "--rollouts", "1"),
+            *("--kill", "--json"),
         ],
         cwd=REPOSITORY,
         capture_output=True,
