@@ -29,7 +29,8 @@ from subjects import LEASE_TIMEOUT_S, sample
 
 from fsqueue import FileSampleRefQueue, SampleRef
 from fsqueue.codec import Codec
-from fsqueue.fileops import Directory, FileOps, using
+from fsqueue.directory import Directory
+from fsqueue.fileops import FileOps, using
 
 NAIVE = "one operation after the other"
 QUEUE = "FileSampleRefQueue"

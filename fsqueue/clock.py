@@ -11,7 +11,8 @@ import errno
 from collections.abc import Callable
 from typing import Protocol
 
-from fsqueue.fileops import Directory, FileOps
+from fsqueue.directory import Directory
+from fsqueue.fileops import FileOps
 from fsqueue.layout import ORDER, ORDER_FLAGS
 
 _TRIES = 3

@@ -40,7 +40,7 @@ CALLS = (
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _UPDATE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _CHUNK = 1 << 16
 FILE_LIMIT_BYTES = 1 << 26
 
@@ -190,7 +190,7 @@ class FileOps:
 
     def open_folder(self, dir_fd: int, name: str) -> int:
         """A descriptor on a directory in a directory; NotADirectoryError where a symbolic link is there."""
-        return self.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
+        return self.open(name, DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
 
     def read_file(self, dir_fd: int, name: str) -> bytes:
         """The content of a regular file.
@@ -270,62 +270,6 @@ class FileOps:
         except FileNotFoundError:
             return False
         return True
-
-
-class Directory:
-    """One directory of a queue, with a descriptor that is kept open."""
-
-    def __init__(self, ops: FileOps, path: str) -> None:
-        self.ops = ops
-        self.path = path
-        self.fd = ops.open(path, _DIRECTORY)
-
-    def refresh(self) -> None:
-        """Make this client ask the server again about every name in here.
-
-        NFS: it remembers for up to 30 s that a name was missing or present; opening the directory ends that,
-        a stat of it does not.
-        """
-        self.ops.close(self.ops.open(self.path, _DIRECTORY))
-
-    def listing(self) -> list[str]:
-        """The names in here, read afresh."""
-        fd = self.ops.open(self.path, _DIRECTORY)
-        try:
-            return self.ops.listdir(fd)
-        finally:
-            self.ops.close(fd)
-
-    def any_name(self, accept: Callable[[str], bool]) -> bool:
-        """Whether some name in here is accepted; reads no further than to the first."""
-        fd = self.ops.open(self.path, _DIRECTORY)
-        try:
-            return self.ops.scan_until(fd, accept)
-        finally:
-            self.ops.close(fd)
-
-    def changed_at_ns(self) -> int:
-        """The directory's own mtime, read afresh."""
-        fd = self.ops.open(self.path, _DIRECTORY)
-        try:
-            return self.ops.fstat(fd).st_mtime_ns
-        finally:
-            self.ops.close(fd)
-
-    def sync(self) -> None:
-        """Make the names in here durable."""
-        self.ops.fsync(self.fd)
-
-    def close(self) -> None:
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            self.ops.close(fd)
-
-    def __del__(self) -> None:
-        try:  # noqa: SIM105  # no name of this module is left when the interpreter exits
-            self.close()
-        except (OSError, AttributeError):  # a handle that was dropped without close()
-            pass
 
 
 def wrapped(ops: FileOps, around: Callable[..., Any]) -> FileOps:

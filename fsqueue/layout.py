@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from fsqueue.codec import UNDECODABLE
+from fsqueue.directory import Directory
 from fsqueue.errors import CorruptRefError, NotAQueueError, QueueConfigError, UnsupportedFormatError
-from fsqueue.fileops import Directory, FileOps, despite_errors, explained, silently_remove
+from fsqueue.fileops import FileOps, despite_errors, explained, silently_remove
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,8 +8,9 @@ from contextlib import closing, contextmanager
 from typing import NamedTuple
 
 from fsqueue import names, segments
+from fsqueue.directory import Directory
 from fsqueue.errors import CorruptRefError
-from fsqueue.fileops import Directory, current, explained
+from fsqueue.fileops import current, explained
 from fsqueue.layout import ORDER, Layout, open_layout
 from fsqueue.order import HEADER_BYTES, Header
 from fsqueue.packing import packed_lines

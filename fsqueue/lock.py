@@ -17,8 +17,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from fsqueue.clock import FilesystemClock
+from fsqueue.directory import Directory
 from fsqueue.errors import CorruptRefError, LockTimeoutError, LockUnsupportedError
-from fsqueue.fileops import Directory, FileOps, silently_remove
+from fsqueue.fileops import FileOps, silently_remove
 from fsqueue.layout import ORDER, ORDER_FLAGS
 
 if TYPE_CHECKING:

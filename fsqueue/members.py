@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from fsqueue.fileops import Directory
+from fsqueue.directory import Directory
 from fsqueue.layout import STREAM, Layout
 from fsqueue.stream import Member, read_members, read_quantum
 

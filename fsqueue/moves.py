@@ -20,8 +20,9 @@ from contextlib import suppress
 from fsqueue import names
 from fsqueue.clock import Clock, FilesystemClock
 from fsqueue.codec import Bookkeeping, Event, bookkeeping_tail, split, wrap_raw
+from fsqueue.directory import Directory
 from fsqueue.errors import CorruptRefError
-from fsqueue.fileops import Directory, explained, silently_remove
+from fsqueue.fileops import explained, silently_remove
 from fsqueue.layout import Layout
 from fsqueue.overlap import Overlap
 

@@ -20,8 +20,9 @@ import msgspec
 
 from fsqueue import names
 from fsqueue.codec import UNDECODABLE
+from fsqueue.directory import Directory
 from fsqueue.errors import CorruptRefError, FsQueueError, QueueConfigError
-from fsqueue.fileops import Directory, FileOps
+from fsqueue.fileops import FileOps
 
 Liveness = Literal["alive", "dead", "unknown"]
 

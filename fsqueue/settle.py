@@ -12,7 +12,8 @@ from contextlib import suppress
 
 from fsqueue import names
 from fsqueue.codec import Bookkeeping
-from fsqueue.fileops import Directory, despite_errors, explained
+from fsqueue.directory import Directory
+from fsqueue.fileops import despite_errors, explained
 from fsqueue.handle import Ending, Handle
 from fsqueue.moves import Change, record
 from fsqueue.reclaim import return_or_bury

@@ -21,8 +21,9 @@ import msgspec
 
 from fsqueue import names, owners
 from fsqueue.codec import UNDECODABLE, tidy
+from fsqueue.directory import Directory
 from fsqueue.errors import CorruptRefError, MemberFailedError, QueueConfigError
-from fsqueue.fileops import Directory, FileOps, explained, silently_remove
+from fsqueue.fileops import FileOps, explained, silently_remove
 from fsqueue.handle import Handle
 from fsqueue.layout import STREAM, make_directory
 

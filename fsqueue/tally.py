@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fsqueue.fileops import Directory
+from fsqueue.directory import Directory
 
 _COARSEST_S = 2.0
 

@@ -17,10 +17,11 @@ from proof.apart import Apart
 from support import Tap, in_fork, names_in, ref, refs
 
 from fsqueue import FileSampleRefQueue
-from fsqueue.admin import purge, release, requeue, requeue_failed
+from fsqueue.admin import purge, release
 from fsqueue.check import check_queue, repair
 from fsqueue.fileops import FileOps, using
 from fsqueue.layout import STATES
+from fsqueue.requeue import requeue, requeue_failed
 from fsqueue.sight import sight
 
 ELSEWHERE = "node9.4242.0a1b2c"

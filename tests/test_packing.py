@@ -21,6 +21,7 @@ from fsqueue import FileSampleRefQueue, SampleRef, admin, packing, survey
 from fsqueue.check import check_queue, repair
 from fsqueue.cli.main import cli
 from fsqueue.codec import Codec
+from fsqueue.requeue import requeue
 from fsqueue.segments import Line, encode_line, whole_lines
 
 LONG_AGO_S = 1_000_000_000
@@ -196,10 +197,10 @@ def test_a_packed_ref_can_be_requeued_and_put_again(path: Path, queue: Queue) ->
     acked(queue, refs("a", "b", "c"), step=4)
     queue.pack(older_than_s=0.0)
     assert queue.ack(refs("a")) == [] and queue.counts().done == 3
-    (outcome,) = admin.requeue(str(path), ["a"], dry_run=True)
+    (outcome,) = requeue(str(path), ["a"], dry_run=True)
     assert outcome.moved and outcome.detail == f"from done/{segments_in(path)[0].name}"
     assert len(segments_in(path)) == 1 and queue.depth() == 0
-    assert [outcome.moved for outcome in admin.requeue(str(path), ["a", "no"])] == [False, True]
+    assert [outcome.moved for outcome in requeue(str(path), ["a", "no"])] == [False, True]
     queue.put(refs("a", "b"))
     assert everything(path) == {"a": ["pending"], "b": ["pending", "done"], "c": ["done"]}
     assert queue.get(9) == refs("a", "b")
@@ -347,7 +348,7 @@ def _pack(path: Path) -> None:
 
 
 def _requeue(path: Path) -> None:
-    (outcome,) = admin.requeue(str(path), ["s1"])
+    (outcome,) = requeue(str(path), ["s1"])
     assert outcome.moved
 
 

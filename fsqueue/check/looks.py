@@ -12,8 +12,8 @@ from typing import NamedTuple
 from fsqueue import names, segments
 from fsqueue.check.stream_looks import StreamLooks
 from fsqueue.check.violations import NOTES, REMEDIES, Severity, Violation
+from fsqueue.directory import Directory
 from fsqueue.errors import CorruptRefError
-from fsqueue.fileops import Directory
 from fsqueue.layout import DIRECTORIES, LEDGER, ORDER, SETTINGS, STATES, STREAM, Layout
 from fsqueue.order import HEADER_BYTES, Header
 from fsqueue.owners import read_record

@@ -14,8 +14,8 @@ from fsqueue import names
 from fsqueue.admin import fetch, locked_soon, operator
 from fsqueue.check.violations import Violation
 from fsqueue.codec import Bookkeeping, bookkeeping_tail, split
+from fsqueue.directory import Directory
 from fsqueue.errors import CorruptRefError
-from fsqueue.fileops import Directory
 from fsqueue.handle import Handle
 from fsqueue.handout import Handout
 from fsqueue.moves import Change, record

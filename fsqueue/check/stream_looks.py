@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import msgspec
 
 from fsqueue.codec import UNDECODABLE
+from fsqueue.directory import Directory
 from fsqueue.errors import CorruptRefError
-from fsqueue.fileops import Directory, FileOps
+from fsqueue.fileops import FileOps
 from fsqueue.sight import type_name
 from fsqueue.stream import QUANTUM, Member, parse_member, read_members, read_quantum
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from fsqueue import admin
+from fsqueue import requeue as requeueing
 from fsqueue.cli.arguments import dry_run, takes_queue_and_ids
 from fsqueue.cli.output import count, data, remark, shown
 
@@ -26,9 +27,9 @@ def requeue(
     if bool(ids) == (failed or owner is not None):
         raise click.UsageError("Give either ids, or --failed or --owner.")
     if ids:
-        outcomes = admin.requeue(queue, ids, dry_run=dry_run)
+        outcomes = requeueing.requeue(queue, ids, dry_run=dry_run)
     else:
-        outcomes = admin.requeue_failed(queue, owner=owner, dry_run=dry_run)
+        outcomes = requeueing.requeue_failed(queue, owner=owner, dry_run=dry_run)
     report(ctx, outcomes, "would requeue" if dry_run else "requeued")
 
 

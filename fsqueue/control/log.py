@@ -23,7 +23,8 @@ from fsqueue import framing
 from fsqueue.control.errors import LedgerDamagedError, LedgerFormatError
 from fsqueue.control.flock import wait_for_lock
 from fsqueue.control.segments import Segments
-from fsqueue.fileops import Directory, FileOps
+from fsqueue.directory import Directory
+from fsqueue.fileops import FileOps
 
 _LOOK_BYTES = 4096
 _CHUNK_BYTES = 1 << 22

@@ -31,6 +31,7 @@ from fsqueue.moves import record
 from fsqueue.owners import Liveness, read_record
 from fsqueue.queue import FileSampleRefQueue, open_owners
 from fsqueue.reclaim import return_or_bury
+from fsqueue.requeue import requeue
 
 _BATCH = 1024
 
@@ -283,7 +284,7 @@ class FileSide(ContractSide):
             return
         layout = self._handle.layout
         done = {file.place.stem for file in chain(files_in(layout, "done"), packed_in(layout))}
-        admin.requeue(self._queue.path, [i for i in missing if names.stem_of(i) in done])
+        requeue(self._queue.path, [i for i in missing if names.stem_of(i) in done])
         super().requeue([i for i in missing if names.stem_of(i) not in done])
 
 

@@ -17,7 +17,8 @@ from collections.abc import Callable
 import msgspec
 
 from fsqueue.control.errors import LedgerFormatError
-from fsqueue.fileops import Directory, FileOps, silently_remove
+from fsqueue.directory import Directory
+from fsqueue.fileops import FileOps, silently_remove
 
 FORMAT = 1
 SETTINGS = "fsledger.json"

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fsqueue.fileops import Directory, FileOps
+from fsqueue.directory import Directory
+from fsqueue.fileops import FileOps
 
 _CONTENT = b"x" * 600
 _SAMPLES = 200

@@ -20,8 +20,8 @@ from typing import Any
 
 import fsqueue
 from fsqueue import fileops
+from fsqueue.directory import Directory
 from fsqueue.doctor.queue_tasks import QueueTasks
-from fsqueue.fileops import Directory
 from fsqueue.mounts import mount_of
 
 LOCKED = "locked"

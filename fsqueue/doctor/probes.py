@@ -15,7 +15,8 @@ from itertools import pairwise
 from typing import Literal
 
 from fsqueue import names
-from fsqueue.fileops import Directory, FileOps
+from fsqueue.directory import Directory
+from fsqueue.fileops import FileOps
 
 NAME_BYTES_NEEDED = names.STEM_LIMIT + len("@") + names.OWNER_NAME_LIMIT + len(".4194304.abcdef") + len(names.SUFFIX)
 _NAME_BYTES_TRIED = 255

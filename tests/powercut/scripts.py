@@ -10,7 +10,8 @@ from unittest import mock
 
 from simulation.script import make_ref
 
-from fsqueue import FileSampleRefQueue, SampleRef, admin
+from fsqueue import FileSampleRefQueue, SampleRef
+from fsqueue import requeue as requeueing
 from fsqueue.fileops import using
 from powercut.journal import Entries, Journal, Record, Synced, Truncate, Write
 from powercut.trial import QUEUE
@@ -147,7 +148,7 @@ def requeue(stage: Stage) -> None:
     stage.settled("final fail", ["a"], queue.fail(queue.get(1), "a reason that is rather long", retryable=False))
     stage.journal.mark("put begins", ["a"])
     with using(stage.journal.ops):
-        admin.requeue(str(stage.base / QUEUE), ["a"])
+        requeueing.requeue(str(stage.base / QUEUE), ["a"])
 
 
 def rewind(stage: Stage) -> None:

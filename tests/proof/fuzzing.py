@@ -19,6 +19,7 @@ from implementations import make_ref
 from fsqueue import FileSampleRefQueue, FsQueueError, SampleRef, admin, fileops, survey
 from fsqueue.check import check_queue, repair
 from fsqueue.fileops import FileOps
+from fsqueue.requeue import requeue, requeue_failed
 from proof.verdict import StoppedClock
 
 T = TypeVar("T")
@@ -154,9 +155,9 @@ class Workout:
             lambda: survey.status(path),
             lambda: survey.entries(path, ["pending", "leased", "done", "failed"], details=True),
             lambda: survey.show(path, "victim"),
-            lambda: admin.requeue_failed(path),
+            lambda: requeue_failed(path),
             lambda: repair(path),
-            lambda: admin.requeue(path, ["victim"]),
+            lambda: requeue(path, ["victim"]),
             lambda: admin.purge(path, "failed", 0.0),
         ):
             self._try(look)

@@ -18,6 +18,7 @@ from implementations import ids
 
 from fsqueue import SampleRef, admin
 from fsqueue.check import check_queue, repair
+from fsqueue.requeue import requeue
 from proof import stages
 from proof.stages import LEASE_S, Stage
 
@@ -104,7 +105,7 @@ def _reclaim(stage: Stage) -> None:
 
 
 def _requeue(stage: Stage) -> None:
-    admin.requeue(str(stage.path), ids(stage.batch))
+    requeue(str(stage.path), ids(stage.batch))
 
 
 def _rewind(stage: Stage) -> None:

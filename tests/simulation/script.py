@@ -10,8 +10,9 @@ from typing import Any
 
 from recording import Log, Recorded
 
-from fsqueue import FileSampleRefQueue, QueueIOError, SampleRef, admin, names
+from fsqueue import FileSampleRefQueue, QueueIOError, SampleRef, names
 from fsqueue.fileops import using
+from fsqueue.requeue import requeue
 from simulation.cache import Cache
 from simulation.node import Process
 from simulation.plan import LEASE_S, Client, Plan
@@ -166,7 +167,7 @@ class Script:
     def _requeue(self, queue: Recorded, ids: list[str]) -> None:
         """What `fsqueue requeue` does, as a process of its own would; the observer sees what comes of it."""
         with using(self._machine.ops):
-            admin.requeue(QUEUE, ids)
+            requeue(QUEUE, ids)
 
     def _rewind(self, queue: Recorded, step: int) -> None:
         queue.queue.rewind(after_step=step, force=True)

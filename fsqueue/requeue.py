@@ -1,0 +1,169 @@
+"""Requeue: dead letters and refs that were done go to the tail of pending/ again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+
+from fsqueue import names
+from fsqueue.admin import Outcome, fetch, hand_in_all, locked_soon, operator
+from fsqueue.codec import Bookkeeping, Event
+from fsqueue.directory import Directory
+from fsqueue.errors import CorruptRefError
+from fsqueue.handle import Handle
+from fsqueue.layout import Layout
+from fsqueue.listing import File, files_in, owner_matches, packed_in, reading, stamp_of
+from fsqueue.moves import Change
+from fsqueue.sight import sight
+from fsqueue.unpacking import unpack
+
+_BATCH = 256
+_LOOKS = 3
+
+
+class _Letter:
+    """A ref in failed/ or done/ that is to be requeued.
+
+    Attributes:
+        name: the file that it has, or will have once it is unpacked.
+        where: the file that it is in.
+    """
+
+    def __init__(self, directory: Directory, name: str, file: File | None = None) -> None:
+        self.directory = directory
+        self.name = name
+        self.file = file.name if file else name
+        data = file.line.data if file and file.line else directory.ops.read_file(directory.fd, self.file)
+        self.ref = sight(data)
+
+    @property
+    def where(self) -> str:
+        return f"{self.directory.path.rpartition('/')[2]}/{self.file}"
+
+
+def requeue(path: str, ids: Iterable[str], *, dry_run: bool = False) -> list[Outcome]:
+    """Move refs from failed/, or else done/, to the tail of pending/, with their attempts counted from 0 again."""
+    outcomes: list[Outcome] = []
+    letters: dict[str, _Letter] = {}
+    with reading(path) as layout:
+        wanted = {sample_id: names.stem_of(sample_id) for sample_id in ids}
+        found = _letters(layout, set(wanted.values()))
+        for sample_id, stem in wanted.items():
+            letter = found.get(stem)
+            if letter is None:
+                outcomes.append(Outcome(sample_id, False, "neither in failed/ nor in done/"))
+            else:
+                letters[sample_id] = letter
+        return outcomes + _requeue(path, letters, dry_run)
+
+
+def requeue_failed(path: str, *, owner: str | None = None, dry_run: bool = False) -> list[Outcome]:
+    """Requeue all dead letters, or those whose last event happened under one owner."""
+    letters: dict[str, _Letter] = {}
+    with reading(path) as layout:
+        for name in sorted(layout.failed.listing()):
+            stem = names.parse_ref(name)
+            letter = _read_letter(layout.failed, name) if stem else None
+            if stem and letter and (owner is None or _failed_under(letter.ref.bookkeeping, owner)):
+                letters[names.id_of(stem) or letter.ref.sample_id or stem] = letter
+        return _requeue(path, letters, dry_run)
+
+
+def _letters(layout: Layout, stems: set[str]) -> dict[str, _Letter]:
+    """The dead letter of each ref, or else what was done last.
+
+    RACE: a done file that is packed while its places are looked at is looked for again.
+    """
+    found = {stem: letter for stem in stems if (letter := _read_letter(layout.failed, names.ref_file(stem)))}
+    missing = stems - found.keys()
+    for _ in range(_LOOKS if missing else 0):
+        done = _done_by_stem(layout, missing)
+        found |= {stem: letter for stem, files in done.items() if (letter := _done_last(layout, files))}
+        missing = done.keys() - found.keys()
+        if not missing:
+            break
+    return found
+
+
+def _done_by_stem(layout: Layout, stems: set[str]) -> dict[str, list[File]]:
+    """Where these refs are done; segments are read where there are any."""
+    found: dict[str, list[File]] = {}
+    for file in chain(files_in(layout, "done"), packed_in(layout)):
+        if file.place.stem in stems:
+            found.setdefault(file.place.stem, []).append(file)
+    return found
+
+
+def _done_last(layout: Layout, files: list[File]) -> _Letter | None:
+    """What was done last."""
+    stamps = {file: found.mtime for file in files if (found := stamp_of(layout, file))}
+    last = sorted(stamps, key=lambda file: stamps[file], reverse=True)
+    return next(filter(None, (_read_letter(layout.done, file.ref_name, file) for file in last)), None)
+
+
+def _read_letter(directory: Directory, name: str, file: File | None = None) -> _Letter | None:
+    try:
+        return _Letter(directory, name, file)
+    except (FileNotFoundError, CorruptRefError):
+        return None
+
+
+def _failed_under(bookkeeping: Bookkeeping, owner: str) -> bool:
+    last = bookkeeping.history[-1].owner if bookkeeping.history else None
+    return last is not None and owner_matches(owner, last)
+
+
+def _requeue(path: str, letters: dict[str, _Letter], dry_run: bool) -> list[Outcome]:
+    outcomes = [
+        Outcome(sample_id, False, f"{letter.where} {letter.ref.problem}: there is no ref to requeue")
+        for sample_id, letter in letters.items()
+        if letter.ref.sample_id is None
+    ]
+    good = [(sample_id, letter) for sample_id, letter in letters.items() if letter.ref.sample_id is not None]
+    if dry_run or not good:
+        return outcomes + [Outcome(sample_id, True, f"from {letter.where}") for sample_id, letter in good]
+    packed = {letter.name for _, letter in good if letter.file != letter.name}
+    with operator(path) as handle:
+        if packed:
+            unpack(handle, lambda stem, step: names.done_file(stem, step) in packed)
+        for start in range(0, len(good), _BATCH):
+            outcomes += _requeue_batch(handle, good[start : start + _BATCH])
+    return outcomes
+
+
+def _requeue_batch(handle: Handle, batch: list[tuple[str, _Letter]]) -> list[Outcome]:
+    fetched: dict[str, str] = {}
+    outcomes = []
+    # RACE: under the lock no put is between its look for the id and its publishing, and a put that comes later
+    # finds the ref leased. Without the lock, the id may be queued twice, as with two puts.
+    with locked_soon(handle):
+        holders = handle.moves.holders()
+        for sample_id, letter in batch:
+            stem = names.stem_of(letter.ref.sample_id or "")
+            if stem in holders or handle.ops.exists(handle.layout.pending.fd, names.ref_file(stem)):
+                where = f"leased by {holders[stem][0]}" if stem in holders else "pending"
+                outcomes.append(Outcome(sample_id, False, f"{where} already: {letter.where} stays"))
+            elif fetch(handle, letter.directory, letter.name, stem) or _fetch_packed(handle, letter, stem):
+                fetched[stem] = sample_id
+                outcomes.append(Outcome(sample_id, True, f"from {letter.where}"))
+            else:
+                outcomes.append(Outcome(sample_id, False, f"{letter.where} is gone: somebody else moved it"))
+    hand_in_all(handle, list(fetched), _requeued(handle.clock.now(), handle.owner))
+    return outcomes
+
+
+def _fetch_packed(handle: Handle, letter: _Letter, stem: str) -> bool:
+    """RACE: a packing has claimed the file since it was looked at."""
+    if letter.directory.path != handle.layout.done.path:
+        return False
+    unpack(handle, lambda packed, step: names.done_file(packed, step) == letter.name)
+    return fetch(handle, letter.directory, letter.name, stem)
+
+
+def _requeued(now: float, owner: str) -> Change:
+    def change(bookkeeping: Bookkeeping) -> None:
+        bookkeeping.attempts = 0
+        bookkeeping.reason = None
+        bookkeeping.add(Event("requeued", now, owner))
+
+    return change
