@@ -27,7 +27,7 @@ from fsqueue.errors import CorruptRefError, FsQueueError, QueueIOError
 from fsqueue.mounts import mount_of
 
 if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 T = TypeVar("T")
 
@@ -126,13 +126,16 @@ class FileOps:
 
     def each(self, work: Callable[[T], None], items: list[T], threads: int) -> None:
         """Run work on every item, so many at a time; the first error is raised after all have ended."""
-        if min(len(items), threads) < 2:
-            for item in items:
-                work(item)
+        futures: list[Future[None]] = []
+        if min(len(items), threads) > 1:
+            with suppress(RuntimeError):  # the interpreter is shutting down, and starts no threads any more
+                futures += (_pool(threads).submit(work, item) for item in items)
+        for item in items[len(futures) :]:
+            work(item)
+        if not futures:
             return
         from concurrent.futures import wait
 
-        futures = [_pool(threads).submit(work, item) for item in items]
         try:
             wait(futures)
         except BaseException:

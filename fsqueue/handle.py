@@ -63,13 +63,20 @@ class Held:
         self._held.pop(stem, None)
 
     def end(self, stem: str, how: Ending) -> None:
-        """The lease is over: acked or buried, given back to pending/, or lost so that others may have it."""
+        """The lease is over: acked or buried, given back to pending/, or lost so that others may have it.
+
+        RACE: a renewal may miss the file that another thread has just settled, and call the lease lost before that
+        thread comes here; who settled it knows better.
+        """
         self._claiming.pop(stem, None)
-        if self._held.pop(stem, False) is False:
-            return
+        was_held = self._held.pop(stem, False) is not False
         if how == "lost":
-            self._lost.add(stem)
+            if was_held:
+                self._lost.add(stem)
             return
+        if not was_held and stem not in self._lost:
+            return
+        self._lost.discard(stem)
         self._ended[stem] = how
         if len(self._ended) > _REMEMBERED:
             self._ended.popitem(last=False)
@@ -104,6 +111,7 @@ class Handle:
         mutex: held by the thread that reclaims, renews, or settles what this handle does not lease.
         strays: refs that may be leased to this owner though nobody has them, after an error; the next call
             gives them back.
+        opened_at: when this handle was opened, monotonic.
         waited_s: how long gets have waited since one last came back with refs, seconds.
         sweep_wanted: refs may lie in pending/ that no line of the order names.
     """
@@ -136,6 +144,7 @@ class Handle:
         self.waited_s = 0.0
         self.stream: Stream | None = None
         self.put_bytes = ByteCount()
+        self.opened_at = self.ops.monotonic()
         self._announced = False
         self._beat_key: int | None = None
 

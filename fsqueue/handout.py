@@ -43,9 +43,10 @@ class Handout:
         swept = False
         try:
             while len(leased) < wanted:
-                stems, exhausted = self._reserve(wanted - len(leased), partition)
+                had = len(leased)
+                stems, exhausted = self._reserve(wanted - had, partition)
                 self._claim(stems, leased)
-                if exhausted and not stems:
+                if exhausted and len(leased) == had:
                     if swept or len(leased) > before or not self._sweep():
                         break
                     self._scans.pop(partition, None)  # the order may have been torn and grown again below it
@@ -124,8 +125,8 @@ class Handout:
         started = ops.monotonic()
         if started < self._no_sweep_before:
             return False
-        self._unchanged.will_list()
         found = self.adopt()
+        self._unchanged.listed(started)
         took_s = ops.monotonic() - started
         self._no_sweep_before = started + took_s * (_RELAX if took_s > _CHEAP_SWEEP_S else 1)
         return found > 0 or bool(self._scans)
@@ -186,7 +187,8 @@ class Handout:
     def _line_belongs(self, line: bytes, partition: Partition) -> bool:
         """As `_belongs`, of a line in the order; most stems are the id itself, and every partition sees every line."""
         if b"%" in line or b"~" in line:
-            return self._belongs(line.decode("ascii", "replace"), partition)
+            stem = line.decode("ascii", "replace")
+            return names.is_stem(stem) and self._belongs(stem, partition)
         return partition_of(line, partition[1]) == partition[0]
 
     def _belongs(self, stem: str, partition: Partition) -> bool:

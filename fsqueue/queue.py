@@ -59,7 +59,7 @@ class FileSampleRefQueue(Streaming[R]):
             on a shared mount where they take long, on a local disk for fsyncs only.
 
     Attributes:
-        path, owner_name, keep_done, max_attempts, lease_timeout_s, run_id: what the arguments and the queue say.
+        path, options, lease_timeout_s, run_id: what the arguments and the queue say.
         ops: the file operations that this handle makes.
 
     Raises:

@@ -11,7 +11,7 @@ from fsqueue.codec import Bookkeeping, Event
 from fsqueue.directory import Directory
 from fsqueue.errors import CorruptRefError
 from fsqueue.handle import Handle
-from fsqueue.layout import Layout
+from fsqueue.layout import LEDGER, Layout
 from fsqueue.listing import File, files_in, owner_matches, packed_in, reading, stamp_of
 from fsqueue.moves import Change
 from fsqueue.sight import sight
@@ -41,17 +41,25 @@ class _Letter:
         return f"{self.directory.path.rpartition('/')[2]}/{self.file}"
 
 
-def requeue(path: str, ids: Iterable[str], *, dry_run: bool = False) -> list[Outcome]:
-    """Move refs from failed/, or else done/, to the tail of pending/, with their attempts counted from 0 again."""
+def requeue(path: str, ids: Iterable[str], *, dry_run: bool = False, ledger_agrees: bool = False) -> list[Outcome]:
+    """Move refs from failed/, or else done/, to the tail of pending/, with their attempts counted from 0 again.
+
+    Args:
+        ledger_agrees: the caller knows that the ledger over this queue, if there is one, has them as not
+            acknowledged; otherwise what is done there stays, since a controller would settle it again.
+    """
     outcomes: list[Outcome] = []
     letters: dict[str, _Letter] = {}
     with reading(path) as layout:
         wanted = {sample_id: names.stem_of(sample_id) for sample_id in ids}
         found = _letters(layout, set(wanted.values()))
+        done_stays = not ledger_agrees and layout.ops.exists(layout.root.fd, LEDGER)
         for sample_id, stem in wanted.items():
             letter = found.get(stem)
             if letter is None:
                 outcomes.append(Outcome(sample_id, False, "neither in failed/ nor in done/"))
+            elif done_stays and letter.directory is layout.done:
+                outcomes.append(Outcome(sample_id, False, "done, also in its ledger: `fsqueue rewind` takes both back"))
             else:
                 letters[sample_id] = letter
         return outcomes + _requeue(path, letters, dry_run)

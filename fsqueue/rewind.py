@@ -24,7 +24,7 @@ _Acked = tuple[int, str, str]
 
 
 def rewind(handle: Handle, after_step: int, force: bool) -> list[str]:
-    """Put every ref acked after a step back into pending/, in the order of steps; returns their stems.
+    """Put every ref acked after a step back into pending/, in the order of steps; returns their ids.
 
     Attempts are not counted; the history says why. What is live again already is left alone.
 
@@ -50,7 +50,7 @@ def rewind(handle: Handle, after_step: int, force: bool) -> list[str]:
         missed = set(later) - settled
         if look >= _LOOKS and not missed:
             break
-    return returned
+    return [names.id_of(stem) or stem for stem in returned]
 
 
 def _acked_later(handle: Handle, after_step: int) -> list[_Acked]:
@@ -89,7 +89,7 @@ def _put_back(handle: Handle, batch: list[_Acked], after_step: int, returned: li
     live: set[_Acked] = set()
 
     def fetch(entry: _Acked) -> None:
-        if handle.ops.is_there(layout.pending.fd, names.ref_file(entry[1])):
+        if entry[1] in handle.held or handle.ops.is_there(layout.pending.fd, names.ref_file(entry[1])):
             live.add(entry)
         elif moves.fetch(layout.done, entry[2], entry[1]):
             fetched.append(entry)

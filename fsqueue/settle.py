@@ -13,9 +13,11 @@ from contextlib import suppress
 from fsqueue import names
 from fsqueue.codec import Bookkeeping
 from fsqueue.directory import Directory
+from fsqueue.errors import QueueConfigError
 from fsqueue.fileops import despite_errors, explained
 from fsqueue.handle import Ending, Handle
 from fsqueue.moves import Change, record
+from fsqueue.owners import read_record
 from fsqueue.reclaim import return_or_bury
 
 _Settle = Callable[[str], bool]
@@ -139,7 +141,10 @@ class Settler:
 
         def settle_held(stem: str) -> None:
             if stem in handle.held:
-                handle.held.end(stem, how if settle(stem) else "lost")
+                settled = settle(stem)
+                handle.held.end(stem, how if settled else "lost")
+                if settled:
+                    return
             ending = handle.held.ending(stem)
             if ending is None or (ending == "returned" and from_pending):
                 strangers.append(stem)
@@ -213,8 +218,13 @@ class Settler:
 
     def hand_over(self, stems: list[str], owner: str) -> list[str]:
         """Make leases of this handle another owner's: leased/@me -> leased/@owner."""
-        handle = self._handle
+        handle, layout = self._handle, self._handle.layout
         lost: list[str] = []
+        if not names.is_owner(owner) or read_record(handle.ops, layout.owners, owner) is None:
+            raise QueueConfigError(
+                layout.path,
+                f"knows no owner {owner!r} to hand leases over to: give the `owner` of a handle that has leased before",
+            )
         if owner == handle.owner:
             return [stem for stem in stems if stem not in handle.held]
 

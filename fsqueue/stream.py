@@ -1,6 +1,6 @@
 """A stream over the queue: who produces, who consumes, and when it is over.
 
-    stream/<role>@<owner>@<state>.json     role: producer or consumer; state: open, closed or failed
+    stream/<role>@<name>-<owner>@<state>.json     role: producer or consumer; state: open, closed or failed
     stream/quantum.json                    what the consumers take at a time
 
 A member's file is its record; its mtime is the member's heartbeat. Leaving is one rename from open to closed; a
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import suppress
 from types import TracebackType
 from typing import Literal, NamedTuple
@@ -43,6 +43,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         name: what the user called it; a restarted member takes its dead namesake's place.
         expected: how many members of this role the stream has in all; 0 where nobody said.
         reason, traceback: of a failed member.
+        follows: it failed because another member had; that one is the one to name, and to start again.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     expected: int = 0
     reason: str | None = None
     traceback: str | None = None
+    follows: bool = False
 
 
 class Quantum(msgspec.Struct, frozen=True):
@@ -123,7 +125,8 @@ class Stream:
             if member.state == "open" and member.record.process.liveness() != "dead" and member.age_s <= DEAD_AFTER_S:
                 raise QueueConfigError(
                     self._handle.layout.path,
-                    f"has a {member.describe()}: give this one another name, or end that one first",
+                    f"has a {member.describe()}: give this one another name, end that one, or wait until it has been "
+                    f"silent for {DEAD_AFTER_S:.0f} s",
                 )
             earlier.append(file)
         described = owners.describe_self(self._handle.owner, self._ops.time(), BEAT_S)
@@ -139,21 +142,48 @@ class Stream:
     def members(self) -> list[Member]:
         return [member for _, member in self._files()]
 
-    def _files(self) -> Iterator[tuple[str, Member]]:
-        listing = self.directory.listing()
-        now = self._handle.clock.now() if any(map(parse_member, listing)) else 0.0
-        return read_members(self._ops, self.directory, listing, now)
+    def _files(self) -> list[tuple[str, Member]]:
+        """RACE: a member whose file is renamed while this reads must not be missing, so then it is listed again."""
+        while True:
+            listing = self.directory.listing()
+            now = self._handle.clock.now() if any(map(parse_member, listing)) else 0.0
+            found = list(read_members(self._ops, self.directory, listing, now))
+            unread = {name for name in listing if parse_member(name)} - {name for name, _ in found}
+            if not unread or unread <= set(self.directory.listing()):
+                return found
 
-    def raise_failures(self, role: Role) -> None:
-        """Raise the error of a member of this role that failed or died, if there is one.
+    def raise_failures(self, role: Role, among: Container[str] | None = None) -> None:
+        """Raise the error of a member of this role that failed by itself, or died, if there is one.
+
+        For its first `DEAD_AFTER_S` seconds, a handle leaves aside what happened before it was opened: the run may
+        just have been started again, and its members take their namesakes' places one after the other.
+
+        Args:
+            among: the names to look at; None: all.
 
         Raises:
             MemberFailedError: names the member and its reason.
         """
         for member in self.members():
-            if member.role == role and (member.state == "failed" or member.is_dead):
+            if member.role != role or (among is not None and member.record.name not in among):
+                continue
+            failed = member.state == "failed" and not member.record.follows
+            if (failed or member.is_dead) and not self._is_old(member):
                 reason = member.record.reason or "its process is gone or silent"
                 raise MemberFailedError(member.describe(), reason, member.record.traceback)
+
+    def _is_old(self, member: Member) -> bool:
+        """Whether this handle is too young to hold what became of a member against it."""
+        open_s = self._ops.monotonic() - self._handle.opened_at
+        return open_s < DEAD_AFTER_S and member.age_s > open_s
+
+    def left(self, among: Container[str]) -> Member | None:
+        """One of these consumers that has left since this handle was opened."""
+        for member in self.members():
+            closed = member.role == "consumer" and member.state == "closed" and member.record.name in among
+            if closed and not self._is_old(member):
+                return member
+        return None
 
     def describe(self, role: Role) -> str:
         """Who was last seen when, for error messages."""
@@ -189,7 +219,7 @@ class Stream:
         before = layout.pending.changed_at_ns(), layout.leased.changed_at_ns()
         if any(map(names.parse_pending, layout.pending.listing())):
             return False
-        if self._handle.moves.owners_holding() - besides:
+        if self._handle.moves.owners_holding() - besides or any(map(names.parse_pending, layout.pending.listing())):
             return False
         self._ops.sleep(_SETTLE_S)
         return before == (layout.pending.changed_at_ns(), layout.leased.changed_at_ns())
@@ -244,14 +274,15 @@ class Membership:
             ops.rename(self._file("open"), self._file("closed"), src_dir_fd=fd, dst_dir_fd=fd)
         self._end()
 
-    def fail(self, reason: str, trace: str | None = None) -> None:
+    def fail(self, reason: str, trace: str | None = None, *, follows: bool = False) -> None:
         """Mark this member failed: the other side stops with an error that carries the reason.
 
         CRASH: between the two steps the member is both open and failed, and failed counts.
         """
         if self._ended:
             return
-        record = msgspec.structs.replace(self._record, reason=tidy(reason), traceback=tidy(trace) if trace else None)
+        said = {"reason": tidy(reason), "traceback": tidy(trace) if trace else None, "follows": follows}
+        record = msgspec.structs.replace(self._record, **said)
         with explained("marking a failure in", self._directory.path):
             self._write("failed", record)
         self.withdraw()
@@ -281,7 +312,9 @@ class Membership:
         if error is None:
             self.close()
         else:
-            self.fail(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
+            trace_text = "".join(traceback.format_exception(error))
+            follows = isinstance(error, MemberFailedError)
+            self.fail(f"{type(error).__name__}: {error}", trace_text, follows=follows)
 
 
 def parse_member(name: str) -> tuple[Role, State] | None:

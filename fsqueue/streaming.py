@@ -6,10 +6,10 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Generic, TypeVar
 
-from fsqueue import names
 from fsqueue.errors import QueueConfigError, StreamEndedError, StreamStalledError
 from fsqueue.fileops import explained
 from fsqueue.handle import Handle
+from fsqueue.layout import LEDGER
 from fsqueue.packing import Packed, pack
 from fsqueue.rewind import rewind
 from fsqueue.stream import Membership, Quantum, Role, Stream
@@ -156,10 +156,18 @@ class Streaming(Generic[R]):
 
         Raises:
             LeasesHeldError: another owner holds leases and force is not set.
+            QueueConfigError: a controller has acknowledged refs through a ledger, which has to go back first.
         """
+        handle = self._current_handle()
+        if not isinstance(after_step, int) or after_step < 0:
+            raise QueueConfigError(self.path, f"needs as after_step an integer of 0 or more, found {after_step!r}")
         with explained("rewinding", self.path):
-            stems = rewind(self._current_handle(), after_step, force)
-        return [names.id_of(stem) or stem for stem in stems]
+            if handle.ops.exists(handle.layout.root.fd, LEDGER):
+                raise QueueConfigError(
+                    self.path,
+                    "has a ledger, which would take this back: use the controller's rewind, or `fsqueue rewind`",
+                )
+            return rewind(handle, after_step, force)
 
     def pack(self, *, older_than_s: float) -> Packed:
         """Move done files whose last stamp is older into segments of up to 10,000 refs, which take one inode each.

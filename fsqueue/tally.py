@@ -33,15 +33,16 @@ class Unchanged:
         self._listed_at = -1e9
 
     def holds(self) -> bool:
-        """Looks at the directory's mtime; where this is False, call `will_list` and then list."""
+        """Looks at the directory's mtime; where this is False, list, and then say when that listing began."""
         changed_at_ns, now = self._directory.changed_at_ns(), self._directory.ops.monotonic()
         if changed_at_ns != self._changed_at_ns:
             self._changed_at_ns, self._seen_since = changed_at_ns, now
             return False
         return self._listed_at - self._seen_since > _COARSEST_S
 
-    def will_list(self) -> None:
-        self._listed_at = self._directory.ops.monotonic()
+    def listed(self, began_at: float) -> None:
+        """A listing that began then, monotonic, and after the last look, has been made."""
+        self._listed_at = began_at
 
 
 class Tally:
@@ -58,6 +59,7 @@ class Tally:
 
     def count(self) -> int:
         if not self._unchanged.holds():
-            self._unchanged.will_list()
+            began_at = self._directory.ops.monotonic()
             self._count = sum(1 for name in self._directory.listing() if self._accept(name))
+            self._unchanged.listed(began_at)
         return self._count

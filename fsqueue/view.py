@@ -70,7 +70,7 @@ class TrainerView(Generic[R]):
         handle = queue._current_handle()
         self._handle = handle
         self._stream = queue.stream()
-        members = [f"{session or 'trainer'}-{k}" for k in range(self._world)]
+        self._members = members = [f"{session or 'trainer'}-{k}" for k in range(self._world)]
         self._membership = queue.consumer(members[rank], expected=self._world)
         self._rendezvous = Rendezvous(handle, self._stream, rank, members, session)
         self._out: dict[str, R] = {}
@@ -136,11 +136,20 @@ class TrainerView(Generic[R]):
     def _look_around(self, waited_s: float, have: int, wanted: int) -> None:
         self._rendezvous.look_for_leader()
         self._stream.raise_failures("producer")
-        self._stream.raise_failures("consumer")
+        self._stream.raise_failures("consumer", among=self._members)
+        self._raise_if_left_alone()
         if self._idle_timeout_s is not None and waited_s > self._idle_timeout_s:
             raise StreamStalledError(
                 f"queue {self._queue.path}: no ref for {waited_s:.0f} s, {have} of {wanted} in hand; "
                 f"{self._rendezvous.describe()}; {self._stream.describe('producer')}"
+            )
+
+    def _raise_if_left_alone(self) -> None:
+        """RACE: who has read the end's verdict leaves; so that verdict is looked for once more before this raises."""
+        gone = self._stream.left(self._members) if self._world > 1 else None
+        if gone is not None and self._rendezvous.verdict() is None:
+            raise StreamStalledError(
+                f"queue {self._queue.path}: {gone.describe()} has left, and this rank cannot go on without it"
             )
 
     def _has_ended(self, complete: bool, found: bool) -> bool | None:
@@ -156,6 +165,11 @@ class TrainerView(Generic[R]):
         if complete or starved:
             self._rendezvous.post("ready" if complete else "starved")
         verdict = self._rendezvous.verdict()
+        if verdict == "go" and starved:
+            raise StreamStalledError(
+                f"queue {self._queue.path}: a lease of this rank's was lost after all ranks had agreed to go on, and "
+                "nothing is left to lease: the others wait for it; start all ranks again from the last checkpoint"
+            )
         if verdict == "go" and not complete:
             return None  # a lease was lost after this rank had spoken: the others wait for it at their next step
         return None if verdict is None else verdict == "end"

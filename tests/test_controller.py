@@ -12,10 +12,18 @@ import pytest
 from sqlite_queue import PlainSqliteQueue
 from support import GUARD_S, Tap, folder_of, ids, names_in, numbered, open_tapped, ref, refs
 
-from fsqueue import FileSampleRefQueue, MemorySampleRefQueue, PromptTask, QueueIOError, TensorInRefError
+from fsqueue import (
+    FileSampleRefQueue,
+    MemorySampleRefQueue,
+    PromptTask,
+    QueueConfigError,
+    QueueIOError,
+    TensorInRefError,
+)
 from fsqueue.control.controller import DataFlowController
 from fsqueue.control.ledger import FileMetadataStore
 from fsqueue.control.store import InMemoryMetadataStore
+from fsqueue.requeue import requeue
 
 Controller = DataFlowController[Any]
 
@@ -323,3 +331,33 @@ def test_an_acknowledged_sample_is_not_leased_though_it_is_in_the_queue(tmp_path
         assert ids(controller.lease_train_refs("t0", 2, GUARD_S)) == ["s00004", "s00005"]
         assert controller.lease_train_refs("t0", 2) == []
         assert names_in(tmp_path / "queue", "done") == [f"s{n:05d}@8.json" for n in range(4)]
+
+
+def test_an_error_of_the_ledger_leaves_nothing_leased(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was leased before the ledger could be asked goes back to pending, and comes with the next lease."""
+    queue = FileSampleRefQueue(tmp_path / "queue", durable=False)
+    with FileMetadataStore(tmp_path / "ledger", durable=False) as store:
+        controller = DataFlowController("run", sample_queue=queue, metadata_store=store)
+        controller.commit_samples("w", refs("a", "b"))
+        with monkeypatch.context() as patched, pytest.raises(OSError, match="Input/output"):
+            patched.setattr(store, "acked_steps", lambda ids: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+            controller.lease_train_refs("t", 2)
+        assert queue.counts() == (2, 0, 0, 0)
+        assert ids(controller.lease_train_refs("t", 2)) == ["a", "b"]
+    queue.close()
+
+
+def test_what_a_ledger_knows_is_not_taken_back_on_the_queue_alone(tmp_path: Path) -> None:
+    """Rewinding or requeueing beside the ledger is refused, since its controller would only settle the ref again."""
+    queue = FileSampleRefQueue(tmp_path / "queue", durable=False)
+    with FileMetadataStore(tmp_path / "ledger", durable=False) as store:
+        controller = DataFlowController("run", sample_queue=queue, metadata_store=store)
+        controller.commit_samples("w", refs("a"))
+        controller.ack_train_refs("t", ids(controller.lease_train_refs("t", 1)), global_step=7)
+        with pytest.raises(QueueConfigError, match="controller's rewind"):
+            queue.rewind(after_step=5)
+        (outcome,) = requeue(str(tmp_path / "queue"), ["a"])
+        assert not outcome.moved and "fsqueue rewind" in outcome.detail
+        controller.rewind(after_step=5)
+        assert ids(controller.lease_train_refs("t", 1)) == ["a"]
+    queue.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from collections import Counter
 from contextlib import suppress
@@ -315,3 +317,24 @@ def test_five_handles_with_partitions(path: Path) -> None:
     for handle in handles:
         handle.close()
     assert_clean(path)
+
+
+def test_a_thread_that_outlives_the_main_thread_can_put(tmp_path: Path) -> None:
+    """No thread can be started any more by then; the fsyncs are made one after the other."""
+    program = """if True:
+        import sys, threading
+        from fsqueue import FileSampleRefQueue, SampleRef
+
+        def work():
+            threading.main_thread().join()
+            refs = [SampleRef(f"s{i}", "run", None, "file:///f", {}, {}, "eagle3") for i in range(3)]
+            queue.put(refs)
+            print(queue.depth())
+
+        queue = FileSampleRefQueue(sys.argv[1])
+        threading.Thread(target=work).start()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "q")], capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("3\n", "")

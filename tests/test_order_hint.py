@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import Tap, assert_clean, drain, ids, names_in, numbered, open_tapped, ref, refs
@@ -254,3 +256,35 @@ def test_two_handles_with_a_damaged_hint(path: Path) -> None:
     found += drain(a)
     assert sorted(found) == ids(todo)
     assert_clean(path)
+
+
+def test_torn_lines_do_not_stop_a_partition(path: Path) -> None:
+    """Lines that only look like long or escaped names, with NULs inside or endlessly long, are skipped."""
+    with FileSampleRefQueue(path, durable=False) as queue:
+        queue.put(refs("a"))
+        with open(path / "order.lock", "ab") as order:
+            order.write(b"x\0\0~y\n%ff%fe\n../%41\n" + b"z" * 300 + b"~" + b"0" * 300 + b"\n")
+        queue.put(refs("b"))
+        assert sorted(ids(queue.get(5, partition=(0, 2)) + queue.get(5, partition=(1, 2)))) == ["a", "b"]
+    assert_clean(path)
+
+
+def test_without_the_lock_a_ref_that_cannot_be_claimed_holds_nothing_up(path: Path) -> None:
+    """A get that goes on from a listing leases the other refs, and does not list again and again for this one."""
+    tap, now = Tap(), [1_000.0]
+    tap.ops.monotonic = lambda: now[0]
+    tap.ops.sleep = lambda pause_s: now.__setitem__(0, now[0] + pause_s)
+    queue = open_tapped(tap, path, durable=False)
+    queue.put(refs("bad", "good"))
+    tap.ops.lock = lambda fd: False
+
+    def refuse(name: str, args: tuple[Any, ...], _: dict[str, Any]) -> None:
+        if name == "utime" and args[0] == "bad.json":
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    tap.before = refuse
+    tap.counts.clear()
+    assert ids(queue.get(2)) == ["good"]
+    assert tap.counts["listdir"] < 10
+    tap.before = None
+    queue.close()

@@ -28,7 +28,7 @@ from support import (
     wait_until,
 )
 
-from fsqueue import FileSampleRefQueue, QueueIOError, owners
+from fsqueue import FileSampleRefQueue, QueueConfigError, QueueIOError, owners
 from fsqueue.owners import OwnerRecord
 
 
@@ -316,3 +316,14 @@ def test_error_in_the_middle_of_settling_by_id(path: Path) -> None:
     tap.before = None
     b.fail(refs("s"), "broken", retryable=True)
     assert ids(a.get(1, 1.0)) == ["s"]
+
+
+@pytest.mark.parametrize("owner", ["node12", "../x.1.aaaaaa", "node12.7.abcdef"])
+def test_leases_are_handed_over_to_known_owners_only(path: Path, owner: str) -> None:
+    """A name that is no owner's would hide the ref from everybody; the lease stays where it is."""
+    with FileSampleRefQueue(path) as queue:
+        queue.put(refs("a"))
+        leased = queue.get(1)
+        with pytest.raises(QueueConfigError, match="knows no owner"):
+            queue.hand_over(leased, owner)
+        assert queue.in_flight() == 1 and queue.ack(leased) == []

@@ -196,6 +196,7 @@ def test_a_killed_producer_is_noticed(queue: FileSampleRefQueue[SampleRef], monk
     (file,) = list((Path(queue.path) / "stream").iterdir())
     past = file.stat().st_mtime - stream.DEAD_AFTER_S - 1
     os.utime(file, (past, past))
+    queue._current_handle().opened_at -= 2 * stream.DEAD_AFTER_S
     with pytest.raises(MemberFailedError, match=r"rollout-0.*gone or silent"):
         queue.stream().raise_failures("producer")
 
@@ -299,3 +300,47 @@ def test_an_interrupted_view_gives_back_what_it_has(queue: FileSampleRefQueue[Sa
     with TrainerView(queue, batch=1) as view:
         assert view.get_interruptible(1, stop_event=Stopped()) == []
         assert ids(view.get()) == ["s0000"]
+
+
+def test_who_failed_because_another_did_is_not_the_one_to_name(queue: FileSampleRefQueue[SampleRef]) -> None:
+    """A producer that stops for a trainer's failure does not keep the trainer from starting again."""
+    with pytest.raises(RuntimeError), queue.consumer("trainer-0"):
+        raise RuntimeError("loss is nan")
+    with pytest.raises(MemberFailedError), queue.producer("rollout-0"):
+        queue.stream().raise_failures("consumer")
+    queue.stream().raise_failures("producer")
+    assert not queue.drained()
+
+
+def test_a_run_that_starts_again_leaves_earlier_failures_aside(queue: FileSampleRefQueue[SampleRef]) -> None:
+    """A handle holds against nobody what happened before it was opened, until half a minute has passed."""
+    with pytest.raises(RuntimeError), queue.producer("rollout-0"):
+        raise RuntimeError("out of memory")
+    failed = next((Path(queue.path) / "stream").glob("producer@*@failed.json"))
+    os.utime(failed, (failed.stat().st_mtime - 5,) * 2)
+    with FileSampleRefQueue(queue.path, durable=False) as again:
+        again.stream().raise_failures("producer")
+        again._current_handle().opened_at -= 60.0
+        with pytest.raises(MemberFailedError, match="out of memory"):
+            again.stream().raise_failures("producer")
+
+
+def test_a_rank_whose_peer_has_left_does_not_wait_for_ever(queue: FileSampleRefQueue[SampleRef]) -> None:
+    """A rank that leaves its loop early ends the others' wait with an error that names it."""
+    queue.put(refs(4))
+    with queue.producer("rollout-0"), TrainerView(queue, partition=(0, 2), batch=2) as view:
+        with queue.consumer("trainer-1"):
+            pass
+        with pytest.raises(StreamStalledError, match=r"trainer-1.*has left"):
+            view.get()
+
+
+def test_rewind_leaves_a_ref_alone_that_this_handle_leases_anew(queue: FileSampleRefQueue[SampleRef]) -> None:
+    """Its new life is what counts: it stays leased, with its own content, and can be acknowledged."""
+    queue.put(refs(1))
+    queue.ack(queue.get(1), step=9)
+    queue.put(refs(1))
+    again = queue.get(1)
+    assert queue.rewind(after_step=5) == []
+    assert queue.counts() == (0, 1, 1, 0)
+    assert queue.ack(again, step=6) == []

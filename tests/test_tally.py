@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import FakeClock, Queue, Tap, numbered, open_tapped, refs
 
-from fsqueue import FileSampleRefQueue
+from fsqueue import FileSampleRefQueue, QueueIOError
 
 
 @pytest.fixture
@@ -64,3 +66,21 @@ def test_a_change_within_the_grain_of_the_timestamps_is_seen(queue: Queue, secon
     os.utime(pending, ns=(before.st_atime_ns, before.st_mtime_ns))
     seconds.now += 1.5
     assert queue.depth() == 2
+
+
+def test_a_listing_that_failed_is_made_again(queue: Queue, tap: Tap, seconds: FakeClock) -> None:
+    """Errors in a row do not make an old count the truth."""
+    assert queue.depth() == 0
+    queue.put(numbered(5))
+
+    def fail(name: str, args: tuple[Any, ...], _: dict[str, Any]) -> None:
+        if name == "listdir":
+            raise OSError(errno.EIO, "Input/output error")
+
+    tap.before = fail
+    for _ in range(2):
+        with pytest.raises(QueueIOError):
+            queue.depth()
+        seconds.now += 3.0
+    tap.before = None
+    assert queue.depth() == 5

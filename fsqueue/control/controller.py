@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -186,14 +187,26 @@ class DataFlowController(Generic[R]):
         deadline = time.monotonic() + (timeout_s or 0.0)
         while True:
             refs: list[R] = list(self.sample_queue.get(max_refs, timeout_s=timeout_s, **options))
-            stale = self._acked(refs)
+            try:
+                stale = self._acked(refs)
+                self._ack_on_queue(stale)
+            except BaseException:
+                self._give_back(refs)
+                raise
             if not stale:
                 return refs
-            self._ack_on_queue(stale)
             fresh = [ref for ref in refs if id_of(ref) not in stale]
             if fresh:
                 return fresh
             timeout_s = max(0.0, deadline - time.monotonic()) if timeout_s else timeout_s
+
+    def _give_back(self, refs: list[R]) -> None:
+        """Return what an error kept from the trainer; should that fail too, the first error is the one to report."""
+        with suppress(Exception):
+            if hasattr(self.sample_queue, "release"):
+                self.sample_queue.release(refs)
+            else:
+                self.sample_queue.fail(refs, "the ledger could not be asked", True)
 
     def _acked(self, refs: list[R]) -> dict[str, int | None]:
         """Those that are acknowledged; a foreign store cannot be asked without copying all it knows."""
@@ -256,7 +269,8 @@ class DataFlowController(Generic[R]):
         To be called once, by a controller that has just been started. Idempotent.
 
         Args:
-            feature_store: its ``abort(id, reason=...)`` is called for every released sample.
+            feature_store: its ``abort(id, reason=...)`` is called for every released sample. A rewind to an earlier
+                step would need those features: rewind first, where acknowledgements ran ahead of the checkpoint.
             predecessor_gone: believe that an owner of this queue handle's name is dead where that cannot be seen,
                 because it ran on another node.
 
@@ -287,7 +301,10 @@ class DataFlowController(Generic[R]):
         """
         with side_of(self.sample_queue, self.store) as side:
             rewind(side, self.store, after_step, force)
-            return reconcile(side, self.store)
+            report = reconcile(side, self.store)
+        with self._mutex:
+            self._owed.clear()
+        return report
 
     # -- looking ------------------------------------------------------------------------------------------------
 

@@ -13,12 +13,12 @@ compacted when most of it says what fewer records could say. A transaction is on
 from __future__ import annotations
 
 import errno
+import operator
 import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from operator import attrgetter
 from typing import Any, Generic, TypeVar, cast
 
 from fsqueue import fileops
@@ -36,6 +36,7 @@ from fsqueue.records import SampleRef
 R = TypeVar("R")
 
 LOCK_TIMEOUT_S = 120.0
+_STEP_LIMIT = 2**63
 
 
 class FileMetadataStore(MetadataStore[R], Generic[R]):
@@ -190,17 +191,28 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
         ids = list(dict.fromkeys(sample_ids))
         if not set(map(type, ids)) <= {str}:
             raise LedgerError(self.path, f"takes sample ids, which are strings; found {ids!r}")
-        if global_step is not None and (not isinstance(global_step, int) or global_step < 0):
-            raise LedgerError(self.path, f"takes a global_step of 0 or more, or None; found {global_step!r}")
+        if global_step is not None:
+            global_step = self._step("global_step", global_step)
         with self._acks("writing") as replica:
             replica.acknowledge(Ack(ids, global_step, bool(optimizer_durable)))
 
     def forget_acks(self, *, after_step: int) -> list[str]:
         """Take back every acknowledgement of a later step, as one record; returns the ids, in commit order."""
+        after_step = self._step("after_step", after_step)
         with self._commits():
             pass
         with self._acks("writing") as replica:
             return replica.acknowledge(Ack(forget_after_step=after_step))
+
+    def _step(self, name: str, step: object) -> int:
+        """An optimizer step as the log keeps it."""
+        try:
+            found = operator.index(step)  # type: ignore[arg-type]
+        except TypeError:
+            found = -1
+        if not 0 <= found < _STEP_LIMIT:
+            raise LedgerError(self.path, f"takes a {name} of 0 or more, an integer below 2**63; found {step!r}")
+        return found
 
     def durable_marker(self) -> Marker:
         """Acknowledged ids, step and marker; what is returned is durable. Costs a set of all acknowledged ids."""
@@ -236,11 +248,11 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
 
     def _commits(self, what: str = "reading") -> AbstractContextManager[Replica]:
         """Hold the commit log, read up to its end."""
-        return self._held(attrgetter("commits"), what)
+        return self._held(operator.attrgetter("commits"), what)
 
     def _acks(self, what: str = "reading") -> AbstractContextManager[Replica]:
         """Hold the acks log, read up to its end."""
-        return self._held(attrgetter("acks"), what)
+        return self._held(operator.attrgetter("acks"), what)
 
     @contextmanager
     def _held(self, log_of: Callable[[Replica], Log], what: str) -> Iterator[Replica]:

@@ -21,6 +21,7 @@ from itertools import chain, islice
 from typing import Any, NamedTuple, TypedDict
 
 from fsqueue import admin, fileops, names
+from fsqueue import rewind as rewinding
 from fsqueue.control.errors import LiveNamesakeError
 from fsqueue.control.store import MetadataStore
 from fsqueue.errors import LeasesHeldError
@@ -237,7 +238,8 @@ class FileSide(ContractSide):
 
     def rewind(self, after_step: int) -> list[str]:
         """Let the queue put back what it knows the step of, and note in each ref's history why."""
-        returned: list[str] = self._queue.rewind(after_step=after_step, force=True)
+        with explained("rewinding", self._queue.path):
+            returned = rewinding.rewind(self._queue._current_handle(), after_step, force=True)
         return returned
 
     def look(self) -> None:
@@ -284,7 +286,7 @@ class FileSide(ContractSide):
             return
         layout = self._handle.layout
         done = {file.place.stem for file in chain(files_in(layout, "done"), packed_in(layout))}
-        requeue(self._queue.path, [i for i in missing if names.stem_of(i) in done])
+        requeue(self._queue.path, [i for i in missing if names.stem_of(i) in done], ledger_agrees=True)
         super().requeue([i for i in missing if names.stem_of(i) not in done])
 
 
