@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,48 @@ def test_deferred_acks(site: Callable[..., Site], kind: str) -> None:
     assert here.queue.counts() == (0, 0, 11, 1)
     names = sorted(path.name for path in (here.path / "done").iterdir())
     assert names == [f"s{n:03d}@{7 if n < 8 else 8 if n == 8 else 9}.json" for n in (*range(9), 10, 11)]
+
+
+@pytest.mark.parametrize("kind", ["file", "view"])
+def test_a_failed_settling_can_be_repeated(site: Callable[..., Site], kind: str) -> None:
+    """An ack or fail that the filesystem refused is done by calling it again; what it names stays leased till then."""
+    here = site(kind)
+    loader = here.loader(ack="deferred")
+    assert len(list(loader)) == 3
+    with refuse_once(here.trainer, "ack"), refuse_once(here.trainer, "fail"):
+        with pytest.raises(OSError, match="full"):
+            loader.fail_ids(["s009"], "odd", retryable=False)
+        with pytest.raises(OSError, match="full"):
+            loader.ack(step=1)
+        assert here.queue.counts() == (0, 12, 0, 0)
+        loader.fail_ids(["s009"], "odd", retryable=False)
+        assert loader.ack(step=1) == [] and here.queue.counts() == (0, 0, 11, 1)
+        assert len(list((here.path / "done").glob("*@1.json"))) == 11
+
+
+def test_a_failed_ack_of_the_loop_gives_back(site: Callable[..., Site]) -> None:
+    """Where the loop's own ack is refused, the error comes out, and nothing stays leased; the samples come again."""
+    here = site()
+    with refuse_once(here.trainer, "ack"), pytest.raises(OSError, match="full"):
+        list(here.loader())
+    assert here.queue.counts() == (12, 0, 0, 0)
+    assert sorted(all_ids(here.loader())) == ids_of(here.refs)
+
+
+@contextmanager
+def refuse_once(queue: Any, name: str) -> Iterator[None]:
+    """The next call of a queue's method finds the disk full."""
+    real = getattr(queue, name)
+    left = [OSError(errno.ENOSPC, "the disk is full")]
+
+    def refusing(*args: Any, **kwargs: Any) -> Any:
+        if left:
+            raise left.pop()
+        return real(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(queue, name, refusing)
+        yield
 
 
 def test_lost_leases_are_told(tmp_path: Path) -> None:
