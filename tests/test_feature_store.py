@@ -6,6 +6,7 @@ import errno
 import os
 import pickle
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -291,6 +292,27 @@ def test_a_rename_that_lies(tmp_path: Path) -> None:
     tap.before = None
     found = store.find("s1")
     assert leftovers(store) == [] and found is not None and same(store.get(ref_of(found)), tensors(1))
+
+
+def test_no_descriptor_to_map_with(tmp_path: Path) -> None:
+    """Where a file can be opened but not mapped, for lack of descriptors, it is read; one that cannot be opened is an
+    error that a loader takes for retryable."""
+    tap = Tap()
+    store = open_tapped(tap, tmp_path / "features", mapped=True)
+    (ref,) = publish(store, 1)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def exhaust(name: str, args: Any, kwargs: Any) -> None:
+        if name == "pread":
+            resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+
+    tap.after = exhaust
+    try:
+        assert same(store.get(ref), tensors(0)) and tap.counts["readinto"] > 0
+        with pytest.raises(QueueIOError, match="EMFILE"):
+            store.get(ref)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_stale_handles(tmp_path: Path) -> None:

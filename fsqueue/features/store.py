@@ -205,10 +205,14 @@ class SharedDirFeatureStore:
             return tensors
 
     def _content(self, file: _File) -> Tensor:
-        """The file as bytes, mapped copy-on-write or read."""
+        """The file as bytes, mapped copy-on-write or read.
+
+        Reading needs nothing but the open descriptor; mapping also needs a free one, /dev/fd, and a mapping to spare.
+        """
         if self._mapped:
             # By the descriptor: under its path there may be another file by now. The mapping outlives it.
-            return torch.from_file(f"/dev/fd/{file.fd}", shared=False, size=file.size_bytes, dtype=torch.uint8)
+            with suppress(RuntimeError):  # torch's word for whatever the system refuses
+                return torch.from_file(f"/dev/fd/{file.fd}", shared=False, size=file.size_bytes, dtype=torch.uint8)
         content = bytearray(file.size_bytes)
         rest, at = memoryview(content), 0
         while count := self._ops.readinto(file.fd, rest[at:], at):
