@@ -159,7 +159,25 @@ def test_release_abort_gc(store: SharedDirFeatureStore) -> None:
     assert store.health().released == 0
     store.release("s003")
     store.put("s003", tensors(9))
-    assert store.health().released == 0, "publishing anew takes the place of what was released"
+    assert store.gc().files == 1 and store.health().samples == 1, "what is published anew is not released"
+    found = store.find("s003")
+    assert found is not None and same(store.get(ref_of(found)), tensors(9))
+
+
+@pytest.mark.parametrize("operation", ["rename", "fsync"])
+def test_a_release_in_the_midst_of_a_put(tmp_path: Path, operation: str) -> None:
+    """Features that are released as soon as they are published, while put goes on, can be read until gc."""
+    tap = Tap()
+    store = open_tapped(tap, tmp_path / "features")
+    other = SharedDirFeatureStore(store.root)
+
+    def release(name: str, args: Any, kwargs: Any) -> None:
+        if name == operation:
+            other.release("s1")
+
+    tap.after = release
+    ref = ref_of(store.put("s1", tensors(1)))
+    assert store.health().released == 1 and same(store.get(ref), tensors(1))
 
 
 def test_gc_of_what_dead_writers_left(store: SharedDirFeatureStore, tmp_path: Path) -> None:

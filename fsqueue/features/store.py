@@ -134,7 +134,8 @@ class SharedDirFeatureStore:
                 raise
         if self._durable:
             ops.fsync(folder_fd)
-        silently_remove(ops, folder_fd, [stem + address.RELEASED])
+        # RACE: older released features are left to gc. Before the rename they may be the only ones; after it, the file
+        # of their name may be the new ones, which somebody has released already.
 
     def _live_generation(self, stem: str) -> str | None:
         try:
