@@ -430,6 +430,16 @@ def test_what_is_no_tensor(store: SharedDirFeatureStore, bad: Any) -> None:
     assert store.health().samples == 0 and leftovers(store) == []
 
 
+def test_a_header_too_long(store: SharedDirFeatureStore) -> None:
+    """More names than a header holds are refused before anything is written, and what was there stays."""
+    before = ref_of(store.put("s1", tensors(1)))
+    names = [f"{number:0200}" for number in range(4500)]
+    with pytest.raises(FeatureSpecError, match=r"4501 names.* of at most 1048576") as caught:
+        store.put("s1", dict.fromkeys([*names, "x" * 201], torch.zeros(0)))
+    assert caught.value.feature == "x" * 201
+    assert same(store.get(before), tensors(1)) and store.health().samples == 1 and leftovers(store) == []
+
+
 def test_planted_files(store: SharedDirFeatureStore, tmp_path: Path) -> None:
     """Nothing is read or written through a symbolic link, and no FIFO or directory is taken for features."""
     (ref,) = publish(store, 1)

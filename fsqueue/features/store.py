@@ -87,7 +87,8 @@ class SharedDirFeatureStore:
         """Publish a sample's features; see `FeatureStore.put`.
 
         Raises:
-            FeatureSpecError: something is no dense tensor; nothing was written.
+            FeatureSpecError: something is no dense tensor, or the names are too many or too long for the header of
+                1 MiB; nothing was written.
             InvalidRefError: the id cannot be one.
             QueueIOError: the filesystem refused; what was there before still is.
         """
@@ -96,10 +97,13 @@ class SharedDirFeatureStore:
         if problem:
             raise FeatureSpecError(sample_id, *problem)
         data, generation = tensorfile.encode(sample_id, tensors)
+        try:
+            header = tensorfile.header_of(data)
+        except NotTensorsError as error:
+            why = f"has the longest of {len(tensors)} names, and the file {error}: use fewer or shorter names"
+            raise FeatureSpecError(sample_id, max(tensors, key=len, default=""), why) from None
         with explained("storing features in", self.root):
             self._publish(stem, data, generation)
-        length = tensorfile.header_length(data[:8], len(data))
-        header = tensorfile.parse_header(data[8 : 8 + length], len(data))
         return self._described(sample_id, stem, header, len(data))
 
     def _described(self, sample_id: str, stem: str, header: Header, size_bytes: int) -> StoredFeatures:
