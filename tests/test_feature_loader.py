@@ -251,7 +251,7 @@ def test_drop_last(site: Callable[..., Site], kind: str, prefetch: int) -> None:
 @pytest.mark.parametrize("prefetch", PREFETCH)
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_cannot_be_loaded_is_skipped(site: Callable[..., Site], kind: str, prefetch: int) -> None:
-    """Missing features are failed as retryable, three times at most, damaged ones for good; the others are trained."""
+    """Missing features are failed as retryable twice, then for good, damaged ones at once; the others are trained."""
     here = site(kind)
     here.store.abort("s002")
     file_of(here.store, here.refs[5]).write_bytes(b"torn")
@@ -264,6 +264,22 @@ def test_what_cannot_be_loaded_is_skipped(site: Callable[..., Site], kind: str, 
     if kind != "memory":
         assert (here.path / "failed" / "s002.json").read_text().count('"event":"failed"') == 3
         assert (here.path / "failed" / "s005.json").read_text().count('"event":"failed"') == 1
+
+
+def test_failures_are_counted_by_the_loader(site: Callable[..., Site]) -> None:
+    """Each loader object fails missing features as retryable twice, over all its iterations, then for good."""
+    here = site(samples=1)
+    here.store.abort("s000")
+
+    def outcome(loader: FeatureDataLoader[SampleRef]) -> tuple[int, int]:
+        with pytest.raises(FeatureMissingError):
+            list(loader)
+        return here.queue.counts().pending, here.queue.counts().failed
+
+    for _ in range(2):
+        assert outcome(here.loader(on_error="raise")) == (1, 0)
+    loader = here.loader(on_error="raise")
+    assert [outcome(loader) for _ in range(3)] == [(1, 0), (1, 0), (0, 1)]
 
 
 def test_features_that_come_late(site: Callable[..., Site]) -> None:

@@ -41,9 +41,9 @@ class FeatureDataLoader(Generic[R]):
     """Leases refs, loads their features, and acknowledges them.
 
     An iteration ends when the queue has nothing to give, at the end of a `TrainerView`'s stream, or of the list.
-    What cannot be loaded is failed with its reason: as retryable where the features are missing or the filesystem
-    has an error, up to three times a sample, otherwise for good. A batch that lost samples so is shorter; one that
-    lost all is left out.
+    What cannot be loaded is failed with its reason: for good, unless the features are missing or the filesystem has
+    an error. Those are failed as retryable a sample's first two times in this loader object, over all its iterations,
+    and for good the third. A batch that lost samples so is shorter; one that lost all is left out.
 
     Args:
         store: where the features are.
