@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,48 @@ def test_deferred_acks(site: Callable[..., Site], kind: str) -> None:
     assert names == [f"s{n:03d}@{7 if n < 8 else 8 if n == 8 else 9}.json" for n in (*range(9), 10, 11)]
 
 
+@pytest.mark.parametrize("kind", ["file", "view"])
+def test_a_failed_settling_can_be_repeated(site: Callable[..., Site], kind: str) -> None:
+    """An ack or fail that the filesystem refused is done by calling it again; what it names stays leased till then."""
+    here = site(kind)
+    loader = here.loader(ack="deferred")
+    assert len(list(loader)) == 3
+    with refuse_once(here.trainer, "ack"), refuse_once(here.trainer, "fail"):
+        with pytest.raises(OSError, match="full"):
+            loader.fail_ids(["s009"], "odd", retryable=False)
+        with pytest.raises(OSError, match="full"):
+            loader.ack(step=1)
+        assert here.queue.counts() == (0, 12, 0, 0)
+        loader.fail_ids(["s009"], "odd", retryable=False)
+        assert loader.ack(step=1) == [] and here.queue.counts() == (0, 0, 11, 1)
+        assert len(list((here.path / "done").glob("*@1.json"))) == 11
+
+
+def test_a_failed_ack_of_the_loop_gives_back(site: Callable[..., Site]) -> None:
+    """Where the loop's own ack is refused, the error comes out, and nothing stays leased; the samples come again."""
+    here = site()
+    with refuse_once(here.trainer, "ack"), pytest.raises(OSError, match="full"):
+        list(here.loader())
+    assert here.queue.counts() == (12, 0, 0, 0)
+    assert sorted(all_ids(here.loader())) == ids_of(here.refs)
+
+
+@contextmanager
+def refuse_once(queue: Any, name: str) -> Iterator[None]:
+    """The next call of a queue's method finds the disk full."""
+    real = getattr(queue, name)
+    left = [OSError(errno.ENOSPC, "the disk is full")]
+
+    def refusing(*args: Any, **kwargs: Any) -> Any:
+        if left:
+            raise left.pop()
+        return real(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(queue, name, refusing)
+        yield
+
+
 def test_lost_leases_are_told(tmp_path: Path) -> None:
     """An ack returns the ids whose lease had expired meanwhile."""
     now = [0.0]
@@ -208,7 +251,7 @@ def test_drop_last(site: Callable[..., Site], kind: str, prefetch: int) -> None:
 @pytest.mark.parametrize("prefetch", PREFETCH)
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_cannot_be_loaded_is_skipped(site: Callable[..., Site], kind: str, prefetch: int) -> None:
-    """Missing features are failed as retryable, three times at most, damaged ones for good; the others are trained."""
+    """Missing features are failed as retryable twice, then for good, damaged ones at once; the others are trained."""
     here = site(kind)
     here.store.abort("s002")
     file_of(here.store, here.refs[5]).write_bytes(b"torn")
@@ -221,6 +264,22 @@ def test_what_cannot_be_loaded_is_skipped(site: Callable[..., Site], kind: str, 
     if kind != "memory":
         assert (here.path / "failed" / "s002.json").read_text().count('"event":"failed"') == 3
         assert (here.path / "failed" / "s005.json").read_text().count('"event":"failed"') == 1
+
+
+def test_failures_are_counted_by_the_loader(site: Callable[..., Site]) -> None:
+    """Each loader object fails missing features as retryable twice, over all its iterations, then for good."""
+    here = site(samples=1)
+    here.store.abort("s000")
+
+    def outcome(loader: FeatureDataLoader[SampleRef]) -> tuple[int, int]:
+        with pytest.raises(FeatureMissingError):
+            list(loader)
+        return here.queue.counts().pending, here.queue.counts().failed
+
+    for _ in range(2):
+        assert outcome(here.loader(on_error="raise")) == (1, 0)
+    loader = here.loader(on_error="raise")
+    assert [outcome(loader) for _ in range(3)] == [(1, 0), (1, 0), (0, 1)]
 
 
 def test_features_that_come_late(site: Callable[..., Site]) -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import pickle
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -158,7 +159,25 @@ def test_release_abort_gc(store: SharedDirFeatureStore) -> None:
     assert store.health().released == 0
     store.release("s003")
     store.put("s003", tensors(9))
-    assert store.health().released == 0, "publishing anew takes the place of what was released"
+    assert store.gc().files == 1 and store.health().samples == 1, "what is published anew is not released"
+    found = store.find("s003")
+    assert found is not None and same(store.get(ref_of(found)), tensors(9))
+
+
+@pytest.mark.parametrize("operation", ["rename", "fsync"])
+def test_a_release_in_the_midst_of_a_put(tmp_path: Path, operation: str) -> None:
+    """Features that are released as soon as they are published, while put goes on, can be read until gc."""
+    tap = Tap()
+    store = open_tapped(tap, tmp_path / "features")
+    other = SharedDirFeatureStore(store.root)
+
+    def release(name: str, args: Any, kwargs: Any) -> None:
+        if name == operation:
+            other.release("s1")
+
+    tap.after = release
+    ref = ref_of(store.put("s1", tensors(1)))
+    assert store.health().released == 1 and same(store.get(ref), tensors(1))
 
 
 def test_gc_of_what_dead_writers_left(store: SharedDirFeatureStore, tmp_path: Path) -> None:
@@ -293,6 +312,27 @@ def test_a_rename_that_lies(tmp_path: Path) -> None:
     assert leftovers(store) == [] and found is not None and same(store.get(ref_of(found)), tensors(1))
 
 
+def test_no_descriptor_to_map_with(tmp_path: Path) -> None:
+    """Where a file can be opened but not mapped, for lack of descriptors, it is read; one that cannot be opened is an
+    error that a loader takes for retryable."""
+    tap = Tap()
+    store = open_tapped(tap, tmp_path / "features", mapped=True)
+    (ref,) = publish(store, 1)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def exhaust(name: str, args: Any, kwargs: Any) -> None:
+        if name == "pread":
+            resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+
+    tap.after = exhaust
+    try:
+        assert same(store.get(ref), tensors(0)) and tap.counts["readinto"] > 0
+        with pytest.raises(QueueIOError, match="EMFILE"):
+            store.get(ref)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 def test_stale_handles(tmp_path: Path) -> None:
     """A read that meets ESTALE opens the file anew; one that meets nothing else says what to do."""
     tap = Tap()
@@ -388,6 +428,16 @@ def test_what_is_no_tensor(store: SharedDirFeatureStore, bad: Any) -> None:
     with pytest.raises(FeatureSpecError, match="'bad'"):
         store.put("s1", {**tensors(1), "bad": bad})
     assert store.health().samples == 0 and leftovers(store) == []
+
+
+def test_a_header_too_long(store: SharedDirFeatureStore) -> None:
+    """More names than a header holds are refused before anything is written, and what was there stays."""
+    before = ref_of(store.put("s1", tensors(1)))
+    names = [f"{number:0200}" for number in range(4500)]
+    with pytest.raises(FeatureSpecError, match=r"4501 names.* of at most 1048576") as caught:
+        store.put("s1", dict.fromkeys([*names, "x" * 201], torch.zeros(0)))
+    assert caught.value.feature == "x" * 201
+    assert same(store.get(before), tensors(1)) and store.health().samples == 1 and leftovers(store) == []
 
 
 def test_planted_files(store: SharedDirFeatureStore, tmp_path: Path) -> None:

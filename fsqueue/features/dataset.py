@@ -67,7 +67,8 @@ class FeatureDataset(IterableDataset[Sample], Generic[R]):
         timeout_s: how long the queue may have nothing before an epoch ends; None: until every producer of its stream
             has closed.
         lease: how many refs a worker leases at a time.
-        transform, on_error: as for `FeatureDataLoader`.
+        transform, on_error: as for `FeatureDataLoader`, except that each iteration, and each worker process in it,
+            counts a sample's failures anew.
     """
 
     def __init__(

@@ -17,6 +17,7 @@ from fsqueue.features.source import ListSource, QueueSource, Source
 from fsqueue.view import StopEvent
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class FeatureDataLoader(Generic[R]):
     """Leases refs, loads their features, and acknowledges them.
 
     An iteration ends when the queue has nothing to give, at the end of a `TrainerView`'s stream, or of the list.
-    What cannot be loaded is failed with its reason: as retryable where the features are missing or the filesystem
-    has an error, up to three times a sample, otherwise for good. A batch that lost samples so is shorter; one that
-    lost all is left out.
+    What cannot be loaded is failed with its reason: for good, unless the features are missing or the filesystem has
+    an error. Those are failed as retryable a sample's first two times in this loader object, over all its iterations,
+    and for good the third. A batch that lost samples so is shorter; one that lost all is left out.
 
     Args:
         store: where the features are.
@@ -119,7 +120,9 @@ class FeatureDataLoader(Generic[R]):
             raise self._materialiser.settle(unloaded) from None
         finally:
             if self._auto and self._out:
-                self._source.give_back(list(self._take(list(self._out))))
+                # Forgotten first: where this fails, the next iteration must not acknowledge what nobody trained.
+                left, self._out = self._out, {}
+                self._source.give_back(list(left.values()))
 
     def _one_by_one(self) -> Generator[Batch[R] | None, None, None]:
         while refs := self._lease(None):
@@ -166,15 +169,22 @@ class FeatureDataLoader(Generic[R]):
         return self.ack_ids(list(self._out), step=step)
 
     def ack_ids(self, sample_ids: Iterable[str], *, step: int | None = None) -> list[str]:
-        """Acknowledge samples handed out, by id; others are ignored. Returns the ids whose lease was lost."""
-        return self._source.ack(list(self._take(sample_ids)), step)
+        """Acknowledge samples handed out, by id; others are ignored. Returns the ids whose lease was lost.
+
+        As with `ack` and `fail_ids`, a call that raised has settled nothing for this loader: repeat it.
+        """
+        return self._settle(sample_ids, lambda refs: self._source.ack(refs, step))
 
     def fail_ids(self, sample_ids: Iterable[str], reason: str, retryable: bool) -> None:
         """Fail samples handed out, by id; others are ignored."""
-        self._source.fail(list(self._take(sample_ids)), reason, retryable)
+        self._settle(sample_ids, lambda refs: self._source.fail(refs, reason, retryable))
 
-    def _take(self, sample_ids: Iterable[str]) -> Iterator[R]:
-        return (self._out.pop(sample_id) for sample_id in sample_ids if sample_id in self._out)
+    def _settle(self, sample_ids: Iterable[str], settle: Callable[[list[R]], T]) -> T:
+        out = {sample_id: self._out[sample_id] for sample_id in sample_ids if sample_id in self._out}
+        result = settle(list(out.values()))
+        for sample_id in out:
+            self._out.pop(sample_id, None)
+        return result
 
     def close(self) -> None:
         """End the iteration, and give back what was loaded ahead: as retryable failures to a queue whose

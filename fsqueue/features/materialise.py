@@ -12,7 +12,7 @@ from fsqueue.features.source import Source
 
 R = TypeVar("R")
 
-RETRIES = 3
+TRIES = 3
 
 Transform = Callable[[R, dict[str, Any]], Any]
 OnError = Literal["skip", "raise"]
@@ -87,9 +87,9 @@ class Materialiser(Generic[R]):
         return features if self._transform is None else self._transform(ref, features)
 
     def _reject(self, ref: R, error: Exception) -> None:
-        """Fail a ref: as retryable where that may help, but not for ever."""
+        """Fail a ref: as retryable where that may help, but for good the third time, as this object counts."""
         sample_id = id_of_ref(ref)
         retryable = bool(getattr(error, "retryable", isinstance(error, OSError)))
         self._misses[sample_id] += retryable
         self.failed[sample_id] = reason = f"{type(error).__name__}: {error}"
-        self._source.fail([ref], reason, retryable and self._misses[sample_id] < RETRIES)
+        self._source.fail([ref], reason, retryable and self._misses[sample_id] < TRIES)

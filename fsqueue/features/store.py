@@ -87,7 +87,8 @@ class SharedDirFeatureStore:
         """Publish a sample's features; see `FeatureStore.put`.
 
         Raises:
-            FeatureSpecError: something is no dense tensor; nothing was written.
+            FeatureSpecError: something is no dense tensor, or the names are too many or too long for the header of
+                1 MiB; nothing was written.
             InvalidRefError: the id cannot be one.
             QueueIOError: the filesystem refused; what was there before still is.
         """
@@ -96,10 +97,13 @@ class SharedDirFeatureStore:
         if problem:
             raise FeatureSpecError(sample_id, *problem)
         data, generation = tensorfile.encode(sample_id, tensors)
+        try:
+            header = tensorfile.header_of(data)
+        except NotTensorsError as error:
+            why = f"has the longest of {len(tensors)} names, and the file {error}: use fewer or shorter names"
+            raise FeatureSpecError(sample_id, max(tensors, key=len, default=""), why) from None
         with explained("storing features in", self.root):
             self._publish(stem, data, generation)
-        length = tensorfile.header_length(data[:8], len(data))
-        header = tensorfile.parse_header(data[8 : 8 + length], len(data))
         return self._described(sample_id, stem, header, len(data))
 
     def _described(self, sample_id: str, stem: str, header: Header, size_bytes: int) -> StoredFeatures:
@@ -134,7 +138,8 @@ class SharedDirFeatureStore:
                 raise
         if self._durable:
             ops.fsync(folder_fd)
-        silently_remove(ops, folder_fd, [stem + address.RELEASED])
+        # RACE: older released features are left to gc. Before the rename they may be the only ones; after it, the file
+        # of their name may be the new ones, which somebody has released already.
 
     def _live_generation(self, stem: str) -> str | None:
         try:
@@ -205,10 +210,14 @@ class SharedDirFeatureStore:
             return tensors
 
     def _content(self, file: _File) -> Tensor:
-        """The file as bytes, mapped copy-on-write or read."""
+        """The file as bytes, mapped copy-on-write or read.
+
+        Reading needs nothing but the open descriptor; mapping also needs a free one, /dev/fd, and a mapping to spare.
+        """
         if self._mapped:
             # By the descriptor: under its path there may be another file by now. The mapping outlives it.
-            return torch.from_file(f"/dev/fd/{file.fd}", shared=False, size=file.size_bytes, dtype=torch.uint8)
+            with suppress(RuntimeError):  # torch's word for whatever the system refuses
+                return torch.from_file(f"/dev/fd/{file.fd}", shared=False, size=file.size_bytes, dtype=torch.uint8)
         content = bytearray(file.size_bytes)
         rest, at = memoryview(content), 0
         while count := self._ops.readinto(file.fd, rest[at:], at):

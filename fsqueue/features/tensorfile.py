@@ -123,15 +123,27 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return state.hexdigest()[:GENERATION_DIGITS]
 
 
+def header_of(data: bytes) -> Header:
+    """The header of a whole file, checked as in reading.
+
+    Raises:
+        NotTensorsError: says what is wrong.
+    """
+    length = header_length(data[:LENGTH_BYTES], len(data))
+    return parse_header(data[LENGTH_BYTES : LENGTH_BYTES + length], len(data))
+
+
 def header_length(first: bytes, file_bytes: int) -> int:
     """How many bytes of header follow the first eight.
 
     Raises:
-        NotTensorsError: the file is too short for what it says.
+        NotTensorsError: the file is too short for what it says, or the header longer than the store reads.
     """
     length = int.from_bytes(first, "little")
-    if len(first) < LENGTH_BYTES or not 2 <= length <= min(HEADER_LIMIT_BYTES, file_bytes - LENGTH_BYTES):
+    if len(first) < LENGTH_BYTES or not 2 <= length <= file_bytes - LENGTH_BYTES:
         raise NotTensorsError("has no safetensors header")
+    if length > HEADER_LIMIT_BYTES:
+        raise NotTensorsError(f"has a header of {length} bytes, of at most {HEADER_LIMIT_BYTES}")
     return length
 
 
