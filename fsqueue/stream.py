@@ -43,7 +43,6 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         name: what the user called it; a restarted member takes its dead namesake's place.
         expected: how many members of this role the stream has in all; 0 where nobody said.
         reason, traceback: of a failed member.
-        follows: it failed because another member had; that one is the one to name, and to start again.
     """
 
     name: str
@@ -51,7 +50,6 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     expected: int = 0
     reason: str | None = None
     traceback: str | None = None
-    follows: bool = False
 
 
 class Quantum(msgspec.Struct, frozen=True):
@@ -153,7 +151,7 @@ class Stream:
                 return found
 
     def raise_failures(self, role: Role, among: Container[str] | None = None) -> None:
-        """Raise the error of a member of this role that failed by itself, or died, if there is one.
+        """Raise the error of a member of this role that failed or died, if there is one.
 
         For its first `DEAD_AFTER_S` seconds, a handle leaves aside what happened before it was opened: the run may
         just have been started again, and its members take their namesakes' places one after the other.
@@ -167,8 +165,7 @@ class Stream:
         for member in self.members():
             if member.role != role or (among is not None and member.record.name not in among):
                 continue
-            failed = member.state == "failed" and not member.record.follows
-            if (failed or member.is_dead) and not self._is_old(member):
+            if (member.state == "failed" or member.is_dead) and not self._is_old(member):
                 reason = member.record.reason or "its process is gone or silent"
                 raise MemberFailedError(member.describe(), reason, member.record.traceback)
 
@@ -274,15 +271,14 @@ class Membership:
             ops.rename(self._file("open"), self._file("closed"), src_dir_fd=fd, dst_dir_fd=fd)
         self._end()
 
-    def fail(self, reason: str, trace: str | None = None, *, follows: bool = False) -> None:
+    def fail(self, reason: str, trace: str | None = None) -> None:
         """Mark this member failed: the other side stops with an error that carries the reason.
 
         CRASH: between the two steps the member is both open and failed, and failed counts.
         """
         if self._ended:
             return
-        said = {"reason": tidy(reason), "traceback": tidy(trace) if trace else None, "follows": follows}
-        record = msgspec.structs.replace(self._record, **said)
+        record = msgspec.structs.replace(self._record, reason=tidy(reason), traceback=tidy(trace) if trace else None)
         with explained("marking a failure in", self._directory.path):
             self._write("failed", record)
         self.withdraw()
@@ -312,9 +308,7 @@ class Membership:
         if error is None:
             self.close()
         else:
-            trace_text = "".join(traceback.format_exception(error))
-            follows = isinstance(error, MemberFailedError)
-            self.fail(f"{type(error).__name__}: {error}", trace_text, follows=follows)
+            self.fail(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
 
 
 def parse_member(name: str) -> tuple[Role, State] | None:

@@ -302,16 +302,6 @@ def test_an_interrupted_view_gives_back_what_it_has(queue: FileSampleRefQueue[Sa
         assert ids(view.get()) == ["s0000"]
 
 
-def test_who_failed_because_another_did_is_not_the_one_to_name(queue: FileSampleRefQueue[SampleRef]) -> None:
-    """A producer that stops for a trainer's failure does not keep the trainer from starting again."""
-    with pytest.raises(RuntimeError), queue.consumer("trainer-0"):
-        raise RuntimeError("loss is nan")
-    with pytest.raises(MemberFailedError), queue.producer("rollout-0"):
-        queue.stream().raise_failures("consumer")
-    queue.stream().raise_failures("producer")
-    assert not queue.drained()
-
-
 def test_a_run_that_starts_again_leaves_earlier_failures_aside(queue: FileSampleRefQueue[SampleRef]) -> None:
     """A handle holds against nobody what happened before it was opened, until half a minute has passed."""
     with pytest.raises(RuntimeError), queue.producer("rollout-0"):
