@@ -295,7 +295,19 @@ class Moves:
         bookkeeping = Bookkeeping()
         change(bookkeeping)
         bookkeeping.reason = bookkeeping.reason or "the file holds no JSON object"
-        (tmp_name,) = self.write_new([wrap_raw(data, bookkeeping)])
+        self._write_anew(stem, wrap_raw(data, bookkeeping))
+        return bookkeeping
+
+    def part(self, stem: str) -> None:
+        """Give a ref that is leased to this owner a file of its own, where other names stand for the same file.
+
+        CRASH: POSIX lets a power cut leave both names of a rename. They are hard links, and a rename of one onto
+        the other does nothing and reports success.
+        """
+        self._write_anew(stem, self._ops.read_file(self._layout.leased.fd, self._mine(stem)))
+
+    def _write_anew(self, stem: str, data: bytes) -> None:
+        (tmp_name,) = self.write_new([data])
         try:
             self._ops.rename(
                 tmp_name, self._mine(stem), src_dir_fd=self._layout.tmp.fd, dst_dir_fd=self._layout.leased.fd
@@ -304,7 +316,6 @@ class Moves:
             silently_remove(self._ops, self._layout.tmp.fd, [tmp_name])
             if error.errno not in _NO_SUCH_REPLACEMENT:  # a directory in the file's place moves as it is
                 raise
-        return bookkeeping
 
     def holders(self) -> dict[str, list[str]]:
         """Stem to the owners that lease it (one, unless the lock did not exclude), by one listing."""

@@ -176,6 +176,14 @@ DAMAGE: dict[str, tuple[str, str, Breakage]] = {
         f"leased/held@{OWNER}.json",
         lambda path: (dead_record(path, OWNER), copied_to(f"leased/held@{OWNER}.json")(path)),
     ),
+    "a pending file that is also done": (
+        "twin",
+        "pending/twin.json",
+        lambda path: (
+            (path / "pending" / "twin.json").write_bytes(msgspec.json.encode(ref("twin"))),
+            os.link(path / "pending" / "twin.json", path / "done" / "twin.json"),
+        ),
+    ),
     "a directory": ("not-a-file", "pending/x.json", lambda path: os.mkdir(path / "pending" / "x.json")),
     "a symbolic link": ("not-a-file", "pending/link.json", linked_elsewhere),
     "a FIFO": ("not-a-file", f"leased/x@{OWNER}.json", lambda path: os.mkfifo(path / "leased" / f"x@{OWNER}.json")),

@@ -13,6 +13,7 @@ from proof import tally
 
 SAMPLE = 40
 CHOICES = 128
+HANG_S = 3600
 
 
 def cut(tmp_path: Path, script: str, rules: str, durable: bool, limit: int | None = None) -> Survey:
@@ -39,6 +40,7 @@ def test_every_entry_for_itself_keeps_what_was_durable(tmp_path: Path, script: s
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(HANG_S)
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_entry_for_itself_in_every_script(tmp_path: Path, script: str) -> None:
     """The same for the scripts that have more states; where a cut allows very many, for a sample of them."""
@@ -52,6 +54,7 @@ def test_without_durability_the_queue_can_be_mended(tmp_path: Path, script: str)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(HANG_S)
 @pytest.mark.parametrize("rules", ["journalled", "weakest"])
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_without_durability_every_script_can_be_mended(tmp_path: Path, script: str, rules: str) -> None:

@@ -1,11 +1,14 @@
-"""Refs that are live twice: pending and leased, leased by two owners, or pending under two names."""
+"""Refs that are live twice: pending and leased, leased by two owners, or pending under two names; and live files
+that have two names in the queue."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from fsqueue.check.looks import Copy, Looks
 from fsqueue.check.violations import Severity, Violation
+from fsqueue.directory import Directory
 from fsqueue.layout import Layout
 from fsqueue.owners import read_record
 
@@ -34,13 +37,32 @@ def duplicates(layout: Layout, looks: Looks, copies: list[Copy]) -> Iterator[Vio
         yield looks.violation(kind, copy.state, copy.name, problem, severity=severity)
 
 
-def _identity(layout: Layout, copy: Copy) -> _Identity | None:
-    directory = layout.leased if copy.state == "leased" else layout.pending
+def twins(looks: Looks) -> Iterator[Violation]:
+    """Live files that are one file with another name in the queue: a rename onto that name would do nothing."""
+    for inode, places in looks.linked.items():
+        # RACE: a file that moved between two listings was seen under two names, and has one of them now.
+        there = [(state, name) for state, name in places if _inode(looks, state, name) == inode]
+        for state, name in there:
+            other = next((place for place in there if place != (state, name)), None)
+            if other is not None and state in ("pending", "leased"):
+                yield looks.violation("twin", state, name, f"the same file as {other[0]}/{other[1]}")
+
+
+def _inode(looks: Looks, state: str, name: str) -> int | None:
+    found = _status(looks.places[state], name)
+    return found.st_ino if found else None
+
+
+def _status(directory: Directory, name: str) -> os.stat_result | None:
     try:
-        status = layout.ops.stat(copy.name, dir_fd=directory.fd, follow_symlinks=False)
+        return directory.ops.stat(name, dir_fd=directory.fd, follow_symlinks=False)
     except FileNotFoundError:
         return None
-    return status.st_ino, status.st_nlink
+
+
+def _identity(layout: Layout, copy: Copy) -> _Identity | None:
+    status = _status(layout.leased if copy.state == "leased" else layout.pending, copy.name)
+    return (status.st_ino, status.st_nlink) if status else None
 
 
 def _rank(layout: Layout, copy: Copy) -> tuple[int]:

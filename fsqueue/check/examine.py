@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 
-from fsqueue.check.duplicates import duplicates
+from fsqueue.check.duplicates import duplicates, twins
 from fsqueue.check.looks import Look, Looks
 from fsqueue.check.violations import Violation
 from fsqueue.layout import Layout
@@ -39,6 +39,8 @@ class Examination:
         found = [*looks.directories(), *self._confirmed(suspects)]
         for copies in several:
             found += duplicates(self._layout, looks, copies)
+        dropped = {violation.path for violation in found if violation.kind == "duplicate"}
+        found += (violation for violation in twins(looks) if violation.path not in dropped)
         return sorted(found, key=lambda violation: (violation.path, violation.kind))
 
     def _confirmed(self, suspects: list[Look]) -> Iterator[Violation]:

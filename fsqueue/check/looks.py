@@ -55,6 +55,7 @@ class Looks:
     Attributes:
         leases: how many leases each owner holds, as of the last `refresh`.
         live: the files in pending/ and leased/ by sample id, as far as they were looked at.
+        linked: by inode, (state, name) of the refs' files that have several hard links.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -67,6 +68,7 @@ class Looks:
         self._open_stream()
         self.leases: Counter[str] = Counter()
         self.live: dict[str, dict[Copy, None]] = defaultdict(dict)
+        self.linked: dict[int, dict[tuple[str, str], None]] = defaultdict(dict)
         self._revisions: set[str] = set()
         self._replaced: set[str] = set()
 
@@ -222,6 +224,7 @@ class Looks:
         if state == "leased" and ahead_s > FUTURE_S:
             yield self.violation("future", state, name, f"stamped {ahead_s:.0f} s in the future: expires so much later")
         if status.st_nlink > 1:
+            self.linked[status.st_ino][state, name] = None
             yield self.violation("linked", state, name, f"it has {status.st_nlink} hard links")
 
     def _owner(self, name: str, status: os.stat_result) -> Iterator[Violation]:

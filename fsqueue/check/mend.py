@@ -29,6 +29,7 @@ from fsqueue.unpacking import mend_segment
 
 _TRIES = 3
 _GONE = "left alone: it is gone or changed"
+_WORKED_ON = "left alone: the process that leases it runs"
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Mender:
             "misnamed": self._rename,
             "unowned": self._rename,
             "duplicate": self._rename,
+            "twin": self._part,
             "torn": self._drop_torn_end,
             "future": self._stamp,
             "segment": self._mend_segment,
@@ -150,11 +152,23 @@ class Mender:
         if state in ("done", "failed"):
             return self._rename_settled(directory, name, stem)
         if self._is_worked_on(directory, name):
-            return "left alone: the process that leases it runs"
+            return _WORKED_ON
+        return self._settle_live(stem) if self._fetch(directory, name, stem) else _GONE
+
+    def _part(self, directory: Directory, name: str) -> str:
+        """Give a live ref whose file has another name in the queue a file of its own."""
+        return self._rename(directory, name) if self._links(directory, name) > 1 else _GONE
+
+    def _links(self, directory: Directory, name: str) -> int:
+        try:
+            return self._handle.ops.stat(name, dir_fd=directory.fd, follow_symlinks=False).st_nlink
+        except FileNotFoundError:
+            return 0
+
+    def _fetch(self, directory: Directory, name: str, stem: str) -> bool:
         # RACE: under the lock, no put is between its look for the id and its publishing.
         with locked_soon(self._handle):
-            fetched = fetch(self._handle, directory, name, stem)
-        return self._settle_live(stem) if fetched else _GONE
+            return fetch(self._handle, directory, name, stem)
 
     def _rename_settled(self, directory: Directory, name: str, stem: str) -> str:
         handle, place = self._handle, place_of(self._state(directory), name)
@@ -169,10 +183,7 @@ class Mender:
         for _ in range(_TRIES):
             other = self._other_copy(stem)
             if other is None:
-                if not handle.moves.give_back(stem):
-                    return _GONE
-                self._back.append(stem)
-                return f"moved to pending/{names.ref_file(stem)}"
+                return self._give_back(stem, mine)
             try:
                 same = same_ref(handle.ops.read_file(handle.layout.leased.fd, mine), handle.ops.read_file(*other))
             except (FileNotFoundError, CorruptRefError):
@@ -182,6 +193,19 @@ class Mender:
             handle.ops.remove(handle.layout.leased.fd, mine)
             return "dropped: the same ref is live under another name"
         return self._bury(stem, "another file with this id was live, and could not be read")
+
+    def _give_back(self, stem: str, mine: str) -> str:
+        """Move a lease of one's own to pending/, as a whole file with one name."""
+        handle, leased = self._handle, self._handle.layout.leased
+        if self._links(leased, mine) > 1:
+            handle.moves.part(stem)
+        seen = self._read(leased, mine)
+        if seen is not None and seen.torn:
+            handle.moves.annotate(stem, self._torn(False))
+        if not handle.moves.give_back(stem):
+            return _GONE
+        self._back.append(stem)
+        return f"moved to pending/{names.ref_file(stem)}"
 
     def _other_copy(self, stem: str) -> tuple[int, str] | None:
         layout, owner = self._handle.layout, self._handle.owner
@@ -216,10 +240,7 @@ class Mender:
         handle = self._handle
         if not fetch(handle, handle.layout.pending, name, stem):
             return False
-        if handle.moves.annotate(stem, self._torn(False)) is None or not handle.moves.give_back(stem):
-            return False
-        self._back.append(stem)
-        return True
+        return self._give_back(stem, names.leased_file(stem, handle.owner)) != _GONE
 
     def _rewrite_settled(self, directory: Directory, name: str) -> bool:
         """Write in place: a lease would make a settled ref live again, should this process die meanwhile."""

@@ -42,6 +42,7 @@ REMEDIES = {
     "torn": "drop the torn end: the ref before it is whole",
     "torn-lease": "none: whoever takes the lease back writes a new one",
     "duplicate": "drop it if it is the same ref, else move it to failed/",
+    "twin": "give it a file of its own; where the same ref is live under another name, drop it",
     "two-leases": "none: each lease ends by itself, or by `fsqueue release --owner`",
     "future": "stamp it with the present time",
     "segment": "move the damaged bytes to failed/, and keep the whole lines in a new segment",
