@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 
 from fsqueue import names
 from fsqueue.codec import UNDECODABLE
 from fsqueue.errors import CorruptRefError
 from fsqueue.handle import Handle
-from fsqueue.order import Scan
+from fsqueue.order import DEAD, Scan
 from fsqueue.records import dp_partition, partition_of
 from fsqueue.tally import Unchanged
 
@@ -101,7 +103,7 @@ class Handout:
                 stems = handle.order.take_locked(count)
                 return stems, len(stems) < count
             stems, self._scans[partition], at_end = handle.order.take_partition_locked(
-                count, lambda line: self._line_belongs(line, partition), self._scans.get(partition)
+                count, partition[1], lambda lines: self._belonging(lines, partition), self._scans.get(partition)
             )
             return stems, at_end
         finally:
@@ -184,12 +186,18 @@ class Handout:
         except FileNotFoundError:
             return 0
 
+    def _belonging(self, data: bytes, partition: Partition) -> Iterator[int]:
+        """The numbers of those lines of the order that are of this partition and not handed out."""
+        index, count = partition
+        lines = enumerate(data.split(b"\n"))
+        if b"%" in data or b"~" in data:
+            return (number for number, line in lines if self._line_belongs(line, partition))
+        # Every partition sees every line, and of most no more has to be known than the hash of the id that it is.
+        return (n for n, line in lines if line and line[0] != DEAD and partition_of(line, count) == index)
+
     def _line_belongs(self, line: bytes, partition: Partition) -> bool:
-        """As `_belongs`, of a line in the order; most stems are the id itself, and every partition sees every line."""
-        if b"%" in line or b"~" in line:
-            stem = line.decode("ascii", "replace")
-            return names.is_stem(stem) and self._belongs(stem, partition)
-        return partition_of(line, partition[1]) == partition[0]
+        stem = line.decode("ascii", "replace")
+        return names.is_stem(stem) and self._belongs(stem, partition)
 
     def _belongs(self, stem: str, partition: Partition) -> bool:
         index, count = partition

@@ -12,7 +12,8 @@ Every method named ``_locked`` expects the caller to hold the order file's lock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
 from fsqueue.fileops import FileOps
@@ -24,7 +25,7 @@ COMPACT_BYTES = 1 << 16
 _SCAN_CHUNK_BYTES = 1 << 16
 _SCAN_LIMIT_BYTES = 1 << 21
 _LINE_GUESS_BYTES = 48
-_DEAD = ord("#")
+DEAD = ord("#")
 
 
 class Header(NamedTuple):
@@ -113,7 +114,7 @@ class Order:
                 break
             for line in lines:
                 cursor += len(line)
-                if line[0] == _DEAD:
+                if line[0] == DEAD:
                     dead -= len(line)
                 elif (stem := _stem(line)) is not None:
                     stems.append(stem)
@@ -123,11 +124,14 @@ class Order:
         return stems
 
     def take_partition_locked(
-        self, count: int, mine: Callable[[bytes], bool], scan: Scan | None
+        self, count: int, width: int, mine: Callable[[bytes], Iterator[int]], scan: Scan | None
     ) -> tuple[list[str], Scan, bool]:
         """Hand out the next count stems that are mine, leaving the others where they are.
 
-        mine gets what a line holds, which need not be a stem: of most lines no more than that has to be known.
+        Args:
+            width: of how many lines one is mine, about.
+            mine: yields the numbers of those of these lines that are mine and not dead; it may take lines for mine
+                that are no stems. No more are asked for than needed.
 
         Returns the stems, where to go on the next time, and whether the scan reached the order's end.
         """
@@ -138,14 +142,15 @@ class Order:
         stop = offset + _SCAN_LIMIT_BYTES
         stems: list[str] = []
         dead = header.dead
-        while len(stems) < count and offset < min(stop, self._file.size):
-            lines = self._lines(offset, _SCAN_CHUNK_BYTES)
-            if not lines:
+        while (wanted := count - len(stems)) and offset < min(stop, self._file.size):
+            data = self._whole_lines(offset, min(_SCAN_CHUNK_BYTES, 128 + wanted * width * _LINE_GUESS_BYTES))
+            if not data:
                 offset = self._file.size  # cut shorter by another holder of a lock that does not exclude
                 break
-            taken, used, dead_bytes = self._mark_locked(lines, offset, count - len(stems), mine)
+            found = list(islice(mine(data), wanted))
+            taken, used, dead_bytes = self._mark_locked(data, found, offset)
             stems += taken
-            offset += used
+            offset += used if len(found) == wanted else len(data)
             dead += dead_bytes
         self._advance_locked(self._skip_dead_locked(header._replace(dead=dead)), header)
         return stems, Scan(header.epoch, offset), offset >= self._file.size
@@ -165,39 +170,37 @@ class Order:
         self._write_header(header._replace(swept_at=int(now)))
         return len(missing)
 
-    def _mark_locked(
-        self, lines: list[bytes], offset: int, count: int, mine: Callable[[bytes], bool]
-    ) -> tuple[list[str], int, int]:
-        """Mark up to count lines that are mine as dead; returns their stems, bytes scanned, bytes marked."""
+    def _mark_locked(self, data: bytes, found: list[int], offset: int) -> tuple[list[str], int, int]:
+        """Mark those of the found lines of data that are stems as dead.
+
+        Returns their stems, the bytes up to the end of the last line found, and the bytes marked.
+        """
         stems: list[str] = []
-        marked = bytearray()
-        first = last = dead = used = 0
-        for line in lines:
-            stem = _stem(line) if line[0] != _DEAD and mine(line.rstrip(b"\n")) else None
+        lines, marked = data.split(b"\n"), bytearray(data)
+        at = after = first = last = dead_bytes = 0
+        for index in found:
+            at += sum(map(len, lines[after:index])) + index - after
+            size_bytes = len(lines[index]) + 1
+            stem = _stem(lines[index])
             if stem is not None:
-                if not stems:
-                    first = used
+                marked[at] = DEAD
+                first = first if stems else at
                 stems.append(stem)
-                dead += len(line)
-                last = used + 1
-                line = b"#" + line[1:]
-            if stems:
-                marked += line
-            used += len(line)
-            if len(stems) == count:
-                break
+                dead_bytes += size_bytes
+                last = at + 1
+            at, after = at + size_bytes, index + 1
         if stems:
-            self._ops.pwrite_all(self._file.fd, bytes(marked[: last - first]), offset + first)
-        return stems, used, dead
+            self._ops.pwrite_all(self._file.fd, bytes(marked[first:last]), offset + first)
+        return stems, min(at, len(data)), dead_bytes
 
     def _skip_dead_locked(self, header: Header) -> Header:
         """Move the cursor past dead lines that it has come to."""
         cursor, dead = header.cursor, header.dead
         for line in self._lines(cursor, 4096) if dead else ():
-            if line[0] != _DEAD and line != b"\n":
+            if line[0] != DEAD and line != b"\n":
                 break
             cursor += len(line)
-            dead -= len(line) if line[0] == _DEAD else 0
+            dead -= len(line) if line[0] == DEAD else 0
         return header._replace(cursor=min(cursor, self._file.size), dead=max(dead, 0))
 
     def _advance_locked(self, header: Header, before: Header) -> None:
@@ -206,7 +209,7 @@ class Order:
         if consumed > COMPACT_BYTES and consumed > self._file.size - HEADER_BYTES - consumed:
             rest = self._ops.pread(self._file.fd, self._file.size - header.cursor, header.cursor)
             if header.dead:
-                rest = b"".join(line for line in rest.splitlines(keepends=True) if line[0] != _DEAD)
+                rest = b"".join(line for line in rest.splitlines(keepends=True) if line[0] != DEAD)
             self._rewrite_locked(Header(epoch=self._new_epoch(), swept_at=header.swept_at), rest)
         elif header != before:
             self._write_header(header)
@@ -221,15 +224,18 @@ class Order:
         self._ops.pwrite_all(self._file.fd, header.encode(), 0)
 
     def _lines(self, offset: int, wanted: int) -> list[bytes]:
+        return self._whole_lines(offset, wanted).splitlines(keepends=True)
+
+    def _whole_lines(self, offset: int, wanted: int) -> bytes:
         """Whole lines from offset on, at least one; the last of the file counts as whole."""
         while True:
             wanted = min(wanted, max(0, self._file.size - offset))
             data = self._ops.pread(self._file.fd, wanted, offset)
             if offset + len(data) >= self._file.size or len(data) < wanted:
-                return data.splitlines(keepends=True)
+                return data
             end = data.rfind(b"\n") + 1
             if end:
-                return data[:end].splitlines(keepends=True)
+                return data[:end]
             wanted *= 4
 
     def _new_epoch(self) -> int:
