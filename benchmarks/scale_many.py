@@ -39,12 +39,14 @@ class Plan:
     Attributes:
         pause_s: between its calls, as for the work that a trainer or a rollout does.
         partition: what a consumer asks for.
+        timeout_s: how long a consumer's get waits where nothing is pending.
     """
 
     path: str
     name: str
     pause_s: float
     partition: tuple[int, int] | None = None
+    timeout_s: float | None = 0.5
 
 
 def produce(plan: Plan, ready: Barrier, stop: Event, reply: Connection) -> None:
@@ -66,7 +68,7 @@ def consume(plan: Plan, ready: Barrier, stop: Event, reply: Connection) -> None:
         ready.wait(_GUARD_S)
         while not stop.is_set():
             started = time.perf_counter()
-            refs = queue.get(_BATCH, partition=plan.partition)
+            refs = queue.get(_BATCH, plan.timeout_s, partition=plan.partition)
             work.calls_s.append(time.perf_counter() - started)
             queue.ack(refs)
             work.got += [ref.sample_id for ref in refs]

@@ -46,40 +46,41 @@ class Delivery(Generic[R]):
     ) -> list[R]:
         """Lease up to max_refs refs, waiting for the first one for up to timeout_s seconds."""
         waiter = Waiter(self._handle, timeout_s, poll_interval_s, self._reclaimer.idle_s)
+        thorough = True
         while True:
-            refs = self._get_now(max_refs, partition)
+            refs = self._get_now(max_refs, partition, thorough)
             if refs:
                 self._handle.waited_s = 0.0
             if refs or waiter.expired() or (partition and self._handout.anything_pending()):
                 return refs
-            waiter.wait()
+            thorough = waiter.wait()
 
-    def _get_now(self, max_refs: int, partition: Partition | None) -> list[R]:
+    def _get_now(self, max_refs: int, partition: Partition | None, thorough: bool) -> list[R]:
         self._reclaimer.round_if_due(idle=False)
-        refs = self._lease(max_refs, partition)
-        if not refs and self._reclaimer.round_if_due(idle=True):
-            refs = self._lease(max_refs, partition)
+        refs = self._lease(max_refs, partition, thorough)
+        if thorough and not refs and self._reclaimer.round_if_due(idle=True):
+            refs = self._lease(max_refs, partition, thorough)
         return refs
 
-    def _lease(self, max_refs: int, partition: Partition | None) -> list[R]:
+    def _lease(self, max_refs: int, partition: Partition | None, thorough: bool) -> list[R]:
         handle, started = self._handle, self._handle.ops.monotonic()
         handle.announce()
         handle.recover_strays()
         self._handout.sweep_if_due()
         leased: list[str] = []
         try:
-            return self._renewed_if_slow(self._fill(max_refs, partition, leased), started)
+            return self._renewed_if_slow(self._fill(max_refs, partition, thorough, leased), started)
         except BaseException:
             handle.stray(leased)
             raise
 
-    def _fill(self, max_refs: int, partition: Partition | None, leased: list[str]) -> list[R]:
+    def _fill(self, max_refs: int, partition: Partition | None, thorough: bool, leased: list[str]) -> list[R]:
         """Lease and read until there are max_refs refs or no more; one file's error costs that ref, not the others."""
         refs: list[R] = []
         first: OSError | None = None
         while len(refs) < max_refs:
             seen = len(leased)
-            if not self._handout.take(max_refs - len(refs), partition, leased):
+            if not self._handout.take(max_refs - len(refs), partition, thorough, leased):
                 break
             contents = self._handle.overlap.ahead(self._content, leased[seen:])
             for index, content in enumerate(contents, seen):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import msgspec
 
@@ -18,6 +18,7 @@ SWEEP_S = 60.0
 _SORT_BY_MTIME_LIMIT = 4096
 _CHEAP_SWEEP_S = 0.001
 _RELAX = 20
+_CLAIMING_S = 0.002
 
 Partition = tuple[int, int]
 
@@ -34,15 +35,18 @@ class Handout:
         self._scans: dict[Partition | None, Scan] = {}
         self._unchanged = Unchanged(handle.layout.pending)
         self._no_sweep_before = -1e9
+        self._sweep_s = 0.0  # what the last one cost
 
-    def take(self, count: int, partition: Partition | None, leased: list[str]) -> bool:
+    def take(self, count: int, partition: Partition | None, thorough: bool, leased: list[str]) -> bool:
         """Lease up to count refs in FIFO order and append their stems to leased; False when there were none.
+
+        Where thorough, refs that the order does not name are looked for when it names no more.
 
         On an error, leased holds every ref that may be leased by now, and a sweep will look for those whose
         places were taken and that were not claimed.
         """
         wanted, before = len(leased) + count, len(leased)
-        swept = False
+        swept = not thorough
         try:
             while len(leased) < wanted:
                 had = len(leased)
@@ -129,8 +133,7 @@ class Handout:
             return False
         found = self.adopt()
         self._unchanged.listed(started)
-        took_s = ops.monotonic() - started
-        self._no_sweep_before = started + took_s * (_RELAX if took_s > _CHEAP_SWEEP_S else 1)
+        self._no_sweep_before = started + self._sweep_s * (_RELAX if self._sweep_s > _CHEAP_SWEEP_S else 1)
         return found > 0 or bool(self._scans)
 
     def adopt(self) -> int:
@@ -139,16 +142,35 @@ class Handout:
         A ref is adopted within `SWEEP_S` seconds, or 100 times what a listing takes, of being stranded, and
         at once when the order is exhausted.
         """
-        handle = self._handle
+        handle, started = self._handle, self._handle.ops.monotonic()
         handle.sweep_wanted = False
-        stems = self._pending_stems()
+        try:
+            stems = self._unnamed(self._pending_stems())
+            self._sweep_s = handle.ops.monotonic() - started
+            if stems:
+                # RACE: another handle may just have taken the places of these, and be about to claim them.
+                handle.ops.sleep(_CLAIMING_S)
+                stems = self._unnamed(set(stems).intersection(self._pending_stems()), adopt=True)
+        except BaseException:
+            handle.sweep_wanted = True
+            raise
+        return len(stems)
+
+    def _unnamed(self, stems: Collection[str], adopt: bool = False) -> list[str]:
+        """Those of the stems that no line of the order names; adopt them, if they are to be."""
+        handle = self._handle
         if not stems:
-            return 0
+            return []
         if not handle.order_file.acquire_soon():
             handle.sweep_wanted = True
-            return 0
+            return []
         try:
-            return handle.order.adopt_locked(stems, handle.ops.time(), self._arrange)
+            unnamed = handle.order.unnamed_locked(stems)
+            if unnamed and adopt:
+                handle.order.append_locked(self._arrange(unnamed))
+            if adopt or not unnamed:
+                handle.order.swept_locked(handle.ops.time())
+            return unnamed
         finally:
             handle.order_file.release()
 
@@ -159,7 +181,7 @@ class Handout:
         overdue = swept_at is not None and abs(handle.ops.time() - swept_at) > SWEEP_S
         if handle.sweep_wanted or (overdue and started >= self._no_sweep_before):
             self.adopt()
-            self._no_sweep_before = started + 100 * (handle.ops.monotonic() - started)
+            self._no_sweep_before = started + 100 * self._sweep_s
 
     def _pending_stems(self) -> list[str]:
         """The stems in pending/, by a listing; a file that was moved there under another name gets its own."""

@@ -8,6 +8,7 @@ from fsqueue.handle import Handle
 
 _FEW = 2
 _NAMES_A_LOOKUP = 16
+_NAMES_A_STAT = 4
 
 
 class Intake:
@@ -15,6 +16,7 @@ class Intake:
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
+        self._leased_names = 0  # in the last listing
 
     def put(self, contents: dict[str, bytes]) -> None:
         """Publish files by stem; stems that are pending or leased already are skipped.
@@ -77,10 +79,10 @@ class Intake:
         """Those of the stems that are pending or leased.
 
         RACE: a ref that moves from one directory to the other between two looks is in neither. So the first place
-        is looked at again: by name where there are few refs, by listing leased/ where there are many.
+        is looked at again: by name where these are few for a listing of leased/, by that listing otherwise.
         """
         self._refresh()
-        few = len(stems) <= _FEW
+        few = len(stems) <= _FEW or (not self._handle.layout.remote and len(stems) * _NAMES_A_STAT < self._leased_names)
         looks = (self._pending, self._leased, self._pending) if few else (self._leased, self._pending, self._leased)
         known: set[str] = set()
         for look in looks:
@@ -112,4 +114,5 @@ class Intake:
 
     def _leased(self, stems: list[str]) -> set[str]:
         listing = self._handle.layout.leased.listing()
+        self._leased_names = len(listing)
         return set(stems).intersection([name.partition("@")[0] for name in listing]) if listing else set()

@@ -57,6 +57,7 @@ class OrderFile:
         self._mode = mode
         self._mutex = threading.Lock()
         self._stuck_until = 0.0
+        self._pause_s = _FIRST_PAUSE_S
         self._lease: SoftFileLease | None = None
         if mode == "lease":
             from filelock import SoftFileLease
@@ -175,10 +176,11 @@ class OrderFile:
 
     def _acquire_within(self, patience_s: float) -> bool:
         deadline = self.ops.monotonic() + patience_s
-        pause_s = _FIRST_PAUSE_S
+        pause_s = self._pause_s
         while True:
             if self._try_lock(max(0.0, deadline - self.ops.monotonic())):
                 if self._is_linked():
+                    self._pause_s = max(_FIRST_PAUSE_S, pause_s / 4)
                     return True
                 # The file was deleted or replaced under this handle: its lock excludes nobody any more.
                 self._unlock_dropped()

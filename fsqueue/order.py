@@ -12,7 +12,7 @@ Every method named ``_locked`` expects the caller to hold the order file's lock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
@@ -79,6 +79,13 @@ class Order:
         self._file = file
         self.swept_at: int | None = None
         self.backlog_bytes = float("inf")
+
+    def may_name_some(self) -> bool:
+        """Whether it is worth taking the lock for; without the lock, and from the cache of a shared mount, a guess."""
+        if self._file.fd < 0:
+            return True
+        header = Header.decode(self._ops.pread(self._file.fd, HEADER_BYTES, 0))
+        return header is None or header.cursor < self._ops.fstat(self._file.fd).st_size
 
     def header_locked(self) -> Header:
         """The header; a damaged one is replaced by that of an empty order."""
@@ -155,20 +162,16 @@ class Order:
         self._advance_locked(self._skip_dead_locked(header._replace(dead=dead)), header)
         return stems, Scan(header.epoch, offset), offset >= self._file.size
 
-    def adopt_locked(self, stems: list[str], now: float, arrange: Callable[[list[str]], list[str]]) -> int:
-        """Name at the tail those of the listed stems that no line from the cursor on names.
-
-        RACE: a stem that another handle has taken but not claimed yet is named again; whoever comes to that
-        line finds the file gone and skips it.
-        """
+    def unnamed_locked(self, stems: Collection[str]) -> list[str]:
+        """Those of the stems that no line from the cursor on names."""
         header = self.header_locked()
         rest = self._ops.pread(self._file.fd, max(0, self._file.size - header.cursor), header.cursor)
         known = set(rest.decode("ascii", "replace").split("\n"))
-        missing = [stem for stem in stems if stem not in known]
-        if missing:
-            self.append_locked(arrange(missing))
-        self._write_header(header._replace(swept_at=int(now)))
-        return len(missing)
+        return [stem for stem in stems if stem not in known]
+
+    def swept_locked(self, now: float) -> None:
+        """Note that pending/ has been compared with the order."""
+        self._write_header(self.header_locked()._replace(swept_at=int(now)))
 
     def _mark_locked(self, data: bytes, found: list[int], offset: int) -> tuple[list[str], int, int]:
         """Mark those of the found lines of data that are stems as dead.

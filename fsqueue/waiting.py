@@ -40,33 +40,38 @@ class Waiter:
         """Whether the time is up; true only after one more look at or past the deadline."""
         return self._over
 
-    def wait(self) -> None:
-        """Sleep until something has changed, a full look is due, or the time is up."""
+    def wait(self) -> bool:
+        """Sleep until the order has changed, a full look is due, or the time is up; False in the first case.
+
+        Of many that wait, most find the refs of a put taken when they come: they need not list what is pending.
+        """
         started = self._ops.monotonic()
         try:
-            self._wait(started)
+            return self._wait(started)
         finally:
             self._handle.waited_s += self._ops.monotonic() - started
 
-    def _wait(self, started: float) -> None:
+    def _wait(self, started: float) -> bool:
         assert self._deadline is not None
         full_look_at = started + max(self._idle_s(self._rounds), self._ceiling_s)
         while True:
             now = self._ops.monotonic()
             if now >= self._deadline:
                 self._over = True
-                return
+                return True
             pause_s = self._pause_s * (0.9 + 0.1 * self._ops.random())
             self._ops.sleep(min(pause_s, self._deadline - now))
             self._pause_s = min(self._pause_s * _GROWTH, self._ceiling_s)
             seen = self._look()
             if seen != self._seen:
+                replaced = seen is None or self._seen is None or seen[0] != self._seen[0]
                 self._seen = seen
                 self._rounds = 1
-                return
+                if replaced or self._handle.order.may_name_some():
+                    return replaced
             if now >= full_look_at:
                 self._rounds = min(self._rounds + 1, _MOST_ROUNDS)
-                return
+                return True
 
     def _look(self) -> tuple[int, int] | None:
         try:

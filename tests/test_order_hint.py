@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Tap, assert_clean, drain, ids, names_in, numbered, open_tapped, ref, refs
+from support import FakeClock, Tap, assert_clean, drain, ids, names_in, numbered, open_tapped, ref, refs
 
 from fsqueue import FileSampleRefQueue, dp_partition
 from fsqueue.order import HEADER_BYTES
@@ -288,3 +288,41 @@ def test_without_the_lock_a_ref_that_cannot_be_claimed_holds_nothing_up(path: Pa
     assert tap.counts["listdir"] < 10
     tap.before = None
     queue.close()
+
+
+def test_a_sweep_leaves_places_alone_that_another_handle_has_just_taken(path: Path) -> None:
+    """Between taking places and claiming them the refs are unnamed, not stranded: naming them again hands out twice."""
+    with FileSampleRefQueue(path, durable=False) as busy:
+        busy.put(numbered(3))
+        places = busy._here().handle.order
+        busy._here().handle.order_file.acquire_surely()
+        assert len(places.take_locked(3)) == 3
+        busy._here().handle.order_file.release()
+
+        tap = Tap()
+        tap.ops.sleep = lambda seconds: [file.unlink() for file in (path / "pending").iterdir()]
+        sweeping = open_tapped(tap, path, durable=False)
+        before = (path / "order.lock").read_bytes()
+        assert sweeping.get(3) == []
+        assert (path / "order.lock").read_bytes()[HEADER_BYTES:] == before[HEADER_BYTES:]
+
+
+def test_of_many_that_wait_those_that_come_too_late_list_nothing(path: Path) -> None:
+    """A waiting get that sees the order grow, and finds the refs taken, goes on waiting for one look's price."""
+    tap, clock, first = Tap(), FakeClock(), FileSampleRefQueue(path, durable=False)
+    taken: list[str] = []
+
+    def put_and_take(seconds: float) -> None:
+        if len(taken) < 20:
+            first.put(refs(f"r{len(taken)}"))
+            taken.extend(ids(first.get(1)))
+        clock.now += seconds
+
+    tap.ops.monotonic = clock
+    tap.ops.sleep = put_and_take
+    late = open_tapped(tap, path, durable=False)
+    late.get(1)
+    tap.counts.clear()
+    assert late.get(1, timeout_s=0.9) == []
+    assert len(taken) == 20
+    assert tap.counts["lock"] <= 3 and tap.counts["listdir"] <= 6, tap.counts

@@ -15,8 +15,8 @@ from simulation.rules import UNMEASURED, Rules
 from simulation.run import Outcome, run
 from simulation.shrink import shrink
 
-from fsqueue.clock import FilesystemClock
 from fsqueue.intake import Intake
+from fsqueue.moves import Moves
 from fsqueue.reclaim import Reclaimer
 
 BLOCK = 100
@@ -90,11 +90,11 @@ def without(
 ) -> Outcome:
     """The outcome of the first seed that shows a queue which is broken like this."""
     monkeypatch.setattr(target, name, broken)
-    for seed in range(60):
+    for seed in range(120):
         outcome = run(make_plan(seed))
         if any(kind.startswith(problem) for kind in outcome.kinds()):
             return outcome
-    raise AssertionError(f"60 seeds did not show that {name} is broken")
+    raise AssertionError(f"120 seeds did not show that {name} is broken")
 
 
 def test_a_queue_that_drops_refs_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +104,7 @@ def test_a_queue_that_drops_refs_is_caught(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_queue_that_does_not_stamp_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leases that begin with an old stamp are taken while they run, and the checker says so."""
-    without("double leases", monkeypatch, FilesystemClock, "stamp", lambda self, directory, name: None)
+    without("double leases", monkeypatch, Moves, "stamp_pending", lambda self, stem: True)
 
 
 def test_a_queue_that_never_reclaims_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
