@@ -26,13 +26,13 @@ from fsqueue.errors import CorruptRefError, MemberFailedError, QueueConfigError
 from fsqueue.fileops import FileOps, explained, silently_remove
 from fsqueue.handle import Handle
 from fsqueue.layout import STREAM, make_directory
+from fsqueue.tally import settling_s
 
 Role = Literal["producer", "consumer"]
 State = Literal["open", "closed", "failed"]
 
 BEAT_S = 5.0
 DEAD_AFTER_S = 30.0
-_SETTLE_S = 0.03
 QUANTUM = "quantum.json"
 
 
@@ -99,6 +99,7 @@ class Stream:
         path = os.path.join(handle.layout.path, STREAM)
         make_directory(self._ops, path)
         self.directory = Directory(self._ops, path)
+        self._stood: tuple[tuple[int, int], float] = ((0, 0), 0.0)
 
     @classmethod
     def of(cls, handle: Handle) -> Stream:
@@ -207,19 +208,35 @@ class Stream:
         Args:
             besides: owners whose leases do not count, since they ask.
 
-        RACE: a ref may hop between pending/ and leased/ while they are listed one after the other. Both
-        directories' mtimes must stay the same for longer than their grain around the empty listings.
+        RACE: a ref may hop between pending/ and leased/ while they are listed one after the other. Both directories'
+        mtimes must have stood still for longer than their grain before the empty listings, and be the same after them.
         """
-        if not self.all_closed("producer"):
+        if not self.all_closed("producer") or self._any_live(besides):
             return False
+        settled = self._settle()
+        return not self._any_live(besides) and settled == self._changed_at_ns()
+
+    def _any_live(self, besides: frozenset[str]) -> bool:
+        pending = self._handle.layout.pending
+        return (
+            any(map(names.parse_pending, pending.listing()))
+            or bool(self._handle.moves.owners_holding() - besides)
+            or any(map(names.parse_pending, pending.listing()))
+        )
+
+    def _changed_at_ns(self) -> tuple[int, int]:
         layout = self._handle.layout
-        before = layout.pending.changed_at_ns(), layout.leased.changed_at_ns()
-        if any(map(names.parse_pending, layout.pending.listing())):
-            return False
-        if self._handle.moves.owners_holding() - besides or any(map(names.parse_pending, layout.pending.listing())):
-            return False
-        self._ops.sleep(_SETTLE_S)
-        return before == (layout.pending.changed_at_ns(), layout.leased.changed_at_ns())
+        return layout.pending.changed_at_ns(), layout.leased.changed_at_ns()
+
+    def _settle(self) -> tuple[int, int]:
+        """Both directories' mtimes, after they had the time to change; they have had it since they were first seen."""
+        found, now = self._changed_at_ns(), self._ops.monotonic()
+        if found != self._stood[0]:
+            self._stood = found, now
+        left_s = self._stood[1] + settling_s(*found) - now
+        if left_s > 0:
+            self._ops.sleep(left_s)
+        return found
 
     def publish_quantum(self, quantum: Quantum) -> None:
         """Say what the consumers take at a time; the latest word counts."""
