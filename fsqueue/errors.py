@@ -108,6 +108,18 @@ class QueueClosedError(FsQueueError, ValueError):
         self.path = path
 
 
+class OtherProcessError(FsQueueError, RuntimeError):
+    """A part in a stream was used in a forked child of the process that takes it.
+
+    Attributes:
+        pid: of that process.
+    """
+
+    def __init__(self, what: str, pid: int) -> None:
+        super().__init__(f"{what} belongs to process {pid}, not to a fork of it: make one in the process that uses it")
+        self.pid = pid
+
+
 class QueueIOError(FsQueueError, OSError):
     """The filesystem refused an operation; the queue is unchanged, or one repeated call away from done.
 

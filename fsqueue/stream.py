@@ -252,7 +252,8 @@ class Membership:
     """One member's part in the stream: a context manager that says how it ended.
 
     Leaving the block normally closes this member's end, an exception marks it failed with its reason and
-    traceback, and a process that is killed is noticed by its heartbeat, which a thread keeps.
+    traceback, and a process that is killed is noticed by its heartbeat, which a thread keeps. A forked child has no
+    part in it: however it leaves the block, the member is still its parent.
     """
 
     def __init__(self, handle: Handle, directory: Directory, role: Role, record: Record) -> None:
@@ -281,7 +282,7 @@ class Membership:
 
     def close(self) -> None:
         """Leave: this member has produced, or consumed, all that it will."""
-        if self._ended:
+        if self._is_over():
             return
         ops, fd = self._handle.ops, self._directory.fd
         with explained("leaving", self._directory.path), suppress(FileNotFoundError):
@@ -293,12 +294,15 @@ class Membership:
 
         CRASH: between the two steps the member is both open and failed, and failed counts.
         """
-        if self._ended:
+        if self._is_over():
             return
         record = msgspec.structs.replace(self._record, reason=tidy(reason), traceback=tidy(trace) if trace else None)
         with explained("marking a failure in", self._directory.path):
             self._write("failed", record)
         self.withdraw()
+
+    def _is_over(self) -> bool:
+        return self._ended or self._record.process.pid != os.getpid()
 
     def withdraw(self) -> None:
         """Be a member no longer, as if this one had never joined."""

@@ -55,6 +55,7 @@ CASES: list[tuple[FsQueueError, tuple[type, ...], dict[str, Any]]] = [
     (LockTimeoutError("/q/order.lease", 30.0), (TimeoutError,), {"path": "/q/order.lease", "waited_s": 30.0}),
     (errors.LeasesHeldError("/q", ["n.1.abcdef"]), (RuntimeError,), {"path": "/q", "owners": ["n.1.abcdef"]}),
     (errors.MemberFailedError("rank 0", "died", "Traceback"), (RuntimeError,), {"member": "rank 0", "reason": "died"}),
+    (errors.OtherProcessError("the view", 7), (RuntimeError,), {"pid": 7}),
     (errors.StreamEndedError("over"), (RuntimeError,), {}),
     (errors.StreamStalledError("nothing came"), (TimeoutError,), {}),
 ]
