@@ -225,6 +225,7 @@ _ADVICE = {
     _errno.EPERM: ": check the owner and mode; users who share a queue need a common group, umask 002 and setgid",
     _errno.EMFILE: ": too many open files in this process; raise `ulimit -n`",
     _errno.ENFILE: ": too many open files on this host",
+    _errno.ENOMEM: ": out of memory, or of memory mappings (`sysctl vm.max_map_count`)",
     _errno.ESTALE: ": the server no longer knows this file; call again, and remount if it stays",
     _errno.EIO: ": the storage reported an error; check the server, then call again",
     _errno.ENOENT: ": the queue's directory was moved or removed while it was open",

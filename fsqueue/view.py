@@ -217,6 +217,14 @@ class TrainerView(Generic[R]):
         self._forget(refs)
         return lost
 
+    def release(self, refs: Iterable[R]) -> list[str]:
+        """Give refs back without counting an attempt; returns the ids whose lease was lost."""
+        self._refuse_in_child()
+        refs = list(refs)
+        lost = self._queue.release(refs)
+        self._forget(refs)
+        return lost
+
     def _refuse_in_child(self) -> None:
         if os.getpid() != self._pid:
             raise OtherProcessError(f"a TrainerView of queue {self._queue.path}", self._pid)
