@@ -26,7 +26,7 @@ from fsqueue.errors import CorruptRefError, MemberFailedError, QueueConfigError
 from fsqueue.fileops import FileOps, explained, silently_remove
 from fsqueue.handle import Handle
 from fsqueue.layout import STREAM, make_directory
-from fsqueue.tally import settling_s
+from fsqueue.tally import Unchanged, settling_s
 
 Role = Literal["producer", "consumer"]
 State = Literal["open", "closed", "failed"]
@@ -100,6 +100,8 @@ class Stream:
         make_directory(self._ops, path)
         self.directory = Directory(self._ops, path)
         self._stood: tuple[tuple[int, int], float] = ((0, 0), 0.0)
+        self._unchanged = Unchanged(self.directory)
+        self._watched_at = -1e9
 
     @classmethod
     def of(cls, handle: Handle) -> Stream:
@@ -169,6 +171,18 @@ class Stream:
             if (member.state == "failed" or member.is_dead) and not self._is_old(member):
                 reason = member.record.reason or "its process is gone or silent"
                 raise MemberFailedError(member.describe(), reason, member.record.traceback)
+
+    def watch(self, role: Role) -> None:
+        """As `raise_failures`, for who asks often: a look at the directory's mtime, and at the members after a change.
+
+        Who has fallen silent changes nothing there, so the members are looked at every `BEAT_S` seconds, too.
+        """
+        began_at = self._ops.monotonic()
+        if self._unchanged.holds() and began_at - self._watched_at < BEAT_S:
+            return
+        self.raise_failures(role)
+        self._unchanged.listed(began_at)
+        self._watched_at = began_at
 
     def _is_old(self, member: Member) -> bool:
         """Whether this handle is too young to hold what became of a member against it."""

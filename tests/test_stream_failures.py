@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import time
 import warnings
@@ -12,7 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from support import GUARD_S, Child, ref
+from support import GUARD_S, Child, Tap, open_tapped, ref
 
 from fsqueue import FileSampleRefQueue, MemberFailedError, PartialWindowWarning, TrainerView, stream
 
@@ -50,6 +51,13 @@ def train(pipe: Connection, path: Path, rank: int) -> None:
         pipe.send((error.member, str(error)))
 
 
+def consume(pipe: Connection, path: Path) -> None:
+    """Be a consumer until killed."""
+    with FileSampleRefQueue(path, durable=False) as queue, queue.consumer("trainer-0"):
+        pipe.send("joined")
+        pipe.recv()
+
+
 @pytest.fixture
 def crew(tmp_path: Path) -> Iterator[dict[str, Child]]:
     """Two producers and two ranks, all of them at work."""
@@ -81,3 +89,40 @@ def test_every_other_process_stops_and_names_the_culprit(crew: dict[str, Child],
             assert repr(name) not in member
             assert child.join() == 0
     assert time.monotonic() - began < GUARD_S
+
+
+def test_a_producer_below_its_watermark_learns_of_a_failed_consumer_by_its_next_call(tmp_path: Path) -> None:
+    """And puts nothing, however often it tries, until that consumer was started again."""
+    with FileSampleRefQueue(tmp_path / "q", durable=False) as queue:
+        for number in range(3):
+            queue.put_when_below([ref(f"s{number}")], high=100)
+        with pytest.raises(ValueError), queue.consumer("trainer-0"):
+            raise ValueError("out of memory")
+        for _ in range(2):
+            with pytest.raises(MemberFailedError, match=r"trainer-0.*ValueError: out of memory"):
+                queue.put_when_below([ref("late")], high=100)
+        assert queue.depth() == 3
+        with queue.consumer("trainer-0"):
+            queue.put_when_below([ref("late")], high=100)
+        assert queue.depth() == 4
+
+
+def test_watching_the_consumers_costs_one_look_while_nobody_comes_or_goes(tmp_path: Path) -> None:
+    """A consumer that falls silent leaves the directory as it is; it is looked for as often as hearts beat."""
+    tap, now = Tap(), [1_000.0]
+    tap.ops.monotonic = lambda: now[0]
+    with open_tapped(tap, tmp_path / "q", durable=False) as queue, Child(consume, tmp_path / "q") as child:
+        child.receive()
+        for _ in range(3):
+            queue.stream().watch("consumer")
+            now[0] += 2.0
+        tap.counts.clear()
+        queue.stream().watch("consumer")
+        assert tap.counts == {"open": 1, "fstat": 1, "close": 1}
+        child.kill()
+        (file,) = (tmp_path / "q" / "stream").iterdir()
+        past = file.stat().st_mtime - stream.DEAD_AFTER_S - 1
+        os.utime(file, (past, past))
+        now[0] += stream.DEAD_AFTER_S  # a run that has just begun leaves it aside
+        with pytest.raises(MemberFailedError, match="gone or silent"):
+            queue.put_when_below([ref("late")], high=100)
