@@ -79,13 +79,22 @@ def test_no_error_class_is_left_out() -> None:
     assert [c.__name__ for c in classes if getattr(fsqueue, c.__name__, None) is not c] == []
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EMFILE, errno.EIO])
+@pytest.mark.parametrize(
+    "code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EMFILE, errno.ENOMEM, errno.EIO]
+)
 def test_system_errors_say_what_to_do(code: int) -> None:
     """A filesystem error names what was tried, where, the symbol, the system's words, and a remedy."""
     text = str(QueueIOError("putting refs into", "/q", OSError(code, "x")))
     symbol = errno.errorcode[code]
     assert text.startswith("putting refs into /q failed: ") and symbol in text and os.strerror(code) in text
     assert text.rpartition("): ")[2]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_only_what_a_lock_failed_at_speaks_of_locks(code: int) -> None:
+    """A sandbox without faccessat2, say, is no reason to mount anything with -o flock."""
+    assert "flock" not in str(QueueIOError("putting refs into", "/q", OSError(code, "x")))
+    assert "-o flock" in str(LockUnsupportedError("/q", OSError(code, "x")))
 
 
 def test_raised_errors_pickle(tmp_path: Path) -> None:
