@@ -10,9 +10,10 @@ from fsqueue.errors import QueueConfigError, StreamEndedError, StreamStalledErro
 from fsqueue.fileops import explained
 from fsqueue.handle import Handle
 from fsqueue.layout import LEDGER
+from fsqueue.membership import Membership, Role
 from fsqueue.packing import Packed, pack
 from fsqueue.rewind import rewind
-from fsqueue.stream import Membership, Quantum, Role, Stream
+from fsqueue.stream import Quantum, Stream
 
 R = TypeVar("R")
 

@@ -27,7 +27,7 @@ from fsqueue import (
     StreamStalledError,
     TrainerView,
     dp_partition,
-    stream,
+    membership,
 )
 from fsqueue.check import check_queue
 
@@ -256,9 +256,9 @@ def test_a_killed_producer_is_noticed(queue: FileSampleRefQueue[SampleRef], monk
         child.kill()
         child.join()
     (file,) = list((Path(queue.path) / "stream").iterdir())
-    past = file.stat().st_mtime - stream.DEAD_AFTER_S - 1
+    past = file.stat().st_mtime - membership.DEAD_AFTER_S - 1
     os.utime(file, (past, past))
-    queue._current_handle().opened_at -= 2 * stream.DEAD_AFTER_S
+    queue._current_handle().opened_at -= 2 * membership.DEAD_AFTER_S
     with pytest.raises(MemberFailedError, match=r"rollout-0.*gone or silent"):
         queue.stream().raise_failures("producer")
 

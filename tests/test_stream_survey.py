@@ -19,7 +19,7 @@ from test_top import TOP
 from fsqueue import FileSampleRefQueue, MemberFailedError, PartialWindowWarning, TrainerView
 from fsqueue.check import check_queue, repair
 from fsqueue.cli.main import cli
-from fsqueue.stream import DEAD_AFTER_S
+from fsqueue.membership import DEAD_AFTER_S
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,9 @@ from fsqueue.codec import UNDECODABLE
 from fsqueue.directory import Directory
 from fsqueue.errors import CorruptRefError
 from fsqueue.layout import ORDER, Layout
+from fsqueue.membership import Member, parse_member, read_members
 from fsqueue.sight import type_name
-from fsqueue.stream import QUANTUM, Member, parse_member, read_members, read_quantum
+from fsqueue.stream import QUANTUM, read_quantum
 
 _is_agreement = re.compile(
     r"(?:rank@[^@]+\.\d+\.\d+@\d+\.(?:ready|starved)|verdict@[^@]+@\d+\.(?:go|end))\.json\Z"
