@@ -26,6 +26,7 @@ from fsqueue import (
     QueueIOError,
     TensorInRefError,
     UnsupportedFormatError,
+    control,
     errors,
 )
 
@@ -70,6 +71,14 @@ def test_pickles_with_its_facts(error: FsQueueError, bases: tuple[type, ...], fa
             assert str(back) == str(error) and repr(back)
             assert all(getattr(back, name) == value for name, value in facts.items())
             assert all(isinstance(back, base) for base in (FsQueueError, *bases))
+
+
+def test_all_that_the_package_promises_is_there() -> None:
+    """Lazily or not; the control plane's names are the same in both places."""
+    assert [name for name in fsqueue.__all__ if not hasattr(fsqueue, name)] == []
+    assert all(getattr(fsqueue, name) is getattr(control, name) for name in control.__all__)
+    with pytest.raises(AttributeError, match="'fsqueue' has no attribute 'nothing'"):
+        fsqueue.nothing  # noqa: B018
 
 
 def test_no_error_class_is_left_out() -> None:
