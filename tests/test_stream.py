@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import warnings
 from multiprocessing.connection import Connection
@@ -396,3 +398,25 @@ def test_rewind_leaves_a_ref_alone_that_this_handle_leases_anew(queue: FileSampl
     assert queue.rewind(after_step=5) == []
     assert queue.counts() == (0, 1, 1, 0)
     assert queue.ack(again, step=6) == []
+
+
+def test_a_view_renews_what_is_out_also_after_an_error(tmp_path: Path) -> None:
+    """A batch may take longer than the lease timeout; a renewal that the filesystem refuses is made again."""
+    tap, refused = Tap(), threading.Event()
+    with open_tapped(tap, tmp_path / "q", durable=False, lease_timeout_s=0.4) as queue:
+        queue.put(refs(2))
+        with TrainerView(queue, batch=2) as view:
+            batch = view.get()
+
+            def refuse(name: str, args: tuple[Any, ...], _: dict[str, Any]) -> None:
+                if name == "utime" and not refused.is_set() and threading.current_thread().name == "fsqueue-renew":
+                    refused.set()
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+            tap.before = refuse
+            files = list((tmp_path / "q" / "leased").iterdir())
+            assert refused.wait(GUARD_S)
+            before = [file.stat().st_mtime_ns for file in files]
+            for file, stamp in zip(files, before, strict=True):
+                wait_until(lambda f=file, s=stamp: f.stat().st_mtime_ns > s, "renewal")  # type: ignore[misc]
+            assert view.ack(batch) == []
