@@ -18,6 +18,7 @@ from fsqueue.errors import (
     LockUnsupportedError,
     MemberFailedError,
     NotAQueueError,
+    OtherProcessError,
     QueueClosedError,
     QueueConfigError,
     QueueIOError,
@@ -83,6 +84,7 @@ __all__ = [
     "MemorySampleRefQueue",
     "MetadataStore",
     "NotAQueueError",
+    "OtherProcessError",
     "PartialWindowWarning",
     "PromptTask",
     "QueueClosedError",
@@ -101,32 +103,19 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-_AROUND = {
-    "fsqueue.control": (
-        "BackpressureConfig",
-        "BackpressureConfigError",
-        "BackpressureController",
-        "DataFlowController",
-        "FileMetadataStore",
-        "InMemoryMetadataStore",
-        "LedgerClosedError",
-        "LedgerDamagedError",
-        "LedgerError",
-        "LedgerFormatError",
-        "LedgerLockUnsupportedError",
-        "LedgerLockedError",
-        "LiveNamesakeError",
-        "MetadataStore",
-        "TrainLease",
-    ),
-    "fsqueue.features": ("FeatureDataLoader", "FeatureDataset", "FeatureStore", "SharedDirFeatureStore"),
-    "fsqueue.view": ("PartialWindowWarning", "TrainerView"),
+_MODULE_OF = {
+    "FeatureDataLoader": "fsqueue.features",
+    "FeatureDataset": "fsqueue.features",
+    "FeatureStore": "fsqueue.features",
+    "SharedDirFeatureStore": "fsqueue.features",
+    "PartialWindowWarning": "fsqueue.view",
+    "TrainerView": "fsqueue.view",
 }
-_MODULE_OF = {name: module for module, provided in _AROUND.items() for name in provided}
 
 
 def __getattr__(name: str) -> Any:
-    module = _MODULE_OF.get(name)
+    """What is in `__all__`, and neither here nor in the table above, is the control plane's."""
+    module = _MODULE_OF.get(name, "fsqueue.control" if name in __all__ else None)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(module), name)

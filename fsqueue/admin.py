@@ -11,7 +11,6 @@ import stat
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from itertools import chain
 
 from fsqueue import names, packing
 from fsqueue.directory import Directory
@@ -20,7 +19,7 @@ from fsqueue.fileops import current, explained
 from fsqueue.handle import Handle
 from fsqueue.handout import Handout
 from fsqueue.layout import open_layout
-from fsqueue.listing import files_in, id_of, owner_matches, packed_in, reading
+from fsqueue.listing import owner_matches, reading
 from fsqueue.moves import Change, record
 from fsqueue.owners import new_owner, read_record
 from fsqueue.packing import Packed
@@ -151,14 +150,6 @@ def _release(handle: Handle, leases: list[tuple[str, str]]) -> list[Outcome]:
     finally:
         handle.requeue_order(back)
     return outcomes
-
-
-def acked_after(path: str, step: int) -> list[str]:
-    """The ids that were acked after an optimizer step, as a rewind brings them back."""
-    with reading(path) as layout:
-        done = chain(files_in(layout, "done"), packed_in(layout))
-        found = ((file.place.step, id_of(layout, file)) for file in done if file.place.step is not None)
-        return [sample_id for acked_at, sample_id in sorted(found) if acked_at > step]
 
 
 def purge(path: str, state: str, older_than_s: float, *, dry_run: bool = False) -> list[str]:

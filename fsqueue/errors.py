@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno as _errno
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 
 class FsQueueError(Exception):
@@ -108,6 +108,18 @@ class QueueClosedError(FsQueueError, ValueError):
         self.path = path
 
 
+class OtherProcessError(FsQueueError, RuntimeError):
+    """A part in a stream was used in a forked child of the process that takes it.
+
+    Attributes:
+        pid: of that process.
+    """
+
+    def __init__(self, what: str, pid: int) -> None:
+        super().__init__(f"{what} belongs to process {pid}, not to a fork of it: make one in the process that uses it")
+        self.pid = pid
+
+
 class QueueIOError(FsQueueError, OSError):
     """The filesystem refused an operation; the queue is unchanged, or one repeated call away from done.
 
@@ -116,12 +128,14 @@ class QueueIOError(FsQueueError, OSError):
         errno: the system's error number, as on any OSError.
     """
 
-    def __init__(self, what: str, path: str, cause: OSError) -> None:
+    def __init__(self, what: str, path: str, cause: OSError, advice: str | None = None) -> None:
         code = cause.errno or 0
         symbol = _errno.errorcode.get(code, "unknown error")
         files = [repr(name) for name in (cause.filename, cause.filename2) if isinstance(name, str) and name != path]
         at = f" at {' -> '.join(files)}" if files else ""
-        OSError.__init__(self, code, f"{what} {path} failed{at}: {symbol} ({os.strerror(code)}){_advice(code)}")
+        OSError.__init__(
+            self, code, f"{what} {path} failed{at}: {symbol} ({os.strerror(code)}){advice or _ADVICE.get(code, '')}"
+        )
         self.path = path
 
     def __str__(self) -> str:
@@ -141,8 +155,13 @@ def _rebuild_io(cls: type[QueueIOError], code: int, text: str, path: str) -> Que
 class LockUnsupportedError(QueueIOError):
     """The filesystem does not support the lock that the queue is configured with."""
 
+    advice: ClassVar[str] = (
+        ": this mount has no flock; mount Lustre with -o flock, NFS without nolock, "
+        "or create the queue with lock='lease' or lock='none'"
+    )
+
     def __init__(self, path: str, cause: OSError) -> None:
-        super().__init__("locking", path, cause)
+        super().__init__("locking", path, cause, self.advice)
 
 
 class LockTimeoutError(FsQueueError, TimeoutError):
@@ -205,6 +224,9 @@ class StreamStalledError(FsQueueError, TimeoutError):
     """Nothing has come, or no room was made, for too long."""
 
 
+_UNSUPPORTED = (
+    ": this filesystem, or a sandbox around the process, does not support that; `fsqueue doctor` tries what is needed"
+)
 _ADVICE = {
     _errno.ENOSPC: ": free space on this filesystem, then call again",
     _errno.EDQUOT: ": the quota is used up; free space or inodes, then call again",
@@ -213,19 +235,12 @@ _ADVICE = {
     _errno.EPERM: ": check the owner and mode; users who share a queue need a common group, umask 002 and setgid",
     _errno.EMFILE: ": too many open files in this process; raise `ulimit -n`",
     _errno.ENFILE: ": too many open files on this host",
+    _errno.ENOMEM: ": out of memory, or of memory mappings (`sysctl vm.max_map_count`)",
     _errno.ESTALE: ": the server no longer knows this file; call again, and remount if it stays",
     _errno.EIO: ": the storage reported an error; check the server, then call again",
     _errno.ENOENT: ": the queue's directory was moved or removed while it was open",
     _errno.EISDIR: ": a directory lies where a ref's file belongs; move it away",
     _errno.EXDEV: ": the queue's directories must lie on one filesystem",
-    _errno.ENOSYS: (
-        ": this mount has no flock; mount Lustre with -o flock, NFS without nolock, "
-        "or create the queue with lock='lease' or lock='none'"
-    ),
+    _errno.ENOSYS: _UNSUPPORTED,
+    _errno.EOPNOTSUPP: _UNSUPPORTED,
 }
-for _code in (_errno.ENOLCK, _errno.EOPNOTSUPP):
-    _ADVICE[_code] = _ADVICE[_errno.ENOSYS]
-
-
-def _advice(code: int) -> str:
-    return _ADVICE.get(code, "")

@@ -139,8 +139,8 @@ class Handout:
     def adopt(self) -> int:
         """Name in the order every pending ref that no line names; returns how many there were.
 
-        A ref is adopted within `SWEEP_S` seconds, or 100 times what a listing takes, of being stranded, and
-        at once when the order is exhausted.
+        A ref is adopted within `SWEEP_S` seconds, or 100 times what a listing takes, of being stranded; sooner where
+        the order is exhausted and `_sweep` has reason to list.
         """
         handle, started = self._handle, self._handle.ops.monotonic()
         handle.sweep_wanted = False

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from fsqueue.directory import Directory
 from fsqueue.layout import STREAM, Layout
-from fsqueue.stream import Member, read_members, read_quantum
+from fsqueue.membership import Member, read_members
+from fsqueue.stream import read_quantum
 
 
 @dataclass(frozen=True)

@@ -79,16 +79,28 @@ class Reclaimer:
         with self._handle.mutex:
             self._handle.recover_strays()
             started = self._tick()
-            self._now = None
             leases = self._leases()
             self._forget_gone(leases)
-            dead = {owner for owner in {owner for _, owner in leases} if self._is_dead(owner)}
-            expired = [lease for lease in leases if lease[1] in dead or self._time_has_come(lease, started)]
+            dead = self._dead(leases)
+            expired = self._expired(leases, dead, started)
             self._last_round = started
             self._last_round_mono = self._handle.ops.monotonic()
             moved = self._reclaim_all(sorted(expired), dead)
             self._remove_dead_owners()
             return moved
+
+    def would_leave(self) -> set[str]:
+        """The owners who would hold leases after a round; moves nothing."""
+        leases = self._leases()
+        expired = self._expired(leases, self._dead(leases), self._tick())
+        return {owner for _, owner in set(leases).difference(expired)}
+
+    def _dead(self, leases: list[Lease]) -> set[str]:
+        return {owner for owner in {owner for _, owner in leases} if self._is_dead(owner)}
+
+    def _expired(self, leases: list[Lease], dead: set[str], started: float) -> list[Lease]:
+        self._now = None
+        return [lease for lease in leases if lease[1] in dead or self._time_has_come(lease, started)]
 
     def _reclaim_all(self, expired: list[Lease], dead: set[str]) -> int:
         back: list[str] = []

@@ -7,13 +7,19 @@ checkpoint of step s with the parameters of step s, so every ref acked later has
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from typing import NamedTuple
 
 from fsqueue import names
 from fsqueue.errors import LeasesHeldError
-from fsqueue.fileops import despite_errors
+from fsqueue.fileops import current, despite_errors, explained
 from fsqueue.handle import Handle
+from fsqueue.layout import open_layout
+from fsqueue.listing import files_in, packed_in
 from fsqueue.moves import record
+from fsqueue.owners import new_owner
+from fsqueue.reclaim import Reclaimer
 from fsqueue.unpacking import unpack
 
 _BATCH = 256
@@ -56,12 +62,48 @@ def rewind(handle: Handle, after_step: int, force: bool) -> list[str]:
 def _acked_later(handle: Handle, after_step: int) -> list[_Acked]:
     """What was acked after a step, the earliest first; those lives of one ref side by side, where its last one is."""
     done = unpack(handle, lambda stem, step: step is not None and step > after_step)
+    parsed = ((names.parse_done(name), name) for name in done.files)
+    return _by_last_life((of[1], of[0], name) for of, name in parsed if of and of[1] is not None and of[1] > after_step)
+
+
+def _by_last_life(later: Iterable[_Acked]) -> list[_Acked]:
     found: dict[str, list[_Acked]] = {}
-    for name in done.files:
-        parsed = names.parse_done(name)
-        if parsed is not None and parsed[1] is not None and parsed[1] > after_step:
-            found.setdefault(parsed[0], []).append((parsed[1], parsed[0], name))
+    for entry in later:
+        found.setdefault(entry[1], []).append(entry)
     return [entry for lives in sorted(map(sorted, found.values()), key=lambda lives: lives[-1]) for entry in lives]
+
+
+class Outlook(NamedTuple):
+    """What a rewind would find.
+
+    Attributes:
+        returned: the ids that it would put back, in the order in which it would.
+        live: the stems of the refs that are pending or leased now.
+    """
+
+    returned: list[str]
+    live: set[str]
+
+
+def outlook(path: str, after_step: int, force: bool) -> Outlook:
+    """What reclaiming and rewinding a queue would do; moves nothing.
+
+    Raises:
+        LeasesHeldError: as the rewind would.
+    """
+    layout = open_layout(current(), path)
+    handle = Handle(layout, owner=new_owner(None, path), durable=False, heartbeat_s=None, clock=None)
+    with explained("reading", path), closing(handle):
+        others = set() if force else Reclaimer(handle, None).would_leave()
+        if others:
+            raise LeasesHeldError(path, sorted(others))
+        done = [*files_in(layout, "done"), *packed_in(layout)]
+        live = {file.place.stem for state in ("pending", "leased") for file in files_in(layout, state)}
+        steps = ((file.place.step, file) for file in done if file.place.stem not in live)
+        later = _by_last_life(
+            (step, f.place.stem, f.name) for step, f in steps if step is not None and step > after_step
+        )
+        return Outlook([names.id_of(stem) or stem for stem in dict.fromkeys(stem for _, stem, _ in later)], live)
 
 
 def _batches(later: list[_Acked]) -> Iterator[list[_Acked]]:

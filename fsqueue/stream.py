@@ -1,55 +1,29 @@
-"""A stream over the queue: who produces, who consumes, and when it is over.
+"""A stream over the queue: its members together, and when it is over.
 
-    stream/<role>@<name>-<owner>@<state>.json     role: producer or consumer; state: open, closed or failed
-    stream/quantum.json                    what the consumers take at a time
+    stream/<member>.json     who produces and who consumes (membership.py)
+    stream/quantum.json      what the consumers take at a time
 
-A member's file is its record; its mtime is the member's heartbeat. Leaving is one rename from open to closed; a
-member that fails writes its reason into a failed file first and removes the open one then. The end of the
-stream is decided by these files and the refs' own, never by one empty listing.
+The end of the stream is decided by the members' files and the refs' own, never by one empty listing.
 """
 
 from __future__ import annotations
 
 import os
-import traceback
-from collections.abc import Container, Iterator
-from contextlib import suppress
-from types import TracebackType
-from typing import Literal, NamedTuple
+from collections.abc import Container
 
 import msgspec
 
-from fsqueue import names, owners
-from fsqueue.codec import UNDECODABLE, tidy
+from fsqueue import membership, names, owners
+from fsqueue.codec import UNDECODABLE
 from fsqueue.directory import Directory
 from fsqueue.errors import CorruptRefError, MemberFailedError, QueueConfigError
-from fsqueue.fileops import FileOps, explained, silently_remove
+from fsqueue.fileops import FileOps, silently_remove
 from fsqueue.handle import Handle
 from fsqueue.layout import STREAM, make_directory
+from fsqueue.membership import Member, Membership, Record, Role, parse_member, read_members
+from fsqueue.tally import Unchanged, settling_s
 
-Role = Literal["producer", "consumer"]
-State = Literal["open", "closed", "failed"]
-
-BEAT_S = 5.0
-DEAD_AFTER_S = 30.0
-_SETTLE_S = 0.03
 QUANTUM = "quantum.json"
-
-
-class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """What a member's file says.
-
-    Attributes:
-        name: what the user called it; a restarted member takes its dead namesake's place.
-        expected: how many members of this role the stream has in all; 0 where nobody said.
-        reason, traceback: of a failed member.
-    """
-
-    name: str
-    process: owners.OwnerRecord
-    expected: int = 0
-    reason: str | None = None
-    traceback: str | None = None
 
 
 class Quantum(msgspec.Struct, frozen=True):
@@ -64,32 +38,6 @@ class Quantum(msgspec.Struct, frozen=True):
         return self.dp_size * self.batch_size * self.accumulation_steps
 
 
-class Member(NamedTuple):
-    """A member of the stream as its file shows it.
-
-    Attributes:
-        age_s: seconds since its last heartbeat, by the filesystem's clock.
-    """
-
-    role: Role
-    state: State
-    record: Record
-    age_s: float
-
-    @property
-    def is_dead(self) -> bool:
-        """Open, but its process is gone or silent for `DEAD_AFTER_S` seconds; a restart has had that long."""
-        if self.state != "open" or self.age_s <= DEAD_AFTER_S:
-            return False
-        return self.record.process.liveness() != "alive"
-
-    def describe(self) -> str:
-        process = self.record.process
-        return (
-            f"{self.role} {self.record.name!r} (pid {process.pid} on {process.host}, last seen {self.age_s:.0f} s ago)"
-        )
-
-
 class Stream:
     """The stream's members, as one handle sees them."""
 
@@ -99,6 +47,9 @@ class Stream:
         path = os.path.join(handle.layout.path, STREAM)
         make_directory(self._ops, path)
         self.directory = Directory(self._ops, path)
+        self._stood: tuple[tuple[int, int], float] = ((0, 0), 0.0)
+        self._unchanged = Unchanged(self.directory)
+        self._watched_at = -1e9
 
     @classmethod
     def of(cls, handle: Handle) -> Stream:
@@ -120,22 +71,22 @@ class Stream:
         for file, member in self._files():
             if (member.role, member.record.name) != (role, name):
                 continue
-            if member.state == "open" and member.record.process.liveness() != "dead" and member.age_s <= DEAD_AFTER_S:
+            if member.keeps_its_name:
                 raise QueueConfigError(
                     self._handle.layout.path,
                     f"has a {member.describe()}: give this one another name, end that one, or wait until it has been "
-                    f"silent for {DEAD_AFTER_S:.0f} s",
+                    f"silent for {membership.DEAD_AFTER_S:.0f} s",
                 )
             earlier.append(file)
-        described = owners.describe_self(self._handle.owner, self._ops.time(), BEAT_S)
+        described = owners.describe_self(self._handle.owner, self._ops.time(), membership.BEAT_S)
         record = Record(name=name, process=described, expected=expected)
-        membership = Membership(self._handle, self.directory, role, record)
+        joined = Membership(self._handle, self.directory, role, record)
         try:
             silently_remove(self._ops, self.directory.fd, earlier)
         except BaseException:
-            membership.withdraw()
+            joined.withdraw()
             raise
-        return membership
+        return joined
 
     def members(self) -> list[Member]:
         return [member for _, member in self._files()]
@@ -153,8 +104,8 @@ class Stream:
     def raise_failures(self, role: Role, among: Container[str] | None = None) -> None:
         """Raise the error of a member of this role that failed or died, if there is one.
 
-        For its first `DEAD_AFTER_S` seconds, a handle leaves aside what happened before it was opened: the run may
-        just have been started again, and its members take their namesakes' places one after the other.
+        For its first `membership.DEAD_AFTER_S` seconds, a handle leaves aside what happened before it was opened: the
+        run may just have been started again, and its members take their namesakes' places one after the other.
 
         Args:
             among: the names to look at; None: all.
@@ -169,10 +120,22 @@ class Stream:
                 reason = member.record.reason or "its process is gone or silent"
                 raise MemberFailedError(member.describe(), reason, member.record.traceback)
 
+    def watch(self, role: Role) -> None:
+        """As `raise_failures`, for who asks often: a look at the directory's mtime, and at the members after a change.
+
+        Who has fallen silent changes nothing there, so the members are looked at as often as hearts beat, too.
+        """
+        began_at = self._ops.monotonic()
+        if self._unchanged.holds() and began_at - self._watched_at < membership.BEAT_S:
+            return
+        self.raise_failures(role)
+        self._unchanged.listed(began_at)
+        self._watched_at = began_at
+
     def _is_old(self, member: Member) -> bool:
         """Whether this handle is too young to hold what became of a member against it."""
         open_s = self._ops.monotonic() - self._handle.opened_at
-        return open_s < DEAD_AFTER_S and member.age_s > open_s
+        return open_s < membership.DEAD_AFTER_S and member.age_s > open_s
 
     def left(self, among: Container[str]) -> Member | None:
         """One of these consumers that has left since this handle was opened."""
@@ -207,19 +170,35 @@ class Stream:
         Args:
             besides: owners whose leases do not count, since they ask.
 
-        RACE: a ref may hop between pending/ and leased/ while they are listed one after the other. Both
-        directories' mtimes must stay the same for longer than their grain around the empty listings.
+        RACE: a ref may hop between pending/ and leased/ while they are listed one after the other. Both directories'
+        mtimes must have stood still for longer than their grain before the empty listings, and be the same after them.
         """
-        if not self.all_closed("producer"):
+        if not self.all_closed("producer") or self._any_live(besides):
             return False
+        settled = self._settle()
+        return not self._any_live(besides) and settled == self._changed_at_ns()
+
+    def _any_live(self, besides: frozenset[str]) -> bool:
+        pending = self._handle.layout.pending
+        return (
+            any(map(names.parse_pending, pending.listing()))
+            or bool(self._handle.moves.owners_holding() - besides)
+            or any(map(names.parse_pending, pending.listing()))
+        )
+
+    def _changed_at_ns(self) -> tuple[int, int]:
         layout = self._handle.layout
-        before = layout.pending.changed_at_ns(), layout.leased.changed_at_ns()
-        if any(map(names.parse_pending, layout.pending.listing())):
-            return False
-        if self._handle.moves.owners_holding() - besides or any(map(names.parse_pending, layout.pending.listing())):
-            return False
-        self._ops.sleep(_SETTLE_S)
-        return before == (layout.pending.changed_at_ns(), layout.leased.changed_at_ns())
+        return layout.pending.changed_at_ns(), layout.leased.changed_at_ns()
+
+    def _settle(self) -> tuple[int, int]:
+        """Both directories' mtimes, after they had the time to change; they have had it since they were first seen."""
+        found, now = self._changed_at_ns(), self._ops.monotonic()
+        if found != self._stood[0]:
+            self._stood = found, now
+        left_s = self._stood[1] + settling_s(*found) - now
+        if left_s > 0:
+            self._ops.sleep(left_s)
+        return found
 
     def publish_quantum(self, quantum: Quantum) -> None:
         """Say what the consumers take at a time; the latest word counts."""
@@ -229,111 +208,6 @@ class Stream:
 
     def quantum(self) -> Quantum | None:
         return read_quantum(self._ops, self.directory)
-
-
-class Membership:
-    """One member's part in the stream: a context manager that says how it ended.
-
-    Leaving the block normally closes this member's end, an exception marks it failed with its reason and
-    traceback, and a process that is killed is noticed by its heartbeat, which a thread keeps.
-    """
-
-    def __init__(self, handle: Handle, directory: Directory, role: Role, record: Record) -> None:
-        self._handle = handle
-        self._directory = directory
-        self._role: Role = role
-        self._record = record
-        self._ended = False
-        self._beat_key: int | None = None
-        try:
-            with explained(f"joining as {role}", directory.path):
-                self._write("open", record)
-            self._beat_key = owners.heartbeats.register(self.beat, BEAT_S, handle.ops.monotonic)
-        except BaseException:
-            self.withdraw()
-            raise
-
-    @property
-    def name(self) -> str:
-        return self._record.name
-
-    def beat(self) -> None:
-        """Show that this member lives."""
-        with suppress(FileNotFoundError):
-            self._handle.clock.stamp(self._directory, self._file("open"))
-
-    def close(self) -> None:
-        """Leave: this member has produced, or consumed, all that it will."""
-        if self._ended:
-            return
-        ops, fd = self._handle.ops, self._directory.fd
-        with explained("leaving", self._directory.path), suppress(FileNotFoundError):
-            ops.rename(self._file("open"), self._file("closed"), src_dir_fd=fd, dst_dir_fd=fd)
-        self._end()
-
-    def fail(self, reason: str, trace: str | None = None) -> None:
-        """Mark this member failed: the other side stops with an error that carries the reason.
-
-        CRASH: between the two steps the member is both open and failed, and failed counts.
-        """
-        if self._ended:
-            return
-        record = msgspec.structs.replace(self._record, reason=tidy(reason), traceback=tidy(trace) if trace else None)
-        with explained("marking a failure in", self._directory.path):
-            self._write("failed", record)
-        self.withdraw()
-
-    def withdraw(self) -> None:
-        """Be a member no longer, as if this one had never joined."""
-        self._end()
-        silently_remove(self._handle.ops, self._directory.fd, [self._file("open")])
-
-    def _write(self, state: State, record: Record) -> None:
-        self._handle.moves.write(msgspec.json.encode(record) + b"\n", self._directory, self._file(state))
-
-    def _end(self) -> None:
-        self._ended = True
-        if self._beat_key is not None:
-            owners.heartbeats.unregister(self._beat_key)
-
-    def _file(self, state: State) -> str:
-        return f"{self._role}@{names.owner_name(self.name)}-{self._record.process.owner}@{state}{names.SUFFIX}"
-
-    def __enter__(self) -> Membership:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.close()
-        else:
-            self.fail(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
-
-
-def parse_member(name: str) -> tuple[Role, State] | None:
-    """Role and state in a member's file name; None for other names."""
-    parts = name.removesuffix(names.SUFFIX).split("@")
-    if not name.endswith(names.SUFFIX) or len(parts) != 3:
-        return None
-    role, _, state = parts
-    if role not in ("producer", "consumer") or state not in ("open", "closed", "failed"):
-        return None
-    return role, state  # type: ignore[return-value]
-
-
-def read_members(ops: FileOps, directory: Directory, listing: list[str], now: float) -> Iterator[tuple[str, Member]]:
-    """Each member that a listing of stream/ names, with its file; what is gone or holds no record is left out."""
-    for name in listing:
-        parsed = parse_member(name)
-        if parsed is None:
-            continue
-        try:
-            beat = ops.fresh_mtime(directory.fd, name)
-            record = msgspec.json.decode(ops.read_file(directory.fd, name), type=Record)
-        except (FileNotFoundError, CorruptRefError, *UNDECODABLE):
-            continue
-        yield name, Member(*parsed, record, now - (beat or 0.0))
 
 
 def read_quantum(ops: FileOps, directory: Directory) -> Quantum | None:

@@ -10,9 +10,10 @@ from fsqueue.errors import QueueConfigError, StreamEndedError, StreamStalledErro
 from fsqueue.fileops import explained
 from fsqueue.handle import Handle
 from fsqueue.layout import LEDGER
+from fsqueue.membership import Membership, Role
 from fsqueue.packing import Packed, pack
 from fsqueue.rewind import rewind
-from fsqueue.stream import Membership, Quantum, Role, Stream
+from fsqueue.stream import Quantum, Stream
 
 R = TypeVar("R")
 
@@ -81,7 +82,8 @@ class Streaming(Generic[R]):
         """Put refs; where pending refs have reached the high watermark, wait first until they are below the low one.
 
         Every producer sees the same directory, so the watermarks hold for all of them together, give or take what
-        several put at the same moment.
+        several put at the same moment. That a consumer has failed is noticed by the next call, below the watermark as
+        well; that one was killed, a heartbeat (5 s) after it counts as dead (30 s).
 
         Args:
             high: pending refs at which producers pause.
@@ -93,14 +95,15 @@ class Streaming(Generic[R]):
 
         Raises:
             QueueConfigError: high is below the published quantum, or low is above high.
-            MemberFailedError: a consumer failed or died.
-            StreamEndedError: all consumers have left.
+            MemberFailedError: a consumer failed or died; nothing was put.
+            StreamEndedError: all consumers have left, with the watermark reached; nothing was put.
             StreamStalledError: no room was made for timeout_s seconds; nothing was put.
         """
         batch = list(refs)
         low = high // 2 if low is None else low
         with explained("putting refs into", self.path):
             self._check_watermarks(high, low)
+            self.stream().watch("consumer")
             mean_bytes = self._note_bytes(batch)
             self._wait_for_room(high, low, (high_bytes / mean_bytes) if high_bytes and mean_bytes else None, timeout_s)
         self.put(batch)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from fsqueue.directory import Directory
 
 _COARSEST_S = 2.0
+_COARSE_S = 0.03
 
 
 class Counts(NamedTuple):
@@ -17,6 +18,16 @@ class Counts(NamedTuple):
     leased: int
     done: int
     failed: int
+
+
+def settling_s(*changed_at_ns: int) -> float:
+    """For how many seconds directories' mtimes must have stood still, until no change can leave them as they are.
+
+    Kernels stamp by a clock that ticks every 1 to 10 ms; a filesystem that keeps no part of a second rounds down to
+    one or two of them.
+    """
+    whole = not any(stamp % 1_000_000_000 for stamp in changed_at_ns)
+    return _COARSE_S + (_COARSEST_S if whole else 0.0)
 
 
 class Unchanged:

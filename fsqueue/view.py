@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 from collections.abc import Iterable
@@ -9,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from fsqueue.delivery import id_of_ref
-from fsqueue.errors import QueueClosedError, StreamStalledError
+from fsqueue.errors import OtherProcessError, QueueClosedError, StreamStalledError
 from fsqueue.rendezvous import Rendezvous
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ class TrainerView(Generic[R]):
     `get` returns exactly the refs asked for, or none once the stream has ended. All ranks get the same number of
     batches: the last refs, too few for a batch each, are given back to pending/ by all of them, with a
     `PartialWindowWarning`, and the stream ends there. Refs that are out are renewed by a thread where the queue
-    object keeps no heartbeat. The view is a consumer of the stream from its making to its close.
+    object keeps no heartbeat. The view is a consumer of the stream from its making to its close, in the process that
+    made it: after a fork, the child's use of it is an `OtherProcessError`, and its close leaves all to the parent.
 
     Args:
         queue: the queue.
@@ -63,6 +65,7 @@ class TrainerView(Generic[R]):
         idle_timeout_s: float | None = None,
     ) -> None:
         self._queue = queue
+        self._pid = os.getpid()
         self._partition = partition
         self._batch = batch
         self._idle_timeout_s = idle_timeout_s
@@ -92,6 +95,7 @@ class TrainerView(Generic[R]):
 
     def get_interruptible(self, max_refs: int, *, stop_event: StopEvent | None = None) -> list[R]:
         """As `get`; returns [] also once stop_event is set, after giving back what it had leased."""
+        self._refuse_in_child()
         refs: list[R] = []
         try:
             complete = not self._ended and self._collect(max_refs, refs, stop_event)
@@ -195,6 +199,7 @@ class TrainerView(Generic[R]):
 
     def ack(self, refs: Iterable[R], *, step: int | None = None) -> list[str]:
         """Acknowledge refs, at an optimizer step where given; returns the ids whose lease was lost."""
+        self._refuse_in_child()
         refs = list(refs)
         lost = self._queue.ack(refs, step=step)
         self._forget(refs)
@@ -206,10 +211,23 @@ class TrainerView(Generic[R]):
 
     def fail(self, refs: Iterable[R], reason: str, retryable: bool) -> list[str]:
         """Give refs back as failed; see `FileSampleRefQueue.fail`."""
+        self._refuse_in_child()
         refs = list(refs)
         lost = self._queue.fail(refs, reason, retryable)
         self._forget(refs)
         return lost
+
+    def release(self, refs: Iterable[R]) -> list[str]:
+        """Give refs back without counting an attempt; returns the ids whose lease was lost."""
+        self._refuse_in_child()
+        refs = list(refs)
+        lost = self._queue.release(refs)
+        self._forget(refs)
+        return lost
+
+    def _refuse_in_child(self) -> None:
+        if os.getpid() != self._pid:
+            raise OtherProcessError(f"a TrainerView of queue {self._queue.path}", self._pid)
 
     def _forget(self, refs: list[R]) -> None:
         for ref in refs:
@@ -221,7 +239,7 @@ class TrainerView(Generic[R]):
         self._membership.close()
 
     def _stop(self) -> None:
-        if self._closed.is_set():
+        if self._closed.is_set() or os.getpid() != self._pid:
             return
         self._closed.set()
         if self._renewer is not None:

@@ -394,6 +394,16 @@ def test_torn_history_is_dropped_and_the_ref_kept(path: Path) -> None:
     assert [event["event"] for event in content["_fsqueue"]["history"]] == ["repaired"]
 
 
+def test_a_misnamed_ref_is_not_renamed_over_another_file(path: Path) -> None:
+    """What is done twice stays so until a person removes one of them."""
+    (done,) = [file for file in (path / "done").iterdir() if file.name.endswith(".json")][:1]
+    twin = done.with_name("other.json" if "@" not in done.name else f"other@{done.name.partition('@')[2]}")
+    twin.write_bytes(done.read_bytes())
+    (mended,) = repair(path)
+    assert not mended.done and f"{done.name} is there already" in mended.outcome
+    assert twin.read_bytes() == done.read_bytes()
+
+
 def test_strangers_survive_a_repair(path: Path) -> None:
     (path / "pending" / "notes.txt").write_text("mine")
     (path / "todo").mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -107,14 +108,52 @@ def test_it_is_refused_while_others_hold_leases_and_force_leaves_those_alone(pat
         refused = run("rewind", path, "--after-step", 4)
         assert refused.exit_code == 1 and owner in refused.stderr and "release --owner" in refused.stderr
         assert names_in(path, "pending") == []
+        tried = run("rewind", path, "--after-step", 4, "--dry-run")
+        assert (tried.exit_code, tried.stdout, tried.stderr) == (1, "", refused.stderr)
+        assert run("rewind", path, "--after-step", 4, "--dry-run", "--force").stdout == "b\nc\n"
         assert run("rewind", path, "--after-step", 4, "--force").stdout == "b\nc\n"
         assert names_in(path, "leased") == [f"e@{owner}.json"]
         child.kill()
+    assert run("rewind", path, "--after-step", 3, "--dry-run").stdout == "a\n", "it is told what would be live then"
     assert run("rewind", path, "--after-step", 3).stdout == "a\n", (
         "the leases of a process that is gone are no obstacle"
     )
     assert names_in(path, "pending") == ["a.json", "b.json", "c.json", "e.json"]
     assert_clean(path)
+
+
+def test_a_dry_run_leaves_aside_leases_that_have_expired_and_counts_those_that_have_not(tmp_path: Path) -> None:
+    with FileSampleRefQueue(tmp_path / "q", durable=False, lease_timeout_s=600) as queue:
+        queue.put(refs("a", "b"))
+        queue.ack(queue.get(1), step=5)
+        queue.get(1)
+        (lease,) = (tmp_path / "q" / "leased").iterdir()
+        assert run("rewind", tmp_path / "q", "--after-step", 4, "--dry-run").exit_code == 1
+        os.utime(lease, (1, 1))
+        assert run("rewind", tmp_path / "q", "--after-step", 4, "--dry-run").stdout == "a\n"
+        assert lease.exists()
+        assert run("rewind", tmp_path / "q", "--after-step", 4).stdout == "a\n"
+
+
+def test_a_dry_run_does_not_count_what_is_live_again(path: Path) -> None:
+    """A ref that was put again after it was acked is left alone by a rewind, however often it was acked."""
+    with FileSampleRefQueue(path, durable=False) as queue:
+        for step in (7, 8):
+            queue.put(refs("b"))
+            queue.ack(queue.get(1), step=step)
+        queue.put(refs("c"))
+    assert run("rewind", path, "--after-step", 4, "--dry-run").stdout == "b\n"
+    assert run("rewind", path, "--after-step", 4).stdout == "b\n"
+
+
+def test_a_dry_run_looks_into_the_ledger(tmp_path: Path) -> None:
+    """It is refused where the ledger cannot be read, and tells what the controller would have to put anew."""
+    it = Run(tmp_path, keep_done=False)
+    tried = run("rewind", it.queue, "--after-step", 4, "--dry-run", "--json")
+    assert json.loads(tried.stdout)["missing"] == ["b", "c"] and it.acked() == {"a", "b", "c"}
+    (it.ledger / "fsledger.json").write_text('{"format": 99, "created_at": 0}')
+    tried, refused = (run("rewind", it.queue, "--after-step", 4, *how) for how in (["--dry-run"], []))
+    assert (tried.exit_code, tried.stderr) == (refused.exit_code, refused.stderr) and refused.exit_code
 
 
 def test_what_is_no_queue_is_not_made_one(tmp_path: Path) -> None:

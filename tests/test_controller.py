@@ -176,6 +176,10 @@ def test_a_train_lease_is_a_queue_for_one_trainer(make: Make) -> None:
     lease.ack(lease.get(1), step=5)
     lease.ack_ids(ids(lease.get(1)), global_step=6)
     assert controller.status()["durable_global_step"] == 6
+    controller.commit_samples("w0", numbered(1, "late"))
+    lease.ack_ids(ids(lease.get(2)), step=7)
+    assert controller.status()["durable_global_step"] == 7
+    controller.commit_samples("w0", numbered(1, "last"))
     lease.release(leased := lease.get(9))
     assert lease.depth() == len(leased) == 1
     assert lease.renew(lease.get(9)) == []

@@ -241,6 +241,25 @@ def test_a_sample_that_is_in_the_state_and_comes_again_is_acknowledged_and_not_t
     assert sorted(it.ids("step")) == sorted(it.in_checkpoint())
 
 
+@pytest.mark.parametrize("seen", [1, 2])
+def test_of_a_batch_in_hand_only_what_a_peer_s_state_has_seen_is_acknowledged_untrained(
+    stages: Callable[..., Stages], seen: int
+) -> None:
+    """A rank that takes over another's state goes on with the rest of the batch that it holds."""
+    it = stages(passes=1)
+    it.roll_out()
+    it.rendezvous.advance()
+    with it.part("trainer") as part:
+        trainer = Trainer(part, it.plan)
+        trainer._batch = batch = trainer._next_batch()
+        assert batch is not None and len(batch.ids) == 2
+        trainer._state._counts += trainer._state.counts_of(batch.ids[:seen])
+        trainer.run()
+    everything = sorted(sample.sample_id for sample in it.samples)
+    assert sorted(it.in_checkpoint()) == sorted(it.ids("acked")) == everything
+    assert sorted([*it.ids("step"), *batch.ids[:seen]]) == everything
+
+
 # --- real processes
 
 

@@ -26,6 +26,7 @@ from fsqueue import (
     QueueIOError,
     TensorInRefError,
     UnsupportedFormatError,
+    control,
     errors,
 )
 
@@ -55,6 +56,7 @@ CASES: list[tuple[FsQueueError, tuple[type, ...], dict[str, Any]]] = [
     (LockTimeoutError("/q/order.lease", 30.0), (TimeoutError,), {"path": "/q/order.lease", "waited_s": 30.0}),
     (errors.LeasesHeldError("/q", ["n.1.abcdef"]), (RuntimeError,), {"path": "/q", "owners": ["n.1.abcdef"]}),
     (errors.MemberFailedError("rank 0", "died", "Traceback"), (RuntimeError,), {"member": "rank 0", "reason": "died"}),
+    (errors.OtherProcessError("the view", 7), (RuntimeError,), {"pid": 7}),
     (errors.StreamEndedError("over"), (RuntimeError,), {}),
     (errors.StreamStalledError("nothing came"), (TimeoutError,), {}),
 ]
@@ -71,6 +73,14 @@ def test_pickles_with_its_facts(error: FsQueueError, bases: tuple[type, ...], fa
             assert all(isinstance(back, base) for base in (FsQueueError, *bases))
 
 
+def test_all_that_the_package_promises_is_there() -> None:
+    """Lazily or not; the control plane's names are the same in both places."""
+    assert [name for name in fsqueue.__all__ if not hasattr(fsqueue, name)] == []
+    assert all(getattr(fsqueue, name) is getattr(control, name) for name in control.__all__)
+    with pytest.raises(AttributeError, match="'fsqueue' has no attribute 'nothing'"):
+        fsqueue.nothing  # noqa: B018
+
+
 def test_no_error_class_is_left_out() -> None:
     """Every error class of the package is exported by it, and is in the table above."""
     classes = {c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, FsQueueError)}
@@ -78,13 +88,22 @@ def test_no_error_class_is_left_out() -> None:
     assert [c.__name__ for c in classes if getattr(fsqueue, c.__name__, None) is not c] == []
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EMFILE, errno.EIO])
+@pytest.mark.parametrize(
+    "code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EMFILE, errno.ENOMEM, errno.EIO]
+)
 def test_system_errors_say_what_to_do(code: int) -> None:
     """A filesystem error names what was tried, where, the symbol, the system's words, and a remedy."""
     text = str(QueueIOError("putting refs into", "/q", OSError(code, "x")))
     symbol = errno.errorcode[code]
     assert text.startswith("putting refs into /q failed: ") and symbol in text and os.strerror(code) in text
     assert text.rpartition("): ")[2]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_only_what_a_lock_failed_at_speaks_of_locks(code: int) -> None:
+    """A sandbox without faccessat2, say, is no reason to mount anything with -o flock."""
+    assert "flock" not in str(QueueIOError("putting refs into", "/q", OSError(code, "x")))
+    assert "-o flock" in str(LockUnsupportedError("/q", OSError(code, "x")))
 
 
 def test_raised_errors_pickle(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from features import file_of, publish, ref_of, tensors
-from support import GUARD_S, assert_clean, wait_until
+from support import GUARD_S, InThread, Tap, assert_clean, wait_until
 
 from fsqueue import (
     DataFlowController,
@@ -306,6 +308,82 @@ def test_errors_may_stop_the_loop(site: Callable[..., Site], kind: str, prefetch
     with pytest.raises(CorruptFeatureError):
         list(here.loader(prefetch=prefetch, on_error="raise", batch_size=8))
     assert here.queue.counts() == (7, 0, 4, 1)
+
+
+@pytest.mark.parametrize("prefetch", PREFETCH)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_an_error_that_is_no_sample_s_ends_the_loop_and_costs_no_sample_an_attempt(
+    site: Callable[..., Site], code: int, kind: str, prefetch: int
+) -> None:
+    """While descriptors or memory are used up, every iteration ends with that; afterwards all is trained."""
+    here, tap = site(kind), Tap()
+    with tap.here():
+        here.store = SharedDirFeatureStore(here.store.root)
+    opened = Counter[str]()
+
+    def exhaust(name: str, args: tuple[Any, ...], _: dict[str, Any]) -> None:
+        if name == "open" and str(args[0]).endswith(".safetensors"):
+            opened[str(args[0])] += 1
+            if len(opened) > 5:
+                raise OSError(code, os.strerror(code))
+
+    tap.before = exhaust
+    loader = here.loader(prefetch=prefetch)
+    for _ in range(4):
+        with pytest.raises(OSError, match=errno.errorcode[code]) as caught:
+            list(loader)
+        assert caught.value.errno == code
+    assert loader.failed == {} and here.queue.in_flight() == 0
+    if kind != "memory":
+        assert not [file for file in (here.path / "pending").iterdir() if b'"failed"' in file.read_bytes()]
+    left = here.queue.depth()
+    tap.before = None
+    assert len(all_ids(loader)) == left and here.queue.counts() == (0, 0, 12, 0)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOSPC, "No space left on device")])
+def test_a_transform_s_exhaustion_is_no_sample_s_either(site: Callable[..., Site], error: Exception) -> None:
+    here = site()
+
+    def transform(ref: SampleRef, features: dict[str, Any]) -> Any:
+        raise error
+
+    with pytest.raises(type(error)):
+        list(here.loader(transform=transform))
+    assert here.queue.counts() == (12, 0, 0, 0)
+
+
+def test_what_was_leased_ahead_of_such_an_error_costs_no_attempt_either(site: Callable[..., Site]) -> None:
+    """Also where nobody had begun to load it, and the queue asks for failures on close."""
+    here, entered = site("view"), threading.Event()
+
+    def transform(ref: SampleRef, features: dict[str, Any]) -> Any:
+        entered.wait(GUARD_S)
+        raise MemoryError
+
+    iteration = iter(here.loader(transform=transform, prefetch=1, ahead=3))
+    consumer = InThread(lambda: next(iteration))
+    wait_until(lambda: here.queue.in_flight() == 12, "batches leased ahead")
+    entered.set()
+    with pytest.raises(MemoryError):
+        consumer.result()
+    assert here.queue.counts() == (12, 0, 0, 0)
+    assert not [file for file in (here.path / "pending").iterdir() if b'"failed"' in file.read_bytes()]
+
+
+def test_an_error_of_one_file_is_its_sample_s(site: Callable[..., Site]) -> None:
+    """EIO may be a bad sector under this very file: the others are trained."""
+    here, tap = site(), Tap()
+    with tap.here():
+        here.store = SharedDirFeatureStore(here.store.root)
+
+    def damage(name: str, args: tuple[Any, ...], _: dict[str, Any]) -> None:
+        if name == "open" and str(args[0]).startswith("s003"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    tap.before = damage
+    assert len(all_ids(here.loader())) == 11 and here.queue.counts() == (0, 0, 11, 1)
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])

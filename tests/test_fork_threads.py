@@ -32,7 +32,7 @@ from support import (
     wait_until,
 )
 
-from fsqueue import FileSampleRefQueue, QueueClosedError, dp_partition, lock
+from fsqueue import FileSampleRefQueue, OtherProcessError, QueueClosedError, TrainerView, dp_partition, lock
 
 # Python 3.12 warns of every fork beside threads; handles are made for it.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -338,3 +338,47 @@ def test_a_thread_that_outlives_the_main_thread_can_put(tmp_path: Path) -> None:
         [sys.executable, "-c", program, str(tmp_path / "q")], capture_output=True, text=True, timeout=60
     )
     assert (done.stdout, done.stderr) == ("3\n", "")
+
+
+def test_a_stream_s_members_stay_the_parent_s(path: Path) -> None:
+    """However a forked child leaves the parent's blocks, the parent goes on as producer and as view."""
+    with FileSampleRefQueue(path, lease_timeout_s=60) as queue, queue.producer("rollout"):
+        queue.put(refs("a", "b"))
+        with TrainerView(queue) as view:
+            leased = view.get()
+
+            def child() -> None:
+                for use in (view.get, lambda: view.ack(leased), lambda: view.fail(leased, "no", True)):
+                    with pytest.raises(OtherProcessError, match=f"process {os.getppid()}"):
+                        use()
+                with pytest.raises(OtherProcessError):
+                    view.ack_ids([])
+                view.close()
+                view.__exit__(RuntimeError, RuntimeError("in the child"), None)
+                with queue.producer("child"):
+                    pass
+                assert ids(queue.get(1)) == ["b"]  # the queue itself is the child's to use
+                queue.release(refs("b"))
+
+            in_fork(child)
+            members = {member.record.name: member.state for member in queue.stream().members()}
+            assert members == {"rollout": "open", "trainer-0": "open", "child": "closed"}
+            assert view.ack(leased) == []
+            view.ack(view.get())
+    assert names_in(path, "done") == ["a.json", "b.json"]
+    assert_clean(path)
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("in the child")])
+def test_a_producer_s_block_that_a_child_leaves_is_the_parent_s(path: Path, error: Exception | None) -> None:
+    queue = FileSampleRefQueue(path)
+    with queue, queue.producer("rollout") as me:
+
+        def child() -> None:
+            me.__exit__(type(error) if error else None, error, None)
+            me.fail("no")
+
+        in_fork(child)
+        (member,) = queue.stream().members()
+        assert member.state == "open"
+    assert_clean(path)

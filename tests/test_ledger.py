@@ -53,6 +53,21 @@ def test_an_id_is_committed_once(store: Store) -> None:
     assert store.get_committed("a") == ref("a", num_tokens=1)
 
 
+def test_a_sample_that_two_nodes_committed_at_once_counts_once(tmp_path: Path) -> None:
+    """As where the lock did not exclude: the first record counts, and what follows is in place."""
+    with File(tmp_path / "ledger") as store:
+        store.commit_samples([ref("a", num_tokens=1), ref("b")])
+    log = segment(tmp_path / "ledger", "commits")
+    with File(tmp_path / "other") as other:
+        other.commit_samples([ref("c"), ref("a", num_tokens=2), ref("c")])
+        other.commit_samples(refs("d"))
+    kept = log.read_bytes().rstrip(b"\n") + b"\n"
+    log.write_bytes(kept + segment(tmp_path / "other", "commits").read_bytes())
+    with File(tmp_path / "ledger") as store:
+        assert store.all_committed_ids() == ["a", "b", "c", "d"]
+        assert [store.get_committed(i) for i in "abcd"] == [ref("a", num_tokens=1), *refs("b", "c", "d")]
+
+
 def test_a_batch_says_for_each_ref_whether_it_is_new(store: Store) -> None:
     """Also where an id comes twice in one batch."""
     store.commit_samples(refs("b"))

@@ -30,7 +30,7 @@ from support import (
     wait_until,
 )
 
-from fsqueue import FileSampleRefQueue, StaleLockWarning, lock
+from fsqueue import FileSampleRefQueue, QueueIOError, StaleLockWarning, lock
 
 
 @pytest.fixture
@@ -217,6 +217,39 @@ def test_put_replaces_a_lock_that_does_not_come_free(path: Path, impatient: None
             ["fsqueue.json", "order.lock", "owners", "tmp", "pending", "leased", "done", "failed"]
         )
     a.ack(refs("first", "second", "third", "fourth"))
+    assert_clean(path)
+
+
+@pytest.mark.parametrize("fate", ["refused", "done, and denied"])
+def test_a_replacement_that_the_filesystem_gets_wrong(path: Path, impatient: None, fate: str) -> None:
+    """Refused, it leaves nothing behind; carried out and denied, as NFS does, it is one all the same."""
+    tap = Tap()
+    queue = open_tapped(tap, path, durable=False)
+    queue.put(refs("a"))
+
+    def fail(name: str, args: tuple[Any, ...], _: dict[str, Any]) -> None:
+        if name == "rename" and args[1] == "order.lock":
+            code = errno.EDQUOT if fate == "refused" else errno.ENOENT
+            raise OSError(code, os.strerror(code))
+
+    with Child(hold_the_lock, path) as holder:
+        holder.receive()
+        if fate == "refused":
+            tap.before = fail
+            with pytest.raises(QueueIOError, match="EDQUOT"):
+                queue.put(refs("b"))
+        else:
+            tap.after = fail
+            with pytest.warns(StaleLockWarning):
+                queue.put(refs("b"))
+        assert [name for name in os.listdir(path) if name.startswith(".")] == []
+        tap.before = tap.after = None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", StaleLockWarning)
+            queue.put(refs("b", "c"))
+        assert ids(queue.get(9)) == ["a", "b", "c"]
+    queue.ack(refs("a", "b", "c"))
+    queue.close()
     assert_clean(path)
 
 

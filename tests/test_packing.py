@@ -326,6 +326,25 @@ def test_a_wrong_count_in_a_segment_s_name_is_damage(path: Path, queue: Queue) -
     assert check_queue(path, notes=True) == [] and queue.counts() == (0, 0, 4, 0)
 
 
+@pytest.mark.parametrize("kind", ["symbolic link", "FIFO", "directory"])
+def test_what_is_no_file_in_a_segment_s_place_is_damage_and_followed_by_nobody(
+    path: Path, queue: Queue, kind: str
+) -> None:
+    acked(queue, numbered(4))
+    queue.pack(older_than_s=0.0)
+    (segment,) = segments_in(path)
+    planted = segment.with_name("packed-0123456789ab-4.jsonl")
+    {
+        "symbolic link": lambda: planted.symlink_to(segment),
+        "FIFO": lambda: os.mkfifo(planted),
+        "directory": planted.mkdir,
+    }[kind]()
+    (found,) = check_queue(path)
+    assert (found.kind, found.path) == ("not-a-file", str(planted)) and kind in found.problem
+    planted.rmdir() if kind == "directory" else planted.unlink()
+    assert check_queue(path, notes=True) == [] and queue.counts() == (0, 0, 4, 0)
+
+
 # --- several at once ---
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
+import threading
+import time
 import warnings
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support import Tap, folder_of, open_tapped, wait_until
 
 from fsqueue import (
     FileSampleRefQueue,
@@ -24,7 +29,7 @@ from fsqueue import (
     StreamStalledError,
     TrainerView,
     dp_partition,
-    stream,
+    membership,
 )
 from fsqueue.check import check_queue
 
@@ -151,6 +156,65 @@ def test_drained_means_closed_and_nothing_pending_or_leased(queue: FileSampleRef
     assert queue.drained()
 
 
+def round_stamps(tap: Tap, grain_ns: int) -> None:
+    """Let a file's times be as a filesystem keeps them that knows no finer ones."""
+    fstat = tap.ops.fstat
+
+    def rounded(fd: int) -> Any:
+        found = fstat(fd)
+        fields = {name: getattr(found, name) for name in dir(found) if name.startswith("st_")}
+        return SimpleNamespace(**fields | {"st_mtime_ns": found.st_mtime_ns // grain_ns * grain_ns})
+
+    tap.ops.fstat = rounded
+
+
+def test_the_end_is_not_believed_while_a_change_could_leave_the_stamps_alone(tmp_path: Path) -> None:
+    """A ref hops to pending/ after that was listed, and away before it is listed again, within one second."""
+    tap = Tap()
+    round_stamps(tap, 10**9)
+    other = FileSampleRefQueue(tmp_path / "q", durable=False)
+    with other, open_tapped(tap, tmp_path / "q", durable=False) as queue:
+        with other.producer("rollout-0"):
+            other.put(refs(1))
+        wait_until(lambda: time.time() % 1 < 0.5, "the first half of a second")
+        leased = other.get(1)
+        listings = iter(("pending", "leased"))
+
+        def hop(name: str, args: tuple[Any, ...], _: dict[str, Any]) -> None:
+            listed = folder_of(args[0]) if name == "listdir" else None
+            if listed in ("pending", "leased") and (turn := next(listings, None)) is not None:
+                assert listed == turn
+                if turn == "pending":
+                    other.fail(leased, "again", True)
+                else:
+                    other.get(1)
+
+        tap.after = hop
+        assert not queue.drained()
+        other.ack(leased)
+        assert queue.drained()
+
+
+@pytest.mark.parametrize(("grain_ns", "at_least_s", "at_most_s"), [(10**9, 2.0, 3.0), (1, 0.01, 0.5)])
+def test_the_end_takes_longer_only_where_stamps_are_coarse(
+    tmp_path: Path, grain_ns: int, at_least_s: float, at_most_s: float
+) -> None:
+    """Where they have no part of a second it takes more than two, once; asking again takes no time."""
+    tap, slept = Tap(), [0.0]
+    round_stamps(tap, grain_ns)
+    with open_tapped(tap, tmp_path / "q", durable=False) as queue:
+        with queue.producer("rollout-0"):
+            pass
+        for state in ("pending", "leased"):
+            os.utime(tmp_path / "q" / state, ns=(1, 10**18 + 1))
+        tap.ops.monotonic = lambda: slept[0]
+        tap.ops.sleep = lambda pause_s: slept.__setitem__(0, slept[0] + pause_s)
+        assert queue.drained()
+        assert at_least_s < slept[0] < at_most_s
+        before = slept[0]
+        assert queue.drained() and slept[0] == before
+
+
 def test_the_stream_waits_for_the_expected_number_of_producers(queue: FileSampleRefQueue[SampleRef]) -> None:
     """One producer that comes and goes early, or twice, does not end a stream of two."""
     for _ in range(2):
@@ -194,9 +258,9 @@ def test_a_killed_producer_is_noticed(queue: FileSampleRefQueue[SampleRef], monk
         child.kill()
         child.join()
     (file,) = list((Path(queue.path) / "stream").iterdir())
-    past = file.stat().st_mtime - stream.DEAD_AFTER_S - 1
+    past = file.stat().st_mtime - membership.DEAD_AFTER_S - 1
     os.utime(file, (past, past))
-    queue._current_handle().opened_at -= 2 * stream.DEAD_AFTER_S
+    queue._current_handle().opened_at -= 2 * membership.DEAD_AFTER_S
     with pytest.raises(MemberFailedError, match=r"rollout-0.*gone or silent"):
         queue.stream().raise_failures("producer")
 
@@ -334,3 +398,25 @@ def test_rewind_leaves_a_ref_alone_that_this_handle_leases_anew(queue: FileSampl
     assert queue.rewind(after_step=5) == []
     assert queue.counts() == (0, 1, 1, 0)
     assert queue.ack(again, step=6) == []
+
+
+def test_a_view_renews_what_is_out_also_after_an_error(tmp_path: Path) -> None:
+    """A batch may take longer than the lease timeout; a renewal that the filesystem refuses is made again."""
+    tap, refused = Tap(), threading.Event()
+    with open_tapped(tap, tmp_path / "q", durable=False, lease_timeout_s=0.4) as queue:
+        queue.put(refs(2))
+        with TrainerView(queue, batch=2) as view:
+            batch = view.get()
+
+            def refuse(name: str, args: tuple[Any, ...], _: dict[str, Any]) -> None:
+                if name == "utime" and not refused.is_set() and threading.current_thread().name == "fsqueue-renew":
+                    refused.set()
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+            tap.before = refuse
+            files = list((tmp_path / "q" / "leased").iterdir())
+            assert refused.wait(GUARD_S)
+            before = [file.stat().st_mtime_ns for file in files]
+            for file, stamp in zip(files, before, strict=True):
+                wait_until(lambda f=file, s=stamp: f.stat().st_mtime_ns > s, "renewal")  # type: ignore[misc]
+            assert view.ack(batch) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import time
 import warnings
@@ -12,16 +13,16 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from support import GUARD_S, Child, ref
+from support import GUARD_S, Child, Tap, open_tapped, ref
 
-from fsqueue import FileSampleRefQueue, MemberFailedError, PartialWindowWarning, TrainerView, stream
+from fsqueue import FileSampleRefQueue, MemberFailedError, PartialWindowWarning, TrainerView, membership
 
 DEAD_AFTER_S = 1.5
 
 
 def produce(pipe: Connection, path: Path, name: str) -> None:
     """Put for ever, as fast as the watermark allows; raise when told to."""
-    stream.BEAT_S, stream.DEAD_AFTER_S = DEAD_AFTER_S / 6, DEAD_AFTER_S
+    membership.BEAT_S, membership.DEAD_AFTER_S = DEAD_AFTER_S / 6, DEAD_AFTER_S
     try:
         with FileSampleRefQueue(path, durable=False) as queue, queue.producer(name, expected=2):
             for number in itertools.count():
@@ -36,7 +37,7 @@ def produce(pipe: Connection, path: Path, name: str) -> None:
 
 def train(pipe: Connection, path: Path, rank: int) -> None:
     """One of two ranks; raise when told to."""
-    stream.BEAT_S, stream.DEAD_AFTER_S = DEAD_AFTER_S / 6, DEAD_AFTER_S
+    membership.BEAT_S, membership.DEAD_AFTER_S = DEAD_AFTER_S / 6, DEAD_AFTER_S
     warnings.simplefilter("ignore", PartialWindowWarning)
     try:
         with FileSampleRefQueue(path, durable=False) as queue, TrainerView(queue, partition=(rank, 2), batch=2) as view:
@@ -48,6 +49,13 @@ def train(pipe: Connection, path: Path, rank: int) -> None:
                     pipe.send("at work")
     except MemberFailedError as error:
         pipe.send((error.member, str(error)))
+
+
+def consume(pipe: Connection, path: Path) -> None:
+    """Be a consumer until killed."""
+    with FileSampleRefQueue(path, durable=False) as queue, queue.consumer("trainer-0"):
+        pipe.send("joined")
+        pipe.recv()
 
 
 @pytest.fixture
@@ -81,3 +89,40 @@ def test_every_other_process_stops_and_names_the_culprit(crew: dict[str, Child],
             assert repr(name) not in member
             assert child.join() == 0
     assert time.monotonic() - began < GUARD_S
+
+
+def test_a_producer_below_its_watermark_learns_of_a_failed_consumer_by_its_next_call(tmp_path: Path) -> None:
+    """And puts nothing, however often it tries, until that consumer was started again."""
+    with FileSampleRefQueue(tmp_path / "q", durable=False) as queue:
+        for number in range(3):
+            queue.put_when_below([ref(f"s{number}")], high=100)
+        with pytest.raises(ValueError), queue.consumer("trainer-0"):
+            raise ValueError("out of memory")
+        for _ in range(2):
+            with pytest.raises(MemberFailedError, match=r"trainer-0.*ValueError: out of memory"):
+                queue.put_when_below([ref("late")], high=100)
+        assert queue.depth() == 3
+        with queue.consumer("trainer-0"):
+            queue.put_when_below([ref("late")], high=100)
+        assert queue.depth() == 4
+
+
+def test_watching_the_consumers_costs_one_look_while_nobody_comes_or_goes(tmp_path: Path) -> None:
+    """A consumer that falls silent leaves the directory as it is; it is looked for as often as hearts beat."""
+    tap, now = Tap(), [1_000.0]
+    tap.ops.monotonic = lambda: now[0]
+    with open_tapped(tap, tmp_path / "q", durable=False) as queue, Child(consume, tmp_path / "q") as child:
+        child.receive()
+        for _ in range(3):
+            queue.stream().watch("consumer")
+            now[0] += 2.0
+        tap.counts.clear()
+        queue.stream().watch("consumer")
+        assert tap.counts == {"open": 1, "fstat": 1, "close": 1}
+        child.kill()
+        (file,) = (tmp_path / "q" / "stream").iterdir()
+        past = file.stat().st_mtime - membership.DEAD_AFTER_S - 1
+        os.utime(file, (past, past))
+        now[0] += membership.DEAD_AFTER_S  # a run that has just begun leaves it aside
+        with pytest.raises(MemberFailedError, match="gone or silent"):
+            queue.put_when_below([ref("late")], high=100)

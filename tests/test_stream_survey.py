@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from support import Child, Queue, assert_clean, refs
+from support import Child, Queue, Tap, assert_clean, refs
 from terminal import Terminal
 from test_top import TOP
 
 from fsqueue import FileSampleRefQueue, MemberFailedError, PartialWindowWarning, TrainerView
 from fsqueue.check import check_queue, repair
 from fsqueue.cli.main import cli
-from fsqueue.stream import DEAD_AFTER_S
+from fsqueue.membership import DEAD_AFTER_S
 
 
 @pytest.fixture(autouse=True)
@@ -113,11 +115,14 @@ def test_a_member_that_died_while_it_failed_is_shown_once(queue: Queue, path: Pa
 
 
 def test_looking_changes_nothing(queue: Queue, path: Path) -> None:
+    """Only that `check` touches the order file, to ask the filesystem what time it is."""
     full_stream(queue)
     before = {file: file.lstat().st_mtime_ns for file in path.rglob("*")}
     run("status", path)
-    run("check", path)
     assert {file: file.lstat().st_mtime_ns for file in path.rglob("*")} == before
+    run("check", path)
+    after = {file: file.lstat().st_mtime_ns for file in path.rglob("*")}
+    assert after | {path / "order.lock": 0} == before | {path / "order.lock": 0}
 
 
 def test_top_off_a_terminal_counts_members_and_has_json(queue: Queue, path: Path) -> None:
@@ -166,6 +171,35 @@ def test_a_member_without_a_sign_of_life_is_a_note_for_a_person(queue: Queue, pa
     queue._current_handle().opened_at -= 2 * DEAD_AFTER_S  # a run that has just begun leaves it aside
     with pytest.raises(MemberFailedError):
         queue.stream().raise_failures("producer")
+
+
+@pytest.mark.parametrize("skew_s", [-3600.0, 0.0, 3600.0])
+def test_silence_is_measured_by_the_filesystems_clock(queue: Queue, path: Path, skew_s: float) -> None:
+    """Whatever this host's clock says: who has just been seen is not silent, and who has not been is."""
+    gone = silent_producer(path, "gone")
+    beating = silent_producer(path, "beating")
+    age(beating, -DEAD_AFTER_S)
+    (path / "order.lock").write_text("damaged\n")  # and asking for the time hides nothing else
+    tap = Tap()
+    tap.ops.time = lambda: time.time() + skew_s  # type: ignore[method-assign]
+    with tap.here():
+        assert kinds(path) == {f"stream/{gone.name}": ("member-silent", "note"), "order.lock": ("order", "note")}
+
+
+@pytest.mark.parametrize("skew_s", [-3600.0, 3600.0])
+def test_where_the_clock_must_not_be_asked_who_was_outlived_is_silent(queue: Queue, path: Path, skew_s: float) -> None:
+    gone = silent_producer(path, "gone")
+    with queue.consumer("trainer-0"):
+        tap = Tap()
+        tap.ops.time = lambda: time.time() + skew_s  # type: ignore[method-assign]
+
+        def refuse(name: str, args: tuple[Any, ...], _: dict[str, Any]) -> None:
+            if name == "utime":
+                raise PermissionError(errno.EPERM, "Operation not permitted")
+
+        tap.before = refuse
+        with tap.here():
+            assert kinds(path) == {f"stream/{gone.name}": ("member-silent", "note")}
 
 
 def test_a_member_that_does_not_decode_is_damage_and_removed_once_it_is_silent(queue: Queue, path: Path) -> None:

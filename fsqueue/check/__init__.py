@@ -25,7 +25,8 @@ __all__ = ["Mended", "Violation", "check_queue", "repair"]
 
 
 def check_queue(path: str | os.PathLike[str], *, notes: bool = False) -> list[Violation]:
-    """What is wrong with a queue; empty when it is clean. Takes no lock and writes nothing.
+    """What is wrong with a queue; empty when it is clean. Takes no lock and writes nothing; only the
+    order file is touched, to read the filesystem's clock, where members of a stream may have fallen silent.
 
     What is legal at some instant of a running queue, or after a kill at any instant, is no damage. Costs a stat
     and a read of every file, and a second look at those with a problem.

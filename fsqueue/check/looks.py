@@ -77,7 +77,7 @@ class Looks:
             self.places[STREAM] = Directory(self._ops, os.path.join(self._layout.path, STREAM))
         except (FileNotFoundError, NotADirectoryError):
             return
-        self._stream = StreamLooks(self._ops, self.places[STREAM], LEFTOVER_S)
+        self._stream = StreamLooks(self._layout, self.places[STREAM], LEFTOVER_S)
 
     def close(self) -> None:
         """Close what the layout does not."""

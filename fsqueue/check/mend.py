@@ -18,13 +18,13 @@ from fsqueue.directory import Directory
 from fsqueue.errors import CorruptRefError
 from fsqueue.handle import Handle
 from fsqueue.handout import Handout
+from fsqueue.membership import DEAD_AFTER_S
 from fsqueue.moves import Change, record
 from fsqueue.order import HEADER_BYTES, Header
 from fsqueue.owners import read_record
 from fsqueue.revision import recover
 from fsqueue.settle import bury
 from fsqueue.sight import RefSight, place_of, same_ref, sight
-from fsqueue.stream import DEAD_AFTER_S
 from fsqueue.unpacking import mend_segment
 
 _TRIES = 3

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 
 import msgspec
 
+from fsqueue.clock import FilesystemClock
 from fsqueue.codec import UNDECODABLE
 from fsqueue.directory import Directory
 from fsqueue.errors import CorruptRefError
-from fsqueue.fileops import FileOps
+from fsqueue.layout import ORDER, Layout
+from fsqueue.membership import Member, parse_member, read_members
 from fsqueue.sight import type_name
-from fsqueue.stream import QUANTUM, Member, parse_member, read_members, read_quantum
+from fsqueue.stream import QUANTUM, read_quantum
 
 _is_agreement = re.compile(
     r"(?:rank@[^@]+\.\d+\.\d+@\d+\.(?:ready|starved)|verdict@[^@]+@\d+\.(?:go|end))\.json\Z"
@@ -38,17 +40,42 @@ class StreamLooks:
         leftover_s: age from which the ranks' posts and verdicts of nobody who is there are leftovers, seconds.
     """
 
-    def __init__(self, ops: FileOps, directory: Directory, leftover_s: float) -> None:
-        self._ops = ops
+    def __init__(self, layout: Layout, directory: Directory, leftover_s: float) -> None:
+        self._ops = layout.ops
+        self._layout = layout
         self._directory = directory
         self._leftover_s = leftover_s
-        self._now = ops.time()
+        self._began_at: float | None = None  # the filesystem's time when the monotonic clock was 0
+        self._now = 0.0
         self._members: dict[str, Member] = {}
 
     def refresh(self) -> None:
         """Read all members anew: what is wrong with a file may depend on the others."""
-        self._now = self._ops.time()
-        self._members = dict(read_members(self._ops, self._directory, self._directory.listing(), self._now))
+        listing = self._directory.listing()
+        self._now = self._time([name for name in listing if _may_be_silent(name)])
+        self._members = dict(read_members(self._ops, self._directory, listing, self._now))
+
+    def _time(self, silent: list[str]) -> float:
+        """Now, by the clock that stamped these files; asked for once, with a touch of the order file.
+
+        Where this user must not touch it, their newest stamp: silent is then who was outlived by another.
+        """
+        if not silent:
+            return 0.0
+        if self._began_at is None:
+            now = self._ask()
+            if now is None:
+                now = max(self._ops.fresh_mtime(self._directory.fd, name) or 0.0 for name in silent)
+            self._began_at = now - self._ops.monotonic()
+        return self._began_at + self._ops.monotonic()
+
+    def _ask(self) -> float | None:
+        root = self._layout.root
+        try:
+            FilesystemClock(self._ops, root).stamp(root, ORDER)
+            return self._ops.fresh_mtime(root.fd, ORDER)
+        except OSError:
+            return None
 
     def problems(self, name: str, status: os.stat_result) -> Iterator[Problem]:
         if not stat_module.S_ISREG(status.st_mode):
@@ -91,3 +118,8 @@ class StreamLooks:
             return False
         there = {member.record.process.owner for member in self._members.values() if member.state == "open"}
         return not there.isdisjoint([signed.owner, *signed.owners])
+
+
+def _may_be_silent(name: str) -> bool:
+    member = parse_member(name)
+    return member[1] == "open" if member else _is_agreement(name) is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from fsqueue import admin
+from fsqueue import names
 from fsqueue.cli.arguments import as_json, dry_run, takes_queue
 from fsqueue.cli.output import count, data, one_json, remark, shown
 from fsqueue.control.ledger import FileMetadataStore
@@ -14,6 +14,7 @@ from fsqueue.control.restart import rewind as rewind_both
 from fsqueue.listing import reading
 from fsqueue.queue import FileSampleRefQueue
 from fsqueue.records import SampleRef
+from fsqueue.rewind import outlook
 
 
 @click.command(epilog="Example:  fsqueue rewind /shared/queue --after-step 4000")
@@ -37,7 +38,7 @@ def rewind(queue: str, after_step: int, ledger: str | None, force: bool, dry_run
         ledger = linked_ledger(queue)
     else:
         require_ledger(ledger)
-    found = Rewound(admin.acked_after(queue, after_step), []) if dry_run else _rewind(queue, after_step, ledger, force)
+    found = (_would_rewind if dry_run else _rewind)(queue, after_step, ledger, force)
     if as_json:
         one_json({"after_step": after_step, "ledger": ledger, "dry_run": dry_run, **found._asdict()})
     else:
@@ -54,6 +55,19 @@ def _rewind(queue: str, after_step: int, ledger: str | None, force: bool) -> Rew
         store: FileMetadataStore[SampleRef] = FileMetadataStore(ledger)
         with store, side_of(handle, store) as side:
             return rewind_both(side, store, after_step, force)
+
+
+def _would_rewind(queue: str, after_step: int, ledger: str | None, force: bool) -> Rewound:
+    """As `_rewind`, with its refusals, and without its changes."""
+    returned, live = outlook(queue, after_step, force)
+    if ledger is None:
+        return Rewound(returned, [])
+    store: FileMetadataStore[SampleRef] = FileMetadataStore(ledger)
+    with store:
+        steps = store.acked_steps(store.all_committed_ids())
+    live |= {names.stem_of(sample_id) for sample_id in returned}
+    forgotten = [sample_id for sample_id, step in steps.items() if step is not None and step > after_step]
+    return Rewound(returned, [sample_id for sample_id in forgotten if names.stem_of(sample_id) not in live])
 
 
 def _remark(found: Rewound, after_step: int, ledger: str | None, verb: str) -> None:

@@ -6,15 +6,13 @@ ledger and never the other way round, and `reconcile_on_restart` brings it up to
 
 from __future__ import annotations
 
-import inspect
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from functools import lru_cache
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, Generic, TypeVar
 
+from fsqueue.control import settling
 from fsqueue.control.backpressure import BackpressureController
 from fsqueue.control.link import link
 from fsqueue.control.prompts import PromptPool
@@ -22,16 +20,9 @@ from fsqueue.control.restart import Report, reconcile, rewind, side_of
 from fsqueue.control.store import InMemoryMetadataStore, MetadataStore, id_of
 from fsqueue.control.train_lease import TrainLease
 from fsqueue.memory import MemorySampleRefQueue
-from fsqueue.queue import FileSampleRefQueue
 from fsqueue.records import PromptTask, assert_no_tensors
 
 R = TypeVar("R")
-
-
-class _Named(NamedTuple):
-    """All that fsqueue's own queues look at in a ref that is acknowledged or failed."""
-
-    sample_id: str
 
 
 class DataFlowController(Generic[R]):
@@ -189,9 +180,9 @@ class DataFlowController(Generic[R]):
             refs: list[R] = list(self.sample_queue.get(max_refs, timeout_s=timeout_s, **options))
             try:
                 stale = self._acked(refs)
-                self._ack_on_queue(stale)
+                settling.ack(self.sample_queue, self.store, stale)
             except BaseException:
-                self._give_back(refs)
+                settling.give_back(self.sample_queue, refs)
                 raise
             if not stale:
                 return refs
@@ -199,14 +190,6 @@ class DataFlowController(Generic[R]):
             if fresh:
                 return fresh
             timeout_s = max(0.0, deadline - time.monotonic()) if timeout_s else timeout_s
-
-    def _give_back(self, refs: list[R]) -> None:
-        """Return what an error kept from the trainer; should that fail too, the first error is the one to report."""
-        with suppress(Exception):
-            if hasattr(self.sample_queue, "release"):
-                self.sample_queue.release(refs)
-            else:
-                self.sample_queue.fail(refs, "the ledger could not be asked", True)
 
     def _acked(self, refs: list[R]) -> dict[str, int | None]:
         """Those that are acknowledged; a foreign store cannot be asked without copying all it knows."""
@@ -233,7 +216,7 @@ class DataFlowController(Generic[R]):
         ids = list(sample_ids)
         self._link()
         self.store.record_train_ack(ids, global_step=global_step, optimizer_durable=optimizer_durable)
-        return self._ack_on_queue(dict.fromkeys(ids, global_step))
+        return settling.ack(self.sample_queue, self.store, dict.fromkeys(ids, global_step))
 
     def _link(self) -> None:
         """Let the queue name its ledger before the two can differ; once for each queue."""
@@ -241,25 +224,10 @@ class DataFlowController(Generic[R]):
             link(self.sample_queue, self.store)
             self._linked = self.sample_queue
 
-    def _ack_on_queue(self, steps: Mapping[str, int | None]) -> list[str]:
-        lost: list[str] = []
-        kind: Any = type(self.sample_queue)
-        takes_step = _takes_step(kind)
-        for step in dict.fromkeys(steps.values()):
-            refs = self._refs_of([sample_id for sample_id, found in steps.items() if found == step])
-            if refs:
-                lost += self.sample_queue.ack(refs, **({"step": step} if takes_step else {})) or ()
-        return lost
-
     def fail_refs(self, owner: str, sample_ids: Iterable[str], reason: str, retryable: bool) -> list[str]:
         """Give samples back to the queue, or take them out of it for good; returns the ids that were lost before."""
-        return list(self.sample_queue.fail(self._refs_of(list(sample_ids)), reason, retryable) or ())
-
-    def _refs_of(self, sample_ids: Sequence[str]) -> list[Any]:
-        """Refs to acknowledge or fail by."""
-        if isinstance(self.sample_queue, (FileSampleRefQueue, MemorySampleRefQueue)):
-            return [_Named(sample_id) for sample_id in sample_ids]
-        return [ref for ref in map(self.store.get_committed, sample_ids) if ref is not None]
+        refs = settling.refs_of(self.sample_queue, self.store, sample_ids)
+        return list(self.sample_queue.fail(refs, reason, retryable) or ())
 
     # -- restarts -----------------------------------------------------------------------------------------------
 
@@ -346,12 +314,3 @@ class DataFlowController(Generic[R]):
             return self.store.progress()
         marker = self.store.durable_marker()
         return len(marker["acked"]), marker["global_step"]
-
-
-@lru_cache(maxsize=64)
-def _takes_step(kind: Any) -> bool:
-    """Whether a queue class's ack has a parameter ``step``; the contract does not ask for one."""
-    try:
-        return "step" in inspect.signature(kind.ack).parameters
-    except (TypeError, ValueError, AttributeError):
-        return False

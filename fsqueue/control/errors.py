@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import errno as _errno
-import os
-
 from fsqueue.errors import FsQueueError, LockTimeoutError, LockUnsupportedError
 
 
@@ -66,15 +63,7 @@ class LedgerLockedError(LockTimeoutError):
 class LedgerLockUnsupportedError(LockUnsupportedError):
     """The mount has no flock, and a ledger that several processes write cannot do without."""
 
-    def __init__(self, path: str, cause: OSError) -> None:
-        super().__init__(path, cause)
-        code = cause.errno or 0
-        symbol = _errno.errorcode.get(code, "unknown error")
-        text = (
-            f"locking {path} failed: {symbol} ({os.strerror(code)}): a ledger needs flock; mount Lustre with -o flock, "
-            "NFS without nolock, or keep the ledger on another filesystem"
-        )
-        self.args = (code, text)
+    advice = ": a ledger needs flock; mount Lustre with -o flock, NFS without nolock, or keep the ledger elsewhere"
 
 
 class LiveNamesakeError(FsQueueError, RuntimeError):

@@ -1,8 +1,9 @@
 """`FileMetadataStore`: the ledger in a directory, shared by processes and nodes.
 
-    store.py     the contract            replica.py   what one process knows of it, and the transactions
-    entries.py   what records say        log.py       appending them durably, following what others append
-    ../framing.py  their frame           segments.py  the directory and its files
+    store.py       the contract               replica.py   what one process knows of it, and the transactions
+    entries.py     what records say           follower.py  following what others append
+    ../framing.py  their frame                log.py       appending durably
+    segments.py    the directory, its files   snapshot.py  opening it again
 
 Two logs: ``commits`` holds the refs, each once, and never shrinks; ``acks`` holds acknowledgements and is
 compacted when most of it says what fewer records could say. A transaction is one record, a line of JSON::

@@ -11,8 +11,9 @@ from fsqueue.control import snapshot
 from fsqueue.control.entries import Ack, Commit, ack_body, commit_body, parse_ack, parse_commit, ref_offsets
 from fsqueue.control.errors import LedgerFormatError
 from fsqueue.control.flock import wait_for_lock
+from fsqueue.control.follower import Spans
 from fsqueue.control.index import NO_STEP, Index
-from fsqueue.control.log import Log, Spans
+from fsqueue.control.log import Log
 from fsqueue.control.segments import open_directory
 from fsqueue.fileops import FileOps
 

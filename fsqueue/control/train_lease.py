@@ -38,18 +38,23 @@ class TrainLease(Generic[R]):
         optimizer_durable: bool = False,
         step: int | None = None,
     ) -> list[str]:
-        """As `DataFlowController.ack_train_refs`; step is another word for global_step, the queue's."""
-        return self.ack_ids(
-            map(id_of, refs),
-            global_step=step if global_step is None else global_step,
-            optimizer_durable=optimizer_durable,
-        )
+        """As `ack_ids`, by refs."""
+        return self.ack_ids(map(id_of, refs), global_step=global_step, optimizer_durable=optimizer_durable, step=step)
 
     def ack_ids(
-        self, sample_ids: Iterable[str], *, global_step: int | None = None, optimizer_durable: bool = False
+        self,
+        sample_ids: Iterable[str],
+        *,
+        global_step: int | None = None,
+        optimizer_durable: bool = False,
+        step: int | None = None,
     ) -> list[str]:
+        """As `DataFlowController.ack_train_refs`; step is another word for global_step, the queue's."""
         return self._controller.ack_train_refs(
-            self.trainer_id, list(sample_ids), global_step=global_step, optimizer_durable=optimizer_durable
+            self.trainer_id,
+            list(sample_ids),
+            global_step=step if global_step is None else global_step,
+            optimizer_durable=optimizer_durable,
         )
 
     def fail(self, refs: Iterable[R], reason: str, retryable: bool) -> None:

@@ -94,10 +94,16 @@ class Trainer:
         group.barrier()  # nobody may take the stream for ended before the refs are back
 
     def _drop_trained(self) -> None:
-        """A batch whose step this rank did not live to see, though another rank took it, is done with."""
-        if self._batch is not None and any(map(self._state.has_seen, self._batch.ids)):
-            self._loader.ack(step=self._state.step)
-            self._batch = None
+        """Samples of a batch whose step this rank did not live to see, though another rank took it, are done with.
+
+        The others stay in hand: of a lease that was lost meanwhile, another rank trained that one sample alone.
+        """
+        if self._batch is None:
+            return
+        seen = [sample_id for sample_id in self._batch.ids if self._state.has_seen(sample_id)]
+        if seen:
+            self._loader.ack_ids(seen, step=self._state.step)
+            self._batch = _without(self._batch, seen)
 
     def _rewind(self, step: int) -> None:
         """Take back acknowledgements of steps that no rank's state has reached, and settle what a dead process left.
@@ -166,3 +172,10 @@ class Trainer:
             self._state.save(self._part.demo)
             self._rendezvous.finish()
         group.barrier()
+
+
+def _without(batch: Batch[SampleRef], ids: list[str]) -> Batch[SampleRef] | None:
+    """The rest of a batch; None where nothing is left."""
+    kept = [number for number, sample_id in enumerate(batch.ids) if sample_id not in ids]
+    features = {name: tensor[kept] for name, tensor in batch.features.items()}
+    return Batch([batch.refs[number] for number in kept], features) if kept else None

@@ -43,7 +43,9 @@ class FeatureDataLoader(Generic[R]):
     An iteration ends when the queue has nothing to give, at the end of a `TrainerView`'s stream, or of the list.
     What cannot be loaded is failed with its reason: for good, unless the features are missing or the filesystem has
     an error. Those are failed as retryable a sample's first two times in this loader object, over all its iterations,
-    and for good the third. A batch that lost samples so is shorter; one that lost all is left out.
+    and for good the third. A batch that lost samples so is shorter; one that lost all is left out. An error that is no
+    sample's, since descriptors, memory or the disk are used up, ends the iteration whatever on_error says: it is
+    raised, and what is leased is released without counting an attempt, where the queue can do that.
 
     Args:
         store: where the features are.
@@ -162,7 +164,7 @@ class FeatureDataLoader(Generic[R]):
         try:
             return Batch(kept, self._collate([sample for _, sample in loaded]))
         except Exception as error:
-            raise UnloadedError(error, None, kept) from error
+            raise self._materialiser.unloaded(error, None, kept) from error
 
     def ack(self, *, step: int | None = None) -> list[str]:
         """Acknowledge every batch handed out so far, at an optimizer step where given; returns the ids lost."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Generic, Literal, TypeVar, cast
@@ -13,6 +14,10 @@ from fsqueue.features.source import Source
 R = TypeVar("R")
 
 TRIES = 3
+
+# What no sample can help: this process's or host's descriptors, memory or disk are used up, so that any other sample
+# would meet it as well. EIO and ESTALE may be one file's, so they count as that sample's.
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT})
 
 Transform = Callable[[R, dict[str, Any]], Any]
 OnError = Literal["skip", "raise"]
@@ -55,7 +60,8 @@ class Materialiser(Generic[R]):
         """Refs and their samples, without those that were failed.
 
         Raises:
-            UnloadedError: on_error is "raise"; the refs are still leased, and `settle` ends that.
+            UnloadedError: on_error is "raise", or it is no sample's error; the refs are still leased, and `settle`
+                ends that.
         """
         loaded: list[tuple[R, Any]] = []
         rest = list(refs)
@@ -64,8 +70,11 @@ class Materialiser(Generic[R]):
                 try:
                     loaded.append((rest[0], self._sample(rest[0])))
                 except Exception as error:
+                    others = [ref for ref, _ in loaded]
+                    if is_no_sample_s(error):
+                        raise self.unloaded(error, None, [*others, *rest]) from error
                     if self._raise:
-                        raise UnloadedError(error, rest[0], [*(ref for ref, _ in loaded), *rest[1:]]) from error
+                        raise self.unloaded(error, rest[0], [*others, *rest[1:]]) from error
                     self._reject(rest[0], error)
                 del rest[0]
         except UnloadedError:
@@ -74,6 +83,12 @@ class Materialiser(Generic[R]):
             self._source.give_back([*(ref for ref, _ in loaded), *rest])
             raise
         return loaded
+
+    def unloaded(self, error: Exception, culprit: R | None, others: list[R]) -> UnloadedError:
+        """What to raise, with the batch still leased; what an error of no sample ends is given back uncounted."""
+        if is_no_sample_s(error):
+            self._source.spare()
+        return UnloadedError(error, culprit, others)
 
     def settle(self, unloaded: UnloadedError) -> Exception:
         """Fail the ref that could not be loaded, and give back the others; returns the error to raise."""
@@ -93,3 +108,8 @@ class Materialiser(Generic[R]):
         self._misses[sample_id] += retryable
         self.failed[sample_id] = reason = f"{type(error).__name__}: {error}"
         self._source.fail([ref], reason, retryable and self._misses[sample_id] < TRIES)
+
+
+def is_no_sample_s(error: BaseException) -> bool:
+    """Whether an error speaks of this process, or its host, and not of the sample that was loaded."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _EXHAUSTED)

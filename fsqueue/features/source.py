@@ -33,6 +33,9 @@ class Source(Protocol[R]):
     def give_back(self, refs: list[R]) -> None:
         """Return refs that nothing was wrong with."""
 
+    def spare(self) -> None:
+        """For the rest of the iteration, count no attempt for what is given back, where the queue can do that."""
+
 
 class ListSource(Generic[R]):
     """Refs that nobody leases: settling them means nothing."""
@@ -54,6 +57,8 @@ class ListSource(Generic[R]):
 
     def give_back(self, refs: list[R]) -> None: ...
 
+    def spare(self) -> None: ...
+
 
 class QueueSource(Generic[R]):
     """Refs of anything with get, ack and fail: a queue, a `TrainerView`, a controller's `TrainLease`.
@@ -67,8 +72,13 @@ class QueueSource(Generic[R]):
         self._queue = queue
         self._timeout_s = timeout_s
         self._partition = {} if partition is None else {"partition": partition}
+        self._spared = False
 
-    def rewind(self) -> None: ...
+    def rewind(self) -> None:
+        self._spared = False
+
+    def spare(self) -> None:
+        self._spared = True
 
     def next(self, count: int, stop: StopEvent | None) -> list[R]:
         interruptible = getattr(self._queue, "get_interruptible", None)
@@ -90,10 +100,9 @@ class QueueSource(Generic[R]):
         self._queue.fail(refs, reason, retryable=retryable)
 
     def give_back(self, refs: list[R]) -> None:
-        """Fail refs as retryable where the queue asks for that, or has no release, which counts no attempt."""
-        release = (
-            None if getattr(self._queue, "loader_close_retryable", False) else getattr(self._queue, "release", None)
-        )
+        """Release refs; fail them as retryable where the queue asks for that, unless spared, or cannot release."""
+        charged = getattr(self._queue, "loader_close_retryable", False) and not self._spared
+        release = None if charged else getattr(self._queue, "release", None)
         if release is None:
             self.fail(refs, "the loader was closed before they were used", retryable=True)
         else:

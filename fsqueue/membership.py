@@ -1,0 +1,187 @@
+"""One member's part in a stream: the file that shows it, and how it ends.
+
+    stream/<role>@<name>-<owner>@<state>.json     role: producer or consumer; state: open, closed or failed
+
+A member's file is its record; its mtime is the member's heartbeat. Leaving is one rename from open to closed; a
+member that fails writes its reason into a failed file first and removes the open one then.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Iterator
+from contextlib import suppress
+from types import TracebackType
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from fsqueue import names, owners
+from fsqueue.codec import UNDECODABLE, tidy
+from fsqueue.directory import Directory
+from fsqueue.errors import CorruptRefError
+from fsqueue.fileops import FileOps, explained, silently_remove
+from fsqueue.handle import Handle
+
+Role = Literal["producer", "consumer"]
+State = Literal["open", "closed", "failed"]
+
+BEAT_S = 5.0
+DEAD_AFTER_S = 30.0
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What a member's file says.
+
+    Attributes:
+        name: what the user called it; a restarted member takes its dead namesake's place.
+        expected: how many members of this role the stream has in all; 0 where nobody said.
+        reason, traceback: of a failed member.
+    """
+
+    name: str
+    process: owners.OwnerRecord
+    expected: int = 0
+    reason: str | None = None
+    traceback: str | None = None
+
+
+class Member(NamedTuple):
+    """A member of the stream as its file shows it.
+
+    Attributes:
+        age_s: seconds since its last heartbeat, by the filesystem's clock.
+    """
+
+    role: Role
+    state: State
+    record: Record
+    age_s: float
+
+    @property
+    def is_dead(self) -> bool:
+        """Open, but its process is gone or silent for `DEAD_AFTER_S` seconds; a restart has had that long."""
+        if self.state != "open" or self.age_s <= DEAD_AFTER_S:
+            return False
+        return self.record.process.liveness() != "alive"
+
+    @property
+    def keeps_its_name(self) -> bool:
+        """Open, and not known to be gone: no namesake may take its place yet."""
+        return self.state == "open" and self.record.process.liveness() != "dead" and self.age_s <= DEAD_AFTER_S
+
+    def describe(self) -> str:
+        process = self.record.process
+        return (
+            f"{self.role} {self.record.name!r} (pid {process.pid} on {process.host}, last seen {self.age_s:.0f} s ago)"
+        )
+
+
+class Membership:
+    """One member's part in the stream: a context manager that says how it ended.
+
+    Leaving the block normally closes this member's end, an exception marks it failed with its reason and
+    traceback, and a process that is killed is noticed by its heartbeat, which a thread keeps. A forked child has no
+    part in it: however it leaves the block, the member is still its parent.
+    """
+
+    def __init__(self, handle: Handle, directory: Directory, role: Role, record: Record) -> None:
+        self._handle = handle
+        self._directory = directory
+        self._role: Role = role
+        self._record = record
+        self._ended = False
+        self._beat_key: int | None = None
+        try:
+            with explained(f"joining as {role}", directory.path):
+                self._write("open", record)
+            self._beat_key = owners.heartbeats.register(self.beat, BEAT_S, handle.ops.monotonic)
+        except BaseException:
+            self.withdraw()
+            raise
+
+    @property
+    def name(self) -> str:
+        return self._record.name
+
+    def beat(self) -> None:
+        """Show that this member lives."""
+        with suppress(FileNotFoundError):
+            self._handle.clock.stamp(self._directory, self._file("open"))
+
+    def close(self) -> None:
+        """Leave: this member has produced, or consumed, all that it will."""
+        if self._is_over():
+            return
+        ops, fd = self._handle.ops, self._directory.fd
+        with explained("leaving", self._directory.path), suppress(FileNotFoundError):
+            ops.rename(self._file("open"), self._file("closed"), src_dir_fd=fd, dst_dir_fd=fd)
+        self._end()
+
+    def fail(self, reason: str, trace: str | None = None) -> None:
+        """Mark this member failed: the other side stops with an error that carries the reason.
+
+        CRASH: between the two steps the member is both open and failed, and failed counts.
+        """
+        if self._is_over():
+            return
+        record = msgspec.structs.replace(self._record, reason=tidy(reason), traceback=tidy(trace) if trace else None)
+        with explained("marking a failure in", self._directory.path):
+            self._write("failed", record)
+        self.withdraw()
+
+    def _is_over(self) -> bool:
+        return self._ended or self._record.process.pid != os.getpid()
+
+    def withdraw(self) -> None:
+        """Be a member no longer, as if this one had never joined."""
+        self._end()
+        silently_remove(self._handle.ops, self._directory.fd, [self._file("open")])
+
+    def _write(self, state: State, record: Record) -> None:
+        self._handle.moves.write(msgspec.json.encode(record) + b"\n", self._directory, self._file(state))
+
+    def _end(self) -> None:
+        self._ended = True
+        if self._beat_key is not None:
+            owners.heartbeats.unregister(self._beat_key)
+
+    def _file(self, state: State) -> str:
+        return f"{self._role}@{names.owner_name(self.name)}-{self._record.process.owner}@{state}{names.SUFFIX}"
+
+    def __enter__(self) -> Membership:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self.fail(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
+
+
+def parse_member(name: str) -> tuple[Role, State] | None:
+    """Role and state in a member's file name; None for other names."""
+    parts = name.removesuffix(names.SUFFIX).split("@")
+    if not name.endswith(names.SUFFIX) or len(parts) != 3:
+        return None
+    role, _, state = parts
+    if role not in ("producer", "consumer") or state not in ("open", "closed", "failed"):
+        return None
+    return role, state  # type: ignore[return-value]
+
+
+def read_members(ops: FileOps, directory: Directory, listing: list[str], now: float) -> Iterator[tuple[str, Member]]:
+    """Each member that a listing of stream/ names, with its file; what is gone or holds no record is left out."""
+    for name in listing:
+        parsed = parse_member(name)
+        if parsed is None:
+            continue
+        try:
+            beat = ops.fresh_mtime(directory.fd, name)
+            record = msgspec.json.decode(ops.read_file(directory.fd, name), type=Record)
+        except (FileNotFoundError, CorruptRefError, *UNDECODABLE):
+            continue
+        yield name, Member(*parsed, record, now - (beat or 0.0))
