@@ -113,7 +113,9 @@ def test_a_killed_worker(store: SharedDirFeatureStore, queue: FileSampleRefQueue
             assert dataset.ack(ids) == []
             trained += ids
             if len(trained) == 8:
-                os.kill(iteration._workers[0].pid, signal.SIGKILL)
+                worker = iteration._workers[0].pid
+                os.kill(worker, signal.SIGKILL)
+                os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)  # torch raises here, when the signal comes
     del iteration
     gc.collect()
     dataset.give_back()
