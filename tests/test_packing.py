@@ -542,6 +542,21 @@ def test_what_a_killed_packer_left_is_noted_and_mended(path: Path, queue: Queue)
     assert check_queue(path, notes=True) == []
 
 
+def test_what_a_packing_had_in_hand_is_looked_into_by_the_same_repair(path: Path, queue: Queue) -> None:
+    """After a power cut it may be torn, or have another name in the queue; one repair ends with a clean queue."""
+    queue.close()
+    aside = {stem: path / "done" / f"{stem}.json.into-0123456789ab" for stem in ("empty", "linked", "both")}
+    for stem, file in aside.items():
+        file.write_bytes(b"" if stem == "empty" else DATA.replace(b'"s"', f'"{stem}"'.encode()))
+    os.link(aside["linked"], path / "pending" / "linked.json")
+    os.link(aside["both"], path / "done" / "both.json")
+    assert {found.kind for found in check_queue(path, notes=True)} == {"packing", "linked"}
+    repair(path)
+    assert check_queue(path, notes=True) == []
+    found = {state: names_in(path, state) for state in ("pending", "done", "failed")}
+    assert found == {"pending": ["linked.json"], "done": ["both.json", "linked.json"], "failed": ["empty.json"]}
+
+
 def pack_until_commit(pipe: Connection, path: Path) -> None:
     """Pack, and stop for good just before the commit."""
     tap = Tap()
