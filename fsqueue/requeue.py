@@ -52,7 +52,7 @@ def requeue(path: str, ids: Iterable[str], *, dry_run: bool = False, ledger_agre
     letters: dict[str, _Letter] = {}
     with reading(path) as layout:
         wanted = {sample_id: names.stem_of(sample_id) for sample_id in ids}
-        found = _letters(layout, set(wanted.values()))
+        found = _letters(layout, list(wanted.values()))
         done_stays = not ledger_agrees and layout.ops.exists(layout.root.fd, LEDGER)
         for sample_id, stem in wanted.items():
             letter = found.get(stem)
@@ -77,13 +77,13 @@ def requeue_failed(path: str, *, owner: str | None = None, dry_run: bool = False
         return _requeue(path, letters, dry_run)
 
 
-def _letters(layout: Layout, stems: set[str]) -> dict[str, _Letter]:
+def _letters(layout: Layout, stems: list[str]) -> dict[str, _Letter]:
     """The dead letter of each ref, or else what was done last.
 
     RACE: a done file that is packed while its places are looked at is looked for again.
     """
     found = {stem: letter for stem in stems if (letter := _read_letter(layout.failed, names.ref_file(stem)))}
-    missing = stems - found.keys()
+    missing = set(stems) - found.keys()
     for _ in range(_LOOKS if missing else 0):
         done = _done_by_stem(layout, missing)
         found |= {stem: letter for stem, files in done.items() if (letter := _done_last(layout, files))}
