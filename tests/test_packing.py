@@ -21,6 +21,7 @@ from fsqueue import FileSampleRefQueue, SampleRef, admin, packing, survey
 from fsqueue.check import check_queue, repair
 from fsqueue.cli.main import cli
 from fsqueue.codec import Codec
+from fsqueue.fileops import FileOps, using
 from fsqueue.requeue import requeue
 from fsqueue.segments import Line, encode_line, whole_lines
 
@@ -107,6 +108,18 @@ def test_only_files_that_are_old_enough_are_packed(path: Path, queue: Queue) -> 
     (segment,) = segments_in(path)
     assert names_in(path, "done") == [segment.name, "young@1.json"]
     assert os.stat(segment).st_mtime == LONG_AGO_S, "a segment is as old as its youngest ref"
+
+
+def test_a_name_that_a_listing_repeats_is_packed_once(path: Path) -> None:
+    """NFS may list a name twice while the directory changes; there a claim that finds its file claimed is believed."""
+    ops: Any = FileOps()
+    listdir = ops.listdir
+    ops.listdir = lambda fd: listdir(fd) * 2
+    ops.filesystem_type = lambda path: "nfs4"
+    with using(ops), FileSampleRefQueue(path, durable=False) as queue:
+        acked(queue, numbered(3))
+        assert queue.pack(older_than_s=-HOUR_S) == packing.Packed(refs=3, segments=1)
+    assert everything(path) == {each.sample_id: ["done"] for each in numbered(3)}
 
 
 def test_what_holds_no_whole_ref_of_its_name_stays_a_file(path: Path, queue: Queue) -> None:
