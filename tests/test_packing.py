@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 from support import GUARD_S, Child, Queue, Tap, assert_clean, drain, ids, names_in, numbered, open_tapped, ref, refs
 
-from fsqueue import FileSampleRefQueue, SampleRef, admin, packing, survey
+from fsqueue import FileSampleRefQueue, SampleRef, admin, lock, packing, survey
 from fsqueue.check import check_queue, repair
 from fsqueue.cli.main import cli
 from fsqueue.codec import Codec
@@ -412,9 +412,10 @@ def _stage(path: Path, packed: bool) -> None:
 @pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", INTERLEAVED)
 def test_whatever_happens_between_two_file_operations_no_ref_is_lost_or_doubled(
-    tmp_path: Path, name: str, stride: int
+    tmp_path: Path, name: str, stride: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One runs from beginning to end before each file operation of the other; then the other goes on."""
+    monkeypatch.setattr(lock, "GET_PATIENCE_S", 0.001)  # it would wait in vain for the one that waits for it
     packed, outer, inner, expected = INTERLEAVED[name]
     for at in range(len(name) % stride, 10_000, stride):
         path = tmp_path / str(at)
