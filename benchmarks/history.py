@@ -193,7 +193,7 @@ class _History:
 
     def _entitled_strangers(self) -> list[Call]:
         """Calls that settle the id by name, whoever holds it: they are made by hand, or by an owner that did not
-        lease it since it was opened, or since it put it itself."""
+        lease it since it was opened, or since it put or rewound it itself."""
         return [
             call
             for call in self._calls
@@ -202,7 +202,9 @@ class _History:
 
     def _knows_its_lease(self, call: Call) -> bool:
         own = [
-            c for c in self._calls if c.owner == call.owner and c.kind in ("get", "put") and c.over_at <= call.over_at
+            c
+            for c in self._calls
+            if c.owner == call.owner and c.kind in ("get", "put", "rewind") and c.over_at <= call.over_at
         ]
         return bool(own) and own[-1].kind == "get"
 

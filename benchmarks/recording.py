@@ -19,8 +19,9 @@ class Call:
     """One call of one handle, or what an observer saw.
 
     Attributes:
-        kind: put, get, ack, fail, release, renew, beat, requeue, move (by hand), died (and seen by others at once),
-            arrived (an observer saw the ids reach done/ or failed/), overlap (two held the lock at one instant).
+        kind: put, get, ack, fail, release, renew, beat, rewind (by the owner itself), requeue, move (by hand), died
+            (and seen by others at once), arrived (an observer saw the ids reach done/ or failed/), overlap (two held
+            the lock at one instant).
         owner: the handle's owner name; a handle that was opened after a restart is another owner.
         ids: what was asked for; of a get, what it returned; of a beat, what the owner leases.
         returned_at: None where it never returned, or raised.

@@ -61,17 +61,6 @@ def operator(path: str) -> Iterator[Handle]:
             directory.sync()
 
 
-@contextmanager
-def locked_soon(handle: Handle) -> Iterator[None]:
-    """Hold the order lock, or go on without it where it cannot be had soon."""
-    held = handle.order_file.acquire_soon()
-    try:
-        yield
-    finally:
-        if held:
-            handle.order_file.release()
-
-
 def fetch(handle: Handle, source: Directory, name: str, stem: str) -> bool:
     """Make a file anywhere in the queue a lease of this handle's; False where it was gone.
 

@@ -27,7 +27,7 @@ class Intake:
         handle = self._handle
         if handle.durable:
             # An fsync costs more than asking, and a restarted controller puts again what is pending.
-            self._refresh()
+            handle.layout.refresh_pending()
             pending = self._pending(list(contents))
             contents = {stem: data for stem, data in contents.items() if stem not in pending}
         if contents:
@@ -81,7 +81,7 @@ class Intake:
         RACE: a ref that moves from one directory to the other between two looks is in neither. So the first place
         is looked at again: by name where these are few for a listing of leased/, by that listing otherwise.
         """
-        self._refresh()
+        self._handle.layout.refresh_pending()
         few = len(stems) <= _FEW or (not self._handle.layout.remote and len(stems) * _NAMES_A_STAT < self._leased_names)
         looks = (self._pending, self._leased, self._pending) if few else (self._leased, self._pending, self._leased)
         known: set[str] = set()
@@ -91,10 +91,6 @@ class Intake:
                 break
             known |= look(missing)
         return known
-
-    def _refresh(self) -> None:
-        if self._handle.layout.remote:
-            self._handle.layout.pending.refresh()  # NFS: or names that are gone, or new, are remembered for 30 s
 
     def _pending(self, stems: list[str]) -> set[str]:
         handle = self._handle

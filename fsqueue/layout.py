@@ -89,6 +89,11 @@ class Layout:
         self._opened.append(directory)
         return directory
 
+    def refresh_pending(self) -> None:
+        """NFS: it remembers for up to 30 s that a name was missing or present; opening the directory ends that."""
+        if self.remote:
+            self.pending.refresh()
+
     def close(self) -> None:
         """Close all descriptors, also where closing one of them fails."""
         opened, self._opened = self._opened, []

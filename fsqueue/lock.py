@@ -13,7 +13,8 @@ import errno
 import os
 import threading
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from fsqueue.clock import FilesystemClock
@@ -77,6 +78,16 @@ class OrderFile:
         if not stuck:
             self._stuck_until = self.ops.monotonic() + STUCK_FOR_S
         return False
+
+    @contextmanager
+    def held_soon(self) -> Iterator[None]:
+        """Hold the lock, or go on without it where it cannot be had soon."""
+        held = self.acquire_soon()
+        try:
+            yield
+        finally:
+            if held:
+                self.release()
 
     def acquire_surely(self) -> None:
         """Take the lock, replacing the file where it could not be had for `PUT_TIMEOUT_S` seconds.

@@ -41,7 +41,7 @@ class Packed:
 def old_files(layout: Layout, limit: float) -> list[tuple[int, str, int]]:
     """(mtime_ns, name, size in bytes) of the done files last stamped before a time, the oldest first: a stat each."""
     found = []
-    for name in layout.done.listing():
+    for name in dict.fromkeys(layout.done.listing()):  # NFS: a listing may repeat a name, and each is claimed once
         parsed = names.parse_done(name)
         if parsed is None or names.done_file(*parsed) != name or len(name) > segments.NAME_LIMIT_BYTES:
             continue

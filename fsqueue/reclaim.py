@@ -96,7 +96,7 @@ class Reclaimer:
         return {owner for _, owner in set(leases).difference(expired)}
 
     def _dead(self, leases: list[Lease]) -> set[str]:
-        return {owner for owner in {owner for _, owner in leases} if self._is_dead(owner)}
+        return {owner for owner in dict.fromkeys(owner for _, owner in leases) if self._is_dead(owner)}
 
     def _expired(self, leases: list[Lease], dead: set[str], started: float) -> list[Lease]:
         self._now = None
@@ -221,7 +221,7 @@ class Reclaimer:
             return
         self._last_owners_mono = handle.ops.monotonic()
         owners = {owner for owner in map(names.parse_owner, handle.layout.owners.listing()) if owner}
-        dead = {owner for owner in owners if self._is_dead(owner)}
+        dead = {owner for owner in sorted(owners) if self._is_dead(owner)}
         gone = dead | self._abandoned(owners - dead)
         # The dead lease nothing new: what they hold is in this listing, made after they were found dead.
         gone -= {owner for _, owner in self._leases()} if gone else set()
@@ -229,7 +229,7 @@ class Reclaimer:
             return
         handle.sweep_wanted = True
         silently_remove(handle.ops, handle.layout.tmp.fd, self._leftovers(dead & gone))
-        silently_remove(handle.ops, handle.layout.owners.fd, [names.ref_file(owner) for owner in gone])
+        silently_remove(handle.ops, handle.layout.owners.fd, [names.ref_file(owner) for owner in sorted(gone)])
 
     def _leftovers(self, owners: set[str]) -> list[str]:
         prefixes = tuple(f"{owner}." for owner in owners)
@@ -246,7 +246,7 @@ class Reclaimer:
             return found
         self._last_abandoned_mono = handle.ops.monotonic()
         handle.show_up()
-        for owner in owners:
+        for owner in sorted(owners):
             record = self._record(owner)
             if owner == handle.owner or record is None or record.liveness() != "unknown":
                 continue

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from itertools import chain
 
 from fsqueue import names
-from fsqueue.admin import Outcome, fetch, hand_in_all, locked_soon, operator
+from fsqueue.admin import Outcome, fetch, hand_in_all, operator
 from fsqueue.codec import Bookkeeping, Event
 from fsqueue.directory import Directory
 from fsqueue.errors import CorruptRefError
 from fsqueue.handle import Handle
+from fsqueue.intake import Intake
 from fsqueue.layout import LEDGER, Layout
 from fsqueue.listing import File, files_in, owner_matches, packed_in, reading, stamp_of
 from fsqueue.moves import Change
@@ -52,7 +53,7 @@ def requeue(path: str, ids: Iterable[str], *, dry_run: bool = False, ledger_agre
     letters: dict[str, _Letter] = {}
     with reading(path) as layout:
         wanted = {sample_id: names.stem_of(sample_id) for sample_id in ids}
-        found = _letters(layout, set(wanted.values()))
+        found = _letters(layout, list(wanted.values()))
         done_stays = not ledger_agrees and layout.ops.exists(layout.root.fd, LEDGER)
         for sample_id, stem in wanted.items():
             letter = found.get(stem)
@@ -77,13 +78,13 @@ def requeue_failed(path: str, *, owner: str | None = None, dry_run: bool = False
         return _requeue(path, letters, dry_run)
 
 
-def _letters(layout: Layout, stems: set[str]) -> dict[str, _Letter]:
+def _letters(layout: Layout, stems: list[str]) -> dict[str, _Letter]:
     """The dead letter of each ref, or else what was done last.
 
     RACE: a done file that is packed while its places are looked at is looked for again.
     """
     found = {stem: letter for stem in stems if (letter := _read_letter(layout.failed, names.ref_file(stem)))}
-    missing = stems - found.keys()
+    missing = set(stems) - found.keys()
     for _ in range(_LOOKS if missing else 0):
         done = _done_by_stem(layout, missing)
         found |= {stem: letter for stem, files in done.items() if (letter := _done_last(layout, files))}
@@ -144,11 +145,11 @@ def _requeue_batch(handle: Handle, batch: list[tuple[str, _Letter]]) -> list[Out
     outcomes = []
     # RACE: under the lock no put is between its look for the id and its publishing, and a put that comes later
     # finds the ref leased. Without the lock, the id may be queued twice, as with two puts.
-    with locked_soon(handle):
-        holders = handle.moves.holders()
-        for sample_id, letter in batch:
-            stem = names.stem_of(letter.ref.sample_id or "")
-            if stem in holders or handle.ops.exists(handle.layout.pending.fd, names.ref_file(stem)):
+    with handle.order_file.held_soon():
+        stems = [names.stem_of(letter.ref.sample_id or "") for _, letter in batch]
+        live, holders = Intake(handle).known(stems), handle.moves.holders()
+        for stem, (sample_id, letter) in zip(stems, batch, strict=True):
+            if stem in live:
                 where = f"leased by {holders[stem][0]}" if stem in holders else "pending"
                 outcomes.append(Outcome(sample_id, False, f"{where} already: {letter.where} stays"))
             elif fetch(handle, letter.directory, letter.name, stem) or _fetch_packed(handle, letter, stem):

@@ -15,6 +15,7 @@ from fsqueue import names
 from fsqueue.errors import LeasesHeldError
 from fsqueue.fileops import current, despite_errors, explained
 from fsqueue.handle import Handle
+from fsqueue.intake import Intake
 from fsqueue.layout import open_layout
 from fsqueue.listing import files_in, packed_in
 from fsqueue.moves import record
@@ -118,12 +119,13 @@ def _batches(later: list[_Acked]) -> Iterator[list[_Acked]]:
 
 
 def _put_back(handle: Handle, batch: list[_Acked], after_step: int, returned: list[str]) -> set[_Acked]:
-    """Fetch a batch from done/, see which of it is live elsewhere by now, and put the others back.
+    """Fetch what of a batch in done/ is not live, see whether any of it is by now, and put the others back.
 
     Returns:
         What there is no more to do about: all but those that were gone when they were to be fetched.
 
-    RACE: looking first and fetching then would miss a ref whose next life is claimed in between.
+    RACE: under the lock no put is between its look for the id and its publishing, and a put that comes later finds the
+    ref leased. Without the lock, a look before the fetching alone would miss a ref whose next life begins in between.
     """
     layout, moves = handle.layout, handle.moves
     back: list[str] = []
@@ -131,7 +133,7 @@ def _put_back(handle: Handle, batch: list[_Acked], after_step: int, returned: li
     live: set[_Acked] = set()
 
     def fetch(entry: _Acked) -> None:
-        if entry[1] in handle.held or handle.ops.is_there(layout.pending.fd, names.ref_file(entry[1])):
+        if entry[1] in known:
             live.add(entry)
         elif moves.fetch(layout.done, entry[2], entry[1]):
             fetched.append(entry)
@@ -148,8 +150,11 @@ def _put_back(handle: Handle, batch: list[_Acked], after_step: int, returned: li
             back.append(stem)
 
     try:
-        despite_errors(fetch, batch)
+        with handle.order_file.held_soon():
+            known = Intake(handle).known([stem for _, stem, _ in batch])
+            despite_errors(fetch, batch)
         holders = moves.holders()
+        layout.refresh_pending()
         despite_errors(put_back, fetched)
     except BaseException:
         handle.stray(stem for _, stem, _ in fetched if stem not in back)

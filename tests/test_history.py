@@ -56,6 +56,14 @@ def test_what_nobody_put_is_unexpected() -> None:
     assert verdict(call("put", "p", 0), call("get", "a", 1), call("ack", "a", 2), call("get", "b", 3)).unexpected
 
 
+def test_who_rewound_a_ref_may_release_it_by_name() -> None:
+    """Its own earlier lease is history then, as after a put; else it would have touched another's lease."""
+    before = (call("put", "p", 0), call("get", "a", 1), call("ack", "a", 2), call("requeue", "server", 3))
+    after = (call("get", "b", 4), call("release", "a", 5), call("get", "c", 6), call("ack", "c", 7))
+    assert not verdict(*before, call("rewind", "a", 3), *after).problems()
+    assert verdict(*before, *after).double_leases
+
+
 def test_a_delivery_of_a_put_that_never_returned_is_recovered() -> None:
     """The producer died in put, and its ref was there all the same."""
     found = verdict(call("put", "p", 0, None), call("get", "a", 1), call("ack", "a", 2))

@@ -17,10 +17,11 @@ import pytest
 from click.testing import CliRunner
 from support import GUARD_S, Child, Queue, Tap, assert_clean, drain, ids, names_in, numbered, open_tapped, ref, refs
 
-from fsqueue import FileSampleRefQueue, SampleRef, admin, packing, survey
+from fsqueue import FileSampleRefQueue, SampleRef, admin, lock, packing, survey
 from fsqueue.check import check_queue, repair
 from fsqueue.cli.main import cli
 from fsqueue.codec import Codec
+from fsqueue.fileops import FileOps, using
 from fsqueue.requeue import requeue
 from fsqueue.segments import Line, encode_line, whole_lines
 
@@ -107,6 +108,18 @@ def test_only_files_that_are_old_enough_are_packed(path: Path, queue: Queue) -> 
     (segment,) = segments_in(path)
     assert names_in(path, "done") == [segment.name, "young@1.json"]
     assert os.stat(segment).st_mtime == LONG_AGO_S, "a segment is as old as its youngest ref"
+
+
+def test_a_name_that_a_listing_repeats_is_packed_once(path: Path) -> None:
+    """NFS may list a name twice while the directory changes; there a claim that finds its file claimed is believed."""
+    ops: Any = FileOps()
+    listdir = ops.listdir
+    ops.listdir = lambda fd: listdir(fd) * 2
+    ops.filesystem_type = lambda path: "nfs4"
+    with using(ops), FileSampleRefQueue(path, durable=False) as queue:
+        acked(queue, numbered(3))
+        assert queue.pack(older_than_s=-HOUR_S) == packing.Packed(refs=3, segments=1)
+    assert everything(path) == {each.sample_id: ["done"] for each in numbered(3)}
 
 
 def test_what_holds_no_whole_ref_of_its_name_stays_a_file(path: Path, queue: Queue) -> None:
@@ -399,9 +412,10 @@ def _stage(path: Path, packed: bool) -> None:
 @pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", INTERLEAVED)
 def test_whatever_happens_between_two_file_operations_no_ref_is_lost_or_doubled(
-    tmp_path: Path, name: str, stride: int
+    tmp_path: Path, name: str, stride: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One runs from beginning to end before each file operation of the other; then the other goes on."""
+    monkeypatch.setattr(lock, "GET_PATIENCE_S", 0.001)  # it would wait in vain for the one that waits for it
     packed, outer, inner, expected = INTERLEAVED[name]
     for at in range(len(name) % stride, 10_000, stride):
         path = tmp_path / str(at)
@@ -540,6 +554,21 @@ def test_what_a_killed_packer_left_is_noted_and_mended(path: Path, queue: Queue)
     assert all(mended.done for mended in repair(path))
     assert names_in(path, "done") == ["s00000@9.json", "s00001@9.json", "s00002@9.json"]
     assert check_queue(path, notes=True) == []
+
+
+def test_what_a_packing_had_in_hand_is_looked_into_by_the_same_repair(path: Path, queue: Queue) -> None:
+    """After a power cut it may be torn, or have another name in the queue; one repair ends with a clean queue."""
+    queue.close()
+    aside = {stem: path / "done" / f"{stem}.json.into-0123456789ab" for stem in ("empty", "linked", "both")}
+    for stem, file in aside.items():
+        file.write_bytes(b"" if stem == "empty" else DATA.replace(b'"s"', f'"{stem}"'.encode()))
+    os.link(aside["linked"], path / "pending" / "linked.json")
+    os.link(aside["both"], path / "done" / "both.json")
+    assert {found.kind for found in check_queue(path, notes=True)} == {"packing", "linked"}
+    repair(path)
+    assert check_queue(path, notes=True) == []
+    found = {state: names_in(path, state) for state in ("pending", "done", "failed")}
+    assert found == {"pending": ["linked.json"], "done": ["both.json", "linked.json"], "failed": ["empty.json"]}
 
 
 def pack_until_commit(pipe: Connection, path: Path) -> None:

@@ -23,6 +23,8 @@ from fsqueue.layout import DIRECTORIES, open_layout
 
 __all__ = ["Mended", "Violation", "check_queue", "repair"]
 
+_PASSES = 3
+
 
 def check_queue(path: str | os.PathLike[str], *, notes: bool = False) -> list[Violation]:
     """What is wrong with a queue; empty when it is clean. Takes no lock and writes nothing; only the
@@ -53,7 +55,9 @@ def check_queue(path: str | os.PathLike[str], *, notes: bool = False) -> list[Vi
 
 
 def repair(path: str | os.PathLike[str]) -> list[Mended]:
-    """Mend what `check_queue` finds, notes included, and report on each; no ref is lost by it.
+    """Mend what `check_queue` finds, notes included, and what comes to light by that; report on each.
+
+    No ref is lost by it. A file that a packing had in hand, for instance, is looked into once it is a done file again.
 
     Safe on a running queue: refs are moved as its handles move them, one rename each.
 
@@ -69,8 +73,15 @@ def repair(path: str | os.PathLike[str]) -> list[Mended]:
                 ops.mkdir(violation.path, 0o777)
             mended.append(Mended(violation, True, "created"))
         found = check_queue(path, notes=True)
-    if any(violation.mendable for violation in found):
-        mended += mend_all(path, found)
+    left_alone: set[tuple[str, str]] = set()
+    for _ in range(_PASSES):
+        found = [violation for violation in found if (violation.path, violation.kind) not in left_alone]
+        if not any(violation.mendable for violation in found):
+            break
+        tried = mend_all(path, found)
+        left_alone |= {(each.violation.path, each.violation.kind) for each in tried if not each.done}
+        mended += tried
+        found = check_queue(path, notes=True)
     return mended
 
 

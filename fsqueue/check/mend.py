@@ -11,7 +11,7 @@ import secrets
 from dataclasses import dataclass
 
 from fsqueue import names
-from fsqueue.admin import fetch, locked_soon, operator
+from fsqueue.admin import fetch, operator
 from fsqueue.check.violations import Violation
 from fsqueue.codec import Bookkeeping, bookkeeping_tail, split
 from fsqueue.directory import Directory
@@ -167,7 +167,7 @@ class Mender:
 
     def _fetch(self, directory: Directory, name: str, stem: str) -> bool:
         # RACE: under the lock, no put is between its look for the id and its publishing.
-        with locked_soon(self._handle):
+        with self._handle.order_file.held_soon():
             return fetch(self._handle, directory, name, stem)
 
     def _rename_settled(self, directory: Directory, name: str, stem: str) -> str:

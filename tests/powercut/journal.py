@@ -51,10 +51,11 @@ class Synced:
 
 @dataclass(frozen=True)
 class Moment:
-    """Where the script is: "put begins", "put returned", "removal begins", "ack returned", "final fail returned".
+    """Where the script is: "put begins", "put returned", "return begins" (a rewind or requeue), "removal begins",
+    "ack returned", "final fail returned", "producer joined", "producer leaves".
 
     Attributes:
-        ids: of a call that has returned, those that it did not report as lost.
+        ids: of a call that has returned, those that it did not report as lost; of a producer, its name.
     """
 
     what: str

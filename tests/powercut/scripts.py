@@ -13,19 +13,26 @@ from simulation.script import make_ref
 from fsqueue import FileSampleRefQueue, SampleRef
 from fsqueue import requeue as requeueing
 from fsqueue.fileops import using
+from fsqueue.stream import Membership
 from powercut.journal import Entries, Journal, Record, Synced, Truncate, Write
 from powercut.trial import QUEUE
 
 LEASE_S = 10.0
+AT_ONCE_S = -3600.0
 Handle = FileSampleRefQueue[SampleRef]
 
 
 class Stage:
-    """A queue whose operations are recorded, and the calls that the scripts make on it."""
+    """A queue whose operations are recorded, and the calls that the scripts make on it.
+
+    Attributes:
+        first: the power is not cut before so many records.
+    """
 
     def __init__(self, base: Path, durable: bool) -> None:
         self.base = base
         self.journal = Journal(base)
+        self.first = 0
         self._durable = durable
         self._handles: list[Handle] = []
 
@@ -43,12 +50,26 @@ class Stage:
     def settled(self, how: str, ids: list[str], lost: list[str]) -> None:
         self.journal.mark(f"{how} returned", [sample_id for sample_id in ids if sample_id not in lost])
 
-    def on_disk(self) -> int:
-        """All that was done so far reaches the disk; returns how many records that are."""
+    def acked(self, handle: Handle, *ids: str, step: int) -> None:
+        """Refs are put, leased and acknowledged."""
+        self.put(handle, *ids)
+        self.settled("ack", list(ids), handle.ack(handle.get(len(ids)), step=step))
+
+    def join(self, handle: Handle, name: str) -> Membership:
+        member = handle.producer(name)
+        self.journal.mark("producer joined", [name])
+        return member
+
+    def leave(self, member: Membership) -> None:
+        self.journal.mark("producer leaves", [member.name])
+        member.close()
+
+    def on_disk(self) -> None:
+        """All that was done so far reaches the disk, and the power is cut later."""
         records = self.journal.records
         nodes = {node for record in records for node in _nodes(record)}
         records += [Synced(node) for node in sorted(nodes)]
-        return len(records)
+        self.first = len(records)
 
     def close(self) -> None:
         for handle in self._handles:
@@ -146,7 +167,7 @@ def requeue(stage: Stage) -> None:
     queue = stage.open()
     stage.put(queue, "a")
     stage.settled("final fail", ["a"], queue.fail(queue.get(1), "a reason that is rather long", retryable=False))
-    stage.journal.mark("put begins", ["a"])
+    stage.journal.mark("return begins", ["a"])
     with using(stage.journal.ops):
         requeueing.requeue(str(stage.base / QUEUE), ["a"])
 
@@ -156,7 +177,7 @@ def rewind(stage: Stage) -> None:
     queue = stage.open()
     stage.put(queue, "a", "b")
     stage.settled("ack", ["a", "b"], queue.ack(queue.get(2), step=3))
-    stage.journal.mark("put begins", ["a", "b"])
+    stage.journal.mark("return begins", ["a", "b"])
     queue.rewind(after_step=2)
 
 
@@ -166,6 +187,58 @@ def put_again(stage: Stage) -> None:
     stage.put(queue, "a")
     stage.settled("ack", ["a"], queue.ack(queue.get(1)))
     stage.put(queue, "a")
+
+
+def ack_and_pack(stage: Stage) -> None:
+    """Done files become lines of a segment as soon as they are acknowledged."""
+    queue = stage.open()
+    stage.acked(queue, "a", step=3)
+    queue.pack(older_than_s=AT_ONCE_S)
+
+
+def pack_more(stage: Stage) -> None:
+    """A second packing takes over the first one's segment."""
+    queue = stage.open()
+    stage.acked(queue, "a", step=3)
+    queue.pack(older_than_s=AT_ONCE_S)
+    stage.acked(queue, "b", step=4)
+    stage.on_disk()
+    queue.pack(older_than_s=AT_ONCE_S)
+
+
+def rewind_what_is_packed(stage: Stage) -> None:
+    """One of the refs in a segment leaves it, the other one stays."""
+    queue = stage.open()
+    stage.acked(queue, "a", step=3)
+    stage.acked(queue, "b", step=4)
+    queue.pack(older_than_s=AT_ONCE_S)
+    stage.on_disk()
+    stage.journal.mark("return begins", ["b"])
+    queue.rewind(after_step=3)
+
+
+def pack_what_was_rewound(stage: Stage) -> None:
+    """A ref that left a segment is acknowledged again, and packed with that segment's rest."""
+    queue = stage.open()
+    stage.acked(queue, "a", step=3)
+    stage.acked(queue, "b", step=4)
+    queue.pack(older_than_s=AT_ONCE_S)
+    stage.journal.mark("return begins", ["b"])
+    queue.rewind(after_step=3)
+    stage.on_disk()
+    stage.settled("ack", ["b"], queue.ack(queue.get(1), step=4))
+    queue.pack(older_than_s=AT_ONCE_S)
+
+
+def two_producers(stage: Stage) -> None:
+    """One leaves the stream while the other one goes on."""
+    queue = stage.open()
+    first = stage.join(queue, "p1")
+    second = stage.join(queue, "p2")
+    stage.put(queue, "a")
+    stage.leave(first)
+    stage.put(queue, "b")
+    stage.leave(second)
 
 
 def create(stage: Stage) -> None:
@@ -191,6 +264,11 @@ SCRIPTS: dict[str, Callable[[Stage], None]] = {
         requeue,
         rewind,
         put_again,
+        ack_and_pack,
+        pack_more,
+        rewind_what_is_packed,
+        pack_what_was_rewound,
+        two_producers,
     )
 }
 
@@ -203,12 +281,11 @@ def record(script: Callable[[Stage], None], base: Path, durable: bool) -> tuple[
     base.mkdir()
     stage = Stage(base, durable)
     try:
-        first = 0
         if script is not create:
             stage.open()
-            first = stage.on_disk()
+            stage.on_disk()
         with mock.patch("fsqueue.owners.boot_id", lambda: "the boot before the power cut"):
             script(stage)
-        return stage.journal.records, first
+        return stage.journal.records, stage.first
     finally:
         stage.close()

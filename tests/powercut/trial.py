@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,14 +32,18 @@ class Trial:
 
     Attributes:
         delivered: how often each id came out.
-        settled: the ids whose ref is in done/ or failed/, whole.
+        done: how often each id is in done/, as a whole file or as a line of a segment.
+        failed: the ids whose ref is in failed/, whole.
+        ended: the stream says, of the queue that is empty then, that nothing will ever come again.
         reported: the problems that check named before mending.
         left: what check still finds after mending.
         refused: why the queue could not be opened any more.
     """
 
     delivered: Counter[str] = field(default_factory=Counter)
-    settled: set[str] = field(default_factory=set)
+    done: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)
+    ended: bool = False
     reported: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     refused: str | None = None
@@ -78,28 +84,28 @@ def attempt(image: Image, base: Path) -> Trial:
 def _mend(path: Path, trial: Trial) -> None:
     trial.reported = [f"{found.kind} {found.path}" for found in check_queue(path)]
     repair(path)
-    trial.left = [f"{found.kind} {found.path}" for found in check_queue(path) if found.mendable]
+    trial.left = [f"{found.kind} {found.path}" for found in check_queue(path, notes=True) if found.mendable]
 
 
 def _drain(path: Path, trial: Trial, ops: FileOps) -> None:
     with FileSampleRefQueue(path, durable=False) as queue:
-        for folder in ("done", "failed"):
-            trial.settled.update(_whole(path / folder))
+        trial.done, trial.failed = _settled(path / "done"), _settled(path / "failed")
         while refs := queue.get(64) or _after_a_while(queue, path, ops):
             trial.delivered.update(ref.sample_id for ref in refs)
             queue.ack(refs)
+        trial.ended = (path / "stream").exists() and queue.drained()
 
 
-def _whole(folder: Path) -> set[str]:
-    """The ids of the refs in a directory that decode."""
-    found = set()
+def _settled(folder: Path) -> Counter[str]:
+    """How often each id is there, in a file or a line that decodes."""
+    found: Counter[str] = Counter()
     for name in os.listdir(folder):
-        parsed = names.parse_done(name)
-        try:
-            if parsed and names.stem_of(_decode((folder / name).read_bytes()).sample_id) == parsed[0]:
-                found.add(parsed[0])
-        except CorruptRefError:
-            continue
+        data = (folder / name).read_bytes()
+        if name.endswith(".jsonl"):
+            found.update(json.loads(line)["ref"]["sample_id"] for line in data.splitlines())
+        elif parsed := names.parse_done(name):
+            with suppress(CorruptRefError):
+                found[parsed[0]] += names.stem_of(_decode(data).sample_id) == parsed[0]
     return found
 
 
@@ -120,6 +126,7 @@ def _hasty() -> FileOps:
     ops.sleep = lambda seconds: slept.append(slept.pop() + seconds)
     ops.monotonic = lambda: monotonic() + slept[0]
     ops.fsync = lambda fd: None
+    ops.filesystem_type = lambda path: "ext4"
     ops.each = lambda work, items, threads: [work(item) for item in items]
     hasty: FileOps = ops
     return hasty
@@ -132,14 +139,25 @@ class Promises:
     Attributes:
         kept: ids that must be there.
         settled: ids that were acknowledged, or failed for good, and must not come out again.
+        lives: how often each id was put at most.
+        producing: producers that have joined, and not begun to leave.
     """
 
     kept: set[str] = field(default_factory=set)
     settled: set[str] = field(default_factory=set)
+    lives: Counter[str] = field(default_factory=Counter)
+    producing: set[str] = field(default_factory=set)
 
     def add(self, moment: Moment) -> None:
         if moment.what == "put begins":
+            self.lives.update(moment.ids)
             self.settled.difference_update(moment.ids)
+        elif moment.what == "return begins":
+            self.settled.difference_update(moment.ids)
+        elif moment.what == "producer joined":
+            self.producing.update(moment.ids)
+        elif moment.what == "producer leaves":
+            self.producing.difference_update(moment.ids)
         elif moment.what == "put returned":
             self.kept.update(moment.ids)
         elif moment.what == "removal begins":
@@ -154,6 +172,7 @@ class Survey:
 
     Attributes:
         came_back: states in which an acknowledged ref is delivered again.
+        twice: states in which a ref is done or delivered more often than it was put.
     """
 
     cuts: int = 0
@@ -161,6 +180,7 @@ class Survey:
     distinct: int = 0
     problems: list[str] = field(default_factory=list)
     came_back: int = 0
+    twice: int = 0
 
 
 def survey(
@@ -176,10 +196,12 @@ def survey(
     result = Survey()
     trials: dict[Image, Trial] = {}
     promises = Promises()
-    for cut in range(first, len(records) + 1):
+    for cut in range(len(records) + 1):
         last = records[cut - 1] if cut else None
         if isinstance(last, Moment):
             promises.add(last)
+        if cut < first:
+            continue
         result.cuts += 1
         for image in set(images(records[:cut], rules, limit)):
             result.states += 1
@@ -187,7 +209,9 @@ def survey(
                 trials[image] = attempt(image, base / f"state{len(trials)}")
             found = _problems(trials[image], promises if durable else Promises())
             result.problems += [f"cut after {cut} records: {problem}" for problem in found]
-            result.came_back += bool(durable and promises.settled & set(trials[image].delivered))
+            if durable:
+                result.came_back += bool(promises.settled & set(trials[image].delivered))
+                result.twice += bool(trials[image].done + trials[image].delivered - promises.lives)
     result.distinct = len(trials)
     return result
 
@@ -196,7 +220,10 @@ def _problems(trial: Trial, promises: Promises) -> list[str]:
     found = [f"not mended: {line}" for line in trial.left]
     if trial.refused is not None:
         return [*found, f"refused: {trial.refused}"]
-    there = set(trial.delivered) | trial.settled
+    there = set(trial.delivered + trial.done + trial.failed)
     found += [f"lost: {sample_id}" for sample_id in sorted(promises.kept - there)]
     found += [f"delivered {count} times: {i}" for i, count in trial.delivered.items() if count > 1]
+    found += [f"done {count} times: {i}" for i, count in trial.done.items() if count > 1]
+    if trial.ended and promises.producing:
+        found.append(f"the stream has ended, without the producers {sorted(promises.producing)}")
     return found

@@ -88,10 +88,15 @@ def plan_from_json(text: str) -> Plan:
 
 @dataclass
 class _Maker:
-    """Makes a plan's parts from one stream of random numbers."""
+    """Makes a plan's parts from one stream of random numbers.
+
+    Attributes:
+        archiving: much is packed and rewound, and so every ack names a step.
+    """
 
     rng: random.Random
     shared_ids: bool
+    archiving: bool
     known: list[str] = field(default_factory=list)
 
     def client(self, name: str, steps: int, faults: int) -> Client:
@@ -107,7 +112,8 @@ class _Maker:
 
     def _step(self, name: str, number: int) -> Step:
         rng = self.rng
-        kind = rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
+        weights = _ARCHIVING if self.archiving else _WEIGHTS
+        kind = rng.choices(list(weights), list(weights.values()))[0]
         if kind == "put":
             return ("put", self._new_ids(name, number))
         if kind == "get":
@@ -116,7 +122,7 @@ class _Maker:
         if kind == "work":
             return ("work", round(rng.choice((0.05, 1.0, 9.9, 10.05, 12.0, 31.0)) * rng.uniform(0.9, 1.1), 3))
         if kind == "ack":
-            return (kind, rng.randint(1, 4), rng.choice((None, None, number)))
+            return (kind, rng.randint(1, 4), number if self.archiving else rng.choice((None, None, number)))
         if kind in ("release", "renew"):
             return (kind, rng.randint(1, 4))
         if kind == "fail":
@@ -142,7 +148,9 @@ class _Maker:
 _WEIGHTS = {
     "put": 22, "get": 30, "ack": 18, "work": 12, "fail": 5, "release": 4, "renew": 5, "beat": 3, "reclaim": 3,
     "reopen": 2, "by_id": 2, "requeue": 2, "rewind": 1, "move": 1,
+    "pack": 1,
 }  # fmt: skip
+_ARCHIVING = {**_WEIGHTS, "ack": 24, "requeue": 3, "rewind": 8, "pack": 16}
 
 
 def make_plan(seed: int, unmeasured: tuple[str, ...] = ()) -> Plan:
@@ -157,9 +165,9 @@ def make_plan(seed: int, unmeasured: tuple[str, ...] = ()) -> Plan:
         latency_s=rng.choice((0.0005, 0.002, 0.02)),
         unmeasured=unmeasured,
     )
-    maker = _Maker(rng, shared_ids=rng.random() < 0.3)
+    maker = _Maker(rng, shared_ids=rng.random() < 0.3, archiving=rng.random() < 0.25)
     clients = tuple(
-        maker.client(f"c{index}", rng.randint(3, 12), rng.choice((0, 0, 0, 1, 1, 2)))
+        maker.client(f"c{index}", rng.randint(3, 12) * (1 + maker.archiving), rng.choice((0, 0, 0, 1, 1, 2)))
         for index in range(rng.randint(2, 4))
     )
     return Plan(
@@ -168,7 +176,7 @@ def make_plan(seed: int, unmeasured: tuple[str, ...] = ()) -> Plan:
         clients,
         lock=rng.choice(("flock", "flock", "flock", "none")),
         durable=rng.random() < 0.5,
-        keep_done=rng.random() < 0.8,
+        keep_done=maker.archiving or rng.random() < 0.8,
         heartbeat_s=rng.choice((None, None, 3.0)),
         max_attempts=rng.choice((None, None, 2)),
         created=rng.random() < 0.8,

@@ -17,7 +17,7 @@ from unittest import mock
 from history import Verdict, check
 from recording import OVERLAP, Call, Line, Log, calls_in
 
-from fsqueue import FileSampleRefQueue, SampleRef, StaleLockWarning, names
+from fsqueue import FileSampleRefQueue, SampleRef, StaleLockWarning, names, segments
 from fsqueue.check import check_queue
 from fsqueue.codec import Codec
 from fsqueue.errors import CorruptRefError
@@ -65,7 +65,7 @@ class _Observer:
     def _renamed(self, inode: Inode, source: Inode, name: str, target: Inode, new_name: str) -> None:
         self._learn_folders()
         folder = self._folders.get(target)
-        if folder in ("done", "failed"):
+        if folder in ("done", "failed") and source is not target:
             parsed = names.parse_done(new_name) if folder == "done" else (names.parse_ref(new_name),)
             if parsed and parsed[0]:
                 self._log.saw("arrived", folder, [parsed[0]])
@@ -127,7 +127,7 @@ class _NoHeartbeats:
 
 @contextmanager
 def _deterministic() -> Iterator[None]:
-    """Owner names by number, no heartbeat thread, and every client looks like another host."""
+    """Names of owners and of packings by number, no heartbeat thread, and every client looks like another host."""
     serials = count(1)
 
     def new_owner(name: str | None, path: str) -> str:
@@ -142,6 +142,10 @@ def _deterministic() -> Iterator[None]:
         warnings.simplefilter("ignore", StaleLockWarning)
         for module in ("parts", "admin"):
             stack.enter_context(mock.patch(f"fsqueue.{module}.new_owner", new_owner))
+        stack.enter_context(
+            mock.patch("fsqueue.revision.secrets.token_hex", lambda size: f"{next(serials):0{2 * size}x}")
+        )
+        stack.enter_context(mock.patch("os.getpid", lambda: 1))
         stack.enter_context(mock.patch("fsqueue.owners.heartbeats", _NoHeartbeats()))
         for name in ("boot_id", "pid_namespace"):
             stack.enter_context(mock.patch(f"fsqueue.owners.{name}", lambda: None))
@@ -258,20 +262,29 @@ class _Run:
         """What is in done/ and failed/ at the end is what was put, and an id that was put once is there once."""
         problems = []
         found: Counter[str] = Counter()
-        for folder in ("done", "failed"):
-            for name, inode in self._observer.entries(folder).items():
-                parsed = names.parse_done(name)
-                if parsed is None:
-                    continue
-                found[parsed[0]] += 1
-                try:
-                    if _decode(bytes(inode.data)) != make_ref(parsed[0]):
-                        problems.append(f"changed: {folder}/{name}: {bytes(inode.data)!r}")
-                except CorruptRefError as error:
-                    problems.append(f"corrupt: {folder}/{name}: {error}: {bytes(inode.data)!r}")
+        for place, stem, data in self._settled():
+            found[stem] += 1
+            try:
+                if _decode(data) != make_ref(stem):
+                    problems.append(f"changed: {place}: {data!r}")
+            except CorruptRefError as error:
+                problems.append(f"corrupt: {place}: {error}: {data!r}")
         if self._plan.keep_done:
             problems += self._counted(found)
         return problems
+
+    def _settled(self) -> Iterator[tuple[str, str, bytes]]:
+        """(where, stem, bytes) of each ref in done/ and failed/, whether packed or in the hand of a packing."""
+        done, failed = self._observer.entries("done"), self._observer.entries("failed")
+        names_in_done = segments.read_names(done)
+        for segment in names_in_done.segments:
+            lines, damaged = segments.whole_lines(bytes(done[segment.name].data))
+            assert len(lines) == segment.refs and not damaged, segment
+            yield from ((f"done/{segment.name}", line.stem, line.data) for line in lines)
+        files = [("done", name, done[at]) for name, at in names_in_done.files.items()]
+        for folder, name, inode in files + [("failed", name, inode) for name, inode in failed.items()]:
+            if parsed := names.parse_done(name):
+                yield f"{folder}/{name}", parsed[0], bytes(inode.data)
 
     def _counted(self, found: Counter[str]) -> list[str]:
         puts = Counter(i for line in self._lines if line.get("kind") == "put" for i in line["ids"])

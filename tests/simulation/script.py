@@ -170,7 +170,12 @@ class Script:
             requeue(QUEUE, ids)
 
     def _rewind(self, queue: Recorded, step: int) -> None:
-        queue.queue.rewind(after_step=step, force=True)
+        key = self._log.begin("rewind", queue.owner)
+        self._log.end(key, ids=queue.queue.rewind(after_step=step, force=True))
+
+    def _pack(self, queue: Recorded) -> None:
+        """Of whatever age; the observer sees that what is packed stays where it is."""
+        queue.queue.pack(older_than_s=-1.0)
 
     def _move(self, queue: Recorded) -> None:
         """Somebody takes a lease away by hand: mv leased/x@owner.json pending/x.json."""

@@ -1,0 +1,57 @@
+"""A ref that is done and has been put again: to take back its first life is not to make it live twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support import Queue, Tap, assert_clean, names_in, ref
+
+from fsqueue import FileSampleRefQueue
+from fsqueue.requeue import requeue
+
+
+def claim(other: Queue) -> None:
+    assert other._here().handle.moves.claim("x")
+
+
+def give_back(other: Queue) -> None:
+    assert other._here().handle.moves.give_back("x")
+
+
+def rewind(path: Path) -> None:
+    with FileSampleRefQueue(path, durable=False) as queue:
+        queue.rewind(after_step=1, force=True)
+
+
+def second_life(path: Path, other: Queue, leased: bool) -> None:
+    """Ref x is done at step 5, and pending or leased again."""
+    other.put([ref("x")])
+    other.ack(other.get(1), step=5)
+    other.put([ref("x")])
+    if leased:
+        assert len(other.get(1)) == 1
+
+
+@pytest.mark.parametrize("change", [claim, give_back])
+@pytest.mark.parametrize("command", [lambda path: requeue(str(path), ["x"]), rewind], ids=["requeue", "rewind"])
+def test_a_ref_that_changes_hands_meanwhile_does_not_become_live_twice(
+    tmp_path: Path, command: Callable[[Path], None], change: Callable[[Queue], None]
+) -> None:
+    """Before each file operation of the command in turn, another handle claims the ref or gives it back."""
+    for at in range(10_000):
+        path, tap = tmp_path / str(at), Tap()
+        with FileSampleRefQueue(path, durable=False) as other:
+            second_life(path, other, leased=change is give_back)
+            tap.before = lambda *_, tap=tap, other=other, at=at: (
+                change(other) if sum(tap.counts.values()) == at + 1 else None
+            )
+            with tap.here():
+                command(path)
+            assert len(names_in(path, "pending") + names_in(path, "leased")) == 1, f"before file operation {at}"
+            assert names_in(path, "done") == ["x@5.json"]
+        assert_clean(path)
+        if sum(tap.counts.values()) <= at:
+            return
+    raise AssertionError("the command never came to its end")
