@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -156,6 +157,7 @@ def _run(
         while refs := queue.get(1_000):
             rest += [ref.sample_id for ref in refs]
             queue.ack(refs)
+    shutil.rmtree(path)  # a tmpfs runs out of inodes before it runs out of space
     put = backlog + [sample_id for work in works for sample_id in work.put]
     return crowd, checked(name, put, rest + [sample_id for work in works for sample_id in work.got])
 

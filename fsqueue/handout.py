@@ -19,6 +19,7 @@ _SORT_BY_MTIME_LIMIT = 4096
 _CHEAP_SWEEP_S = 0.001
 _RELAX = 20
 _CLAIMING_S = 0.002
+_REMOTE_CLAIMING_S = 0.05
 
 Partition = tuple[int, int]
 
@@ -35,7 +36,8 @@ class Handout:
         self._scans: dict[Partition | None, Scan] = {}
         self._unchanged = Unchanged(handle.layout.pending)
         self._no_sweep_before = -1e9
-        self._sweep_s = 0.0  # what the last one cost
+        self._sweep_s = 0.0  # what the last listing and comparison cost
+        self._adopted_at = -1e9
 
     def take(self, count: int, partition: Partition | None, thorough: bool, leased: list[str]) -> bool:
         """Lease up to count refs in FIFO order and append their stems to leased; False when there were none.
@@ -137,7 +139,7 @@ class Handout:
         return found > 0 or bool(self._scans)
 
     def adopt(self) -> int:
-        """Name in the order every pending ref that no line names; returns how many there were.
+        """Name in the order every pending ref that no line names; returns how many there were, whoever named them.
 
         A ref is adopted within `SWEEP_S` seconds, or 100 times what a listing takes, of being stranded; sooner where
         the order is exhausted and `_sweep` has reason to list.
@@ -145,40 +147,52 @@ class Handout:
         handle, started = self._handle, self._handle.ops.monotonic()
         handle.sweep_wanted = False
         try:
-            stems = self._unnamed(self._pending_stems())
+            stranded = self._unnamed(self._pending_stems())
             self._sweep_s = handle.ops.monotonic() - started
-            if stems:
+            if stranded:
                 # RACE: another handle may just have taken the places of these, and be about to claim them.
-                handle.ops.sleep(_CLAIMING_S)
-                stems = self._unnamed(set(stems).intersection(self._pending_stems()), adopt=True)
+                handle.ops.sleep(_REMOTE_CLAIMING_S if handle.layout.remote else _CLAIMING_S)
+                stranded = set(stranded).intersection(self._pending_stems())
+                self._name(stranded)
         except BaseException:
             handle.sweep_wanted = True
             raise
-        return len(stems)
+        self._adopted_at = started
+        return len(stranded)
 
-    def _unnamed(self, stems: Collection[str], adopt: bool = False) -> list[str]:
-        """Those of the stems that no line of the order names; adopt them, if they are to be."""
+    def _unnamed(self, stems: list[str]) -> Collection[str]:
+        """Those of the stems that no line of the order names."""
         handle = self._handle
         if not stems:
-            return []
-        if not handle.order_file.acquire_soon():
-            handle.sweep_wanted = True
-            return []
-        try:
+            return stems
+        with handle.order_file.held_soon() as held:
+            if not held:
+                handle.sweep_wanted = True
+                return []
             unnamed = handle.order.unnamed_locked(stems)
-            if unnamed and adopt:
-                handle.order.append_locked(self._arrange(unnamed))
-            if adopt or not unnamed:
+            if not unnamed:
                 handle.order.swept_locked(handle.ops.time())
             return unnamed
-        finally:
-            handle.order_file.release()
+
+    def _name(self, stems: Collection[str]) -> None:
+        """Append those of the stems to the order that no line names by now."""
+        handle = self._handle
+        if not stems:
+            return
+        with handle.order_file.held_soon() as held:
+            if not held:
+                handle.sweep_wanted = True
+                return
+            if unnamed := handle.order.unnamed_locked(stems):
+                handle.order.append_locked(self._arrange(unnamed))
+            handle.order.swept_locked(handle.ops.time())
 
     def sweep_if_due(self) -> None:
         """Adopt stranded refs though the order is not exhausted, once in a while and for all handles."""
         handle = self._handle
         swept_at, started = handle.order.swept_at, handle.ops.monotonic()
         overdue = swept_at is not None and abs(handle.ops.time() - swept_at) > SWEEP_S
+        overdue = overdue and started - self._adopted_at > SWEEP_S  # the header is left alone where nothing is pending
         if handle.sweep_wanted or (overdue and started >= self._no_sweep_before):
             self.adopt()
             self._no_sweep_before = started + 100 * self._sweep_s
@@ -218,6 +232,8 @@ class Handout:
         return (n for n, line in lines if line and line[0] != DEAD and partition_of(line, count) == index)
 
     def _line_belongs(self, line: bytes, partition: Partition) -> bool:
+        if b"%" not in line and b"~" not in line:
+            return bool(line) and line[0] != DEAD and partition_of(line, partition[1]) == partition[0]
         stem = line.decode("ascii", "replace")
         return names.is_stem(stem) and self._belongs(stem, partition)
 

@@ -89,6 +89,11 @@ class Layout:
         self._opened.append(directory)
         return directory
 
+    @property
+    def batch_size(self) -> int:
+        """How many refs an operator's call moves under one hold of the lock: within a part of a second, anywhere."""
+        return 32 if self.remote else 256
+
     def refresh_pending(self) -> None:
         """NFS: it remembers for up to 30 s that a name was missing or present; opening the directory ends that."""
         if self.remote:

@@ -80,11 +80,11 @@ class OrderFile:
         return False
 
     @contextmanager
-    def held_soon(self) -> Iterator[None]:
-        """Hold the lock, or go on without it where it cannot be had soon."""
+    def held_soon(self) -> Iterator[bool]:
+        """Hold the lock, or go on without it where it cannot be had soon; says which."""
         held = self.acquire_soon()
         try:
-            yield
+            yield held
         finally:
             if held:
                 self.release()

@@ -82,10 +82,12 @@ class Order:
 
     def may_name_some(self) -> bool:
         """Whether it is worth taking the lock for; without the lock, and from the cache of a shared mount, a guess."""
-        if self._file.fd < 0:
-            return True
-        header = Header.decode(self._ops.pread(self._file.fd, HEADER_BYTES, 0))
-        return header is None or header.cursor < self._ops.fstat(self._file.fd).st_size
+        fd = self._file.fd
+        try:
+            header = Header.decode(self._ops.pread(fd, HEADER_BYTES, 0)) if fd >= 0 else None
+            return header is None or header.cursor < self._ops.fstat(fd).st_size
+        except OSError:
+            return True  # another thread has closed it, or its file is gone
 
     def header_locked(self) -> Header:
         """The header; a damaged one is replaced by that of an empty order."""
@@ -183,7 +185,7 @@ class Order:
         at = after = first = last = dead_bytes = 0
         for index in found:
             at += sum(map(len, lines[after:index])) + index - after
-            size_bytes = len(lines[index]) + 1
+            size_bytes = min(len(lines[index]) + 1, len(data) - at)
             stem = _stem(lines[index])
             if stem is not None:
                 marked[at] = DEAD
@@ -194,7 +196,7 @@ class Order:
             at, after = at + size_bytes, index + 1
         if stems:
             self._ops.pwrite_all(self._file.fd, bytes(marked[first:last]), offset + first)
-        return stems, min(at, len(data)), dead_bytes
+        return stems, at, dead_bytes
 
     def _skip_dead_locked(self, header: Header) -> Header:
         """Move the cursor past dead lines that it has come to."""

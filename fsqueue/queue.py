@@ -2,7 +2,7 @@
 
 put:  encode all, write to tmp/, publish under the lock          (intake.py)
 get:  reclaim what expired, take places, claim, read, decode     (reclaim.py, handout.py)
-ack, fail, release, renew: settle a lease by one rename          (settling.py, settle.py)
+ack, fail, release, renew: settle a lease by one rename          (leases.py, settle.py)
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from fsqueue.fileops import explained
 from fsqueue.handle import Handle
 from fsqueue.handout import Partition
 from fsqueue.layout import ensure_queue
+from fsqueue.leases import Leases
 from fsqueue.overlap import IoThreads
 from fsqueue.parts import Options, Parts, open_parts
 from fsqueue.records import SampleRef
 from fsqueue.revision import look
-from fsqueue.settling import Settling
 from fsqueue.streaming import Streaming
 from fsqueue.tally import Counts
 
 R = TypeVar("R")
 
 
-class FileSampleRefQueue(Settling[R], Streaming[R]):
+class FileSampleRefQueue(Leases[R], Streaming[R]):
     """A durable, exclusive queue of sample refs in a directory, shared by processes and nodes.
 
     A handle may be used by several threads. After a fork, the child's use of it makes it a handle of the

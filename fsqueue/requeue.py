@@ -18,7 +18,6 @@ from fsqueue.moves import Change
 from fsqueue.sight import sight
 from fsqueue.unpacking import unpack
 
-_BATCH = 256
 _LOOKS = 3
 
 
@@ -135,8 +134,9 @@ def _requeue(path: str, letters: dict[str, _Letter], dry_run: bool) -> list[Outc
     with operator(path) as handle:
         if packed:
             unpack(handle, lambda stem, step: names.done_file(stem, step) in packed)
-        for start in range(0, len(good), _BATCH):
-            outcomes += _requeue_batch(handle, good[start : start + _BATCH])
+        size = handle.layout.batch_size
+        for start in range(0, len(good), size):
+            outcomes += _requeue_batch(handle, good[start : start + size])
     return outcomes
 
 
@@ -145,15 +145,19 @@ def _requeue_batch(handle: Handle, batch: list[tuple[str, _Letter]]) -> list[Out
     outcomes = []
     # RACE: under the lock no put is between its look for the id and its publishing, and a put that comes later
     # finds the ref leased. Without the lock, the id may be queued twice, as with two puts.
-    with handle.order_file.held_soon():
+    with handle.order_file.held_soon() as held:
+        if held:
+            handle.order.header_locked()  # how long the backlog is decides how to look through it
         stems = [names.stem_of(letter.ref.sample_id or "") for _, letter in batch]
         live, holders = Intake(handle).known(stems), handle.moves.holders()
         for stem, (sample_id, letter) in zip(stems, batch, strict=True):
             if stem in live:
                 where = f"leased by {holders[stem][0]}" if stem in holders else "pending"
+                where = "requeued" if stem in fetched else where
                 outcomes.append(Outcome(sample_id, False, f"{where} already: {letter.where} stays"))
             elif fetch(handle, letter.directory, letter.name, stem) or _fetch_packed(handle, letter, stem):
                 fetched[stem] = sample_id
+                live.add(stem)  # another dead letter of this id would replace it
                 outcomes.append(Outcome(sample_id, True, f"from {letter.where}"))
             else:
                 outcomes.append(Outcome(sample_id, False, f"{letter.where} is gone: somebody else moved it"))

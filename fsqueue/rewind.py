@@ -23,7 +23,6 @@ from fsqueue.owners import new_owner
 from fsqueue.reclaim import Reclaimer
 from fsqueue.unpacking import unpack
 
-_BATCH = 256
 _LOOKS = 2
 
 _Acked = tuple[int, str, str]
@@ -52,7 +51,7 @@ def rewind(handle: Handle, after_step: int, force: bool) -> list[str]:
     for look in itertools.count(1):
         # RACE: a packing may claim a file while it is listed, or afterwards: look twice, then for what was missed.
         later = [e for e in _acked_later(handle, after_step) if e not in settled and (look <= _LOOKS or e in missed)]
-        for batch in _batches(later):
+        for batch in _batches(later, handle.layout.batch_size):
             settled |= _put_back(handle, batch, after_step, returned)
         missed = set(later) - settled
         if look >= _LOOKS and not missed:
@@ -107,11 +106,11 @@ def outlook(path: str, after_step: int, force: bool) -> Outlook:
         return Outlook([names.id_of(stem) or stem for stem in dict.fromkeys(stem for _, stem, _ in later)], live)
 
 
-def _batches(later: list[_Acked]) -> Iterator[list[_Acked]]:
-    """Parts of about `_BATCH`; the lives of one ref are in one, in which the last replaces those before."""
+def _batches(later: list[_Acked], size: int) -> Iterator[list[_Acked]]:
+    """Parts of about this size; the lives of one ref are in one, in which the last replaces those before."""
     start = 0
     while start < len(later):
-        end = min(start + _BATCH, len(later))
+        end = min(start + size, len(later))
         while end < len(later) and later[end][1] == later[end - 1][1]:
             end += 1
         yield later[start:end]
@@ -150,7 +149,9 @@ def _put_back(handle: Handle, batch: list[_Acked], after_step: int, returned: li
             back.append(stem)
 
     try:
-        with handle.order_file.held_soon():
+        with handle.order_file.held_soon() as held:
+            if held:
+                handle.order.header_locked()  # how long the backlog is decides how to look through it
             known = Intake(handle).known([stem for _, stem, _ in batch])
             despite_errors(fetch, batch)
         holders = moves.holders()

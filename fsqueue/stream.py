@@ -21,7 +21,7 @@ from fsqueue.fileops import FileOps, silently_remove
 from fsqueue.handle import Handle
 from fsqueue.layout import STREAM, make_directory
 from fsqueue.membership import Member, Membership, Record, Role, parse_member, read_members
-from fsqueue.tally import Unchanged, settling_s
+from fsqueue.tally import Unchanged, standstill_s
 
 QUANTUM = "quantum.json"
 
@@ -50,6 +50,7 @@ class Stream:
         self._stood: tuple[tuple[int, int], float] = ((0, 0), 0.0)
         self._unchanged = Unchanged(self.directory)
         self._watched_at = -1e9
+        self._failures_seen: set[str] = set()
 
     @classmethod
     def of(cls, handle: Handle) -> Stream:
@@ -121,16 +122,21 @@ class Stream:
                 raise MemberFailedError(member.describe(), reason, member.record.traceback)
 
     def watch(self, role: Role) -> None:
-        """As `raise_failures`, for who asks often: a look at the directory's mtime, and at the members after a change.
+        """As `raise_failures`, for who asks often: a look at the directory's mtime, and a listing after a change.
 
-        Who has fallen silent changes nothing there, so the members are looked at as often as hearts beat, too.
+        The members are read when there is a new failure among the names, and as often as hearts beat: who has fallen
+        silent changes nothing there.
         """
         began_at = self._ops.monotonic()
-        if self._unchanged.holds() and began_at - self._watched_at < membership.BEAT_S:
+        overdue = began_at - self._watched_at >= membership.BEAT_S
+        if self._unchanged.holds() and not overdue:
             return
-        self.raise_failures(role)
+        failed = {name for name in self.directory.listing() if parse_member(name) == (role, "failed")}
+        if overdue or not failed <= self._failures_seen:
+            self.raise_failures(role)
+            self._watched_at = began_at
+        self._failures_seen = failed
         self._unchanged.listed(began_at)
-        self._watched_at = began_at
 
     def _is_old(self, member: Member) -> bool:
         """Whether this handle is too young to hold what became of a member against it."""
@@ -175,8 +181,8 @@ class Stream:
         """
         if not self.all_closed("producer") or self._any_live(besides):
             return False
-        settled = self._settle()
-        return not self._any_live(besides) and settled == self._changed_at_ns()
+        stood = self._stand_still()
+        return not self._any_live(besides) and stood == self._changed_at_ns()
 
     def _any_live(self, besides: frozenset[str]) -> bool:
         pending = self._handle.layout.pending
@@ -190,12 +196,12 @@ class Stream:
         layout = self._handle.layout
         return layout.pending.changed_at_ns(), layout.leased.changed_at_ns()
 
-    def _settle(self) -> tuple[int, int]:
+    def _stand_still(self) -> tuple[int, int]:
         """Both directories' mtimes, after they had the time to change; they have had it since they were first seen."""
         found, now = self._changed_at_ns(), self._ops.monotonic()
         if found != self._stood[0]:
             self._stood = found, now
-        left_s = self._stood[1] + settling_s(*found) - now
+        left_s = self._stood[1] + standstill_s(*found) - now
         if left_s > 0:
             self._ops.sleep(left_s)
         return found

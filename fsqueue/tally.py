@@ -20,7 +20,7 @@ class Counts(NamedTuple):
     failed: int
 
 
-def settling_s(*changed_at_ns: int) -> float:
+def standstill_s(*changed_at_ns: int) -> float:
     """For how many seconds directories' mtimes must have stood still, until no change can leave them as they are.
 
     Kernels stamp by a clock that ticks every 1 to 10 ms; a filesystem that keeps no part of a second rounds down to

@@ -35,13 +35,14 @@ class Waiter:
         self._deadline = self._ops.monotonic() + timeout_s if timeout_s and timeout_s > 0 else None
         self._seen = self._look() if self._deadline is not None else None
         self._over = self._deadline is None
+        self._full_look_at = float("inf")
 
     def expired(self) -> bool:
         """Whether the time is up; true only after one more look at or past the deadline."""
         return self._over
 
     def wait(self) -> bool:
-        """Sleep until the order has changed, a full look is due, or the time is up; False in the first case.
+        """Sleep until the order may name something new, a full look is due, or the time is up; False in the first case.
 
         Of many that wait, most find the refs of a put taken when they come: they need not list what is pending.
         """
@@ -53,7 +54,7 @@ class Waiter:
 
     def _wait(self, started: float) -> bool:
         assert self._deadline is not None
-        full_look_at = started + max(self._idle_s(self._rounds), self._ceiling_s)
+        self._full_look_at = min(self._full_look_at, started + max(self._idle_s(self._rounds), self._ceiling_s))
         while True:
             now = self._ops.monotonic()
             if now >= self._deadline:
@@ -62,19 +63,23 @@ class Waiter:
             pause_s = self._pause_s * (0.9 + 0.1 * self._ops.random())
             self._ops.sleep(min(pause_s, self._deadline - now))
             self._pause_s = min(self._pause_s * _GROWTH, self._ceiling_s)
-            seen = self._look()
-            if seen != self._seen:
-                replaced = seen is None or self._seen is None or seen[0] != self._seen[0]
-                self._seen = seen
+            before, self._seen = self._seen, self._look()
+            if self._seen != before:
                 self._rounds = 1
-                if replaced or self._handle.order.may_name_some():
-                    return replaced
-            if now >= full_look_at:
+            if now >= self._full_look_at or _is_another(self._seen, before):
+                self._full_look_at = float("inf")
                 self._rounds = min(self._rounds + 1, _MOST_ROUNDS)
                 return True
+            if self._seen != before and self._handle.order.may_name_some():
+                return False
 
     def _look(self) -> tuple[int, int] | None:
         try:
             return self._handle.order_file.peek()
         except FileNotFoundError:
             return None
+
+
+def _is_another(seen: tuple[int, int] | None, before: tuple[int, int] | None) -> bool:
+    """Whether the order file came, went or was replaced between two looks."""
+    return (seen and seen[0]) != (before and before[0])

@@ -28,6 +28,7 @@ from support import (
     numbered,
     open_descriptors,
     open_tapped,
+    ref,
     refs,
     wait_until,
 )
@@ -382,3 +383,24 @@ def test_a_producer_s_block_that_a_child_leaves_is_the_parent_s(path: Path, erro
         (member,) = queue.stream().members()
         assert member.state == "open"
     assert_clean(path)
+
+
+@pytest.mark.parametrize("lock", ["flock", "lease", "none"])
+def test_a_thread_waits_while_another_puts(path: Path, lock: str) -> None:
+    """The waiting thread looks at the order file whenever it grows, and the other may just be closing it."""
+    queue = FileSampleRefQueue(path, durable=False, lock=lock)
+    count = 60 if lock == "lease" else 400
+
+    def put() -> None:
+        for number in range(count):
+            queue.put([ref(f"r{number:04d}")])
+
+    putting, found = InThread(put), list[str]()
+    while len(found) < count:
+        batch = queue.get(3, GUARD_S)
+        assert batch, "a ref was never seen"
+        assert queue.ack(batch) == []
+        found += ids(batch)
+    putting.result()
+    assert sorted(found) == [f"r{number:04d}" for number in range(count)]
+    queue.close()

@@ -326,3 +326,38 @@ def test_of_many_that_wait_those_that_come_too_late_list_nothing(path: Path) -> 
     assert late.get(1, timeout_s=0.9) == []
     assert len(taken) == 20
     assert tap.counts["lock"] <= 3 and tap.counts["listdir"] <= 6, tap.counts
+
+
+def test_a_get_finds_what_another_handle_named_during_its_own_sweep(path: Path) -> None:
+    """Two handles find the order gone; the slower one hands out what the faster one has named again."""
+    tap = Tap()
+    with FileSampleRefQueue(path, durable=False) as faster, open_tapped(tap, path, durable=False) as slower:
+        faster.put(numbered(6))
+        (path / "order.lock").unlink()
+        tap.ops.sleep = lambda seconds: faster.get(2)
+        assert len(slower.get(2)) == 2
+
+
+def test_a_waiting_get_looks_fully_in_time_though_it_is_woken_all_the_while(path: Path) -> None:
+    """A ref that was moved by hand is found within seconds, though others grow the order and take it all."""
+    tap, clock, first = Tap(), FakeClock(), FileSampleRefQueue(path, durable=False)
+
+    def put_and_take(seconds: float) -> None:
+        clock.now += seconds
+        order.append_locked(["x"])
+        if clock.now > 1_000.5 and not moved:
+            (path / "moved.json").rename(path / "pending" / "moved.json")
+            moved.append(clock.now)
+
+    moved: list[float] = []
+    first.put(refs("moved"))
+    first.ack(first.get(1))
+    (path / "done" / "moved.json").rename(path / "moved.json")
+    first._here().handle.order_file.acquire_surely()
+    first._here().handle.order_file.release()
+    order = first._here().handle.order
+    tap.ops.monotonic = clock
+    tap.ops.sleep = put_and_take
+    late = open_tapped(tap, path, durable=False)
+    assert ids(late.get(1, timeout_s=30.0)) == ["moved"]
+    assert clock.now - moved[0] < 5.0

@@ -9,7 +9,7 @@ import pytest
 from support import Queue, Tap, assert_clean, names_in, ref
 
 from fsqueue import FileSampleRefQueue
-from fsqueue.requeue import requeue
+from fsqueue.requeue import requeue, requeue_failed
 
 
 def claim(other: Queue) -> None:
@@ -55,3 +55,18 @@ def test_a_ref_that_changes_hands_meanwhile_does_not_become_live_twice(
         if sum(tap.counts.values()) <= at:
             return
     raise AssertionError("the command never came to its end")
+
+
+def test_two_dead_letters_of_one_ref_do_not_replace_each_other(tmp_path: Path) -> None:
+    """One becomes a ref again, the other stays and says why."""
+    path = tmp_path / "q"
+    with FileSampleRefQueue(path, durable=False) as queue:
+        queue.put([ref("x")])
+        queue.fail(queue.get(1), "broken", retryable=False)
+    failed = path / "failed"
+    (failed / "x.a1b2c3.json").write_bytes((failed / "x.json").read_bytes())
+    outcomes = requeue_failed(str(path))
+    assert sorted(outcome.moved for outcome in outcomes) == [False, True]
+    assert "requeued already" in next(outcome.detail for outcome in outcomes if not outcome.moved)
+    assert names_in(path, "pending") == ["x.json"]
+    assert len(names_in(path, "failed")) == 1

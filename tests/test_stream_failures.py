@@ -115,7 +115,7 @@ def test_watching_the_consumers_costs_one_look_while_nobody_comes_or_goes(tmp_pa
         child.receive()
         for _ in range(3):
             queue.stream().watch("consumer")
-            now[0] += 2.0
+            now[0] += 1.1
         tap.counts.clear()
         queue.stream().watch("consumer")
         assert tap.counts == {"open": 1, "fstat": 1, "close": 1}
@@ -126,3 +126,19 @@ def test_watching_the_consumers_costs_one_look_while_nobody_comes_or_goes(tmp_pa
         now[0] += membership.DEAD_AFTER_S  # a run that has just begun leaves it aside
         with pytest.raises(MemberFailedError, match="gone or silent"):
             queue.put_when_below([ref("late")], high=100)
+
+
+def test_watching_reads_no_member_because_ranks_agree_on_windows(tmp_path: Path) -> None:
+    """What ranks write into stream/ at every step costs the producers a listing each, whoever takes part."""
+    tap, now = Tap(), [1_000.0]
+    tap.ops.monotonic = lambda: now[0]
+    with open_tapped(tap, tmp_path / "q", durable=False) as queue, Child(consume, tmp_path / "q") as child:
+        child.receive()
+        queue.stream().watch("consumer")
+        tap.counts.clear()
+        for number in range(3):
+            (tmp_path / "q" / "stream" / f"post-{number}").touch()
+            queue.stream().watch("consumer")
+        assert tap.counts["listdir"] == 3
+        assert tap.counts["read"] == tap.counts["utime"] == 0, tap.counts
+        child.kill()

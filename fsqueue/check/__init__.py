@@ -74,14 +74,15 @@ def repair(path: str | os.PathLike[str]) -> list[Mended]:
             mended.append(Mended(violation, True, "created"))
         found = check_queue(path, notes=True)
     left_alone: set[tuple[str, str]] = set()
-    for _ in range(_PASSES):
+    for number in range(_PASSES):
+        if number:
+            found = check_queue(path, notes=True)
         found = [violation for violation in found if (violation.path, violation.kind) not in left_alone]
         if not any(violation.mendable for violation in found):
             break
         tried = mend_all(path, found)
         left_alone |= {(each.violation.path, each.violation.kind) for each in tried if not each.done}
         mended += tried
-        found = check_queue(path, notes=True)
     return mended
 
 

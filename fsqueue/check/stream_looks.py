@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat as stat_module
@@ -74,7 +75,9 @@ class StreamLooks:
         try:
             FilesystemClock(self._ops, root).stamp(root, ORDER)
             return self._ops.fresh_mtime(root.fd, ORDER)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EACCES, errno.EROFS, errno.ENOENT):
+                raise
             return None
 
     def problems(self, name: str, status: os.stat_result) -> Iterator[Problem]:

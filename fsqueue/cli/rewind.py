@@ -75,6 +75,6 @@ def _remark(found: Rewound, after_step: int, ledger: str | None, verb: str) -> N
     remark(f"{verb} {count(len(found.returned), 'ref')} to step {after_step}{also}")
     if found.missing:
         remark(
-            f"not pending, though the ledger took their acknowledgement back: {count(len(found.missing), 'sample')}; "
+            f"not pending when the ledger has taken their acknowledgement back: {count(len(found.missing), 'sample')}; "
             "the next controller puts them anew when it reconciles"
         )

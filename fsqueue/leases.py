@@ -17,7 +17,7 @@ from fsqueue.parts import Parts
 R = TypeVar("R")
 
 
-class Settling(Generic[R]):
+class Leases(Generic[R]):
     """The leases' side of `FileSampleRefQueue`."""
 
     path: str
