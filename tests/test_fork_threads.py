@@ -385,22 +385,21 @@ def test_a_producer_s_block_that_a_child_leaves_is_the_parent_s(path: Path, erro
     assert_clean(path)
 
 
-@pytest.mark.parametrize("lock", ["flock", "lease", "none"])
-def test_a_thread_waits_while_another_puts(path: Path, lock: str) -> None:
-    """The waiting thread looks at the order file whenever it grows, and the other may just be closing it."""
-    queue = FileSampleRefQueue(path, durable=False, lock=lock)
-    count = 60 if lock == "lease" else 400
+def test_a_waiting_get_whose_order_file_another_thread_closes(path: Path) -> None:
+    """It looks without the lock, so a thread that has the lock may close the descriptor under it."""
+    tap, other = Tap(), FileSampleRefQueue(path, durable=False)
+    queue = open_tapped(tap, path, durable=False)
+    assert queue.get(1) == []
+    tap.ops.sleep = lambda seconds: other.put([ref("a")])
+    file, closed = queue._here().handle.order_file, list[int]()
 
-    def put() -> None:
-        for number in range(count):
-            queue.put([ref(f"r{number:04d}")])
+    def close_it(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if name == "pread" and other.depth() and not closed:
+            closed.append(file.fd)
+            file._drop()
 
-    putting, found = InThread(put), list[str]()
-    while len(found) < count:
-        batch = queue.get(3, GUARD_S)
-        assert batch, "a ref was never seen"
-        assert queue.ack(batch) == []
-        found += ids(batch)
-    putting.result()
-    assert sorted(found) == [f"r{number:04d}" for number in range(count)]
+    tap.before = close_it
+    assert ids(queue.get(1, GUARD_S)) == ["a"]
+    assert closed
+    other.close()
     queue.close()
