@@ -70,7 +70,7 @@ def _waiting(path: str, seconds: float) -> list[Measure]:
     """One get that waits in vain, once its pauses have grown."""
     counted = Watched()
     with open_queue(path, counted.ops, poll_interval_s=POLL_INTERVAL_S) as queue:
-        queue.get(1, timeout_s=min(_GROWN_S, 2 * seconds) + seconds)
+        queue.get(1, timeout_s=min(_GROWN_S, 4 * seconds) + seconds)
     end = counted.at[-1][0]
     steady = [point for point in counted.at if point[0] > end - seconds]
     took_s, used_s = (steady[-1][index] - steady[0][index] for index in (0, 1))

@@ -28,7 +28,6 @@ from fsqueue.errors import (
     UnsupportedFormatError,
 )
 from fsqueue.lock import StaleLockWarning
-from fsqueue.memory import MemorySampleRefQueue
 from fsqueue.queue import FileSampleRefQueue
 from fsqueue.records import FeatureSpec, PromptTask, SampleRef, assert_no_tensors, dp_partition
 from fsqueue.tally import Counts
@@ -55,6 +54,7 @@ if TYPE_CHECKING:
     from fsqueue.features import FeatureDataset as FeatureDataset
     from fsqueue.features import FeatureStore as FeatureStore
     from fsqueue.features import SharedDirFeatureStore as SharedDirFeatureStore
+    from fsqueue.memory import MemorySampleRefQueue
     from fsqueue.view import PartialWindowWarning, TrainerView
 
 __all__ = [
@@ -108,6 +108,7 @@ _MODULE_OF = {
     "FeatureDataset": "fsqueue.features",
     "FeatureStore": "fsqueue.features",
     "SharedDirFeatureStore": "fsqueue.features",
+    "MemorySampleRefQueue": "fsqueue.memory",
     "PartialWindowWarning": "fsqueue.view",
     "TrainerView": "fsqueue.view",
 }

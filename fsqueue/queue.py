@@ -26,7 +26,6 @@ from fsqueue.leases import Leases
 from fsqueue.overlap import IoThreads
 from fsqueue.parts import Options, Parts, open_parts
 from fsqueue.records import SampleRef
-from fsqueue.revision import look
 from fsqueue.streaming import Streaming
 from fsqueue.tally import Counts
 
@@ -235,6 +234,8 @@ class FileSampleRefQueue(Leases[R], Streaming[R]):
 
     def counts(self) -> Counts:
         """How many refs are in each state, by one listing each."""
+        from fsqueue.revision import look  # not needed to put and get
+
         layout = self._here().handle.layout
         with explained("listing", self.path):
             done = look(layout).count

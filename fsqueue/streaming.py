@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from fsqueue.errors import QueueConfigError, StreamEndedError, StreamStalledError
 from fsqueue.fileops import explained
 from fsqueue.handle import Handle
 from fsqueue.layout import LEDGER
 from fsqueue.membership import Membership, Role
-from fsqueue.packing import Packed, pack
-from fsqueue.rewind import rewind
 from fsqueue.stream import Quantum, Stream
+
+if TYPE_CHECKING:
+    from fsqueue.packing import Packed
 
 R = TypeVar("R")
 
@@ -170,6 +171,8 @@ class Streaming(Generic[R]):
                     self.path,
                     "has a ledger, which would take this back: use the controller's rewind, or `fsqueue rewind`",
                 )
+            from fsqueue.rewind import rewind  # few processes ever do
+
             return rewind(handle, after_step, force)
 
     def pack(self, *, older_than_s: float) -> Packed:
@@ -180,5 +183,7 @@ class Streaming(Generic[R]):
         Raises:
             QueueIOError: the filesystem refused; all refs are still done, and packing again completes it.
         """
+        from fsqueue.packing import pack  # few processes ever do
+
         with explained("packing", self.path):
             return pack(self._current_handle(), older_than_s)
