@@ -20,6 +20,7 @@ FEW = 2
 _BATCH = 16
 _TIMES_AS_LONG = 3  # a consumer's share of a short run is mostly chance
 _GUARD_S = 120.0
+_WAIT_S = 0.5  # a saturated consumer waits for refs, as trainers do; one that is timed does not
 _CONTEXT = multiprocessing.get_context("forkserver")
 
 
@@ -47,7 +48,7 @@ class Plan:
     name: str
     pause_s: float
     partition: tuple[int, int] | None = None
-    timeout_s: float | None = 0.5
+    timeout_s: float | None = None
 
 
 def produce(plan: Plan, ready: Barrier, stop: Event, reply: Connection) -> None:
@@ -149,7 +150,8 @@ def _run(
         (produce, Plan(path, f"producer{index}", pause_s)) for index in range(producers)
     ]
     for index in range(consumers):
-        plans.append((consume, Plan(path, f"consumer{index}", pause_s, (index, consumers) if parted else None)))
+        partition = (index, consumers) if parted else None
+        plans.append((consume, Plan(path, f"consumer{index}", pause_s, partition, None if pause_s else _WAIT_S)))
     works, seconds = _work(plans, _TIMES_AS_LONG * scale.seconds)
     crowd = Crowd(works[:producers], works[producers:], seconds)
     rest: list[str] = []
