@@ -70,9 +70,9 @@ def _waiting(path: str, seconds: float) -> list[Measure]:
     """One get that waits in vain, once its pauses have grown."""
     counted = Watched()
     with open_queue(path, counted.ops, poll_interval_s=POLL_INTERVAL_S) as queue:
-        queue.get(1, timeout_s=min(_GROWN_S, 4 * seconds) + seconds)
-    end = counted.at[-1][0]
-    steady = [point for point in counted.at if point[0] > end - seconds]
+        end = time.monotonic() + min(_GROWN_S, 4 * seconds) + seconds
+        queue.get(1, timeout_s=end - time.monotonic() + 1.0)
+    steady = [point for point in counted.at if end - seconds < point[0] < end]
     took_s, used_s = (steady[-1][index] - steady[0][index] for index in (0, 1))
     return [
         Measure("a waiting consumer's CPU", used_s / took_s * 100, "% of a core", 1),

@@ -8,7 +8,6 @@ keeps a heartbeat, the record's mtime is its last beat and prolongs all of the o
 from __future__ import annotations
 
 import os
-import secrets
 import threading
 import weakref
 from collections.abc import Callable
@@ -87,7 +86,7 @@ def new_owner(name: str | None, path: str) -> str:
                 f"takes an owner name of 1 to {names.OWNER_NAME_LIMIT} bytes once percent-encoded, "
                 f"found {name!r} with {len(escaped)}: choose a shorter one",
             )
-    return f"{escaped}.{os.getpid()}.{secrets.token_hex(3)}"
+    return f"{escaped}.{os.getpid()}.{os.urandom(3).hex()}"
 
 
 def describe_self(owner: str, now: float, heartbeat_s: float | None) -> OwnerRecord:

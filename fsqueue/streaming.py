@@ -10,11 +10,11 @@ from fsqueue.errors import QueueConfigError, StreamEndedError, StreamStalledErro
 from fsqueue.fileops import explained
 from fsqueue.handle import Handle
 from fsqueue.layout import LEDGER
-from fsqueue.membership import Membership, Role
-from fsqueue.stream import Quantum, Stream
 
 if TYPE_CHECKING:
+    from fsqueue.membership import Membership, Role
     from fsqueue.packing import Packed
+    from fsqueue.stream import Stream
 
 R = TypeVar("R")
 
@@ -38,6 +38,8 @@ class Streaming(Generic[R]):
 
     def stream(self) -> Stream:
         """The stream's members and its end, as this handle sees them."""
+        from fsqueue.stream import Stream  # imported where it is needed, as below: few processes need all of it
+
         with explained("opening the stream of", self.path):
             return Stream.of(self._current_handle())
 
@@ -68,6 +70,8 @@ class Streaming(Generic[R]):
 
     def publish_quantum(self, *, dp_size: int, batch_size: int, accumulation_steps: int = 1) -> None:
         """Say how many refs the consumers take at a time; a high watermark below it is refused from then on."""
+        from fsqueue.stream import Quantum
+
         with explained("publishing the quantum of", self.path):
             self.stream().publish_quantum(Quantum(dp_size, batch_size, accumulation_steps))
 
@@ -171,7 +175,7 @@ class Streaming(Generic[R]):
                     self.path,
                     "has a ledger, which would take this back: use the controller's rewind, or `fsqueue rewind`",
                 )
-            from fsqueue.rewind import rewind  # few processes ever do
+            from fsqueue.rewind import rewind
 
             return rewind(handle, after_step, force)
 
@@ -183,7 +187,7 @@ class Streaming(Generic[R]):
         Raises:
             QueueIOError: the filesystem refused; all refs are still done, and packing again completes it.
         """
-        from fsqueue.packing import pack  # few processes ever do
+        from fsqueue.packing import pack
 
         with explained("packing", self.path):
             return pack(self._current_handle(), older_than_s)
