@@ -29,8 +29,10 @@ def loading(options: Options) -> Findings:
     Runs of the two take turns, and the best of each counts: on a machine with other work, what is slower than that
     is the other work.
     """
-    import torch
-
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return Findings("loader: left out, since there is no torch here: pip install 'fsqueue[features]'")
     _keep_freed_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

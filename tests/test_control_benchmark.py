@@ -24,3 +24,19 @@ def test_a_quick_run(tmp_path: Path) -> None:
     assert list((tmp_path / "scratch").iterdir()) == []
     sections = json.loads(result.read_text())["sections"]
     assert all(section["rows"] and section["targets"] and not section["faults"] for section in sections)
+
+
+def test_without_torch_the_loader_is_left_out(tmp_path: Path) -> None:
+    """Whoever wants to know about the ledger need not install it; what is missing is said."""
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError(name='torch')")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    command = [sys.executable, str(ROOT / "benchmarks" / "control_plane.py"), "--dir", str(tmp_path / "scratch")]
+    done = subprocess.run(
+        [*command, "--quick", "--only", "loader"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "pip install 'fsqueue[features]'" in done.stdout
