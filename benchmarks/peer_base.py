@@ -14,7 +14,7 @@ from typing import Any
 from subjects import sample
 
 from fsqueue import SampleRef
-from fsqueue.codec import Codec
+from fsqueue.format.codec import Codec
 
 _BULK = 1_000
 Taken = tuple[Any, bytes]

@@ -20,7 +20,7 @@ from soak_disk import SmallDisk
 from soak_fleet import Fleet
 from soak_site import Clock, Settings, Site, make_ref
 
-from fsqueue import names
+from fsqueue.format import names
 
 HAND = "hand"
 CHAOS = "chaos.jsonl"

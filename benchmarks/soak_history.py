@@ -18,7 +18,7 @@ from soak_chaos import CHAOS
 from soak_fleet import DEATHS, ERRORS
 from soak_site import Site, lines_of
 
-from fsqueue import names
+from fsqueue.format import names
 
 GRAIN_S = 0.02
 OBSERVER = "observer"

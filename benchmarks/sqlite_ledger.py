@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from fsqueue import SampleRef
-from fsqueue.codec import Codec
+from fsqueue.format.codec import Codec
 
 
 class SqliteMetadataStore:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from fsqueue import InvalidRefError, SampleRef, dp_partition
-from fsqueue.codec import Codec
+from fsqueue.format.codec import Codec
 
 BUSY_TIMEOUT_S = 5.0
 

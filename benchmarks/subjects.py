@@ -14,7 +14,7 @@ from floor import Floor, Names
 from sqlite_queue import PlainSqliteQueue, TunedSqliteQueue
 
 from fsqueue import FeatureSpec, FileSampleRefQueue, MemorySampleRefQueue, SampleRef
-from fsqueue.codec import Codec
+from fsqueue.format.codec import Codec
 
 SUBJECTS = {
     "file": "FileSampleRefQueue",

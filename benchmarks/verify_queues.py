@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 from verify_sides import Sides, Verdict, milliseconds
 
-from fsqueue import fileops, names
+from fsqueue import fileops
 from fsqueue.directory import Directory
 from fsqueue.doctor.peers import side_by_side, together
+from fsqueue.format import names
 
 _BATCH = 16
 _CHURN_LIMIT_S = 150.0

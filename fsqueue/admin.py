@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
-from fsqueue import names, packing
+from fsqueue import packing
 from fsqueue.directory import Directory
 from fsqueue.errors import QueueConfigError
 from fsqueue.fileops import current, explained
+from fsqueue.format import names
+from fsqueue.format.untyped import place_of
 from fsqueue.handle import Handle
 from fsqueue.handout import Handout
 from fsqueue.layout import open_layout
@@ -24,7 +26,6 @@ from fsqueue.moves import Change, record
 from fsqueue.owners import new_owner, read_record
 from fsqueue.packing import Packed
 from fsqueue.revision import look
-from fsqueue.sight import place_of
 
 _BATCH = 256
 _LOOKS = 3

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
 
-from fsqueue import names
-from fsqueue.codec import Codec
 from fsqueue.errors import CorruptRefError, InvalidRefError
+from fsqueue.format import names
+from fsqueue.format.codec import Codec
 from fsqueue.handle import Handle
 from fsqueue.handout import Handout, Partition
 from fsqueue.intake import Intake

@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterator
 
 import msgspec
 
-from fsqueue import names
-from fsqueue.codec import UNDECODABLE
 from fsqueue.errors import CorruptRefError
+from fsqueue.format import names
+from fsqueue.format.codec import UNDECODABLE
 from fsqueue.handle import Handle
 from fsqueue.order import DEAD, Scan
 from fsqueue.records import dp_partition, partition_of

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fsqueue import names
 from fsqueue.fileops import silently_remove
+from fsqueue.format import names
 from fsqueue.handle import Handle
 
 _FEW = 2

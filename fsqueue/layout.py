@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fsqueue.codec import UNDECODABLE
 from fsqueue.directory import Directory
 from fsqueue.errors import CorruptRefError, NotAQueueError, QueueConfigError, UnsupportedFormatError
 from fsqueue.fileops import FileOps, despite_errors, explained, silently_remove
+from fsqueue.format.codec import UNDECODABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,11 +7,11 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
-from fsqueue import names
-from fsqueue.codec import tidy
 from fsqueue.delivery import id_of_ref
 from fsqueue.errors import QueueConfigError
 from fsqueue.fileops import explained
+from fsqueue.format import names
+from fsqueue.format.codec import tidy
 from fsqueue.parts import Parts
 
 R = TypeVar("R")

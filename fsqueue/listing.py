@@ -7,16 +7,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from typing import NamedTuple
 
-from fsqueue import names, segments
 from fsqueue.directory import Directory
 from fsqueue.errors import CorruptRefError
 from fsqueue.fileops import current, explained
+from fsqueue.format import names, packed
+from fsqueue.format.packed import Line
+from fsqueue.format.untyped import Place, RefSight, place_of, sight
 from fsqueue.layout import ORDER, Layout, open_layout
 from fsqueue.order import HEADER_BYTES, Header
 from fsqueue.packing import packed_lines
 from fsqueue.revision import look
-from fsqueue.segments import Line
-from fsqueue.sight import Place, RefSight, place_of, sight
 
 _SORT_BY_MTIME_LIMIT = 4096
 
@@ -91,7 +91,7 @@ def count_in(layout: Layout, state: str) -> int:
 def packed_in(layout: Layout, stem: str | None = None) -> Iterator[File]:
     """The packed refs, or those of one stem; every segment is read."""
     for segment, data in packed_lines(layout):
-        lines = segments.whole_lines(data)[0] if stem is None else segments.lines_of(data, stem)
+        lines = packed.whole_lines(data)[0] if stem is None else packed.lines_of(data, stem)
         for line in lines:
             yield File("done", segment.name, Place(line.stem, step=line.step), line)
 

@@ -17,11 +17,12 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from fsqueue import names, owners
-from fsqueue.codec import UNDECODABLE, tidy
+from fsqueue import owners
 from fsqueue.directory import Directory
 from fsqueue.errors import CorruptRefError
 from fsqueue.fileops import FileOps, explained, silently_remove
+from fsqueue.format import names
+from fsqueue.format.codec import UNDECODABLE, tidy
 from fsqueue.handle import Handle
 
 Role = Literal["producer", "consumer"]

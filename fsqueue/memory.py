@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, TypeVar, cast
 
-from fsqueue.codec import Codec
 from fsqueue.errors import QueueConfigError
-from fsqueue.names import stem_of
+from fsqueue.format.codec import Codec
+from fsqueue.format.names import stem_of
 from fsqueue.records import SampleRef, dp_partition
 from fsqueue.tally import Counts
 

@@ -17,12 +17,12 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 
-from fsqueue import names
 from fsqueue.clock import Clock, FilesystemClock
-from fsqueue.codec import Bookkeeping, Event, bookkeeping_tail, split, wrap_raw
 from fsqueue.directory import Directory
 from fsqueue.errors import CorruptRefError
 from fsqueue.fileops import explained, silently_remove
+from fsqueue.format import names
+from fsqueue.format.codec import Bookkeeping, Event, bookkeeping_tail, split, wrap_raw
 from fsqueue.layout import Layout
 from fsqueue.overlap import Overlap
 

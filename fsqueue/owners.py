@@ -17,11 +17,11 @@ from typing import Literal
 
 import msgspec
 
-from fsqueue import names
-from fsqueue.codec import UNDECODABLE
 from fsqueue.directory import Directory
 from fsqueue.errors import CorruptRefError, FsQueueError, QueueConfigError
 from fsqueue.fileops import FileOps
+from fsqueue.format import names
+from fsqueue.format.codec import UNDECODABLE
 
 Liveness = Literal["alive", "dead", "unknown"]
 

@@ -12,13 +12,13 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fsqueue import names, segments
 from fsqueue.errors import CorruptRefError
+from fsqueue.format import names, packed
+from fsqueue.format.packed import SEGMENT_BYTES, SEGMENT_REFS, Done, Line, Segment
+from fsqueue.format.untyped import sight
 from fsqueue.handle import Handle
 from fsqueue.layout import Layout
 from fsqueue.revision import Revision, look, read_segment, recover, recover_quietly
-from fsqueue.segments import SEGMENT_BYTES, SEGMENT_REFS, Done, Line, Segment
-from fsqueue.sight import sight
 
 _MERGED = 8
 _FRAME_BYTES = 512
@@ -43,7 +43,7 @@ def old_files(layout: Layout, limit: float) -> list[tuple[int, str, int]]:
     found = []
     for name in dict.fromkeys(layout.done.listing()):  # NFS: a listing may repeat a name, and each is claimed once
         parsed = names.parse_done(name)
-        if parsed is None or names.done_file(*parsed) != name or len(name) > segments.NAME_LIMIT_BYTES:
+        if parsed is None or names.done_file(*parsed) != name or len(name) > packed.NAME_LIMIT_BYTES:
             continue
         try:
             status = layout.ops.stat(name, dir_fd=layout.done.fd, follow_symlinks=False)
@@ -124,7 +124,7 @@ class _Batch:
                 data = read_segment(self._handle.layout, segment)
             except FileNotFoundError:
                 return  # RACE: who has replaced or purged it has taken the licence away before
-            lines, damaged = segments.whole_lines(data)
+            lines, damaged = packed.whole_lines(data)
             if not damaged and len(lines) == segment.refs:
                 self._bases.append(segment)
                 self._add(data, len(lines), max((line.mtime_ns for line in lines), default=0))
@@ -153,7 +153,7 @@ class _Batch:
             if line is None:
                 self._revision.unclaim(aside, name)
             else:
-                self._add(segments.encode_line(line), 1, line.mtime_ns)
+                self._add(packed.encode_line(line), 1, line.mtime_ns)
                 claimed += 1
         self._claimed = claimed
         return claimed

@@ -7,11 +7,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fsqueue import names
-from fsqueue.codec import Codec
 from fsqueue.delivery import Delivery
 from fsqueue.errors import QueueConfigError
 from fsqueue.fileops import FileOps, explained
+from fsqueue.format import names
+from fsqueue.format.codec import Codec
 from fsqueue.handle import Handle
 from fsqueue.intake import Intake
 from fsqueue.layout import open_layout

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, TypeVar, cast, overload
 
-from fsqueue import fileops, names
-from fsqueue.codec import Codec
+from fsqueue import fileops
 from fsqueue.delivery import id_of_ref
 from fsqueue.errors import InvalidRefError, QueueClosedError, QueueConfigError
 from fsqueue.fileops import explained
+from fsqueue.format import names
+from fsqueue.format.codec import Codec
 from fsqueue.handle import Handle
 from fsqueue.handout import Partition
 from fsqueue.layout import ensure_queue

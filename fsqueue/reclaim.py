@@ -9,9 +9,9 @@ round's start plus the timeout, so a file is looked at only when its time may ha
 
 from __future__ import annotations
 
-from fsqueue import names
-from fsqueue.codec import Bookkeeping
 from fsqueue.fileops import despite_errors, silently_remove
+from fsqueue.format import names
+from fsqueue.format.codec import Bookkeeping
 from fsqueue.handle import Handle
 from fsqueue.moves import Change, record
 from fsqueue.owners import OwnerRecord, read_record

@@ -16,9 +16,9 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from fsqueue import names
-from fsqueue.codec import UNDECODABLE
 from fsqueue.errors import CorruptRefError
+from fsqueue.format import names
+from fsqueue.format.codec import UNDECODABLE
 from fsqueue.handle import Handle
 from fsqueue.stream import Stream
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import chain
 
-from fsqueue import names
 from fsqueue.admin import Outcome, fetch, hand_in_all, operator
-from fsqueue.codec import Bookkeeping, Event
 from fsqueue.directory import Directory
 from fsqueue.errors import CorruptRefError
+from fsqueue.format import names
+from fsqueue.format.codec import Bookkeeping, Event
+from fsqueue.format.untyped import sight
 from fsqueue.handle import Handle
 from fsqueue.intake import Intake
 from fsqueue.layout import LEDGER, Layout
 from fsqueue.listing import File, files_in, owner_matches, packed_in, reading, stamp_of
 from fsqueue.moves import Change
-from fsqueue.sight import sight
 from fsqueue.unpacking import unpack
 
 _LOOKS = 3

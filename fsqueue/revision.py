@@ -24,13 +24,13 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 
-from fsqueue import segments
 from fsqueue.errors import CorruptRefError
 from fsqueue.fileops import silently_remove
+from fsqueue.format import packed
+from fsqueue.format.packed import Done, Licence, Line, Segment
 from fsqueue.handle import Handle
 from fsqueue.layout import Layout
 from fsqueue.owners import read_record
-from fsqueue.segments import Done, Licence, Line, Segment
 
 ABANDONED_S = 3600.0
 _LOOKS = 16
@@ -42,11 +42,11 @@ def look(layout: Layout) -> Done:
 
     RACE: a listing that a rename overtakes may show neither the old name nor the new one.
     """
-    done = segments.read_names(layout.done.listing())
+    done = packed.read_names(layout.done.listing())
     for _ in range(_LOOKS):
         if not done.in_transit:
             break
-        before, done = done, segments.read_names(layout.done.listing())
+        before, done = done, packed.read_names(layout.done.listing())
         if _revisions(before) == _revisions(done):
             break
     return done
@@ -63,10 +63,10 @@ def look_firmly(layout: Layout) -> Done:
     that there is neither licence nor segment, the licence was taken away: its commit would be in one of them.
     """
     seen = set(layout.done.listing())
-    before = segments.read_names(layout.done.listing())
+    before = packed.read_names(layout.done.listing())
     while True:
         listing = layout.done.listing()
-        done = segments.read_names(listing)
+        done = packed.read_names(listing)
         if _revisions(before) == _revisions(done):
             return replace(done, asides=[aside for aside in done.asides if aside.name in seen])
         before = done
@@ -98,7 +98,7 @@ class Revision:
         self._done = handle.layout.done
         self.token = secrets.token_hex(6)
         self.size = 0
-        self._licence = segments.licence_file(self.token, handle.owner)
+        self._licence = packed.licence_file(self.token, handle.owner)
         self._fd = -1
         self._committed = False
 
@@ -126,7 +126,7 @@ class Revision:
 
     def claim(self, name: str) -> str | None:
         """Move a done file aside, on its way into this revision; its new name, None where it was gone."""
-        aside = segments.aside_file(name, self.token, original=True)
+        aside = packed.aside_file(name, self.token, original=True)
         return aside if self._handle.moves.move(self._done, name, self._done, aside, unique=True) else None
 
     def unclaim(self, aside: str, name: str) -> None:
@@ -157,7 +157,7 @@ class Revision:
             self._ops.utime(self._copy_of(line), ns=stamp, dir_fd=self._done.fd, follow_symlinks=False)
 
     def _copy_of(self, line: Line) -> str:
-        return segments.aside_file(line.ref_name, self.token, original=False)
+        return packed.aside_file(line.ref_name, self.token, original=False)
 
     def commit(self, refs: int, replaces: Iterable[Segment], mtime_ns: int) -> bool:
         """Put the segment in force; False where the licence was taken away.
@@ -169,7 +169,7 @@ class Revision:
         """
         self._ops.fsync(self._fd)
         self._close()
-        name = segments.segment_file(self.token, refs, (segment.revision for segment in replaces))
+        name = packed.segment_file(self.token, refs, (segment.revision for segment in replaces))
         with suppress(FileNotFoundError):
             self._ops.utime(self._licence, ns=(mtime_ns, mtime_ns), dir_fd=self._done.fd, follow_symlinks=False)
         self._done.sync()

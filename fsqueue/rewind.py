@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from typing import NamedTuple
 
-from fsqueue import names
 from fsqueue.errors import LeasesHeldError
 from fsqueue.fileops import current, despite_errors, explained
+from fsqueue.format import names
 from fsqueue.handle import Handle
 from fsqueue.intake import Intake
 from fsqueue.layout import open_layout

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 
-from fsqueue import names
-from fsqueue.codec import Bookkeeping
 from fsqueue.directory import Directory
 from fsqueue.errors import QueueConfigError
 from fsqueue.fileops import despite_errors, explained
+from fsqueue.format import names
+from fsqueue.format.codec import Bookkeeping
 from fsqueue.handle import Ending, Handle
 from fsqueue.moves import Change, record
 from fsqueue.owners import read_record

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from fsqueue import names
-from fsqueue.codec import Event
+from fsqueue.format import names
+from fsqueue.format.codec import Event
+from fsqueue.format.untyped import Place, RefSight
 from fsqueue.layout import STATES, Layout
 from fsqueue.listing import File, count_in, files_in, hinted, id_of, in_order, look_inside, packed_in, reading, stamp_of
 from fsqueue.members import StreamStatus, stream_status
 from fsqueue.owners import OwnerRecord, read_record
-from fsqueue.sight import Place, RefSight
 from fsqueue.tally import Counts
 
 _SAMPLE = 256

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fsqueue import names, segments
-from fsqueue.codec import Bookkeeping, Event, wrap_raw
+from fsqueue.format import names, packed
+from fsqueue.format.codec import Bookkeeping, Event, wrap_raw
+from fsqueue.format.packed import Done, Line, Segment
 from fsqueue.handle import Handle
 from fsqueue.layout import Layout
 from fsqueue.revision import Revision, look, read_segment, recover, recover_quietly
-from fsqueue.segments import Done, Line, Segment
 
 Wanted = Callable[[str, int | None], bool]
 
@@ -63,7 +63,7 @@ def _holding(layout: Layout, done: Done, wanted: Wanted, clean: set[str]) -> _Fo
         if segment.revision in clean:
             continue
         data = read_segment(layout, segment)
-        lines, _ = segments.whole_lines(data)
+        lines, _ = packed.whole_lines(data)
         taken = [line for line in lines if wanted(line.stem, line.step)]
         if taken:
             return segment, data, taken, [line for line in lines if not wanted(line.stem, line.step)]
@@ -74,7 +74,7 @@ def _holding(layout: Layout, done: Done, wanted: Wanted, clean: set[str]) -> _Fo
 def _take_out(revision: Revision, segment: Segment, data: bytes, taken: list[Line], others: list[Line]) -> None:
     """Copy lines out of a segment, and replace it by one of the others; of two lives, the later one's file stays."""
     revision.copy_out(sorted(taken, key=lambda line: line.mtime_ns))
-    revision.write(segments.without(data, [line.span for line in taken]))
+    revision.write(packed.without(data, [line.span for line in taken]))
     newest_ns = max((line.mtime_ns for line in others), default=taken[-1].mtime_ns)
     revision.commit(max(0, segment.refs - len(taken)), [segment], newest_ns)
 
@@ -93,14 +93,14 @@ def mend_segment(handle: Handle, name: str) -> str | None:
         if segment is None:
             raise FileNotFoundError(name)
         data = read_segment(handle.layout, segment)
-        lines, damaged = segments.whole_lines(data)
+        lines, damaged = packed.whole_lines(data)
         letter = names.ref_file(f"packed-{segment.revision}-damaged") if damaged else None
         if letter is not None:
             rest = b"".join(data[start:end] for start, end in damaged)
             event = Event("failed", handle.clock.now(), handle.owner, _DAMAGED)
             dead = Bookkeeping(reason=_DAMAGED, history=[event])
             handle.moves.write(wrap_raw(rest, dead), handle.layout.failed, letter)
-        revision.write(segments.without(data, damaged))
+        revision.write(packed.without(data, damaged))
         revision.commit(len(lines), [segment], max((line.mtime_ns for line in lines), default=0))
     recover(handle, alone=True)
     return letter

@@ -15,7 +15,7 @@ from implementations import make_ref
 
 import fsqueue
 from fsqueue import CorruptRefError, InvalidRefError
-from fsqueue.codec import HISTORY_LIMIT, Bookkeeping, Codec, Event, bookkeeping_tail, split, wrap_raw
+from fsqueue.format.codec import HISTORY_LIMIT, Bookkeeping, Codec, Event, bookkeeping_tail, split, wrap_raw
 
 codec = Codec(fsqueue.SampleRef)
 loose = Codec(Loose)

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from implementations import LEASE_S, FakeClock, ids, make_refs
 
 from fsqueue import FileSampleRefQueue, MemorySampleRefQueue
-from fsqueue.names import ref_file, stem_of
+from fsqueue.format.names import ref_file, stem_of
 
 ID_POOL = ["a", "b", "c/d", ".e", "f%", "g@1", "ü", "x" * 200]
 EVERYTHING = 100

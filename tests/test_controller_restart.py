@@ -35,11 +35,12 @@ from support import (
     refs,
 )
 
-from fsqueue import FileSampleRefQueue, MemorySampleRefQueue, names
+from fsqueue import FileSampleRefQueue, MemorySampleRefQueue
 from fsqueue.control.controller import DataFlowController
 from fsqueue.control.errors import LiveNamesakeError
 from fsqueue.control.ledger import FileMetadataStore
 from fsqueue.errors import LeasesHeldError
+from fsqueue.format import names
 
 Controller = DataFlowController[Any]
 

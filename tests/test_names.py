@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsqueue import InvalidRefError, names
+from fsqueue import InvalidRefError
+from fsqueue.format import names
 
 OWNER = "node12.4711.9f3a01"
 NAME_MAX_BYTES = 255

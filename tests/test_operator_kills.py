@@ -20,9 +20,9 @@ from fsqueue import FileSampleRefQueue
 from fsqueue.admin import purge, release
 from fsqueue.check import check_queue, repair
 from fsqueue.fileops import FileOps, using
+from fsqueue.format.untyped import sight
 from fsqueue.layout import STATES
 from fsqueue.requeue import requeue, requeue_failed
-from fsqueue.sight import sight
 
 ELSEWHERE = "node9.4242.0a1b2c"
 

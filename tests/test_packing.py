@@ -20,10 +20,10 @@ from support import GUARD_S, Child, Queue, Tap, assert_clean, drain, ids, names_
 from fsqueue import FileSampleRefQueue, SampleRef, admin, lock, packing, survey
 from fsqueue.check import check_queue, repair
 from fsqueue.cli.main import cli
-from fsqueue.codec import Codec
 from fsqueue.fileops import FileOps, using
+from fsqueue.format.codec import Codec
+from fsqueue.format.packed import Line, encode_line, whole_lines
 from fsqueue.requeue import requeue
-from fsqueue.segments import Line, encode_line, whole_lines
 
 LONG_AGO_S = 1_000_000_000
 HOUR_S = 3600.0

@@ -9,16 +9,16 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from fsqueue import names, segments
 from fsqueue.check.stream_looks import StreamLooks
 from fsqueue.check.violations import NOTES, REMEDIES, Severity, Violation
 from fsqueue.directory import Directory
 from fsqueue.errors import CorruptRefError
+from fsqueue.format import names, packed
+from fsqueue.format.untyped import Place, RefSight, allows, place_of, sight, type_name
 from fsqueue.layout import DIRECTORIES, LEDGER, ORDER, SETTINGS, STATES, STREAM, Layout
 from fsqueue.order import HEADER_BYTES, Header
 from fsqueue.owners import read_record
 from fsqueue.revision import is_abandoned
-from fsqueue.sight import Place, RefSight, allows, place_of, sight, type_name
 
 LEFTOVER_S = 3600.0
 FUTURE_S = 3600.0
@@ -90,7 +90,7 @@ class Looks:
             self._stream.refresh()
         parsed = (names.parse_leased(name) for name in self._layout.leased.listing())
         self.leases = Counter(lease[1] for lease in parsed if lease)
-        done = segments.read_names(self._layout.done.listing())
+        done = packed.read_names(self._layout.done.listing())
         running = (found for found in done.licences if not is_abandoned(self._layout, found, self._now))
         self._revisions = {licence.revision for licence in running}
         self._replaced = {segment.name for segment in done.replaced}
@@ -137,7 +137,7 @@ class Looks:
     def _ref(self, state: str, name: str, status: os.stat_result) -> Iterator[Violation]:
         if _ignored(name):
             return
-        if state == "done" and (revision := segments.revision_of(name)) is not None:
+        if state == "done" and (revision := packed.revision_of(name)) is not None:
             yield from self._packed(name, revision, status)
             return
         place = place_of(state, name)
@@ -160,7 +160,7 @@ class Looks:
 
     def _packed(self, name: str, revision: str, status: os.stat_result) -> Iterator[Violation]:
         """A segment, or what a revision has in hand."""
-        segment = segments.parse_segment(name)
+        segment = packed.parse_segment(name)
         if not stat_module.S_ISREG(status.st_mode):
             yield self.violation("not-a-file", "done", name, f"a {type_name(status)} in the place of packed refs")
         elif segment is None or name in self._replaced:
@@ -171,9 +171,9 @@ class Looks:
         else:
             yield from self._segment(segment)
 
-    def _segment(self, segment: segments.Segment) -> Iterator[Violation]:
+    def _segment(self, segment: packed.Segment) -> Iterator[Violation]:
         try:
-            lines, damaged = segments.whole_lines(self._ops.read_file(self.places["done"].fd, segment.name))
+            lines, damaged = packed.whole_lines(self._ops.read_file(self.places["done"].fd, segment.name))
         except FileNotFoundError:
             return
         except CorruptRefError as error:

@@ -10,12 +10,13 @@ import os
 import secrets
 from dataclasses import dataclass
 
-from fsqueue import names
 from fsqueue.admin import fetch, operator
 from fsqueue.check.violations import Violation
-from fsqueue.codec import Bookkeeping, bookkeeping_tail, split
 from fsqueue.directory import Directory
 from fsqueue.errors import CorruptRefError
+from fsqueue.format import names
+from fsqueue.format.codec import Bookkeeping, bookkeeping_tail, split
+from fsqueue.format.untyped import RefSight, place_of, same_ref, sight
 from fsqueue.handle import Handle
 from fsqueue.handout import Handout
 from fsqueue.membership import DEAD_AFTER_S
@@ -24,7 +25,6 @@ from fsqueue.order import HEADER_BYTES, Header
 from fsqueue.owners import read_record
 from fsqueue.revision import recover
 from fsqueue.settle import bury
-from fsqueue.sight import RefSight, place_of, same_ref, sight
 from fsqueue.unpacking import mend_segment
 
 _TRIES = 3

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 import msgspec
 
 from fsqueue.clock import FilesystemClock
-from fsqueue.codec import UNDECODABLE
 from fsqueue.directory import Directory
 from fsqueue.errors import CorruptRefError
+from fsqueue.format.codec import UNDECODABLE
+from fsqueue.format.untyped import type_name
 from fsqueue.layout import ORDER, Layout
 from fsqueue.membership import Member, parse_member, read_members
-from fsqueue.sight import type_name
 from fsqueue.stream import QUANTUM, read_quantum
 
 _is_agreement = re.compile(

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from fsqueue.codec import RESERVED, UNDECODABLE, Codec
 from fsqueue.errors import InvalidRefError
-from fsqueue.names import stem_of
+from fsqueue.format.codec import RESERVED, UNDECODABLE, Codec
+from fsqueue.format.names import stem_of
 from fsqueue.records import SampleRef
 
 _split_path = re.compile(r"(.*) - at `([^`]+)`\Z", re.DOTALL).match

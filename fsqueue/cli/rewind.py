@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from fsqueue import names
 from fsqueue.cli.arguments import as_json, dry_run, takes_queue
 from fsqueue.cli.output import count, data, one_json, remark, shown
 from fsqueue.control.ledger import FileMetadataStore
 from fsqueue.control.link import linked_ledger, require_ledger
 from fsqueue.control.restart import Rewound, side_of
 from fsqueue.control.restart import rewind as rewind_both
+from fsqueue.format import names
 from fsqueue.listing import reading
 from fsqueue.queue import FileSampleRefQueue
 from fsqueue.records import SampleRef

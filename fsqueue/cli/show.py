@@ -9,10 +9,11 @@ from typing import Any
 
 import click
 
-from fsqueue import names, survey
+from fsqueue import survey
 from fsqueue.cli.arguments import as_json, takes_queue_and_one
 from fsqueue.cli.output import age, data, many_json, remark, shown
-from fsqueue.codec import Event
+from fsqueue.format import names
+from fsqueue.format.codec import Event
 from fsqueue.survey import Detail
 
 

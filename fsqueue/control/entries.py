@@ -14,7 +14,7 @@ import itertools
 
 import msgspec
 
-from fsqueue import framing
+from fsqueue.format import framing
 
 _REFS = b',"refs":['
 _encode = msgspec.json.Encoder().encode

@@ -3,7 +3,7 @@
     store.py       the contract               replica.py   what one process knows of it, and the transactions
     entries.py     what records say           follower.py  following what others append
     ../framing.py  their frame                log.py       appending durably
-    segments.py    the directory, its files   snapshot.py  opening it again
+    packed.py    the directory, its files   snapshot.py  opening it again
 
 Two logs: ``commits`` holds the refs, each once, and never shrinks; ``acks`` holds acknowledgements and is
 compacted when most of it says what fewer records could say. A transaction is one record, a line of JSON::
@@ -23,7 +23,6 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Generic, TypeVar, cast
 
 from fsqueue import fileops
-from fsqueue.codec import Codec
 from fsqueue.control.entries import Ack
 from fsqueue.control.errors import LedgerClosedError, LedgerDamagedError, LedgerError
 from fsqueue.control.index import NO_STEP, UNACKED
@@ -32,6 +31,7 @@ from fsqueue.control.replica import Replica
 from fsqueue.control.store import Marker, MetadataStore, id_of, weight_of
 from fsqueue.errors import CorruptRefError
 from fsqueue.fileops import explained
+from fsqueue.format.codec import Codec
 from fsqueue.records import SampleRef
 
 R = TypeVar("R")

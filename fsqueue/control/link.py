@@ -10,13 +10,13 @@ import os
 
 import msgspec
 
-from fsqueue.codec import UNDECODABLE
 from fsqueue.control.errors import LedgerFormatError
 from fsqueue.control.ledger import FileMetadataStore
 from fsqueue.control.segments import SETTINGS
 from fsqueue.directory import Directory
 from fsqueue.errors import CorruptRefError, QueueConfigError
 from fsqueue.fileops import FileOps, current, explained
+from fsqueue.format.codec import UNDECODABLE
 from fsqueue.layout import LEDGER
 from fsqueue.queue import FileSampleRefQueue
 

@@ -14,10 +14,10 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 
-from fsqueue import framing
 from fsqueue.control.follower import FLAGS, Follower, seal
 from fsqueue.directory import Directory
 from fsqueue.fileops import FileOps
+from fsqueue.format import framing
 
 _SPARE_BYTES = (1 << 18, 1 << 20)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from fsqueue import names
 from fsqueue.demo.options import DemoError, DemoOptions
+from fsqueue.format import names
 from fsqueue.layout import STATES
 
 _SUBDIRECTORIES = ("plan", "checkpoints", "rendezvous", "log")

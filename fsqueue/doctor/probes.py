@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from fsqueue import names
 from fsqueue.directory import Directory
 from fsqueue.fileops import FileOps
+from fsqueue.format import names
 
 NAME_BYTES_NEEDED = names.STEM_LIMIT + len("@") + names.OWNER_NAME_LIMIT + len(".4194304.abcdef") + len(names.SUFFIX)
 _NAME_BYTES_TRIED = 255

@@ -3,7 +3,7 @@
     features://<store id>/<xx>/<stem>.safetensors?generation=<generation>
 
 The path is the file's, relative to the store's directory, so that nodes may mount it at different places. Stems
-are those of sample ids (`fsqueue.names`), so no address leads out of the store; ``<xx>`` is the first two hex
+are those of sample ids (`fsqueue.format.names`), so no address leads out of the store; ``<xx>`` is the first two hex
 digits of the stem's SHA-256.
 """
 
@@ -13,7 +13,7 @@ import hashlib
 import re
 from typing import NamedTuple
 
-from fsqueue.names import is_stem
+from fsqueue.format.names import is_stem
 
 SUFFIX = ".safetensors"
 RELEASED = "@released" + SUFFIX

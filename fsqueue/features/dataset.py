@@ -23,12 +23,12 @@ from typing import Any, Generic, TypeVar
 import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
-from fsqueue import names
 from fsqueue.delivery import id_of_ref
 from fsqueue.errors import QueueConfigError
 from fsqueue.features.contract import FeatureStore
 from fsqueue.features.materialise import Materialiser, OnError, Transform, UnloadedError
 from fsqueue.features.source import ListSource, QueueSource
+from fsqueue.format import names
 from fsqueue.queue import FileSampleRefQueue
 
 R = TypeVar("R")

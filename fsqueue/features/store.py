@@ -32,8 +32,8 @@ from fsqueue.features.errors import (
 from fsqueue.features.place import TMP, ensure_place
 from fsqueue.features.tensorfile import Header, NotTensorsError
 from fsqueue.fileops import current, explained, silently_remove
+from fsqueue.format.names import stem_of
 from fsqueue.layout import is_remote
-from fsqueue.names import stem_of
 from fsqueue.owners import new_owner
 
 T = TypeVar("T")

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fsqueue import FileSampleRefQueue, NotAQueueError, SampleRef, names
+from fsqueue import FileSampleRefQueue, NotAQueueError, SampleRef
 from fsqueue.check import check_queue, repair
-from fsqueue.codec import Codec
 from fsqueue.errors import CorruptRefError
 from fsqueue.fileops import FileOps, using
+from fsqueue.format import names
+from fsqueue.format.codec import Codec
 from powercut.journal import Moment, Record
 from powercut.states import Image, images
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fsqueue import dp_partition
-from fsqueue.names import done_file, stem_of
+from fsqueue.format.names import done_file, stem_of
 
 LEASE_S = 60.0
 MAX_ATTEMPTS = 3

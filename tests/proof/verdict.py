@@ -13,9 +13,10 @@ from typing import Any
 
 from implementations import ids, make_ref
 
-from fsqueue import CorruptRefError, FileSampleRefQueue, SampleRef, fileops, names, segments
-from fsqueue.codec import Codec
+from fsqueue import CorruptRefError, FileSampleRefQueue, SampleRef, fileops
 from fsqueue.fileops import FileOps
+from fsqueue.format import names, packed
+from fsqueue.format.codec import Codec
 from proof.operations import DONE, FAILED, GONE, LIVE, Operation
 from proof.stages import CORRUPT, LEASE_S
 
@@ -86,11 +87,11 @@ class Bystanders:
 def census(path: Path) -> dict[str, list[str]]:
     """Id to the states that it has files in, one for each file; a file that is no ref counts as `CORRUPT`."""
     found: dict[str, list[str]] = {}
-    done = segments.read_names(os.listdir(path / "done"))
+    done = packed.read_names(os.listdir(path / "done"))
     for name in os.listdir(path / "done"):
-        assert names.parse_done(name) or segments.revision_of(name), f"done/{name} is no name of the format"
+        assert names.parse_done(name) or packed.revision_of(name), f"done/{name} is no name of the format"
     for segment in done.segments:
-        lines, damaged = segments.whole_lines((path / "done" / segment.name).read_bytes())
+        lines, damaged = packed.whole_lines((path / "done" / segment.name).read_bytes())
         assert not damaged and len(lines) == segment.refs, f"{segment.name} is damaged"
         for line in lines:
             found.setdefault(_codec.decode(line.data).sample_id, []).append(DONE)

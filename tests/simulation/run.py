@@ -17,11 +17,12 @@ from unittest import mock
 from history import Verdict, check
 from recording import OVERLAP, Call, Line, Log, calls_in
 
-from fsqueue import FileSampleRefQueue, SampleRef, StaleLockWarning, names, segments
+from fsqueue import FileSampleRefQueue, SampleRef, StaleLockWarning
 from fsqueue.check import check_queue
-from fsqueue.codec import Codec
 from fsqueue.errors import CorruptRefError
 from fsqueue.fileops import using
+from fsqueue.format import names, packed
+from fsqueue.format.codec import Codec
 from fsqueue.handout import SWEEP_S
 from simulation.cache import Cache
 from simulation.node import Process
@@ -276,9 +277,9 @@ class _Run:
     def _settled(self) -> Iterator[tuple[str, str, bytes]]:
         """(where, stem, bytes) of each ref in done/ and failed/, whether packed or in the hand of a packing."""
         done, failed = self._observer.entries("done"), self._observer.entries("failed")
-        names_in_done = segments.read_names(done)
+        names_in_done = packed.read_names(done)
         for segment in names_in_done.segments:
-            lines, damaged = segments.whole_lines(bytes(done[segment.name].data))
+            lines, damaged = packed.whole_lines(bytes(done[segment.name].data))
             assert len(lines) == segment.refs and not damaged, segment
             yield from ((f"done/{segment.name}", line.stem, line.data) for line in lines)
         files = [("done", name, done[at]) for name, at in names_in_done.files.items()]

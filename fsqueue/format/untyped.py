@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from fsqueue import names
-from fsqueue.codec import RESERVED, UNDECODABLE, Bookkeeping, split
 from fsqueue.errors import CorruptRefError, InvalidRefError
+from fsqueue.format import names
+from fsqueue.format.codec import RESERVED, UNDECODABLE, Bookkeeping, split
 
 
 class Place(NamedTuple):

@@ -26,8 +26,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from fsqueue.errors import CorruptRefError, InvalidRefError
-from fsqueue.records import assert_no_tensors
-from fsqueue.roundtrip import (
+from fsqueue.format.roundtrip import (
     ChangedError,
     compare,
     eq_tells_all,
@@ -36,6 +35,7 @@ from fsqueue.roundtrip import (
     full_name,
     restore_tuples,
 )
+from fsqueue.records import assert_no_tensors
 
 R = TypeVar("R")
 

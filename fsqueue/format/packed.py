@@ -24,9 +24,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from fsqueue import framing, names
-from fsqueue.codec import UNDECODABLE
 from fsqueue.fileops import FILE_LIMIT_BYTES
+from fsqueue.format import framing, names
+from fsqueue.format.codec import UNDECODABLE
 
 SEGMENT_REFS = 10_000
 SEGMENT_BYTES = FILE_LIMIT_BYTES // 2

@@ -1,0 +1,1 @@
+"""What names and bytes mean: pure functions, no I/O."""
