@@ -11,7 +11,7 @@ from typing import Any
 from subjects import LEASE_TIMEOUT_S, sample
 
 from fsqueue import FileSampleRefQueue, SampleRef
-from fsqueue.fileops import FileOps, using, wrapped
+from fsqueue.disk.fileops import FileOps, using, wrapped
 
 Queue = FileSampleRefQueue[SampleRef]
 FILL_BATCH = 1_000

@@ -38,7 +38,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from fsqueue.fileops import FileOps, wrapped
+from fsqueue.disk.fileops import FileOps, wrapped
 
 READ_S = 0.0003
 MODIFY_S = 0.003

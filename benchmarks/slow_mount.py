@@ -28,8 +28,8 @@ from slow_layer import MODIFY_S, MODIFYING, READ_S, SlowMount
 from subjects import LEASE_TIMEOUT_S, sample
 
 from fsqueue import FileSampleRefQueue, SampleRef
-from fsqueue.directory import Directory
-from fsqueue.fileops import FileOps, using
+from fsqueue.disk.directory import Directory
+from fsqueue.disk.fileops import FileOps, using
 from fsqueue.format.codec import Codec
 
 NAIVE = "one operation after the other"

@@ -23,7 +23,7 @@ from recording import Log, Recorded, read
 from soak_site import Clock, append_line, make_ref
 
 from fsqueue import FileSampleRefQueue, FsQueueError, SampleRef
-from fsqueue.fileops import FileOps, using, wrapped
+from fsqueue.disk.fileops import FileOps, using, wrapped
 
 _BATCHES = (1, 2, 5, 16, 64)
 _BACKLOG = 1500

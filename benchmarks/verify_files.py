@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from verify_sides import Sides, Verdict
 
-from fsqueue import fileops
+from fsqueue.disk import fileops
 from fsqueue.doctor.races import RaceFindings, create_race, lock_race, rename_race
 
 _LOCK_ROUNDS_PER_ROUND = 10

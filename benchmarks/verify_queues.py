@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from verify_sides import Sides, Verdict, milliseconds
 
-from fsqueue import fileops
-from fsqueue.directory import Directory
+from fsqueue.disk import fileops
+from fsqueue.disk.directory import Directory
 from fsqueue.doctor.peers import side_by_side, together
 from fsqueue.format import names
 

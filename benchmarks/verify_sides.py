@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from fsqueue import fileops
+from fsqueue.disk import fileops
 from fsqueue.doctor.peers import Peer, PeerError
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fsqueue.disk.counting import Counts
 from fsqueue.errors import (
     CorruptRefError,
     FsQueueError,
@@ -30,7 +31,6 @@ from fsqueue.errors import (
 from fsqueue.lock import StaleLockWarning
 from fsqueue.queue import FileSampleRefQueue
 from fsqueue.records import FeatureSpec, PromptTask, SampleRef, assert_no_tensors, dp_partition
-from fsqueue.tally import Counts
 
 if TYPE_CHECKING:
     from fsqueue.control import (

@@ -13,9 +13,9 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 from fsqueue import packing
-from fsqueue.directory import Directory
+from fsqueue.disk.directory import Directory
+from fsqueue.disk.fileops import current, explained
 from fsqueue.errors import QueueConfigError
-from fsqueue.fileops import current, explained
 from fsqueue.format import names
 from fsqueue.format.untyped import place_of
 from fsqueue.handle import Handle

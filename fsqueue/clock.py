@@ -11,8 +11,8 @@ import errno
 from collections.abc import Callable
 from typing import Protocol
 
-from fsqueue.directory import Directory
-from fsqueue.fileops import FileOps
+from fsqueue.disk.directory import Directory
+from fsqueue.disk.fileops import FileOps
 from fsqueue.layout import ORDER, ORDER_FLAGS
 
 _TRIES = 3

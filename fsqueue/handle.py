@@ -12,13 +12,13 @@ import msgspec
 
 from fsqueue import owners
 from fsqueue.clock import FilesystemClock, InjectedClock
-from fsqueue.fileops import FileOps, despite_errors, silently_remove
+from fsqueue.disk.fileops import FileOps, despite_errors, silently_remove
+from fsqueue.disk.parallel import IoThreads, Overlap
 from fsqueue.format.names import ref_file
 from fsqueue.layout import Layout
 from fsqueue.lock import OrderFile
 from fsqueue.moves import Moves
 from fsqueue.order import Order
-from fsqueue.overlap import IoThreads, Overlap
 
 if TYPE_CHECKING:
     from fsqueue.stream import Stream

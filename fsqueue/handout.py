@@ -6,13 +6,13 @@ from collections.abc import Collection, Iterator
 
 import msgspec
 
+from fsqueue.disk.counting import Unchanged
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import names
 from fsqueue.format.codec import UNDECODABLE
 from fsqueue.handle import Handle
 from fsqueue.order import DEAD, Scan
 from fsqueue.records import dp_partition, partition_of
-from fsqueue.tally import Unchanged
 
 SWEEP_S = 60.0
 _SORT_BY_MTIME_LIMIT = 4096

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fsqueue.fileops import silently_remove
+from fsqueue.disk.fileops import silently_remove
 from fsqueue.format import names
 from fsqueue.handle import Handle
 

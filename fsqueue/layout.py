@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fsqueue.directory import Directory
+from fsqueue.disk.directory import Directory
+from fsqueue.disk.fileops import FileOps, despite_errors, explained, silently_remove
 from fsqueue.errors import CorruptRefError, NotAQueueError, QueueConfigError, UnsupportedFormatError
-from fsqueue.fileops import FileOps, despite_errors, explained, silently_remove
 from fsqueue.format.codec import UNDECODABLE
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 from fsqueue.delivery import id_of_ref
+from fsqueue.disk.fileops import explained
 from fsqueue.errors import QueueConfigError
-from fsqueue.fileops import explained
 from fsqueue.format import names
 from fsqueue.format.codec import tidy
 from fsqueue.parts import Parts

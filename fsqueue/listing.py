@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from typing import NamedTuple
 
-from fsqueue.directory import Directory
+from fsqueue.disk.directory import Directory
+from fsqueue.disk.fileops import current, explained
 from fsqueue.errors import CorruptRefError
-from fsqueue.fileops import current, explained
 from fsqueue.format import names, packed
 from fsqueue.format.packed import Line
 from fsqueue.format.untyped import Place, RefSight, place_of, sight

@@ -18,9 +18,9 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from fsqueue.clock import FilesystemClock
-from fsqueue.directory import Directory
+from fsqueue.disk.directory import Directory
+from fsqueue.disk.fileops import FileOps, silently_remove
 from fsqueue.errors import CorruptRefError, LockTimeoutError, LockUnsupportedError
-from fsqueue.fileops import FileOps, silently_remove
 from fsqueue.layout import ORDER, ORDER_FLAGS
 
 if TYPE_CHECKING:

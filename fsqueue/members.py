@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from fsqueue.directory import Directory
+from fsqueue.disk.directory import Directory
 from fsqueue.layout import STREAM, Layout
 from fsqueue.membership import Member, read_members
 from fsqueue.stream import read_quantum

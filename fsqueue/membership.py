@@ -18,9 +18,9 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from fsqueue import owners
-from fsqueue.directory import Directory
+from fsqueue.disk.directory import Directory
+from fsqueue.disk.fileops import FileOps, explained, silently_remove
 from fsqueue.errors import CorruptRefError
-from fsqueue.fileops import FileOps, explained, silently_remove
 from fsqueue.format import names
 from fsqueue.format.codec import UNDECODABLE, tidy
 from fsqueue.handle import Handle

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, TypeVar, cast
 
+from fsqueue.disk.counting import Counts
 from fsqueue.errors import QueueConfigError
 from fsqueue.format.codec import Codec
 from fsqueue.format.names import stem_of
 from fsqueue.records import SampleRef, dp_partition
-from fsqueue.tally import Counts
 
 R = TypeVar("R")
 

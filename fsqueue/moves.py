@@ -18,13 +18,13 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from fsqueue.clock import Clock, FilesystemClock
-from fsqueue.directory import Directory
+from fsqueue.disk.directory import Directory
+from fsqueue.disk.fileops import explained, silently_remove
+from fsqueue.disk.parallel import Overlap
 from fsqueue.errors import CorruptRefError
-from fsqueue.fileops import explained, silently_remove
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping, Event, bookkeeping_tail, split, wrap_raw
 from fsqueue.layout import Layout
-from fsqueue.overlap import Overlap
 
 Change = Callable[[Bookkeeping], None]
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from fsqueue.fileops import FileOps
+from fsqueue.disk.fileops import FileOps
 from fsqueue.format.names import is_stem
 from fsqueue.lock import OrderFile
 

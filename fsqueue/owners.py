@@ -17,9 +17,9 @@ from typing import Literal
 
 import msgspec
 
-from fsqueue.directory import Directory
+from fsqueue.disk.directory import Directory
+from fsqueue.disk.fileops import FileOps
 from fsqueue.errors import CorruptRefError, FsQueueError, QueueConfigError
-from fsqueue.fileops import FileOps
 from fsqueue.format import names
 from fsqueue.format.codec import UNDECODABLE
 

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fsqueue.delivery import Delivery
+from fsqueue.disk.counting import Tally
+from fsqueue.disk.fileops import FileOps, explained
+from fsqueue.disk.parallel import IoThreads
 from fsqueue.errors import QueueConfigError
-from fsqueue.fileops import FileOps, explained
 from fsqueue.format import names
 from fsqueue.format.codec import Codec
 from fsqueue.handle import Handle
 from fsqueue.intake import Intake
 from fsqueue.layout import open_layout
-from fsqueue.overlap import IoThreads
 from fsqueue.owners import new_owner
 from fsqueue.reclaim import Reclaimer
 from fsqueue.settle import Settler
-from fsqueue.tally import Tally
 
 
 @dataclass(frozen=True)

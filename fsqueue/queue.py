@@ -14,21 +14,21 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, TypeVar, cast, overload
 
-from fsqueue import fileops
 from fsqueue.delivery import id_of_ref
+from fsqueue.disk import fileops
+from fsqueue.disk.counting import Counts
+from fsqueue.disk.fileops import explained
+from fsqueue.disk.parallel import IoThreads
 from fsqueue.errors import InvalidRefError, QueueClosedError, QueueConfigError
-from fsqueue.fileops import explained
 from fsqueue.format import names
 from fsqueue.format.codec import Codec
 from fsqueue.handle import Handle
 from fsqueue.handout import Partition
 from fsqueue.layout import ensure_queue
 from fsqueue.leases import Leases
-from fsqueue.overlap import IoThreads
 from fsqueue.parts import Options, Parts, open_parts
 from fsqueue.records import SampleRef
 from fsqueue.streaming import Streaming
-from fsqueue.tally import Counts
 
 R = TypeVar("R")
 

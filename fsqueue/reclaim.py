@@ -9,7 +9,7 @@ round's start plus the timeout, so a file is looked at only when its time may ha
 
 from __future__ import annotations
 
-from fsqueue.fileops import despite_errors, silently_remove
+from fsqueue.disk.fileops import despite_errors, silently_remove
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping
 from fsqueue.handle import Handle

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import chain
 
 from fsqueue.admin import Outcome, fetch, hand_in_all, operator
-from fsqueue.directory import Directory
+from fsqueue.disk.directory import Directory
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping, Event

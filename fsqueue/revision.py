@@ -24,8 +24,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 
+from fsqueue.disk.fileops import silently_remove
 from fsqueue.errors import CorruptRefError
-from fsqueue.fileops import silently_remove
 from fsqueue.format import packed
 from fsqueue.format.packed import Done, Licence, Line, Segment
 from fsqueue.handle import Handle

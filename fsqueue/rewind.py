@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from typing import NamedTuple
 
+from fsqueue.disk.fileops import current, despite_errors, explained
 from fsqueue.errors import LeasesHeldError
-from fsqueue.fileops import current, despite_errors, explained
 from fsqueue.format import names
 from fsqueue.handle import Handle
 from fsqueue.intake import Intake

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 
-from fsqueue.directory import Directory
+from fsqueue.disk.directory import Directory
+from fsqueue.disk.fileops import despite_errors, explained
 from fsqueue.errors import QueueConfigError
-from fsqueue.fileops import despite_errors, explained
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping
 from fsqueue.handle import Ending, Handle

@@ -14,15 +14,15 @@ from collections.abc import Container
 import msgspec
 
 from fsqueue import membership, owners
-from fsqueue.directory import Directory
+from fsqueue.disk.counting import Unchanged, standstill_s
+from fsqueue.disk.directory import Directory
+from fsqueue.disk.fileops import FileOps, silently_remove
 from fsqueue.errors import CorruptRefError, MemberFailedError, QueueConfigError
-from fsqueue.fileops import FileOps, silently_remove
 from fsqueue.format import names
 from fsqueue.format.codec import UNDECODABLE
 from fsqueue.handle import Handle
 from fsqueue.layout import STREAM, make_directory
 from fsqueue.membership import Member, Membership, Record, Role, parse_member, read_members
-from fsqueue.tally import Unchanged, standstill_s
 
 QUANTUM = "quantum.json"
 

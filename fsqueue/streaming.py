@@ -6,8 +6,8 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from fsqueue.disk.fileops import explained
 from fsqueue.errors import QueueConfigError, StreamEndedError, StreamStalledError
-from fsqueue.fileops import explained
 from fsqueue.handle import Handle
 from fsqueue.layout import LEDGER
 

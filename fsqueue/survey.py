@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+from fsqueue.disk.counting import Counts
 from fsqueue.format import names
 from fsqueue.format.codec import Event
 from fsqueue.format.untyped import Place, RefSight
@@ -18,7 +19,6 @@ from fsqueue.layout import STATES, Layout
 from fsqueue.listing import File, count_in, files_in, hinted, id_of, in_order, look_inside, packed_in, reading, stamp_of
 from fsqueue.members import StreamStatus, stream_status
 from fsqueue.owners import OwnerRecord, read_record
-from fsqueue.tally import Counts
 
 _SAMPLE = 256
 _LOOKS = 3

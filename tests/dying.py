@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fsqueue.fileops import FileOps, using, wrapped
+from fsqueue.disk.fileops import FileOps, using, wrapped
 
 
 def die_at(number: int, after: bool) -> FileOps:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fsqueue import FeatureSpec, FileSampleRefQueue, SampleRef
-from fsqueue.fileops import FileOps, using, wrapped
+from fsqueue.disk.fileops import FileOps, using, wrapped
 
 GUARD_S = 60.0
 """Nothing in these tests takes this long; a wait that does is reported as a hang."""

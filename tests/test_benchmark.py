@@ -14,7 +14,7 @@ from slow_layer import SlowMount
 from support import GUARD_S, InThread, numbered
 
 from fsqueue import FileSampleRefQueue
-from fsqueue.fileops import CALLS, using
+from fsqueue.disk.fileops import CALLS, using
 
 ROOT = Path(__file__).resolve().parent.parent
 

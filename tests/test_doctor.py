@@ -42,7 +42,7 @@ def lying_peers(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def patch(lie: str) -> None:
         program = (
-            "import errno, os\nfrom fsqueue.fileops import FileOps\n"
+            "import errno, os\nfrom fsqueue.disk.fileops import FileOps\n"
             f"{lie}\nfrom fsqueue.doctor import peer_tasks\npeer_tasks.serve()"
         )
         monkeypatch.setattr("fsqueue.doctor.peers.local_command", lambda: [sys.executable, "-c", program])

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from fsqueue.directory import Directory
+from fsqueue.disk.directory import Directory
+from fsqueue.disk.fileops import FileOps
+from fsqueue.disk.mounts import Mount
 from fsqueue.doctor import probes
 from fsqueue.doctor.advice import advise, rounded_up
 from fsqueue.doctor.costs import Cost
@@ -19,8 +21,6 @@ from fsqueue.doctor.diagnosis import Diagnosis
 from fsqueue.doctor.notes import attribute_cache_s, lock_is_node_local, notes
 from fsqueue.doctor.probes import ClockFindings, GranularityFindings, NameFindings
 from fsqueue.doctor.races import LockFindings, RaceFindings
-from fsqueue.fileops import FileOps
-from fsqueue.mounts import Mount
 
 
 @pytest.fixture

@@ -270,7 +270,7 @@ def test_put_refuses_a_batch_as_a_whole(tmp_path: Path) -> None:
 
 def test_a_ref_too_long_to_read_back_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What put accepts comes back: a ref above the size that get reads is refused by put."""
-    from fsqueue import fileops
+    from fsqueue.disk import fileops
 
     monkeypatch.setattr(fileops, "FILE_LIMIT_BYTES", 1 << 17)
     queue = FileSampleRefQueue(tmp_path / "q")

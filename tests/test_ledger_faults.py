@@ -22,7 +22,7 @@ from fsqueue import LockTimeoutError, QueueIOError, SampleRef, StaleLockWarning
 from fsqueue.control import flock, replica
 from fsqueue.control.errors import LedgerDamagedError, LedgerLockedError, LedgerLockUnsupportedError
 from fsqueue.control.ledger import FileMetadataStore
-from fsqueue.fileops import FileOps, using, wrapped
+from fsqueue.disk.fileops import FileOps, using, wrapped
 
 File = FileMetadataStore[SampleRef]
 

@@ -25,7 +25,8 @@ from proof import tally
 from proof.model import LEASE_S, MAX_ATTEMPTS, Model, View
 from proof.verdict import StoppedClock
 
-from fsqueue import Counts, FileSampleRefQueue, SampleRef, dp_partition, fileops
+from fsqueue import Counts, FileSampleRefQueue, SampleRef, dp_partition
+from fsqueue.disk import fileops
 from fsqueue.format import names
 
 ID_POOL = ["a", "b", "c/d", ".e", "f%", "g@1", "ü", "x" * 200, "s1", "s2", "s3", "s4"]

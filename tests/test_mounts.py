@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fsqueue.mounts import Mount, containing, mount_of, parse_mountinfo
+from fsqueue.disk.mounts import Mount, containing, mount_of, parse_mountinfo
 
 MOUNTINFO = r"""22 27 0:21 / /proc rw,nosuid,relatime shared:5 - proc proc rw
 27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard

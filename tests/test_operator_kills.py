@@ -19,7 +19,7 @@ from support import Tap, in_fork, names_in, ref, refs
 from fsqueue import FileSampleRefQueue
 from fsqueue.admin import purge, release
 from fsqueue.check import check_queue, repair
-from fsqueue.fileops import FileOps, using
+from fsqueue.disk.fileops import FileOps, using
 from fsqueue.format.untyped import sight
 from fsqueue.layout import STATES
 from fsqueue.requeue import requeue, requeue_failed

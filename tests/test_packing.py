@@ -20,7 +20,7 @@ from support import GUARD_S, Child, Queue, Tap, assert_clean, drain, ids, names_
 from fsqueue import FileSampleRefQueue, SampleRef, admin, lock, packing, survey
 from fsqueue.check import check_queue, repair
 from fsqueue.cli.main import cli
-from fsqueue.fileops import FileOps, using
+from fsqueue.disk.fileops import FileOps, using
 from fsqueue.format.codec import Codec
 from fsqueue.format.packed import Line, encode_line, whole_lines
 from fsqueue.requeue import requeue

@@ -45,7 +45,7 @@ def lying_python(directory: Path, lie: str) -> Path:
     """A stand-in for the peer's Python whose file operations are patched before the tasks run."""
     program = directory / "lie.py"
     program.write_text(
-        f"import errno, os\nfrom fsqueue.fileops import FileOps\n{lie}\n"
+        f"import errno, os\nfrom fsqueue.disk.fileops import FileOps\n{lie}\n"
         "from fsqueue.doctor import peer_tasks\npeer_tasks.serve()\n"
     )
     python = directory / "python"

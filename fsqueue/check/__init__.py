@@ -16,9 +16,9 @@ from contextlib import closing
 from fsqueue.check.examine import Examination
 from fsqueue.check.mend import Mended, mend_all
 from fsqueue.check.violations import REMEDIES, Violation
-from fsqueue.directory import Directory
+from fsqueue.disk.directory import Directory
+from fsqueue.disk.fileops import FileOps, current, explained
 from fsqueue.errors import QueueIOError
-from fsqueue.fileops import FileOps, current, explained
 from fsqueue.layout import DIRECTORIES, open_layout
 
 __all__ = ["Mended", "Violation", "check_queue", "repair"]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from fsqueue.check.looks import Copy, Looks
 from fsqueue.check.violations import Severity, Violation
-from fsqueue.directory import Directory
+from fsqueue.disk.directory import Directory
 from fsqueue.layout import Layout
 from fsqueue.owners import read_record
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from fsqueue.check.stream_looks import StreamLooks
 from fsqueue.check.violations import NOTES, REMEDIES, Severity, Violation
-from fsqueue.directory import Directory
+from fsqueue.disk.directory import Directory
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import names, packed
 from fsqueue.format.untyped import Place, RefSight, allows, place_of, sight, type_name

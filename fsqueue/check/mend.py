@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from fsqueue.admin import fetch, operator
 from fsqueue.check.violations import Violation
-from fsqueue.directory import Directory
+from fsqueue.disk.directory import Directory
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping, bookkeeping_tail, split

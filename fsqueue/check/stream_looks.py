@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import msgspec
 
 from fsqueue.clock import FilesystemClock
-from fsqueue.directory import Directory
+from fsqueue.disk.directory import Directory
 from fsqueue.errors import CorruptRefError
 from fsqueue.format.codec import UNDECODABLE
 from fsqueue.format.untyped import type_name

@@ -8,8 +8,8 @@ import click
 
 from fsqueue.cli.arguments import Duration, dry_run, takes_queue
 from fsqueue.cli.output import remark
+from fsqueue.disk.fileops import current
 from fsqueue.errors import NotAQueueError
-from fsqueue.fileops import current
 from fsqueue.layout import LOCK_MODES, SETTINGS, ensure_queue
 from fsqueue.listing import reading
 from fsqueue.queue import FileSampleRefQueue

@@ -6,7 +6,7 @@ import errno
 import warnings
 
 from fsqueue.control.errors import LedgerLockedError, LedgerLockUnsupportedError
-from fsqueue.fileops import FileOps
+from fsqueue.disk.fileops import FileOps
 from fsqueue.lock import StaleLockWarning
 
 WARN_AFTER_S = 10.0

@@ -18,8 +18,8 @@ import msgspec
 from fsqueue.control.errors import LedgerDamagedError, LedgerFormatError
 from fsqueue.control.flock import wait_for_lock
 from fsqueue.control.segments import Segments
-from fsqueue.directory import Directory
-from fsqueue.fileops import FileOps
+from fsqueue.disk.directory import Directory
+from fsqueue.disk.fileops import FileOps
 from fsqueue.format import framing
 
 FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -22,15 +22,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Generic, TypeVar, cast
 
-from fsqueue import fileops
 from fsqueue.control.entries import Ack
 from fsqueue.control.errors import LedgerClosedError, LedgerDamagedError, LedgerError
 from fsqueue.control.index import NO_STEP, UNACKED
 from fsqueue.control.log import Log
 from fsqueue.control.replica import Replica
 from fsqueue.control.store import Marker, MetadataStore, id_of, weight_of
+from fsqueue.disk import fileops
+from fsqueue.disk.fileops import explained
 from fsqueue.errors import CorruptRefError
-from fsqueue.fileops import explained
 from fsqueue.format.codec import Codec
 from fsqueue.records import SampleRef
 

@@ -13,9 +13,9 @@ import msgspec
 from fsqueue.control.errors import LedgerFormatError
 from fsqueue.control.ledger import FileMetadataStore
 from fsqueue.control.segments import SETTINGS
-from fsqueue.directory import Directory
+from fsqueue.disk.directory import Directory
+from fsqueue.disk.fileops import FileOps, current, explained
 from fsqueue.errors import CorruptRefError, QueueConfigError
-from fsqueue.fileops import FileOps, current, explained
 from fsqueue.format.codec import UNDECODABLE
 from fsqueue.layout import LEDGER
 from fsqueue.queue import FileSampleRefQueue

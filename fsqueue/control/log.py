@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from fsqueue.control.follower import FLAGS, Follower, seal
-from fsqueue.directory import Directory
-from fsqueue.fileops import FileOps
+from fsqueue.disk.directory import Directory
+from fsqueue.disk.fileops import FileOps
 from fsqueue.format import framing
 
 _SPARE_BYTES = (1 << 18, 1 << 20)

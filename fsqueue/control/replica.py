@@ -15,7 +15,7 @@ from fsqueue.control.follower import Spans
 from fsqueue.control.index import NO_STEP, Index
 from fsqueue.control.log import Log
 from fsqueue.control.segments import open_directory
-from fsqueue.fileops import FileOps
+from fsqueue.disk.fileops import FileOps
 
 COMPACT_FROM_BYTES = 1 << 22
 SNAPSHOT_EVERY_BYTES = 1 << 26

@@ -20,12 +20,13 @@ from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any, NamedTuple, TypedDict
 
-from fsqueue import admin, fileops
+from fsqueue import admin
 from fsqueue import rewind as rewinding
 from fsqueue.control.errors import LiveNamesakeError
 from fsqueue.control.store import MetadataStore
+from fsqueue.disk import fileops
+from fsqueue.disk.fileops import explained
 from fsqueue.errors import LeasesHeldError
-from fsqueue.fileops import explained
 from fsqueue.format import names
 from fsqueue.handle import Handle
 from fsqueue.listing import files_in, packed_in

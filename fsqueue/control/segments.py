@@ -17,8 +17,8 @@ from collections.abc import Callable
 import msgspec
 
 from fsqueue.control.errors import LedgerFormatError
-from fsqueue.directory import Directory
-from fsqueue.fileops import FileOps, silently_remove
+from fsqueue.disk.directory import Directory
+from fsqueue.disk.fileops import FileOps, silently_remove
 
 FORMAT = 1
 SETTINGS = "fsledger.json"

@@ -14,8 +14,8 @@ import msgspec
 
 from fsqueue.control.index import Index
 from fsqueue.control.log import Log
-from fsqueue.directory import Directory
-from fsqueue.fileops import FileOps, silently_remove
+from fsqueue.disk.directory import Directory
+from fsqueue.disk.fileops import FileOps, silently_remove
 
 NAME = "commits.index"
 _CHUNK_BYTES = 1 << 22

@@ -25,9 +25,9 @@ from fsqueue.demo.options import DemoError, DemoOptions, DemoReport, Kill, Progr
 from fsqueue.demo.rendezvous import Rendezvous
 from fsqueue.demo.report import Tally, make_report
 from fsqueue.demo.workers import Crew, Worker
+from fsqueue.disk.counting import Counts
 from fsqueue.layout import STREAM
 from fsqueue.records import SampleRef
-from fsqueue.tally import Counts
 
 _POLL_S = 0.05
 _PROGRESS_S = 0.5

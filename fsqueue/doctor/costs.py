@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fsqueue.directory import Directory
-from fsqueue.fileops import FileOps
+from fsqueue.disk.directory import Directory
+from fsqueue.disk.fileops import FileOps
 
 _CONTENT = b"x" * 600
 _SAMPLES = 200

@@ -10,16 +10,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
-from fsqueue import fileops
-from fsqueue.directory import Directory
+from fsqueue.disk import fileops
+from fsqueue.disk.directory import Directory
+from fsqueue.disk.fileops import FileOps, explained
+from fsqueue.disk.mounts import Mount, mount_of
 from fsqueue.doctor import probes, races
 from fsqueue.doctor.advice import Advice, advise
 from fsqueue.doctor.costs import Cost, measure_costs
 from fsqueue.doctor.notes import Note, notes
 from fsqueue.doctor.peers import Peer, PeerError, Peers
 from fsqueue.doctor.races import LockFindings, RaceFindings
-from fsqueue.fileops import FileOps, explained
-from fsqueue.mounts import Mount, mount_of
 
 T = TypeVar("T")
 

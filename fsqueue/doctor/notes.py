@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from fsqueue.mounts import Mount
+from fsqueue.disk.mounts import Mount
 
 NFS_TYPES = ("nfs", "nfs3", "nfs4")
 SMB_TYPES = ("cifs", "smb3", "smbfs")

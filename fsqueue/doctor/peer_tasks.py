@@ -19,10 +19,10 @@ from collections.abc import Callable
 from typing import Any
 
 import fsqueue
-from fsqueue import fileops
-from fsqueue.directory import Directory
+from fsqueue.disk import fileops
+from fsqueue.disk.directory import Directory
+from fsqueue.disk.mounts import mount_of
 from fsqueue.doctor.queue_tasks import QueueTasks
-from fsqueue.mounts import mount_of
 
 LOCKED = "locked"
 MARKER = "inside"

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from fsqueue.directory import Directory
-from fsqueue.fileops import FileOps
+from fsqueue.disk.directory import Directory
+from fsqueue.disk.fileops import FileOps
 from fsqueue.format import names
 
 NAME_BYTES_NEEDED = names.STEM_LIMIT + len("@") + names.OWNER_NAME_LIMIT + len(".4194304.abcdef") + len(names.SUFFIX)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from fsqueue import fileops
+from fsqueue.disk import fileops
 from fsqueue.errors import LockUnsupportedError
 from fsqueue.queue import FileSampleRefQueue
 from fsqueue.records import SampleRef

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 import msgspec
 
-from fsqueue.directory import Directory
+from fsqueue.disk.directory import Directory
+from fsqueue.disk.fileops import FileOps
 from fsqueue.errors import CorruptRefError
 from fsqueue.features.errors import FeatureStoreError
-from fsqueue.fileops import FileOps
 from fsqueue.layout import make_directory, publish_once
 
 FORMAT = 1

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from fsqueue.disk.fileops import current, explained, silently_remove
 from fsqueue.errors import CorruptRefError
 from fsqueue.features import address, care, tensorfile
 from fsqueue.features.address import Address
@@ -31,7 +32,6 @@ from fsqueue.features.errors import (
 )
 from fsqueue.features.place import TMP, ensure_place
 from fsqueue.features.tensorfile import Header, NotTensorsError
-from fsqueue.fileops import current, explained, silently_remove
 from fsqueue.format.names import stem_of
 from fsqueue.layout import is_remote
 from fsqueue.owners import new_owner

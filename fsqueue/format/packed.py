@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from fsqueue.fileops import FILE_LIMIT_BYTES
+from fsqueue.disk.fileops import FILE_LIMIT_BYTES
 from fsqueue.format import framing, names
 from fsqueue.format.codec import UNDECODABLE
 

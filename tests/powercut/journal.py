@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fsqueue.fileops import FileOps, wrapped
+from fsqueue.disk.fileops import FileOps, wrapped
 
 
 @dataclass(frozen=True)

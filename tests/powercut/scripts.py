@@ -12,7 +12,7 @@ from simulation.script import make_ref
 
 from fsqueue import FileSampleRefQueue, SampleRef
 from fsqueue import requeue as requeueing
-from fsqueue.fileops import using
+from fsqueue.disk.fileops import using
 from fsqueue.stream import Membership
 from powercut.journal import Entries, Journal, Record, Synced, Truncate, Write
 from powercut.trial import QUEUE

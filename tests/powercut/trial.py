@@ -14,8 +14,8 @@ from typing import Any
 
 from fsqueue import FileSampleRefQueue, NotAQueueError, SampleRef
 from fsqueue.check import check_queue, repair
+from fsqueue.disk.fileops import FileOps, using
 from fsqueue.errors import CorruptRefError
-from fsqueue.fileops import FileOps, using
 from fsqueue.format import names
 from fsqueue.format.codec import Codec
 from powercut.journal import Moment, Record

@@ -13,7 +13,8 @@ from typing import Any
 
 from implementations import ids, make_ref
 
-from fsqueue import FsQueueError, SampleRef, StaleLockWarning, fileops
+from fsqueue import FsQueueError, SampleRef, StaleLockWarning
+from fsqueue.disk import fileops
 from proof.operations import FAILED, LIVE, Operation
 from proof.stages import CORRUPT, LONG_AGO_S, Stage, new_batch
 from proof.verdict import Bystanders, StoppedClock, assert_landed, census, drain, second_consumer

@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 
 from implementations import make_ref
 
-from fsqueue import FileSampleRefQueue, FsQueueError, SampleRef, admin, fileops, survey
+from fsqueue import FileSampleRefQueue, FsQueueError, SampleRef, admin, survey
 from fsqueue.check import check_queue, repair
-from fsqueue.fileops import FileOps
+from fsqueue.disk import fileops
+from fsqueue.disk.fileops import FileOps
 from fsqueue.requeue import requeue, requeue_failed
 from proof.verdict import StoppedClock
 

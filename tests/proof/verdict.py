@@ -13,8 +13,9 @@ from typing import Any
 
 from implementations import ids, make_ref
 
-from fsqueue import CorruptRefError, FileSampleRefQueue, SampleRef, fileops
-from fsqueue.fileops import FileOps
+from fsqueue import CorruptRefError, FileSampleRefQueue, SampleRef
+from fsqueue.disk import fileops
+from fsqueue.disk.fileops import FileOps
 from fsqueue.format import names, packed
 from fsqueue.format.codec import Codec
 from proof.operations import DONE, FAILED, GONE, LIVE, Operation

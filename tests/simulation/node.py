@@ -30,7 +30,7 @@ class OpenFile:
 
 
 class Process:
-    """One process's descriptors, and each system call of `fsqueue.fileops.CALLS` as its kernel answers it.
+    """One process's descriptors, and each system call of `fsqueue.disk.fileops.CALLS` as its kernel answers it.
 
     Attributes:
         hang_s: how much longer than usual the call that was just made takes.

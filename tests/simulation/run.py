@@ -19,8 +19,8 @@ from recording import OVERLAP, Call, Line, Log, calls_in
 
 from fsqueue import FileSampleRefQueue, SampleRef, StaleLockWarning
 from fsqueue.check import check_queue
+from fsqueue.disk.fileops import using
 from fsqueue.errors import CorruptRefError
-from fsqueue.fileops import using
 from fsqueue.format import names, packed
 from fsqueue.format.codec import Codec
 from fsqueue.handout import SWEEP_S

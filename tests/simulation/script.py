@@ -11,7 +11,7 @@ from typing import Any
 from recording import Log, Recorded
 
 from fsqueue import FileSampleRefQueue, QueueIOError, SampleRef
-from fsqueue.fileops import using
+from fsqueue.disk.fileops import using
 from fsqueue.format import names
 from fsqueue.requeue import requeue
 from simulation.cache import Cache

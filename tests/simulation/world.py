@@ -13,7 +13,7 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from fsqueue.fileops import CALLS, FileOps
+from fsqueue.disk.fileops import CALLS, FileOps
 from simulation.node import OpenFile, Process
 from simulation.rules import Rules
 from simulation.server import Server

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fsqueue.fileops import DIRECTORY, FileOps
+from fsqueue.disk.fileops import DIRECTORY, FileOps
 
 
 class Directory:

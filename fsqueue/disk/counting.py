@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fsqueue.directory import Directory
+from fsqueue.disk.directory import Directory
 
 _COARSEST_S = 2.0
 _COARSE_S = 0.03

@@ -23,8 +23,8 @@ from functools import lru_cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fsqueue.disk.mounts import mount_of
 from fsqueue.errors import CorruptRefError, FsQueueError, QueueIOError
-from fsqueue.mounts import mount_of
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Generic, Literal, TypeVar
 
-from fsqueue.fileops import FileOps
+from fsqueue.disk.fileops import FileOps
 
 T = TypeVar("T")
 U = TypeVar("U")
