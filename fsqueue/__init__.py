@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fsqueue.disk.counting import Counts
+from fsqueue.engine.lock import StaleLockWarning
 from fsqueue.errors import (
     CorruptRefError,
     FsQueueError,
@@ -28,7 +29,6 @@ from fsqueue.errors import (
     TensorInRefError,
     UnsupportedFormatError,
 )
-from fsqueue.lock import StaleLockWarning
 from fsqueue.queue import FileSampleRefQueue
 from fsqueue.records import FeatureSpec, PromptTask, SampleRef, assert_no_tensors, dp_partition
 
@@ -50,11 +50,11 @@ if TYPE_CHECKING:
         MetadataStore,
         TrainLease,
     )
+    from fsqueue.engine.memory import MemorySampleRefQueue
     from fsqueue.features import FeatureDataLoader as FeatureDataLoader
     from fsqueue.features import FeatureDataset as FeatureDataset
     from fsqueue.features import FeatureStore as FeatureStore
     from fsqueue.features import SharedDirFeatureStore as SharedDirFeatureStore
-    from fsqueue.memory import MemorySampleRefQueue
     from fsqueue.view import PartialWindowWarning, TrainerView
 
 __all__ = [
@@ -108,7 +108,7 @@ _MODULE_OF = {
     "FeatureDataset": "fsqueue.features",
     "FeatureStore": "fsqueue.features",
     "SharedDirFeatureStore": "fsqueue.features",
-    "MemorySampleRefQueue": "fsqueue.memory",
+    "MemorySampleRefQueue": "fsqueue.engine.memory",
     "PartialWindowWarning": "fsqueue.view",
     "TrainerView": "fsqueue.view",
 }

@@ -12,20 +12,20 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
-from fsqueue import packing
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import current, explained
+from fsqueue.engine.claim import Handout
+from fsqueue.engine.handle import Handle
+from fsqueue.engine.layout import open_layout
+from fsqueue.engine.listing import owner_matches, reading
+from fsqueue.engine.moves import Change, record
+from fsqueue.engine.owners import new_owner, read_record
+from fsqueue.engine.packing import pack as packing
+from fsqueue.engine.packing.pack import Packed
+from fsqueue.engine.packing.revision import look
 from fsqueue.errors import QueueConfigError
 from fsqueue.format import names
 from fsqueue.format.untyped import place_of
-from fsqueue.handle import Handle
-from fsqueue.handout import Handout
-from fsqueue.layout import open_layout
-from fsqueue.listing import owner_matches, reading
-from fsqueue.moves import Change, record
-from fsqueue.owners import new_owner, read_record
-from fsqueue.packing import Packed
-from fsqueue.revision import look
 
 _BATCH = 256
 _LOOKS = 3

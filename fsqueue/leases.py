@@ -7,12 +7,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
-from fsqueue.delivery import id_of_ref
 from fsqueue.disk.fileops import explained
+from fsqueue.engine.get import id_of_ref
+from fsqueue.engine.parts import Parts
 from fsqueue.errors import QueueConfigError
 from fsqueue.format import names
 from fsqueue.format.codec import tidy
-from fsqueue.parts import Parts
 
 R = TypeVar("R")
 

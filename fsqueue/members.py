@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from fsqueue.disk.directory import Directory
-from fsqueue.layout import STREAM, Layout
+from fsqueue.engine.layout import STREAM, Layout
 from fsqueue.membership import Member, read_members
 from fsqueue.stream import read_quantum
 

@@ -17,13 +17,13 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from fsqueue import owners
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, explained, silently_remove
+from fsqueue.engine import owners
+from fsqueue.engine.handle import Handle
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import names
 from fsqueue.format.codec import UNDECODABLE, tidy
-from fsqueue.handle import Handle
 
 Role = Literal["producer", "consumer"]
 State = Literal["open", "closed", "failed"]

@@ -1,7 +1,7 @@
 """`FileSampleRefQueue`: the public face of a queue in a directory.
 
-put:  encode all, write to tmp/, publish under the lock          (intake.py)
-get:  reclaim what expired, take places, claim, read, decode     (reclaim.py, handout.py)
+put:  encode all, write to tmp/, publish under the lock          (put.py)
+get:  reclaim what expired, take places, claim, read, decode     (expire.py, claim.py)
 ack, fail, release, renew: settle a lease by one rename          (leases.py, settle.py)
 """
 
@@ -14,19 +14,19 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, TypeVar, cast, overload
 
-from fsqueue.delivery import id_of_ref
 from fsqueue.disk import fileops
 from fsqueue.disk.counting import Counts
 from fsqueue.disk.fileops import explained
 from fsqueue.disk.parallel import IoThreads
+from fsqueue.engine.claim import Partition
+from fsqueue.engine.get import id_of_ref
+from fsqueue.engine.handle import Handle
+from fsqueue.engine.layout import ensure_queue
+from fsqueue.engine.parts import Options, Parts, open_parts
 from fsqueue.errors import InvalidRefError, QueueClosedError, QueueConfigError
 from fsqueue.format import names
 from fsqueue.format.codec import Codec
-from fsqueue.handle import Handle
-from fsqueue.handout import Partition
-from fsqueue.layout import ensure_queue
 from fsqueue.leases import Leases
-from fsqueue.parts import Options, Parts, open_parts
 from fsqueue.records import SampleRef
 from fsqueue.streaming import Streaming
 
@@ -235,7 +235,7 @@ class FileSampleRefQueue(Leases[R], Streaming[R]):
 
     def counts(self) -> Counts:
         """How many refs are in each state, by one listing each."""
-        from fsqueue.revision import look  # not needed to put and get
+        from fsqueue.engine.packing.revision import look  # not needed to put and get
 
         layout = self._here().handle.layout
         with explained("listing", self.path):

@@ -16,10 +16,10 @@ from typing import Literal, TypeVar
 
 import msgspec
 
+from fsqueue.engine.handle import Handle
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import names
 from fsqueue.format.codec import UNDECODABLE
-from fsqueue.handle import Handle
 from fsqueue.stream import Stream
 
 Post = Literal["ready", "starved"]

@@ -7,16 +7,16 @@ from itertools import chain
 
 from fsqueue.admin import Outcome, fetch, hand_in_all, operator
 from fsqueue.disk.directory import Directory
+from fsqueue.engine.handle import Handle
+from fsqueue.engine.layout import LEDGER, Layout
+from fsqueue.engine.listing import File, files_in, owner_matches, packed_in, reading, stamp_of
+from fsqueue.engine.moves import Change
+from fsqueue.engine.packing.unpack import unpack
+from fsqueue.engine.put import Intake
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping, Event
 from fsqueue.format.untyped import sight
-from fsqueue.handle import Handle
-from fsqueue.intake import Intake
-from fsqueue.layout import LEDGER, Layout
-from fsqueue.listing import File, files_in, owner_matches, packed_in, reading, stamp_of
-from fsqueue.moves import Change
-from fsqueue.unpacking import unpack
 
 _LOOKS = 3
 

@@ -13,15 +13,16 @@ from collections.abc import Container
 
 import msgspec
 
-from fsqueue import membership, owners
+from fsqueue import membership
 from fsqueue.disk.counting import Unchanged, standstill_s
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, silently_remove
+from fsqueue.engine import owners
+from fsqueue.engine.handle import Handle
+from fsqueue.engine.layout import STREAM, make_directory
 from fsqueue.errors import CorruptRefError, MemberFailedError, QueueConfigError
 from fsqueue.format import names
 from fsqueue.format.codec import UNDECODABLE
-from fsqueue.handle import Handle
-from fsqueue.layout import STREAM, make_directory
 from fsqueue.membership import Member, Membership, Record, Role, parse_member, read_members
 
 QUANTUM = "quantum.json"

@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from fsqueue.disk.fileops import explained
+from fsqueue.engine.handle import Handle
+from fsqueue.engine.layout import LEDGER
 from fsqueue.errors import QueueConfigError, StreamEndedError, StreamStalledError
-from fsqueue.handle import Handle
-from fsqueue.layout import LEDGER
 
 if TYPE_CHECKING:
+    from fsqueue.engine.packing.pack import Packed
     from fsqueue.membership import Membership, Role
-    from fsqueue.packing import Packed
     from fsqueue.stream import Stream
 
 R = TypeVar("R")
@@ -175,7 +175,7 @@ class Streaming(Generic[R]):
                     self.path,
                     "has a ledger, which would take this back: use the controller's rewind, or `fsqueue rewind`",
                 )
-            from fsqueue.rewind import rewind
+            from fsqueue.engine.rewind import rewind
 
             return rewind(handle, after_step, force)
 
@@ -187,7 +187,7 @@ class Streaming(Generic[R]):
         Raises:
             QueueIOError: the filesystem refused; all refs are still done, and packing again completes it.
         """
-        from fsqueue.packing import pack
+        from fsqueue.engine.packing.pack import pack
 
         with explained("packing", self.path):
             return pack(self._current_handle(), older_than_s)

@@ -12,13 +12,24 @@ from itertools import islice
 from typing import Any
 
 from fsqueue.disk.counting import Counts
+from fsqueue.engine.layout import STATES, Layout
+from fsqueue.engine.listing import (
+    File,
+    count_in,
+    files_in,
+    hinted,
+    id_of,
+    in_order,
+    look_inside,
+    packed_in,
+    reading,
+    stamp_of,
+)
+from fsqueue.engine.owners import OwnerRecord, read_record
 from fsqueue.format import names
 from fsqueue.format.codec import Event
 from fsqueue.format.untyped import Place, RefSight
-from fsqueue.layout import STATES, Layout
-from fsqueue.listing import File, count_in, files_in, hinted, id_of, in_order, look_inside, packed_in, reading, stamp_of
 from fsqueue.members import StreamStatus, stream_status
-from fsqueue.owners import OwnerRecord, read_record
 
 _SAMPLE = 256
 _LOOKS = 3

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from fsqueue.delivery import id_of_ref
+from fsqueue.engine.get import id_of_ref
 from fsqueue.errors import OtherProcessError, QueueClosedError, StreamStalledError
 from fsqueue.rendezvous import Rendezvous
 

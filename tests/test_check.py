@@ -18,8 +18,8 @@ from support import Child, Queue, Tap, drain, ids, lease_and_obey, names_in, num
 
 from fsqueue import FileSampleRefQueue, NotAQueueError, UnsupportedFormatError
 from fsqueue.check import check_queue, repair
+from fsqueue.engine.owners import describe_self
 from fsqueue.format.untyped import sight
-from fsqueue.owners import describe_self
 
 OWNER = "zznode9.4242.0a1b2c"
 HOUR_S = 3600.0

@@ -19,7 +19,7 @@ from terminal import Terminal
 
 from fsqueue import FileSampleRefQueue, SampleRef
 from fsqueue.cli.main import COMMANDS, cli
-from fsqueue.owners import describe_self
+from fsqueue.engine.owners import describe_self
 
 PROGRAM = [sys.executable, "-m", "fsqueue.cli.main"]
 ELSEWHERE = "node9.4242.0a1b2c"

@@ -33,7 +33,8 @@ from support import (
     wait_until,
 )
 
-from fsqueue import FileSampleRefQueue, OtherProcessError, QueueClosedError, TrainerView, dp_partition, lock
+from fsqueue import FileSampleRefQueue, OtherProcessError, QueueClosedError, TrainerView, dp_partition
+from fsqueue.engine import lock
 
 # Python 3.12 warns of every fork beside threads; handles are made for it.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

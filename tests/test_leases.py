@@ -27,7 +27,7 @@ from support import (
 )
 
 from fsqueue import FileSampleRefQueue
-from fsqueue.clock import FilesystemClock
+from fsqueue.engine.clock import FilesystemClock
 
 
 @pytest.fixture

@@ -30,7 +30,8 @@ from support import (
     wait_until,
 )
 
-from fsqueue import FileSampleRefQueue, QueueIOError, StaleLockWarning, lock
+from fsqueue import FileSampleRefQueue, QueueIOError, StaleLockWarning
+from fsqueue.engine import lock
 
 
 @pytest.fixture

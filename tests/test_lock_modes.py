@@ -20,7 +20,8 @@ from support import (
     refs,
 )
 
-from fsqueue import FileSampleRefQueue, LockUnsupportedError, QueueIOError, StaleLockWarning, lock
+from fsqueue import FileSampleRefQueue, LockUnsupportedError, QueueIOError, StaleLockWarning
+from fsqueue.engine import lock
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from fsqueue import FileSampleRefQueue
 from fsqueue.admin import purge, release
 from fsqueue.check import check_queue, repair
 from fsqueue.disk.fileops import FileOps, using
+from fsqueue.engine.layout import STATES
 from fsqueue.format.untyped import sight
-from fsqueue.layout import STATES
 from fsqueue.requeue import requeue, requeue_failed
 
 ELSEWHERE = "node9.4242.0a1b2c"

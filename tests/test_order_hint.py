@@ -13,7 +13,7 @@ import pytest
 from support import FakeClock, Tap, assert_clean, drain, ids, names_in, numbered, open_tapped, ref, refs
 
 from fsqueue import FileSampleRefQueue, dp_partition
-from fsqueue.order import HEADER_BYTES
+from fsqueue.engine.order import HEADER_BYTES
 
 Damage = Callable[[Path], None]
 

@@ -28,8 +28,9 @@ from support import (
     wait_until,
 )
 
-from fsqueue import FileSampleRefQueue, QueueConfigError, QueueIOError, owners
-from fsqueue.owners import OwnerRecord
+from fsqueue import FileSampleRefQueue, QueueConfigError, QueueIOError
+from fsqueue.engine import owners
+from fsqueue.engine.owners import OwnerRecord
 
 
 @pytest.fixture

@@ -17,10 +17,12 @@ import pytest
 from click.testing import CliRunner
 from support import GUARD_S, Child, Queue, Tap, assert_clean, drain, ids, names_in, numbered, open_tapped, ref, refs
 
-from fsqueue import FileSampleRefQueue, SampleRef, admin, lock, packing, survey
+from fsqueue import FileSampleRefQueue, SampleRef, admin, survey
 from fsqueue.check import check_queue, repair
 from fsqueue.cli.main import cli
 from fsqueue.disk.fileops import FileOps, using
+from fsqueue.engine import lock
+from fsqueue.engine.packing import pack as packing
 from fsqueue.format.codec import Codec
 from fsqueue.format.packed import Line, encode_line, whole_lines
 from fsqueue.requeue import requeue

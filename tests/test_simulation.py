@@ -20,10 +20,10 @@ from simulation.run import Outcome, run
 from simulation.shrink import shrink
 from support import GUARD_S
 
-from fsqueue.intake import Intake
-from fsqueue.moves import Moves
-from fsqueue.reclaim import Reclaimer
-from fsqueue.revision import Revision
+from fsqueue.engine.expire import Reclaimer
+from fsqueue.engine.moves import Moves
+from fsqueue.engine.packing.revision import Revision
+from fsqueue.engine.put import Intake
 
 BLOCK = 100
 

@@ -14,7 +14,7 @@ from other_user import as_nobody, readable_by_all
 from support import Child, Tap, lease_and_obey, numbered, ref, refs
 
 from fsqueue import FileSampleRefQueue, NotAQueueError
-from fsqueue.owners import describe_self
+from fsqueue.engine.owners import describe_self
 from fsqueue.survey import Status, entries, show, status
 
 ELSEWHERE = "node9.4242.0a1b2c"

@@ -18,8 +18,8 @@ from fsqueue.check.mend import Mended, mend_all
 from fsqueue.check.violations import REMEDIES, Violation
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, current, explained
+from fsqueue.engine.layout import DIRECTORIES, open_layout
 from fsqueue.errors import QueueIOError
-from fsqueue.layout import DIRECTORIES, open_layout
 
 __all__ = ["Mended", "Violation", "check_queue", "repair"]
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from fsqueue.check.looks import Copy, Looks
 from fsqueue.check.violations import Severity, Violation
 from fsqueue.disk.directory import Directory
-from fsqueue.layout import Layout
-from fsqueue.owners import read_record
+from fsqueue.engine.layout import Layout
+from fsqueue.engine.owners import read_record
 
 _Identity = tuple[int, int]
 

@@ -12,7 +12,7 @@ from contextlib import closing
 from fsqueue.check.duplicates import duplicates, twins
 from fsqueue.check.looks import Look, Looks
 from fsqueue.check.violations import Violation
-from fsqueue.layout import Layout
+from fsqueue.engine.layout import Layout
 
 _LOOKS = 5
 _PAUSE_S = 0.1

@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from fsqueue.admin import fetch, operator
 from fsqueue.check.violations import Violation
 from fsqueue.disk.directory import Directory
+from fsqueue.engine.claim import Handout
+from fsqueue.engine.handle import Handle
+from fsqueue.engine.moves import Change, record
+from fsqueue.engine.order import HEADER_BYTES, Header
+from fsqueue.engine.owners import read_record
+from fsqueue.engine.packing.revision import recover
+from fsqueue.engine.packing.unpack import mend_segment
+from fsqueue.engine.settle import bury
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping, bookkeeping_tail, split
 from fsqueue.format.untyped import RefSight, place_of, same_ref, sight
-from fsqueue.handle import Handle
-from fsqueue.handout import Handout
 from fsqueue.membership import DEAD_AFTER_S
-from fsqueue.moves import Change, record
-from fsqueue.order import HEADER_BYTES, Header
-from fsqueue.owners import read_record
-from fsqueue.revision import recover
-from fsqueue.settle import bury
-from fsqueue.unpacking import mend_segment
 
 _TRIES = 3
 _GONE = "left alone: it is gone or changed"

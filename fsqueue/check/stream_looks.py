@@ -10,12 +10,12 @@ from collections.abc import Iterator
 
 import msgspec
 
-from fsqueue.clock import FilesystemClock
 from fsqueue.disk.directory import Directory
+from fsqueue.engine.clock import FilesystemClock
+from fsqueue.engine.layout import ORDER, Layout
 from fsqueue.errors import CorruptRefError
 from fsqueue.format.codec import UNDECODABLE
 from fsqueue.format.untyped import type_name
-from fsqueue.layout import ORDER, Layout
 from fsqueue.membership import Member, parse_member, read_members
 from fsqueue.stream import QUANTUM, read_quantum
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from fsqueue.layout import SETTINGS
+from fsqueue.engine.layout import SETTINGS
 
 F = TypeVar("F", bound=Callable[..., Any])
 

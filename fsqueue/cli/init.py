@@ -9,9 +9,9 @@ import click
 from fsqueue.cli.arguments import Duration, dry_run, takes_queue
 from fsqueue.cli.output import remark
 from fsqueue.disk.fileops import current
+from fsqueue.engine.layout import LOCK_MODES, SETTINGS, ensure_queue
+from fsqueue.engine.listing import reading
 from fsqueue.errors import NotAQueueError
-from fsqueue.layout import LOCK_MODES, SETTINGS, ensure_queue
-from fsqueue.listing import reading
 from fsqueue.queue import FileSampleRefQueue
 
 

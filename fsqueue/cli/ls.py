@@ -8,7 +8,7 @@ import click
 
 from fsqueue.cli.arguments import as_json, takes_queue
 from fsqueue.cli.output import age, data, many_json, shown, table
-from fsqueue.layout import STATES
+from fsqueue.engine.layout import STATES
 from fsqueue.survey import Entry, entries
 
 

@@ -14,7 +14,7 @@ import click
 from fsqueue.cli.arguments import dry_run, takes_queue_and_one
 from fsqueue.cli.jsonl import BadLine, LineReader
 from fsqueue.cli.output import count, remark, shown
-from fsqueue.listing import reading
+from fsqueue.engine.listing import reading
 from fsqueue.queue import FileSampleRefQueue
 from fsqueue.records import SampleRef
 

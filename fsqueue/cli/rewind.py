@@ -10,11 +10,11 @@ from fsqueue.control.ledger import FileMetadataStore
 from fsqueue.control.link import linked_ledger, require_ledger
 from fsqueue.control.restart import Rewound, side_of
 from fsqueue.control.restart import rewind as rewind_both
+from fsqueue.engine.listing import reading
+from fsqueue.engine.rewind import outlook
 from fsqueue.format import names
-from fsqueue.listing import reading
 from fsqueue.queue import FileSampleRefQueue
 from fsqueue.records import SampleRef
-from fsqueue.rewind import outlook
 
 
 @click.command(epilog="Example:  fsqueue rewind /shared/queue --after-step 4000")

@@ -19,7 +19,7 @@ from fsqueue.control.prompts import PromptPool
 from fsqueue.control.restart import Report, reconcile, rewind, side_of
 from fsqueue.control.store import InMemoryMetadataStore, MetadataStore, id_of
 from fsqueue.control.train_lease import TrainLease
-from fsqueue.memory import MemorySampleRefQueue
+from fsqueue.engine.memory import MemorySampleRefQueue
 from fsqueue.records import PromptTask, assert_no_tensors
 
 R = TypeVar("R")

@@ -15,9 +15,9 @@ from fsqueue.control.ledger import FileMetadataStore
 from fsqueue.control.segments import SETTINGS
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, current, explained
+from fsqueue.engine.layout import LEDGER
 from fsqueue.errors import CorruptRefError, QueueConfigError
 from fsqueue.format.codec import UNDECODABLE
-from fsqueue.layout import LEDGER
 from fsqueue.queue import FileSampleRefQueue
 
 

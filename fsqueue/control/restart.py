@@ -21,19 +21,19 @@ from itertools import chain, islice
 from typing import Any, NamedTuple, TypedDict
 
 from fsqueue import admin
-from fsqueue import rewind as rewinding
 from fsqueue.control.errors import LiveNamesakeError
 from fsqueue.control.store import MetadataStore
 from fsqueue.disk import fileops
 from fsqueue.disk.fileops import explained
+from fsqueue.engine import rewind as rewinding
+from fsqueue.engine.expire import return_or_bury
+from fsqueue.engine.handle import Handle
+from fsqueue.engine.listing import files_in, packed_in
+from fsqueue.engine.moves import record
+from fsqueue.engine.owners import Liveness, read_record
 from fsqueue.errors import LeasesHeldError
 from fsqueue.format import names
-from fsqueue.handle import Handle
-from fsqueue.listing import files_in, packed_in
-from fsqueue.moves import record
-from fsqueue.owners import Liveness, read_record
 from fsqueue.queue import FileSampleRefQueue, open_owners
-from fsqueue.reclaim import return_or_bury
 from fsqueue.requeue import requeue
 
 _BATCH = 1024

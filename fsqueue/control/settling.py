@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from fsqueue.memory import MemorySampleRefQueue
+from fsqueue.engine.memory import MemorySampleRefQueue
 from fsqueue.queue import FileSampleRefQueue
 
 

@@ -22,8 +22,8 @@ from typing import NamedTuple
 import msgspec
 
 from fsqueue.demo.options import DemoError, DemoOptions
+from fsqueue.engine.layout import STATES
 from fsqueue.format import names
-from fsqueue.layout import STATES
 
 _SUBDIRECTORIES = ("plan", "checkpoints", "rendezvous", "log")
 _OPTIONS = "options.json"

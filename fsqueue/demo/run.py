@@ -26,7 +26,7 @@ from fsqueue.demo.rendezvous import Rendezvous
 from fsqueue.demo.report import Tally, make_report
 from fsqueue.demo.workers import Crew, Worker
 from fsqueue.disk.counting import Counts
-from fsqueue.layout import STREAM
+from fsqueue.engine.layout import STREAM
 from fsqueue.records import SampleRef
 
 _POLL_S = 0.05

@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeVar
 import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
-from fsqueue.delivery import id_of_ref
+from fsqueue.engine.get import id_of_ref
 from fsqueue.errors import QueueConfigError
 from fsqueue.features.contract import FeatureStore
 from fsqueue.features.materialise import Materialiser, OnError, Transform, UnloadedError

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
-from fsqueue.delivery import id_of_ref
+from fsqueue.engine.get import id_of_ref
 from fsqueue.features.ahead import Ahead
 from fsqueue.features.contract import FeatureStore
 from fsqueue.features.materialise import Materialiser, Transform, UnloadedError

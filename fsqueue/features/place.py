@@ -11,9 +11,9 @@ import msgspec
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps
+from fsqueue.engine.layout import make_directory, publish_once
 from fsqueue.errors import CorruptRefError
 from fsqueue.features.errors import FeatureStoreError
-from fsqueue.layout import make_directory, publish_once
 
 FORMAT = 1
 SETTINGS = "features.json"

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from fsqueue.disk.fileops import current, explained, silently_remove
+from fsqueue.engine.layout import is_remote
+from fsqueue.engine.owners import new_owner
 from fsqueue.errors import CorruptRefError
 from fsqueue.features import address, care, tensorfile
 from fsqueue.features.address import Address
@@ -33,8 +35,6 @@ from fsqueue.features.errors import (
 from fsqueue.features.place import TMP, ensure_place
 from fsqueue.features.tensorfile import Header, NotTensorsError
 from fsqueue.format.names import stem_of
-from fsqueue.layout import is_remote
-from fsqueue.owners import new_owner
 
 T = TypeVar("T")
 

@@ -284,7 +284,7 @@ def record(script: Callable[[Stage], None], base: Path, durable: bool) -> tuple[
         if script is not create:
             stage.open()
             stage.on_disk()
-        with mock.patch("fsqueue.owners.boot_id", lambda: "the boot before the power cut"):
+        with mock.patch("fsqueue.engine.owners.boot_id", lambda: "the boot before the power cut"):
             script(stage)
         return stage.journal.records, stage.first
     finally:

@@ -20,10 +20,10 @@ from recording import OVERLAP, Call, Line, Log, calls_in
 from fsqueue import FileSampleRefQueue, SampleRef, StaleLockWarning
 from fsqueue.check import check_queue
 from fsqueue.disk.fileops import using
+from fsqueue.engine.claim import SWEEP_S
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import names, packed
 from fsqueue.format.codec import Codec
-from fsqueue.handout import SWEEP_S
 from simulation.cache import Cache
 from simulation.node import Process
 from simulation.plan import LEASE_S, Plan
@@ -144,13 +144,15 @@ def _deterministic() -> Iterator[None]:
         for module in ("parts", "admin"):
             stack.enter_context(mock.patch(f"fsqueue.{module}.new_owner", new_owner))
         stack.enter_context(
-            mock.patch("fsqueue.revision.secrets.token_hex", lambda size: f"{next(serials):0{2 * size}x}")
+            mock.patch(
+                "fsqueue.engine.packing.revision.secrets.token_hex", lambda size: f"{next(serials):0{2 * size}x}"
+            )
         )
         stack.enter_context(mock.patch("os.getpid", lambda: 1))
-        stack.enter_context(mock.patch("fsqueue.owners.heartbeats", _NoHeartbeats()))
+        stack.enter_context(mock.patch("fsqueue.engine.owners.heartbeats", _NoHeartbeats()))
         for name in ("boot_id", "pid_namespace"):
-            stack.enter_context(mock.patch(f"fsqueue.owners.{name}", lambda: None))
-        stack.enter_context(mock.patch("fsqueue.owners.process_stat", lambda pid: (None, None)))
+            stack.enter_context(mock.patch(f"fsqueue.engine.owners.{name}", lambda: None))
+        stack.enter_context(mock.patch("fsqueue.engine.owners.process_stat", lambda pid: (None, None)))
         yield
 
 

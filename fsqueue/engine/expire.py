@@ -10,11 +10,11 @@ round's start plus the timeout, so a file is looked at only when its time may ha
 from __future__ import annotations
 
 from fsqueue.disk.fileops import despite_errors, silently_remove
+from fsqueue.engine.handle import Handle
+from fsqueue.engine.moves import Change, record
+from fsqueue.engine.owners import OwnerRecord, read_record
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping
-from fsqueue.handle import Handle
-from fsqueue.moves import Change, record
-from fsqueue.owners import OwnerRecord, read_record
 
 ROUND_S = 1.0
 IDLE_ROUND_S = 0.05

@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import current, explained
+from fsqueue.engine.layout import ORDER, Layout, open_layout
+from fsqueue.engine.order import HEADER_BYTES, Header
+from fsqueue.engine.packing.pack import packed_lines
+from fsqueue.engine.packing.revision import look
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import names, packed
 from fsqueue.format.packed import Line
 from fsqueue.format.untyped import Place, RefSight, place_of, sight
-from fsqueue.layout import ORDER, Layout, open_layout
-from fsqueue.order import HEADER_BYTES, Header
-from fsqueue.packing import packed_lines
-from fsqueue.revision import look
 
 _SORT_BY_MTIME_LIMIT = 4096
 

@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from fsqueue.clock import FilesystemClock
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, silently_remove
+from fsqueue.engine.clock import FilesystemClock
+from fsqueue.engine.layout import ORDER, ORDER_FLAGS
 from fsqueue.errors import CorruptRefError, LockTimeoutError, LockUnsupportedError
-from fsqueue.layout import ORDER, ORDER_FLAGS
 
 if TYPE_CHECKING:
     from filelock import SoftFileLease

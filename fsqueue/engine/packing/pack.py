@@ -1,7 +1,7 @@
 """Packing: done files that are old become lines of a segment, which takes one inode for up to 10,000 refs.
 
 What is packed is still done: `show`, `ls`, `counts` and `requeue` find it, and `rewind` brings it back. A ref leaves
-a segment by becoming a done file again (unpacking.py), and goes on from there by the moves that every done file makes.
+a segment by becoming a done file again (unpack.py), and goes on from there by the moves that every done file makes.
 How it is made safe against kills and other processes: revision.py.
 """
 
@@ -12,13 +12,13 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from fsqueue.engine.handle import Handle
+from fsqueue.engine.layout import Layout
+from fsqueue.engine.packing.revision import Revision, look, read_segment, recover, recover_quietly
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import names, packed
 from fsqueue.format.packed import SEGMENT_BYTES, SEGMENT_REFS, Done, Line, Segment
 from fsqueue.format.untyped import sight
-from fsqueue.handle import Handle
-from fsqueue.layout import Layout
-from fsqueue.revision import Revision, look, read_segment, recover, recover_quietly
 
 _MERGED = 8
 _FRAME_BYTES = 512

@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
 
+from fsqueue.engine.claim import Handout, Partition
+from fsqueue.engine.expire import Reclaimer
+from fsqueue.engine.handle import Handle
+from fsqueue.engine.moves import record
+from fsqueue.engine.put import Intake
+from fsqueue.engine.settle import Settler, bury
+from fsqueue.engine.waiting import Waiter
 from fsqueue.errors import CorruptRefError, InvalidRefError
 from fsqueue.format import names
 from fsqueue.format.codec import Codec
-from fsqueue.handle import Handle
-from fsqueue.handout import Handout, Partition
-from fsqueue.intake import Intake
-from fsqueue.moves import record
-from fsqueue.reclaim import Reclaimer
 from fsqueue.records import dp_partition
-from fsqueue.settle import Settler, bury
-from fsqueue.waiting import Waiter
 
 R = TypeVar("R")
 

@@ -17,8 +17,8 @@ from itertools import islice
 from typing import NamedTuple
 
 from fsqueue.disk.fileops import FileOps
+from fsqueue.engine.lock import OrderFile
 from fsqueue.format.names import is_stem
-from fsqueue.lock import OrderFile
 
 HEADER_BYTES = 64
 COMPACT_BYTES = 1 << 16

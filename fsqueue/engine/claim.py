@@ -7,11 +7,11 @@ from collections.abc import Collection, Iterator
 import msgspec
 
 from fsqueue.disk.counting import Unchanged
+from fsqueue.engine.handle import Handle
+from fsqueue.engine.order import DEAD, Scan
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import names
 from fsqueue.format.codec import UNDECODABLE
-from fsqueue.handle import Handle
-from fsqueue.order import DEAD, Scan
 from fsqueue.records import dp_partition, partition_of
 
 SWEEP_S = 60.0

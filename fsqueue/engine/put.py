@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fsqueue.disk.fileops import silently_remove
+from fsqueue.engine.handle import Handle
 from fsqueue.format import names
-from fsqueue.handle import Handle
 
 _FEW = 2
 _NAMES_A_LOOKUP = 16

@@ -12,16 +12,16 @@ from contextlib import closing
 from typing import NamedTuple
 
 from fsqueue.disk.fileops import current, despite_errors, explained
+from fsqueue.engine.expire import Reclaimer
+from fsqueue.engine.handle import Handle
+from fsqueue.engine.layout import open_layout
+from fsqueue.engine.listing import files_in, packed_in
+from fsqueue.engine.moves import record
+from fsqueue.engine.owners import new_owner
+from fsqueue.engine.packing.unpack import unpack
+from fsqueue.engine.put import Intake
 from fsqueue.errors import LeasesHeldError
 from fsqueue.format import names
-from fsqueue.handle import Handle
-from fsqueue.intake import Intake
-from fsqueue.layout import open_layout
-from fsqueue.listing import files_in, packed_in
-from fsqueue.moves import record
-from fsqueue.owners import new_owner
-from fsqueue.reclaim import Reclaimer
-from fsqueue.unpacking import unpack
 
 _LOOKS = 2
 

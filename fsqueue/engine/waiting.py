@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fsqueue.handle import Handle
+from fsqueue.engine.handle import Handle
 
 _FIRST_PAUSE_S = 0.0002
 _GROWTH = 1.2

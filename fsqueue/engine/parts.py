@@ -7,19 +7,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fsqueue.delivery import Delivery
 from fsqueue.disk.counting import Tally
 from fsqueue.disk.fileops import FileOps, explained
 from fsqueue.disk.parallel import IoThreads
+from fsqueue.engine.expire import Reclaimer
+from fsqueue.engine.get import Delivery
+from fsqueue.engine.handle import Handle
+from fsqueue.engine.layout import open_layout
+from fsqueue.engine.owners import new_owner
+from fsqueue.engine.put import Intake
+from fsqueue.engine.settle import Settler
 from fsqueue.errors import QueueConfigError
 from fsqueue.format import names
 from fsqueue.format.codec import Codec
-from fsqueue.handle import Handle
-from fsqueue.intake import Intake
-from fsqueue.layout import open_layout
-from fsqueue.owners import new_owner
-from fsqueue.reclaim import Reclaimer
-from fsqueue.settle import Settler
 
 
 @dataclass(frozen=True)

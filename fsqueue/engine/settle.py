@@ -12,13 +12,13 @@ from contextlib import suppress
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import despite_errors, explained
+from fsqueue.engine.expire import return_or_bury
+from fsqueue.engine.handle import Ending, Handle
+from fsqueue.engine.moves import Change, record
+from fsqueue.engine.owners import read_record
 from fsqueue.errors import QueueConfigError
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping
-from fsqueue.handle import Ending, Handle
-from fsqueue.moves import Change, record
-from fsqueue.owners import read_record
-from fsqueue.reclaim import return_or_bury
 
 _Settle = Callable[[str], bool]
 _SEARCHES = 3

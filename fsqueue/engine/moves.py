@@ -17,14 +17,14 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 
-from fsqueue.clock import Clock, FilesystemClock
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import explained, silently_remove
 from fsqueue.disk.parallel import Overlap
+from fsqueue.engine.clock import Clock, FilesystemClock
+from fsqueue.engine.layout import Layout
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping, Event, bookkeeping_tail, split, wrap_raw
-from fsqueue.layout import Layout
 
 Change = Callable[[Bookkeeping], None]
 

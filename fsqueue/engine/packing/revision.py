@@ -25,12 +25,12 @@ from contextlib import suppress
 from dataclasses import replace
 
 from fsqueue.disk.fileops import silently_remove
+from fsqueue.engine.handle import Handle
+from fsqueue.engine.layout import Layout
+from fsqueue.engine.owners import read_record
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import packed
 from fsqueue.format.packed import Done, Licence, Line, Segment
-from fsqueue.handle import Handle
-from fsqueue.layout import Layout
-from fsqueue.owners import read_record
 
 ABANDONED_S = 3600.0
 _LOOKS = 16

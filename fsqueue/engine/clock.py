@@ -13,7 +13,7 @@ from typing import Protocol
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps
-from fsqueue.layout import ORDER, ORDER_FLAGS
+from fsqueue.engine.layout import ORDER, ORDER_FLAGS
 
 _TRIES = 3
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from fsqueue import owners
-from fsqueue.clock import FilesystemClock, InjectedClock
 from fsqueue.disk.fileops import FileOps, despite_errors, silently_remove
 from fsqueue.disk.parallel import IoThreads, Overlap
+from fsqueue.engine import owners
+from fsqueue.engine.clock import FilesystemClock, InjectedClock
+from fsqueue.engine.layout import Layout
+from fsqueue.engine.lock import OrderFile
+from fsqueue.engine.moves import Moves
+from fsqueue.engine.order import Order
 from fsqueue.format.names import ref_file
-from fsqueue.layout import Layout
-from fsqueue.lock import OrderFile
-from fsqueue.moves import Moves
-from fsqueue.order import Order
 
 if TYPE_CHECKING:
     from fsqueue.stream import Stream

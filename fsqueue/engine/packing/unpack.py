@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fsqueue.engine.handle import Handle
+from fsqueue.engine.layout import Layout
+from fsqueue.engine.packing.revision import Revision, look, read_segment, recover, recover_quietly
 from fsqueue.format import names, packed
 from fsqueue.format.codec import Bookkeeping, Event, wrap_raw
 from fsqueue.format.packed import Done, Line, Segment
-from fsqueue.handle import Handle
-from fsqueue.layout import Layout
-from fsqueue.revision import Revision, look, read_segment, recover, recover_quietly
 
 Wanted = Callable[[str, int | None], bool]
 
