@@ -12,8 +12,8 @@ from soak_history import dead_letters, errors_of, merged, vanished, verdict_of
 from soak_site import Settings, Site
 
 from fsqueue import FileSampleRefQueue
-from fsqueue.check import check_queue, repair
 from fsqueue.format import names
+from fsqueue.operate.check import check_queue, repair
 
 _LEGAL_NOTES = ("owner-gone", "leftover", "order")
 _SHOWN = 20

@@ -9,7 +9,7 @@ from itertools import pairwise
 from verify_sides import Sides, Verdict
 
 from fsqueue.disk import fileops
-from fsqueue.doctor.races import RaceFindings, create_race, lock_race, rename_race
+from fsqueue.operate.doctor.races import RaceFindings, create_race, lock_race, rename_race
 
 _LOCK_ROUNDS_PER_ROUND = 10
 _LOCK_LIMIT_S = 15.0

@@ -25,8 +25,8 @@ from verify_queues import queue_checks
 from verify_sides import Options, Sides, Verdict
 
 from fsqueue import FsQueueError
-from fsqueue.doctor.diagnosis import scratch_directory
-from fsqueue.doctor.peers import PeerError, Peers, local_command, remote_command
+from fsqueue.operate.doctor.diagnosis import scratch_directory
+from fsqueue.operate.doctor.peers import PeerError, Peers, local_command, remote_command
 
 GROUPS = {"files": file_checks, "queues": queue_checks, "leases": lease_checks}
 _WIDTH = 26

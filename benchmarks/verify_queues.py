@@ -10,8 +10,8 @@ from verify_sides import Sides, Verdict, milliseconds
 
 from fsqueue.disk import fileops
 from fsqueue.disk.directory import Directory
-from fsqueue.doctor.peers import side_by_side, together
 from fsqueue.format import names
+from fsqueue.operate.doctor.peers import side_by_side, together
 
 _BATCH = 16
 _CHURN_LIMIT_S = 150.0

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from fsqueue.features import FeatureDataset as FeatureDataset
     from fsqueue.features import FeatureStore as FeatureStore
     from fsqueue.features import SharedDirFeatureStore as SharedDirFeatureStore
-    from fsqueue.view import PartialWindowWarning, TrainerView
+    from fsqueue.stream.view import PartialWindowWarning, TrainerView
 
 __all__ = [
     "BackpressureConfig",
@@ -109,8 +109,8 @@ _MODULE_OF = {
     "FeatureStore": "fsqueue.features",
     "SharedDirFeatureStore": "fsqueue.features",
     "MemorySampleRefQueue": "fsqueue.engine.memory",
-    "PartialWindowWarning": "fsqueue.view",
-    "TrainerView": "fsqueue.view",
+    "PartialWindowWarning": "fsqueue.stream.view",
+    "TrainerView": "fsqueue.stream.view",
 }
 
 

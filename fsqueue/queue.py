@@ -28,7 +28,7 @@ from fsqueue.format import names
 from fsqueue.format.codec import Codec
 from fsqueue.leases import Leases
 from fsqueue.records import SampleRef
-from fsqueue.streaming import Streaming
+from fsqueue.stream.streaming import Streaming
 
 R = TypeVar("R")
 

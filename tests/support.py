@@ -62,7 +62,7 @@ def content(path: Path) -> Any:
 
 def assert_clean(path: Path) -> None:
     """The checker finds every invariant of the format in place."""
-    from fsqueue.check import check_queue
+    from fsqueue.operate.check import check_queue
 
     assert list(check_queue(path)) == []
 

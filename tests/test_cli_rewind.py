@@ -12,10 +12,10 @@ from click.testing import CliRunner, Result
 from support import Child, assert_clean, content, drain, ids, lease_and_obey, names_in, refs
 
 from fsqueue import FileSampleRefQueue
-from fsqueue.check import check_queue
 from fsqueue.cli.main import cli
 from fsqueue.control.controller import DataFlowController
 from fsqueue.control.ledger import FileMetadataStore
+from fsqueue.operate.check import check_queue
 
 
 @pytest.fixture(autouse=True)

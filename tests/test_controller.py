@@ -23,7 +23,7 @@ from fsqueue import (
 from fsqueue.control.controller import DataFlowController
 from fsqueue.control.ledger import FileMetadataStore
 from fsqueue.control.store import InMemoryMetadataStore
-from fsqueue.requeue import requeue
+from fsqueue.operate.requeue import requeue
 
 Controller = DataFlowController[Any]
 

@@ -25,7 +25,6 @@ pytest.importorskip("safetensors")
 from tiny_target import HIDDEN_SIZE, make_tiny_target
 
 from fsqueue import FileSampleRefQueue, SampleRef
-from fsqueue.check import check_queue
 from fsqueue.control.ledger import FileMetadataStore
 from fsqueue.demo.capture import Capture
 from fsqueue.demo.checkpoint import TrainingState
@@ -41,6 +40,7 @@ from fsqueue.demo.run import run_demo
 from fsqueue.demo.share import Share
 from fsqueue.demo.training import Trainer
 from fsqueue.features import SharedDirFeatureStore
+from fsqueue.operate.check import check_queue
 
 HANG_GUARD_S = 500.0
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -23,11 +23,11 @@ from proof import tally
 from support import running
 from tiny_target import make_tiny_target
 
-from fsqueue.check import check_queue
 from fsqueue.demo.checkpoint import TrainingState
 from fsqueue.demo.directory import DemoDirectory, all_sample_ids
 from fsqueue.demo.journal import Event, Follower
 from fsqueue.demo.options import DemoOptions
+from fsqueue.operate.check import check_queue
 
 HANG_GUARD_S = 300.0
 ROOT = Path(__file__).resolve().parent.parent

@@ -16,10 +16,10 @@ import pytest
 from click.testing import CliRunner
 
 from fsqueue import FileSampleRefQueue, SampleRef
-from fsqueue.doctor import diagnosis, probes
-from fsqueue.doctor.diagnosis import Effort, diagnose
-from fsqueue.doctor.probes import GranularityFindings
-from fsqueue.doctor.races import LockFindings
+from fsqueue.operate.doctor import diagnosis, probes
+from fsqueue.operate.doctor.diagnosis import Effort, diagnose
+from fsqueue.operate.doctor.probes import GranularityFindings
+from fsqueue.operate.doctor.races import LockFindings
 
 command = importlib.import_module("fsqueue.cli.doctor")
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,9 +43,9 @@ def lying_peers(monkeypatch: pytest.MonkeyPatch) -> Any:
     def patch(lie: str) -> None:
         program = (
             "import errno, os\nfrom fsqueue.disk.fileops import FileOps\n"
-            f"{lie}\nfrom fsqueue.doctor import peer_tasks\npeer_tasks.serve()"
+            f"{lie}\nfrom fsqueue.operate.doctor import peer_tasks\npeer_tasks.serve()"
         )
-        monkeypatch.setattr("fsqueue.doctor.peers.local_command", lambda: [sys.executable, "-c", program])
+        monkeypatch.setattr("fsqueue.operate.doctor.peers.local_command", lambda: [sys.executable, "-c", program])
 
     return patch
 
@@ -103,7 +103,7 @@ class TestDiagnosis:
     def test_a_peer_that_cannot_start_is_a_problem_and_not_a_verdict(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("fsqueue.doctor.peers.local_command", lambda: [sys.executable, "-c", "pass"])
+        monkeypatch.setattr("fsqueue.operate.doctor.peers.local_command", lambda: [sys.executable, "-c", "pass"])
         seen = diagnose(str(tmp_path), SMALL)
         assert not seen.fit and seen.rename_race is None and seen.lock is None
         assert list(tmp_path.iterdir()) == []

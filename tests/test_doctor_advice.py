@@ -14,13 +14,13 @@ import pytest
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps
 from fsqueue.disk.mounts import Mount
-from fsqueue.doctor import probes
-from fsqueue.doctor.advice import advise, rounded_up
-from fsqueue.doctor.costs import Cost
-from fsqueue.doctor.diagnosis import Diagnosis
-from fsqueue.doctor.notes import attribute_cache_s, lock_is_node_local, notes
-from fsqueue.doctor.probes import ClockFindings, GranularityFindings, NameFindings
-from fsqueue.doctor.races import LockFindings, RaceFindings
+from fsqueue.operate.doctor import probes
+from fsqueue.operate.doctor.advice import advise, rounded_up
+from fsqueue.operate.doctor.costs import Cost
+from fsqueue.operate.doctor.diagnosis import Diagnosis
+from fsqueue.operate.doctor.notes import attribute_cache_s, lock_is_node_local, notes
+from fsqueue.operate.doctor.probes import ClockFindings, GranularityFindings, NameFindings
+from fsqueue.operate.doctor.races import LockFindings, RaceFindings
 
 
 @pytest.fixture

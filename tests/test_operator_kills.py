@@ -17,12 +17,12 @@ from proof.apart import Apart
 from support import Tap, in_fork, names_in, ref, refs
 
 from fsqueue import FileSampleRefQueue
-from fsqueue.admin import purge, release
-from fsqueue.check import check_queue, repair
 from fsqueue.disk.fileops import FileOps, using
 from fsqueue.engine.layout import STATES
 from fsqueue.format.untyped import sight
-from fsqueue.requeue import requeue, requeue_failed
+from fsqueue.operate.check import check_queue, repair
+from fsqueue.operate.operator import purge, release
+from fsqueue.operate.requeue import requeue, requeue_failed
 
 ELSEWHERE = "node9.4242.0a1b2c"
 

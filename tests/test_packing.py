@@ -17,15 +17,16 @@ import pytest
 from click.testing import CliRunner
 from support import GUARD_S, Child, Queue, Tap, assert_clean, drain, ids, names_in, numbered, open_tapped, ref, refs
 
-from fsqueue import FileSampleRefQueue, SampleRef, admin, survey
-from fsqueue.check import check_queue, repair
+from fsqueue import FileSampleRefQueue, SampleRef
 from fsqueue.cli.main import cli
 from fsqueue.disk.fileops import FileOps, using
 from fsqueue.engine import lock
 from fsqueue.engine.packing import pack as packing
 from fsqueue.format.codec import Codec
 from fsqueue.format.packed import Line, encode_line, whole_lines
-from fsqueue.requeue import requeue
+from fsqueue.operate import operator, status
+from fsqueue.operate.check import check_queue, repair
+from fsqueue.operate.requeue import requeue
 
 LONG_AGO_S = 1_000_000_000
 HOUR_S = 3600.0
@@ -86,14 +87,14 @@ def test_packed_refs_are_counted_listed_and_shown_as_before(path: Path, queue: Q
     acked(queue, numbered(20), step=3)
     queue.put(refs("live"))
     before = queue.counts()
-    listed = {(entry.id, entry.step) for entry in survey.entries(path, ["done"])}
-    (shown,) = survey.show(path, "s00007")
+    listed = {(entry.id, entry.step) for entry in status.entries(path, ["done"])}
+    (shown,) = status.show(path, "s00007")
     assert queue.pack(older_than_s=0.0) == packing.Packed(refs=20, segments=1)
     (segment,) = segments_in(path)
     assert names_in(path, "done") == [segment.name]
-    assert queue.counts() == before == survey.status(path).counts
-    assert {(entry.id, entry.step) for entry in survey.entries(path, ["done"], details=True)} == listed
-    (detail,) = survey.show(path, "s00007")
+    assert queue.counts() == before == status.status(path).counts
+    assert {(entry.id, entry.step) for entry in status.entries(path, ["done"], details=True)} == listed
+    (detail,) = status.show(path, "s00007")
     assert detail.path == str(segment)
     assert (detail.ref, detail.step, detail.state) == (shown.ref, 3, "done")
     assert abs(detail.age_s - shown.age_s) < GUARD_S
@@ -104,7 +105,7 @@ def test_only_files_that_are_old_enough_are_packed(path: Path, queue: Queue) -> 
     """The age is that of the last stamp; a dry run says how many, and changes nothing."""
     acked(queue, refs("old", "young"), step=1)
     os.utime(path / "done" / "old@1.json", (LONG_AGO_S, LONG_AGO_S))
-    assert admin.pack(str(path), HOUR_S, dry_run=True) == packing.Packed(refs=1, segments=1)
+    assert operator.pack(str(path), HOUR_S, dry_run=True) == packing.Packed(refs=1, segments=1)
     assert names_in(path, "done") == ["old@1.json", "young@1.json"]
     assert queue.pack(older_than_s=HOUR_S) == packing.Packed(refs=1, segments=1)
     (segment,) = segments_in(path)
@@ -185,7 +186,7 @@ def test_each_acknowledgement_of_a_ref_put_again_is_a_life_of_its_own(path: Path
     queue.pack(older_than_s=0.0)
     acked(queue, refs("s"), step=9)
     assert queue.counts().done == 2
-    assert [detail.step for detail in survey.show(path, "s")] == [5, 9]
+    assert [detail.step for detail in status.show(path, "s")] == [5, 9]
     assert queue.rewind(after_step=7) == ["s"]
     assert everything(path) == {"s": ["pending", "done"]}
 
@@ -227,10 +228,10 @@ def test_purge_removes_whole_segments(path: Path, queue: Queue) -> None:
     os.utime(path / "done" / "a.json", (LONG_AGO_S, LONG_AGO_S))
     queue.pack(older_than_s=0.0)
     (segment,) = segments_in(path)
-    assert admin.purge(str(path), "done", HOUR_S) == []
+    assert operator.purge(str(path), "done", HOUR_S) == []
     os.utime(segment, (LONG_AGO_S, LONG_AGO_S))
-    assert admin.purge(str(path), "done", HOUR_S, dry_run=True) == [segment.name]
-    assert admin.purge(str(path), "done", HOUR_S) == [segment.name]
+    assert operator.purge(str(path), "done", HOUR_S, dry_run=True) == [segment.name]
+    assert operator.purge(str(path), "done", HOUR_S) == [segment.name]
     assert names_in(path, "done") == [] and queue.counts().done == 0
 
 
@@ -318,7 +319,7 @@ def test_a_torn_line_is_recognised_and_never_read(path: Path, queue: Queue, dama
     segment.write_bytes(torn)
     left = {stem for text, stem in whole.items() if text + b"\n" in torn}
     assert 0 < len(left) < 4
-    assert {entry.id for entry in survey.entries(path, ["done"])} == left
+    assert {entry.id for entry in status.entries(path, ["done"])} == left
     assert [(found.kind, found.path) for found in check_queue(path)] == [("segment", str(segment))]
     assert [mended.done for mended in repair(path)] == [True]
     assert check_queue(path, notes=True) == []
@@ -550,7 +551,7 @@ def test_what_a_killed_packer_left_is_noted_and_mended(path: Path, queue: Queue)
         assert child.receive() == "before the commit"
         child.kill()
     assert [name.endswith(".json") for name in names_in(path, "done")] == [False] * 4
-    assert queue.counts().done == 3 and len(survey.entries(path, ["done"])) == 3
+    assert queue.counts().done == 3 and len(status.entries(path, ["done"])) == 3
     assert {found.kind for found in check_queue(path, notes=True)} == {"packing", "owner-gone"}
     assert check_queue(path) == []
     assert all(mended.done for mended in repair(path))

@@ -9,7 +9,7 @@ import pytest
 from support import Queue, Tap, assert_clean, names_in, ref
 
 from fsqueue import FileSampleRefQueue
-from fsqueue.requeue import requeue, requeue_failed
+from fsqueue.operate.requeue import requeue, requeue_failed
 
 
 def claim(other: Queue) -> None:

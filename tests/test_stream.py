@@ -29,9 +29,9 @@ from fsqueue import (
     StreamStalledError,
     TrainerView,
     dp_partition,
-    membership,
 )
-from fsqueue.check import check_queue
+from fsqueue.operate.check import check_queue
+from fsqueue.stream import members
 
 SPAWN = multiprocessing.get_context("spawn")
 GUARD_S = 60.0
@@ -258,9 +258,9 @@ def test_a_killed_producer_is_noticed(queue: FileSampleRefQueue[SampleRef], monk
         child.kill()
         child.join()
     (file,) = list((Path(queue.path) / "stream").iterdir())
-    past = file.stat().st_mtime - membership.DEAD_AFTER_S - 1
+    past = file.stat().st_mtime - members.DEAD_AFTER_S - 1
     os.utime(file, (past, past))
-    queue._current_handle().opened_at -= 2 * membership.DEAD_AFTER_S
+    queue._current_handle().opened_at -= 2 * members.DEAD_AFTER_S
     with pytest.raises(MemberFailedError, match=r"rollout-0.*gone or silent"):
         queue.stream().raise_failures("producer")
 

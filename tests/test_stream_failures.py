@@ -15,14 +15,15 @@ from pathlib import Path
 import pytest
 from support import GUARD_S, Child, Tap, open_tapped, ref
 
-from fsqueue import FileSampleRefQueue, MemberFailedError, PartialWindowWarning, TrainerView, membership
+from fsqueue import FileSampleRefQueue, MemberFailedError, PartialWindowWarning, TrainerView
+from fsqueue.stream import members
 
 DEAD_AFTER_S = 1.5
 
 
 def produce(pipe: Connection, path: Path, name: str) -> None:
     """Put for ever, as fast as the watermark allows; raise when told to."""
-    membership.BEAT_S, membership.DEAD_AFTER_S = DEAD_AFTER_S / 6, DEAD_AFTER_S
+    members.BEAT_S, members.DEAD_AFTER_S = DEAD_AFTER_S / 6, DEAD_AFTER_S
     try:
         with FileSampleRefQueue(path, durable=False) as queue, queue.producer(name, expected=2):
             for number in itertools.count():
@@ -37,7 +38,7 @@ def produce(pipe: Connection, path: Path, name: str) -> None:
 
 def train(pipe: Connection, path: Path, rank: int) -> None:
     """One of two ranks; raise when told to."""
-    membership.BEAT_S, membership.DEAD_AFTER_S = DEAD_AFTER_S / 6, DEAD_AFTER_S
+    members.BEAT_S, members.DEAD_AFTER_S = DEAD_AFTER_S / 6, DEAD_AFTER_S
     warnings.simplefilter("ignore", PartialWindowWarning)
     try:
         with FileSampleRefQueue(path, durable=False) as queue, TrainerView(queue, partition=(rank, 2), batch=2) as view:
@@ -121,9 +122,9 @@ def test_watching_the_consumers_costs_one_look_while_nobody_comes_or_goes(tmp_pa
         assert tap.counts == {"open": 1, "fstat": 1, "close": 1}
         child.kill()
         (file,) = (tmp_path / "q" / "stream").iterdir()
-        past = file.stat().st_mtime - membership.DEAD_AFTER_S - 1
+        past = file.stat().st_mtime - members.DEAD_AFTER_S - 1
         os.utime(file, (past, past))
-        now[0] += membership.DEAD_AFTER_S  # a run that has just begun leaves it aside
+        now[0] += members.DEAD_AFTER_S  # a run that has just begun leaves it aside
         with pytest.raises(MemberFailedError, match="gone or silent"):
             queue.put_when_below([ref("late")], high=100)
 

@@ -17,9 +17,9 @@ from terminal import Terminal
 from test_top import TOP
 
 from fsqueue import FileSampleRefQueue, MemberFailedError, PartialWindowWarning, TrainerView
-from fsqueue.check import check_queue, repair
 from fsqueue.cli.main import cli
-from fsqueue.membership import DEAD_AFTER_S
+from fsqueue.operate.check import check_queue, repair
+from fsqueue.stream.members import DEAD_AFTER_S
 
 
 @pytest.fixture(autouse=True)

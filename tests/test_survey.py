@@ -15,7 +15,7 @@ from support import Child, Tap, lease_and_obey, numbered, ref, refs
 
 from fsqueue import FileSampleRefQueue, NotAQueueError
 from fsqueue.engine.owners import describe_self
-from fsqueue.survey import Status, entries, show, status
+from fsqueue.operate.status import Status, entries, show, status
 
 ELSEWHERE = "node9.4242.0a1b2c"
 

@@ -46,7 +46,7 @@ def lying_python(directory: Path, lie: str) -> Path:
     program = directory / "lie.py"
     program.write_text(
         f"import errno, os\nfrom fsqueue.disk.fileops import FileOps\n{lie}\n"
-        "from fsqueue.doctor import peer_tasks\npeer_tasks.serve()\n"
+        "from fsqueue.operate.doctor import peer_tasks\npeer_tasks.serve()\n"
     )
     python = directory / "python"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{program}"\n')

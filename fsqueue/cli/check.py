@@ -6,10 +6,10 @@ import dataclasses
 
 import click
 
-from fsqueue.check import Violation, check_queue
-from fsqueue.check import repair as repair_queue
 from fsqueue.cli.arguments import as_json, dry_run, takes_queue
 from fsqueue.cli.output import count, data, many_json, remark, shown
+from fsqueue.operate.check import Violation, check_queue
+from fsqueue.operate.check import repair as repair_queue
 
 
 @click.command(epilog="Example:  fsqueue check /shared/queue --repair")

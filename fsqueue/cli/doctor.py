@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import click
 
-from fsqueue.doctor.diagnosis import Diagnosis, diagnose
-from fsqueue.doctor.races import LockFindings, RaceFindings
 from fsqueue.errors import QueueIOError
+from fsqueue.operate.doctor.diagnosis import Diagnosis, diagnose
+from fsqueue.operate.doctor.races import LockFindings, RaceFindings
 
 OPERATIONS = {
     "create_write_close": "create + write 600 B + close",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from fsqueue import admin
 from fsqueue.cli.arguments import Duration, dry_run, takes_queue
 from fsqueue.cli.output import count, data, remark
+from fsqueue.operate import operator
 
 
 @click.command(epilog="Example:  fsqueue purge /shared/queue --state done --older-than 2d")
@@ -19,7 +19,7 @@ def purge(queue: str, state: str, older_than: float, dry_run: bool) -> None:
 
     The age counts from a file's last stamp: when the ref was leased or renewed last, or failed.
     """
-    removed = admin.purge(queue, state, older_than, dry_run=dry_run)
+    removed = operator.purge(queue, state, older_than, dry_run=dry_run)
     for name in removed:
         data(f"{state}/{name}")
     remark(f"{'would remove' if dry_run else 'removed'} {count(len(removed), 'file')}")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from fsqueue import admin
-from fsqueue import requeue as requeueing
 from fsqueue.cli.arguments import dry_run, takes_queue_and_ids
 from fsqueue.cli.output import count, data, remark, shown
+from fsqueue.operate import operator
+from fsqueue.operate import requeue as requeueing
 
 
 @click.command(epilog="Example:  fsqueue requeue /shared/queue --failed")
@@ -33,7 +33,7 @@ def requeue(
     report(ctx, outcomes, "would requeue" if dry_run else "requeued")
 
 
-def report(ctx: click.Context, outcomes: list[admin.Outcome], verb: str) -> None:
+def report(ctx: click.Context, outcomes: list[operator.Outcome], verb: str) -> None:
     """Ids that were moved to stdout, the others with the reason to stderr; exits with 1 where there are any."""
     moved = [outcome for outcome in outcomes if outcome.moved]
     for outcome in moved:

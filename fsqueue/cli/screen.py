@@ -20,8 +20,8 @@ from rich.text import Text
 from fsqueue.cli.output import age
 from fsqueue.cli.rates import Rates
 from fsqueue.cli.status import oldest_lease, oldest_pending, quantum_text
-from fsqueue.members import MemberStatus
-from fsqueue.survey import OwnerStatus, Status
+from fsqueue.operate.status import OwnerStatus, Status
+from fsqueue.operate.stream_status import MemberStatus
 
 _BARS, _ASCII_BARS = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
 _HISTORY = 60

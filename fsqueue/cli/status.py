@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from fsqueue import survey
 from fsqueue.cli.arguments import Duration, as_json, takes_queue
 from fsqueue.cli.output import age, data, one_json, shown, table
 from fsqueue.cli.rates import Rates, rates
-from fsqueue.members import MemberStatus, QuantumStatus, StreamStatus
-from fsqueue.survey import OwnerStatus, Status
+from fsqueue.operate import status as look
+from fsqueue.operate.status import OwnerStatus, Status
+from fsqueue.operate.stream_status import MemberStatus, QuantumStatus, StreamStatus
 
 _COLOURS = {"alive": "green", "dead": "red"}
 
@@ -28,7 +28,7 @@ def status(queue: str, watch: float | None, as_json: bool) -> None:
     Takes no lock and writes nothing. Whether an owner's process is alive is known for this host only. Rates come
     from counts: "put" is what all states together gained, so it misses what a purge removed meanwhile.
     """
-    seen, between = survey.status(queue), None
+    seen, between = look.status(queue), None
     if watch is not None:
         before, seen = seen, _later(queue, watch)
         between = rates(before, seen)
@@ -40,7 +40,7 @@ def status(queue: str, watch: float | None, as_json: bool) -> None:
 
 def _later(queue: str, seconds: float) -> Status:
     time.sleep(seconds)
-    return survey.status(queue)
+    return look.status(queue)
 
 
 def as_dict(seen: Status, between: Rates | None) -> dict[str, Any]:

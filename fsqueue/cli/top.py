@@ -11,12 +11,12 @@ from collections.abc import Iterator
 
 import click
 
-from fsqueue import survey
 from fsqueue.cli.arguments import Duration, as_json, takes_queue
 from fsqueue.cli.output import age, data
 from fsqueue.cli.rates import Rates, rates
 from fsqueue.cli.status import as_dict
-from fsqueue.survey import Status
+from fsqueue.operate import status
+from fsqueue.operate.status import Status
 
 Sight = tuple[Status, "Rates | None"]
 
@@ -48,7 +48,7 @@ def _looks(queue: str, count: int | None) -> Iterator[Sight]:
     """One look after the other, each with the rates since the one before."""
     before: Status | None = None
     for _ in itertools.repeat(None) if count is None else range(count):
-        seen = survey.status(queue)
+        seen = status.status(queue)
         yield seen, rates(before, seen) if before else None
         before = seen
 

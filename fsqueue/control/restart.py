@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any, NamedTuple, TypedDict
 
-from fsqueue import admin
 from fsqueue.control.errors import LiveNamesakeError
 from fsqueue.control.store import MetadataStore
 from fsqueue.disk import fileops
@@ -33,8 +32,9 @@ from fsqueue.engine.moves import record
 from fsqueue.engine.owners import Liveness, read_record
 from fsqueue.errors import LeasesHeldError
 from fsqueue.format import names
+from fsqueue.operate import operator
+from fsqueue.operate.requeue import requeue
 from fsqueue.queue import FileSampleRefQueue, open_owners
-from fsqueue.requeue import requeue
 
 _BATCH = 1024
 
@@ -63,7 +63,7 @@ def side_of(queue: Any, store: Any) -> Iterator[ContractSide]:
     if not isinstance(queue, FileSampleRefQueue):
         yield ContractSide(queue, store)
         return
-    with fileops.using(queue.ops), admin.operator(queue.path) as handle:
+    with fileops.using(queue.ops), operator.operator(queue.path) as handle:
         yield FileSide(queue, store, handle)
 
 

@@ -1,7 +1,7 @@
 """The trainers' process group of one generation: gloo, through a file store in the shared directory.
 
 When a rank dies, the collectives of the others fail. They leave, and meet again in the next generation
-(rendezvous.py).
+(agreement.py).
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ from contextlib import closing
 from dataclasses import replace
 
 from fsqueue import FileSampleRefQueue
-from fsqueue.check import check_queue
 from fsqueue.control.ledger import FileMetadataStore
 from fsqueue.demo.directory import DemoDirectory
 from fsqueue.demo.journal import Follower, Journal, starts_of
@@ -27,6 +26,7 @@ from fsqueue.demo.report import Tally, make_report
 from fsqueue.demo.workers import Crew, Worker
 from fsqueue.disk.counting import Counts
 from fsqueue.engine.layout import STREAM
+from fsqueue.operate.check import check_queue
 from fsqueue.records import SampleRef
 
 _POLL_S = 0.05

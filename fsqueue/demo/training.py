@@ -7,7 +7,7 @@ for good. The counts add up in the training state and are saved with it: the sta
     lease -> load -> all_reduce -> apply -> ack at this step -> (all acked) checkpoint
 
 After a kill the surviving ranks keep their state and their leases, and hand the state to the rank that is started
-again (rendezvous.py). A sample that is in the state and comes again is acknowledged, not trained. What was acked at a
+again (agreement.py). A sample that is in the state and comes again is acknowledged, not trained. What was acked at a
 step that no rank's state has reached is taken back, `rewind`: after the kill of a single rank that is at most one
 step, after the kill of all of them everything since the last checkpoint.
 """

@@ -21,7 +21,7 @@ from fsqueue.engine.order import Order
 from fsqueue.format.names import ref_file
 
 if TYPE_CHECKING:
-    from fsqueue.stream import Stream
+    from fsqueue.stream.stream import Stream
 
 _REMEMBERED = 4096
 

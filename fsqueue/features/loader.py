@@ -14,7 +14,7 @@ from fsqueue.features.ahead import Ahead
 from fsqueue.features.contract import FeatureStore
 from fsqueue.features.materialise import Materialiser, Transform, UnloadedError
 from fsqueue.features.source import ListSource, QueueSource, Source
-from fsqueue.view import StopEvent
+from fsqueue.stream.view import StopEvent
 
 R = TypeVar("R")
 T = TypeVar("T")

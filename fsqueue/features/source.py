@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
-from fsqueue.view import StopEvent
+from fsqueue.stream.view import StopEvent
 
 R = TypeVar("R")
 

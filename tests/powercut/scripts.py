@@ -11,9 +11,9 @@ from unittest import mock
 from simulation.script import make_ref
 
 from fsqueue import FileSampleRefQueue, SampleRef
-from fsqueue import requeue as requeueing
 from fsqueue.disk.fileops import using
-from fsqueue.stream import Membership
+from fsqueue.operate import requeue as requeueing
+from fsqueue.stream.stream import Membership
 from powercut.journal import Entries, Journal, Record, Synced, Truncate, Write
 from powercut.trial import QUEUE
 

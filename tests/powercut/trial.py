@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from fsqueue import FileSampleRefQueue, NotAQueueError, SampleRef
-from fsqueue.check import check_queue, repair
 from fsqueue.disk.fileops import FileOps, using
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import names
 from fsqueue.format.codec import Codec
+from fsqueue.operate.check import check_queue, repair
 from powercut.journal import Moment, Record
 from powercut.states import Image, images
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fsqueue.check import Violation, check_queue, repair
 from fsqueue.disk import fileops
+from fsqueue.operate.check import Violation, check_queue, repair
 from proof import tally
 from proof.operations import FAILED, LIVE, Operation
 from proof.stages import CORRUPT, Stage, new_batch

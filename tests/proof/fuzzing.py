@@ -16,11 +16,12 @@ from typing import Any, TypeVar
 
 from implementations import make_ref
 
-from fsqueue import FileSampleRefQueue, FsQueueError, SampleRef, admin, survey
-from fsqueue.check import check_queue, repair
+from fsqueue import FileSampleRefQueue, FsQueueError, SampleRef
 from fsqueue.disk import fileops
 from fsqueue.disk.fileops import FileOps
-from fsqueue.requeue import requeue, requeue_failed
+from fsqueue.operate import operator, status
+from fsqueue.operate.check import check_queue, repair
+from fsqueue.operate.requeue import requeue, requeue_failed
 from proof.verdict import StoppedClock
 
 T = TypeVar("T")
@@ -153,13 +154,13 @@ class Workout:
         path = str(self.path)
         for look in (
             lambda: check_queue(path, notes=True),
-            lambda: survey.status(path),
-            lambda: survey.entries(path, ["pending", "leased", "done", "failed"], details=True),
-            lambda: survey.show(path, "victim"),
+            lambda: status.status(path),
+            lambda: status.entries(path, ["pending", "leased", "done", "failed"], details=True),
+            lambda: status.show(path, "victim"),
             lambda: requeue_failed(path),
             lambda: repair(path),
             lambda: requeue(path, ["victim"]),
-            lambda: admin.purge(path, "failed", 0.0),
+            lambda: operator.purge(path, "failed", 0.0),
         ):
             self._try(look)
 

@@ -16,9 +16,10 @@ from typing import Any
 
 from implementations import ids
 
-from fsqueue import SampleRef, admin
-from fsqueue.check import check_queue, repair
-from fsqueue.requeue import requeue
+from fsqueue import SampleRef
+from fsqueue.operate import operator
+from fsqueue.operate.check import check_queue, repair
+from fsqueue.operate.requeue import requeue
 from proof import stages
 from proof.stages import LEASE_S, Stage
 
@@ -113,11 +114,11 @@ def _rewind(stage: Stage) -> None:
 
 
 def _release_owner(stage: Stage) -> None:
-    admin.release(str(stage.path), "other", force=True)
+    operator.release(str(stage.path), "other", force=True)
 
 
 def _purge(stage: Stage) -> None:
-    admin.purge(str(stage.path), "done", LEASE_S)
+    operator.purge(str(stage.path), "done", LEASE_S)
 
 
 def _pack(stage: Stage) -> None:
@@ -228,7 +229,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("rewind-packed", stages.packed, _rewind, _OR_DONE, LIVE),
     Operation("requeue-packed", stages.packed, _requeue, _OR_DONE, LIVE, by_operator=True),
     Operation("purge-packed", stages.packed_alone, _purge, frozenset({DONE, GONE}), GONE),
-    Operation("adopt", stages.unordered, lambda stage: admin.adopt(str(stage.path)), _STAYS, LIVE, by_operator=True),
+    Operation("adopt", stages.unordered, lambda stage: operator.adopt(str(stage.path)), _STAYS, LIVE, by_operator=True),
     Operation("check", stages.pending, _check, _STAYS, LIVE),
     Operation("repair", stages.damaged, _repair, _STAYS, LIVE, damaged=True, by_operator=True),
     Operation("stream-join", stages.left, _join, _STAYS, LIVE),

@@ -10,7 +10,7 @@ from typing import Any
 from implementations import ids, make_ref
 
 from fsqueue import DataFlowController, FileMetadataStore, FileSampleRefQueue, SampleRef, TrainerView, dp_partition
-from fsqueue.membership import Membership
+from fsqueue.stream.members import Membership
 
 LEASE_S = 3600.0
 CORRUPT = "corrupt"

@@ -18,12 +18,12 @@ from history import Verdict, check
 from recording import OVERLAP, Call, Line, Log, calls_in
 
 from fsqueue import FileSampleRefQueue, SampleRef, StaleLockWarning
-from fsqueue.check import check_queue
 from fsqueue.disk.fileops import using
 from fsqueue.engine.claim import SWEEP_S
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import names, packed
 from fsqueue.format.codec import Codec
+from fsqueue.operate.check import check_queue
 from simulation.cache import Cache
 from simulation.node import Process
 from simulation.plan import LEASE_S, Plan
@@ -141,7 +141,7 @@ def _deterministic() -> Iterator[None]:
             stack.callback(gc.enable)
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", StaleLockWarning)
-        for module in ("parts", "admin"):
+        for module in ("engine.parts", "operate.operator"):
             stack.enter_context(mock.patch(f"fsqueue.{module}.new_owner", new_owner))
         stack.enter_context(
             mock.patch(

@@ -13,7 +13,7 @@ from recording import Log, Recorded
 from fsqueue import FileSampleRefQueue, QueueIOError, SampleRef
 from fsqueue.disk.fileops import using
 from fsqueue.format import names
-from fsqueue.requeue import requeue
+from fsqueue.operate.requeue import requeue
 from simulation.cache import Cache
 from simulation.node import Process
 from simulation.plan import LEASE_S, Client, Plan

@@ -10,8 +10,6 @@ import os
 import secrets
 from dataclasses import dataclass
 
-from fsqueue.admin import fetch, operator
-from fsqueue.check.violations import Violation
 from fsqueue.disk.directory import Directory
 from fsqueue.engine.claim import Handout
 from fsqueue.engine.handle import Handle
@@ -25,7 +23,9 @@ from fsqueue.errors import CorruptRefError
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping, bookkeeping_tail, split
 from fsqueue.format.untyped import RefSight, place_of, same_ref, sight
-from fsqueue.membership import DEAD_AFTER_S
+from fsqueue.operate.check.violations import Violation
+from fsqueue.operate.operator import fetch, operator
+from fsqueue.stream.members import DEAD_AFTER_S
 
 _TRIES = 3
 _GONE = "left alone: it is gone or changed"

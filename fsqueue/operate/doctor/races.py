@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps
-from fsqueue.doctor.peer_tasks import LOCKED, read_counter
-from fsqueue.doctor.peers import Peer, PeerError, together
+from fsqueue.operate.doctor.peer_tasks import LOCKED, read_counter
+from fsqueue.operate.doctor.peers import Peer, PeerError, together
 
 _NO_LOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _LOCK_ATTEMPTS = 3

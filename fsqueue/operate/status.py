@@ -29,7 +29,7 @@ from fsqueue.engine.owners import OwnerRecord, read_record
 from fsqueue.format import names
 from fsqueue.format.codec import Event
 from fsqueue.format.untyped import Place, RefSight
-from fsqueue.members import StreamStatus, stream_status
+from fsqueue.operate.stream_status import StreamStatus, stream_status
 
 _SAMPLE = 256
 _LOOKS = 3

@@ -1,6 +1,6 @@
 """A stream over the queue: its members together, and when it is over.
 
-    stream/<member>.json     who produces and who consumes (membership.py)
+    stream/<member>.json     who produces and who consumes (stream_status.py)
     stream/quantum.json      what the consumers take at a time
 
 The end of the stream is decided by the members' files and the refs' own, never by one empty listing.
@@ -13,7 +13,6 @@ from collections.abc import Container
 
 import msgspec
 
-from fsqueue import membership
 from fsqueue.disk.counting import Unchanged, standstill_s
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, silently_remove
@@ -23,7 +22,8 @@ from fsqueue.engine.layout import STREAM, make_directory
 from fsqueue.errors import CorruptRefError, MemberFailedError, QueueConfigError
 from fsqueue.format import names
 from fsqueue.format.codec import UNDECODABLE
-from fsqueue.membership import Member, Membership, Record, Role, parse_member, read_members
+from fsqueue.stream import members
+from fsqueue.stream.members import Member, Membership, Record, Role, parse_member, read_members
 
 QUANTUM = "quantum.json"
 
@@ -78,10 +78,10 @@ class Stream:
                 raise QueueConfigError(
                     self._handle.layout.path,
                     f"has a {member.describe()}: give this one another name, end that one, or wait until it has been "
-                    f"silent for {membership.DEAD_AFTER_S:.0f} s",
+                    f"silent for {members.DEAD_AFTER_S:.0f} s",
                 )
             earlier.append(file)
-        described = owners.describe_self(self._handle.owner, self._ops.time(), membership.BEAT_S)
+        described = owners.describe_self(self._handle.owner, self._ops.time(), members.BEAT_S)
         record = Record(name=name, process=described, expected=expected)
         joined = Membership(self._handle, self.directory, role, record)
         try:
@@ -107,7 +107,7 @@ class Stream:
     def raise_failures(self, role: Role, among: Container[str] | None = None) -> None:
         """Raise the error of a member of this role that failed or died, if there is one.
 
-        For its first `membership.DEAD_AFTER_S` seconds, a handle leaves aside what happened before it was opened: the
+        For its first `members.DEAD_AFTER_S` seconds, a handle leaves aside what happened before it was opened: the
         run may just have been started again, and its members take their namesakes' places one after the other.
 
         Args:
@@ -130,7 +130,7 @@ class Stream:
         silent changes nothing there.
         """
         began_at = self._ops.monotonic()
-        overdue = began_at - self._watched_at >= membership.BEAT_S
+        overdue = began_at - self._watched_at >= members.BEAT_S
         if self._unchanged.holds() and not overdue:
             return
         failed = {name for name in self.directory.listing() if parse_member(name) == (role, "failed")}
@@ -143,7 +143,7 @@ class Stream:
     def _is_old(self, member: Member) -> bool:
         """Whether this handle is too young to hold what became of a member against it."""
         open_s = self._ops.monotonic() - self._handle.opened_at
-        return open_s < membership.DEAD_AFTER_S and member.age_s > open_s
+        return open_s < members.DEAD_AFTER_S and member.age_s > open_s
 
     def left(self, among: Container[str]) -> Member | None:
         """One of these consumers that has left since this handle was opened."""

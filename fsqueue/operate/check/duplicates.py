@@ -6,11 +6,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from fsqueue.check.looks import Copy, Looks
-from fsqueue.check.violations import Severity, Violation
 from fsqueue.disk.directory import Directory
 from fsqueue.engine.layout import Layout
 from fsqueue.engine.owners import read_record
+from fsqueue.operate.check.looks import Copy, Looks
+from fsqueue.operate.check.violations import Severity, Violation
 
 _Identity = tuple[int, int]
 

@@ -16,8 +16,8 @@ from fsqueue.engine.layout import ORDER, Layout
 from fsqueue.errors import CorruptRefError
 from fsqueue.format.codec import UNDECODABLE
 from fsqueue.format.untyped import type_name
-from fsqueue.membership import Member, parse_member, read_members
-from fsqueue.stream import QUANTUM, read_quantum
+from fsqueue.stream.members import Member, parse_member, read_members
+from fsqueue.stream.stream import QUANTUM, read_quantum
 
 _is_agreement = re.compile(
     r"(?:rank@[^@]+\.\d+\.\d+@\d+\.(?:ready|starved)|verdict@[^@]+@\d+\.(?:go|end))\.json\Z"

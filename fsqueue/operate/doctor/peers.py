@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-MODULE = "fsqueue.doctor.peer_tasks"
+MODULE = "fsqueue.operate.doctor.peer_tasks"
 ANSWER_TIMEOUT_S = 180.0
 _END_PATIENCE_S = 5.0
 _START_S = 0.05
@@ -181,6 +181,6 @@ def side_by_side(work: Sequence[tuple[Peer, str, dict[str, Any]]]) -> list[Any]:
 
 def _environment() -> dict[str, str]:
     """This process's, with this very package importable though it may not be installed."""
-    package_parent = str(Path(__file__).resolve().parents[2])
+    package_parent = str(Path(__file__).resolve().parents[3])
     path = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": package_parent + (os.pathsep + path if path else "")}

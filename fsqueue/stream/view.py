@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from fsqueue.engine.get import id_of_ref
 from fsqueue.errors import OtherProcessError, QueueClosedError, StreamStalledError
-from fsqueue.rendezvous import Rendezvous
+from fsqueue.stream.agreement import Rendezvous
 
 if TYPE_CHECKING:
     from fsqueue.queue import FileSampleRefQueue

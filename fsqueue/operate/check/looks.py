@@ -9,8 +9,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from fsqueue.check.stream_looks import StreamLooks
-from fsqueue.check.violations import NOTES, REMEDIES, Severity, Violation
 from fsqueue.disk.directory import Directory
 from fsqueue.engine.layout import DIRECTORIES, LEDGER, ORDER, SETTINGS, STATES, STREAM, Layout
 from fsqueue.engine.order import HEADER_BYTES, Header
@@ -19,6 +17,8 @@ from fsqueue.engine.packing.revision import is_abandoned
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import names, packed
 from fsqueue.format.untyped import Place, RefSight, allows, place_of, sight, type_name
+from fsqueue.operate.check.stream_looks import StreamLooks
+from fsqueue.operate.check.violations import NOTES, REMEDIES, Severity, Violation
 
 LEFTOVER_S = 3600.0
 FUTURE_S = 3600.0

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from fsqueue.disk.directory import Directory
 from fsqueue.engine.layout import STREAM, Layout
-from fsqueue.membership import Member, read_members
-from fsqueue.stream import read_quantum
+from fsqueue.stream.members import Member, read_members
+from fsqueue.stream.stream import read_quantum
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import fsqueue
 from fsqueue.disk import fileops
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.mounts import mount_of
-from fsqueue.doctor.queue_tasks import QueueTasks
+from fsqueue.operate.doctor.queue_tasks import QueueTasks
 
 LOCKED = "locked"
 MARKER = "inside"

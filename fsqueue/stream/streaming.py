@@ -13,8 +13,8 @@ from fsqueue.errors import QueueConfigError, StreamEndedError, StreamStalledErro
 
 if TYPE_CHECKING:
     from fsqueue.engine.packing.pack import Packed
-    from fsqueue.membership import Membership, Role
-    from fsqueue.stream import Stream
+    from fsqueue.stream.members import Membership, Role
+    from fsqueue.stream.stream import Stream
 
 R = TypeVar("R")
 
@@ -38,7 +38,7 @@ class Streaming(Generic[R]):
 
     def stream(self) -> Stream:
         """The stream's members and its end, as this handle sees them."""
-        from fsqueue.stream import Stream  # imported where it is needed, as below: few processes need all of it
+        from fsqueue.stream.stream import Stream  # imported where it is needed, as below: few processes need all of it
 
         with explained("opening the stream of", self.path):
             return Stream.of(self._current_handle())
@@ -70,7 +70,7 @@ class Streaming(Generic[R]):
 
     def publish_quantum(self, *, dp_size: int, batch_size: int, accumulation_steps: int = 1) -> None:
         """Say how many refs the consumers take at a time; a high watermark below it is refused from then on."""
-        from fsqueue.stream import Quantum
+        from fsqueue.stream.stream import Quantum
 
         with explained("publishing the quantum of", self.path):
             self.stream().publish_quantum(Quantum(dp_size, batch_size, accumulation_steps))

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 
-from fsqueue.check.duplicates import duplicates, twins
-from fsqueue.check.looks import Look, Looks
-from fsqueue.check.violations import Violation
 from fsqueue.engine.layout import Layout
+from fsqueue.operate.check.duplicates import duplicates, twins
+from fsqueue.operate.check.looks import Look, Looks
+from fsqueue.operate.check.violations import Violation
 
 _LOOKS = 5
 _PAUSE_S = 0.1

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import chain
 
-from fsqueue.admin import Outcome, fetch, hand_in_all, operator
 from fsqueue.disk.directory import Directory
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import LEDGER, Layout
@@ -17,6 +16,7 @@ from fsqueue.errors import CorruptRefError
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping, Event
 from fsqueue.format.untyped import sight
+from fsqueue.operate.operator import Outcome, fetch, hand_in_all, operator
 
 _LOOKS = 3
 

@@ -13,13 +13,13 @@ import errno
 import os
 from contextlib import closing
 
-from fsqueue.check.examine import Examination
-from fsqueue.check.mend import Mended, mend_all
-from fsqueue.check.violations import REMEDIES, Violation
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, current, explained
 from fsqueue.engine.layout import DIRECTORIES, open_layout
 from fsqueue.errors import QueueIOError
+from fsqueue.operate.check.examine import Examination
+from fsqueue.operate.check.mend import Mended, mend_all
+from fsqueue.operate.check.violations import REMEDIES, Violation
 
 __all__ = ["Mended", "Violation", "check_queue", "repair"]
 

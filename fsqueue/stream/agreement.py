@@ -20,7 +20,7 @@ from fsqueue.engine.handle import Handle
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import names
 from fsqueue.format.codec import UNDECODABLE
-from fsqueue.stream import Stream
+from fsqueue.stream.stream import Stream
 
 Post = Literal["ready", "starved"]
 Verdict = Literal["go", "end"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from fsqueue.doctor.notes import NFS_TYPES, VOLATILE_TYPES, attribute_cache_s, lock_is_node_local
-from fsqueue.doctor.probes import NAME_BYTES_NEEDED
+from fsqueue.operate.doctor.notes import NFS_TYPES, VOLATILE_TYPES, attribute_cache_s, lock_is_node_local
+from fsqueue.operate.doctor.probes import NAME_BYTES_NEEDED
 
 if TYPE_CHECKING:
-    from fsqueue.doctor.diagnosis import Diagnosis
+    from fsqueue.operate.doctor.diagnosis import Diagnosis
 
 Lock = Literal["flock", "lease", "none"]
 

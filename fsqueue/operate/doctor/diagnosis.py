@@ -14,12 +14,12 @@ from fsqueue.disk import fileops
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, explained
 from fsqueue.disk.mounts import Mount, mount_of
-from fsqueue.doctor import probes, races
-from fsqueue.doctor.advice import Advice, advise
-from fsqueue.doctor.costs import Cost, measure_costs
-from fsqueue.doctor.notes import Note, notes
-from fsqueue.doctor.peers import Peer, PeerError, Peers
-from fsqueue.doctor.races import LockFindings, RaceFindings
+from fsqueue.operate.doctor import probes, races
+from fsqueue.operate.doctor.advice import Advice, advise
+from fsqueue.operate.doctor.costs import Cost, measure_costs
+from fsqueue.operate.doctor.notes import Note, notes
+from fsqueue.operate.doctor.peers import Peer, PeerError, Peers
+from fsqueue.operate.doctor.races import LockFindings, RaceFindings
 
 T = TypeVar("T")
 

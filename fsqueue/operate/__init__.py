@@ -1,0 +1,1 @@
+"""For people: look at a queue, move refs, mend it."""
