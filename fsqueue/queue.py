@@ -1,39 +1,70 @@
 """`FileSampleRefQueue`: the public face of a queue in a directory.
 
-put:  encode all, write to tmp/, publish under the lock          (put.py)
-get:  reclaim what expired, take places, claim, read, decode     (expire.py, claim.py)
-ack, fail, release, renew: settle a lease by one rename          (leases.py, settle.py)
+put:  encode all, write to tmp/, publish under the lock          (engine/put.py)
+get:  reclaim what expired, take places, claim, read, decode     (engine/get.py, claim.py, expire.py)
+ack, fail, release, renew: settle a lease by one rename          (engine/settle.py)
 """
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, cast
 
 from fsqueue.disk import fileops
 from fsqueue.disk.counting import Counts
 from fsqueue.disk.fileops import explained
 from fsqueue.disk.parallel import IoThreads
 from fsqueue.engine.claim import Partition
-from fsqueue.engine.get import id_of_ref
+from fsqueue.engine.engine import Engine, Options
 from fsqueue.engine.handle import Handle
-from fsqueue.engine.layout import ensure_queue
-from fsqueue.engine.parts import Options, Parts, open_parts
+from fsqueue.engine.layout import LEDGER, ensure_queue
 from fsqueue.errors import InvalidRefError, QueueClosedError, QueueConfigError
 from fsqueue.format import names
-from fsqueue.format.codec import Codec
-from fsqueue.leases import Leases
-from fsqueue.records import SampleRef
-from fsqueue.stream.streaming import Streaming
+from fsqueue.format.codec import Codec, tidy
+from fsqueue.records import SampleRef, id_of_ref
 
-R = TypeVar("R")
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    from fsqueue.engine.packing.pack import Packed
+    from fsqueue.stream.members import Membership, Role
+    from fsqueue.stream.stream import Stream
+    from fsqueue.stream.watermark import Watermark
+
+    R = TypeVar("R", default=SampleRef)
+else:
+    from typing import TypeVar
+
+    R = TypeVar("R")
 
 
-class FileSampleRefQueue(Leases[R], Streaming[R]):
+class _Opened:
+    """One process's use of the queue: what it has open; the stream and the watermark come with their first use."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.stream: Stream | None = None
+        self.watermark: Watermark | None = None
+
+    def close(self) -> None:
+        try:
+            self.engine.handle.close()
+        finally:
+            if self.stream is not None:
+                self.stream.close()
+
+    def abandon_in_child(self) -> None:
+        self.engine.handle.abandon_in_child()
+        if self.stream is not None:
+            self.stream.close()
+
+
+class FileSampleRefQueue(Generic[R]):
     """A durable, exclusive queue of sample refs in a directory, shared by processes and nodes.
 
     A handle may be used by several threads. After a fork, the child's use of it makes it a handle of the
@@ -69,49 +100,12 @@ class FileSampleRefQueue(Leases[R], Streaming[R]):
         QueueIOError: the filesystem refused.
     """
 
-    @overload
-    def __init__(
-        self: FileSampleRefQueue[SampleRef],
-        path: str | os.PathLike[str],
-        *,
-        lease_timeout_s: float | None = None,
-        owner: str | None = None,
-        durable: bool = True,
-        keep_done: bool = True,
-        max_attempts: int | None = None,
-        heartbeat_s: float | None = None,
-        lock: str = "flock",
-        clock: Callable[[], float] | None = None,
-        poll_interval_s: float = 0.05,
-        run_id: str | None = None,
-        io_threads: IoThreads = "auto",
-    ) -> None: ...
-
-    @overload
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        ref_type: type[R],
-        lease_timeout_s: float | None = None,
-        owner: str | None = None,
-        durable: bool = True,
-        keep_done: bool = True,
-        max_attempts: int | None = None,
-        heartbeat_s: float | None = None,
-        lock: str = "flock",
-        clock: Callable[[], float] | None = None,
-        poll_interval_s: float = 0.05,
-        run_id: str | None = None,
-        io_threads: IoThreads = "auto",
-    ) -> None: ...
-
     def __init__(
         self,
         path: str | os.PathLike[str],
         *,
         lease_timeout_s: float | None = None,
-        ref_type: type[Any] = SampleRef,
+        ref_type: type[R] = cast("type[Any]", SampleRef),  # noqa: B008  # a cast makes nothing
         owner: str | None = None,
         durable: bool = True,
         keep_done: bool = True,
@@ -130,7 +124,7 @@ class FileSampleRefQueue(Leases[R], Streaming[R]):
         )
         self.options.validate(self.path)
         self.options.validate_heartbeat(self.path, lease_timeout_s)
-        self._codec: Codec[R] = Codec(cast("type[R]", ref_type))
+        self._codec: Codec[R] = Codec(ref_type)
         self._opening = threading.Lock()
         self._closed = False
         settings = ensure_queue(
@@ -144,28 +138,38 @@ class FileSampleRefQueue(Leases[R], Streaming[R]):
         self.lease_timeout_s = settings.lease_timeout_s
         self.run_id = settings.run_id
         self.options.validate_heartbeat(self.path, settings.lease_timeout_s)
-        self._parts: Parts | None = open_parts(self.ops, self.path, self._codec, self.options)
+        self._opened: _Opened | None = self._open()
         _live.add(self)
 
-    def _here(self) -> Parts:
-        """The parts that belong to this process."""
-        parts = self._parts
-        if parts is not None:
-            return parts
+    def _open(self) -> _Opened:
+        return _Opened(Engine(self.ops, self.path, self._codec, self.options))
+
+    def _here(self) -> _Opened:
+        """Return what is open in this process."""
+        opened = self._opened
+        if opened is not None:
+            return opened
         with self._opening:
             if self._closed:
                 raise QueueClosedError(self.path)
-            if self._parts is None:
-                self._parts = open_parts(self.ops, self.path, self._codec, self.options)
-            return self._parts
+            if self._opened is None:
+                self._opened = self._open()
+            return self._opened
 
-    def _current_handle(self) -> Handle:
-        return self._here().handle
+    @property
+    def engine(self) -> Engine:
+        """This process's engine, for the modules of this package that work on a queue."""
+        return self._here().engine
+
+    @property
+    def handle(self) -> Handle:
+        """This process's handle, as `engine` is."""
+        return self._here().engine.handle
 
     @property
     def owner(self) -> str:
         """This handle's owner name, as it appears in leased/ and owners/."""
-        return self._here().handle.owner
+        return self.handle.owner
 
     def put(self, refs: Iterable[R], *, partition_key: str | None = None) -> None:
         """Add refs at the tail; an id that is pending or leased is skipped, one that was acked may come again.
@@ -176,7 +180,7 @@ class FileSampleRefQueue(Leases[R], Streaming[R]):
             InvalidRefError: a ref holds a tensor, an unusable id or a value that JSON would change.
             QueueIOError: the filesystem refused; calling put again with the same refs completes it.
         """
-        parts = self._here()
+        engine = self.engine
         contents: dict[str, bytes] = {}
         for ref in refs:
             data = self._codec.encode(ref)
@@ -186,7 +190,45 @@ class FileSampleRefQueue(Leases[R], Streaming[R]):
             contents.setdefault(names.stem_of(id_of_ref(ref)), data)
         if contents:
             with explained("putting refs into", self.path):
-                parts.intake.put(contents)
+                engine.putter.put(contents)
+
+    def put_when_below(
+        self,
+        refs: Iterable[R],
+        *,
+        high: int,
+        low: int | None = None,
+        high_bytes: int | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Put refs; where pending refs have reached the high watermark, wait first until they are below the low one.
+
+        Every producer sees the same directory, so the watermarks hold for all of them together, give or take what
+        several put at the same moment. That a consumer has failed is noticed by the next call, below the watermark as
+        well; that one was killed, a heartbeat (5 s) after it counts as dead (30 s).
+
+        Args:
+            high: pending refs at which producers pause.
+            low: pending refs below which they resume; half of high unless given.
+            high_bytes: pause also while the pending refs' features come to more; reckoned as the number pending
+                times the mean estimated_bytes of the refs that this handle put. Never fewer than the published
+                quantum, which the consumers could not go on without.
+            timeout_s: how long to wait at most; None: for as long as the consumers live.
+
+        Raises:
+            QueueConfigError: high is below the published quantum, or low is above high.
+            MemberFailedError: a consumer failed or died; nothing was put.
+            StreamEndedError: all consumers have left, with the watermark reached; nothing was put.
+            StreamStalledError: no room was made for timeout_s seconds; nothing was put.
+        """
+        batch, opened, stream = list(refs), self._here(), self.stream()
+        if opened.watermark is None:
+            from fsqueue.stream.watermark import Watermark  # imported where needed, as below: few processes need all
+
+            opened.watermark = Watermark(self.ops, self.path, stream, self.depth)
+        with explained("putting refs into", self.path):
+            opened.watermark.wait(batch, high, low, high_bytes, timeout_s)
+        self.put(batch)
 
     def get(
         self,
@@ -209,48 +251,194 @@ class FileSampleRefQueue(Leases[R], Streaming[R]):
         """
         if partition is not None and not 0 <= partition[0] < partition[1]:
             raise QueueConfigError(self.path, f"needs a partition (index, count) with index < count, found {partition}")
-        parts = self._here()
+        engine = self.engine
         if max_refs <= 0:
             return []
         with explained("getting refs from", self.path):
-            return parts.delivery.get(max_refs, timeout_s, partition, self.options.poll_interval_s)
+            return engine.getter.get(max_refs, timeout_s, partition)
+
+    def ack(self, refs: Iterable[R], *, step: int | None = None) -> list[str]:
+        """Move refs to done/; with step, the optimizer step becomes part of the file's name.
+
+        Returns:
+            The ids whose lease this handle had lost, normally none. What another owner holds stays untouched;
+            a ref that is back in pending/ goes to done/ all the same. Unknown ids are ignored.
+        """
+        try:
+            step = None if step is None else operator.index(step) + 0
+        except TypeError:
+            step = -1
+        if step is not None and step < 0:
+            raise QueueConfigError(self.path, "needs as step an integer of 0 or more, or None")
+        return self._on_leases("acknowledging refs in", refs, lambda stems: self.engine.settler.ack(stems, step))
+
+    def fail(self, refs: Iterable[R], reason: str, retryable: bool) -> list[str]:
+        """Count an attempt: retryable refs go to the tail of pending/, others to failed/ with the reason.
+
+        Returns:
+            The ids whose lease this handle had lost, normally none; they are left as they are.
+        """
+        said = tidy(reason)
+        return self._on_leases("failing refs in", refs, lambda stems: self.engine.settler.fail(stems, said, retryable))
+
+    def release(self, refs: Iterable[R]) -> list[str]:
+        """Give refs back to the tail of pending/ without counting an attempt; returns the ids lost, as ack does."""
+        return self._on_leases("releasing refs in", refs, self.engine.settler.release)
+
+    def renew(self, refs: Iterable[R]) -> list[str]:
+        """Start the lease timeout of refs anew; returns the ids that this handle does not lease (any more)."""
+        return self._on_leases("renewing leases in", refs, self.engine.settler.renew)
+
+    def hand_over(self, refs: Iterable[R], owner: str) -> list[str]:
+        """Make leases another handle's, which adopts them: a process that ends leaves its work to one that goes on.
+
+        The lease timeout runs on; from now on the new owner's heartbeat and process count.
+
+        Args:
+            owner: the `owner` of a handle that has leased or announced itself; its process ends these leases.
+
+        Returns:
+            The ids whose lease this handle had lost.
+        """
+        return self._on_leases(
+            "handing leases over in", refs, lambda stems: self.engine.settler.hand_over(stems, owner)
+        )
+
+    def adopt(self, refs: Iterable[R]) -> list[str]:
+        """Take up leases that were handed over to this handle, to settle and renew them; returns the ids of others."""
+        return self._on_leases("adopting leases in", refs, self.engine.settler.adopt)
+
+    def _on_leases(self, what: str, refs: Iterable[R], act: Callable[[list[str]], list[str]]) -> list[str]:
+        """Act on these refs' leases by stem; returns the ids of those that act returns."""
+        ids = {names.stem_of(sample_id): sample_id for sample_id in map(id_of_ref, refs)}
+        if not ids:
+            return []
+        with explained(what, self.path):
+            return [ids[stem] for stem in act(list(ids))]
+
+    def release_all(self) -> int:
+        """Give back every ref leased in this handle's name, also those handed over to it; returns how many."""
+        engine = self.engine
+        with explained("releasing refs in", self.path):
+            return engine.settler.release_all()
 
     def reclaim(self) -> int:
         """Bring back all refs whose lease has expired, now; returns how many."""
-        parts = self._here()
+        engine = self.engine
         with explained("reclaiming leases in", self.path):
-            return parts.reclaimer.round()
+            return engine.reclaimer.round()
 
     def depth(self) -> int:
-        """How many refs are pending; lists them only where that may have changed in the last two seconds."""
-        parts = self._here()
-        with explained("listing", parts.handle.layout.pending.path):
-            return parts.pending.count()
+        """Count the pending refs; lists them only where that may have changed in the last two seconds."""
+        engine = self.engine
+        with explained("listing", engine.handle.layout.pending.path):
+            return engine.pending.count()
 
     def in_flight(self) -> int:
-        """How many refs are leased."""
-        parts = self._here()
-        with explained("listing", parts.handle.layout.leased.path):
-            return parts.leased.count()
+        """Count the leased refs."""
+        engine = self.engine
+        with explained("listing", engine.handle.layout.leased.path):
+            return engine.leased.count()
 
     def counts(self) -> Counts:
-        """How many refs are in each state, by one listing each."""
-        from fsqueue.engine.packing.revision import look  # not needed to put and get
+        """Count the refs in each state, by one listing each."""
+        from fsqueue.engine.packing.revision import look
 
-        layout = self._here().handle.layout
+        layout = self.handle.layout
         with explained("listing", self.path):
             done = look(layout).count
             failed = sum(1 for name in layout.failed.listing() if names.parse_ref(name))
         return Counts(self.depth(), self.in_flight(), done, failed)
 
+    def stream(self) -> Stream:
+        """Return the stream's members and its end, as this handle sees them."""
+        opened = self._here()
+        if opened.stream is None:
+            from fsqueue.stream.stream import Stream
+
+            with explained("opening the stream of", self.path):
+                opened.stream = Stream(opened.engine.handle, opened.engine.opened_at)
+        return opened.stream
+
+    def producer(self, name: str, *, expected: int = 0) -> Membership:
+        """Register a producer: a context manager that closes its end, or marks it failed with the exception.
+
+        Args:
+            name: a restarted producer takes the place of its dead namesake.
+            expected: how many producers the stream has in all; it does not end before that many have joined.
+
+        Raises:
+            QueueConfigError: a producer of this name is alive.
+        """
+        return self._join("producer", name, expected)
+
+    def consumer(self, name: str, *, expected: int = 0) -> Membership:
+        """Register a consumer, as `producer` does; when all have left, producers at a watermark stop."""
+        return self._join("consumer", name, expected)
+
+    def _join(self, role: Role, name: str, expected: int) -> Membership:
+        with explained(f"joining as {role}", self.path):
+            return self.stream().join(role, name, expected)
+
+    def drained(self) -> bool:
+        """Tell whether every producer has closed, nothing is pending and nothing is leased."""
+        with explained("looking at the stream of", self.path):
+            return self.stream().drained()
+
+    def publish_quantum(self, *, dp_size: int, batch_size: int, accumulation_steps: int = 1) -> None:
+        """Say how many refs the consumers take at a time; a high watermark below it is refused from then on."""
+        from fsqueue.stream.stream import Quantum
+
+        with explained("publishing the quantum of", self.path):
+            self.stream().publish_quantum(Quantum(dp_size, batch_size, accumulation_steps))
+
+    def rewind(self, *, after_step: int, force: bool = False) -> list[str]:
+        """Put back into pending/ every ref acked after an optimizer step, to resume from that step's checkpoint.
+
+        Attempts are not counted. Calling it again changes nothing; killed half way, it is completed by calling it
+        again. Refs that were acked without a step stay where they are.
+
+        Returns:
+            The ids put back, in the order of their steps; for one too long to be a file's name, its name's stem.
+
+        Raises:
+            LeasesHeldError: another owner holds leases and force is not set.
+            QueueConfigError: a controller has acknowledged refs through a ledger, which has to go back first.
+        """
+        handle = self.handle
+        if not isinstance(after_step, int) or after_step < 0:
+            raise QueueConfigError(self.path, f"needs as after_step an integer of 0 or more, found {after_step!r}")
+        with explained("rewinding", self.path):
+            if handle.ops.exists(handle.layout.root.fd, LEDGER):
+                raise QueueConfigError(
+                    self.path,
+                    "has a ledger, which would take this back: use the controller's rewind, or `fsqueue rewind`",
+                )
+            from fsqueue.engine.rewind import rewind
+
+            return rewind(handle, after_step, force)
+
+    def pack(self, *, older_than_s: float) -> Packed:
+        """Move done files whose last stamp is older into segments of up to 10,000 refs, which take one inode each.
+
+        What is packed is done all the same: it counts, and rewinding brings it back. Never runs by itself.
+
+        Raises:
+            QueueIOError: the filesystem refused; all refs are still done, and packing again completes it.
+        """
+        from fsqueue.engine.packing.pack import pack
+
+        with explained("packing", self.path):
+            return pack(self.handle, older_than_s)
+
     def close(self) -> None:
         """Stop the heartbeat and close the descriptors; leases stay, and expire unless they are settled."""
         with self._opening:
             self._closed = True
-            parts, self._parts = self._parts, None
-        if parts is not None:
+            opened, self._opened = self._opened, None
+        if opened is not None:
             with explained("closing", self.path):
-                parts.handle.close()
+                opened.close()
 
     def __enter__(self) -> FileSampleRefQueue[R]:
         return self
@@ -267,18 +455,18 @@ class FileSampleRefQueue(Leases[R], Streaming[R]):
 
     def _after_fork_in_child(self) -> None:
         self._opening = threading.Lock()
-        parts, self._parts = self._parts, None
-        if parts is not None:
-            parts.handle.abandon_in_child()
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.abandon_in_child()
 
 
 _live: weakref.WeakSet[FileSampleRefQueue[Any]] = weakref.WeakSet()
 
 
 def open_owners() -> set[str]:
-    """The owners of all handles that are open in this process."""
-    parts = (queue._parts for queue in list(_live))
-    return {found.handle.owner for found in parts if found is not None}
+    """Return the owners of all handles that are open in this process."""
+    opened = (queue._opened for queue in list(_live))
+    return {found.engine.handle.owner for found in opened if found is not None}
 
 
 def _become_handles_of_the_child() -> None:

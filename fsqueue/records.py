@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from fsqueue.errors import TensorInRefError
 
@@ -151,3 +151,8 @@ def _children(obj: Any) -> Iterator[tuple[Any, Any]]:
     elif dataclasses.is_dataclass(obj) and not isinstance(obj, type):
         for f in dataclasses.fields(obj):
             yield f".{f.name}", getattr(obj, f.name)
+
+
+def id_of_ref(ref: object) -> str:
+    """Return the id of a ref of whatever class."""
+    return cast(str, cast(Any, ref).sample_id)

@@ -231,7 +231,7 @@ def test_handing_over_leases(queue: FileSampleRefQueue[SampleRef], store: Shared
     """A handle that gave its leases away can settle them no more; the one that adopted them can."""
     refs = publish(store, 4)
     queue.put(refs)
-    queue._current_handle().announce()
+    queue.handle.presence.announce()
     with pickle.loads(pickle.dumps(queue)) as giver:
         assert giver.owner != queue.owner and giver.path == queue.path
         assert queue.get(0) == [] and giver.get(3) == refs[:3]

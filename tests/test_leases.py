@@ -319,7 +319,7 @@ def test_the_time_is_the_filesystem_s_or_an_error(tmp_path: Path) -> None:
     tap = Tap()
     queue = open_tapped(tap, tmp_path / "q", lease_timeout_s=60.0)
     deletions: Iterator[bool] = iter([True])
-    clock = FilesystemClock(tap.ops, queue._current_handle().layout.root)
+    clock = FilesystemClock(tap.ops, queue.handle.layout.root)
 
     def delete(name: str, args: tuple[Any, ...], _: dict[str, Any]) -> None:
         if name in ("utime", "close") and next(deletions, False):

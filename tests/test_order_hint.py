@@ -294,10 +294,10 @@ def test_a_sweep_leaves_places_alone_that_another_handle_has_just_taken(path: Pa
     """Between taking places and claiming them the refs are unnamed, not stranded: naming them again hands out twice."""
     with FileSampleRefQueue(path, durable=False) as busy:
         busy.put(numbered(3))
-        places = busy._here().handle.order
-        busy._here().handle.order_file.acquire_surely()
+        places = busy.handle.order
+        busy.handle.order_file.acquire_surely()
         assert len(places.take_locked(3)) == 3
-        busy._here().handle.order_file.release()
+        busy.handle.order_file.release()
 
         tap = Tap()
         tap.ops.sleep = lambda seconds: [file.unlink() for file in (path / "pending").iterdir()]
@@ -353,9 +353,9 @@ def test_a_waiting_get_looks_fully_in_time_though_it_is_woken_all_the_while(path
     first.put(refs("moved"))
     first.ack(first.get(1))
     (path / "done" / "moved.json").rename(path / "moved.json")
-    first._here().handle.order_file.acquire_surely()
-    first._here().handle.order_file.release()
-    order = first._here().handle.order
+    first.handle.order_file.acquire_surely()
+    first.handle.order_file.release()
+    order = first.handle.order
     tap.ops.monotonic = clock
     tap.ops.sleep = put_and_take
     late = open_tapped(tap, path, durable=False)

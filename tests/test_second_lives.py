@@ -13,11 +13,11 @@ from fsqueue.operate.requeue import requeue, requeue_failed
 
 
 def claim(other: Queue) -> None:
-    assert other._here().handle.moves.claim("x")
+    assert other.handle.moves.claim("x")
 
 
 def give_back(other: Queue) -> None:
-    assert other._here().handle.moves.give_back("x")
+    assert other.handle.moves.give_back("x")
 
 
 def rewind(path: Path) -> None:

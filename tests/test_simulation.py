@@ -23,7 +23,7 @@ from support import GUARD_S
 from fsqueue.engine.expire import Reclaimer
 from fsqueue.engine.moves import Moves
 from fsqueue.engine.packing.revision import Revision
-from fsqueue.engine.put import Intake
+from fsqueue.engine.put import Putter
 
 BLOCK = 100
 
@@ -117,7 +117,7 @@ def without(
 
 def test_a_queue_that_drops_refs_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """A put that takes every id for known loses refs, and the checker says so."""
-    without("lost", monkeypatch, Intake, "known", lambda self, stems: set(stems))
+    without("lost", monkeypatch, Putter, "known", lambda self, stems: set(stems))
 
 
 def test_a_queue_that_does_not_stamp_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +137,7 @@ def test_a_queue_that_loses_what_it_unpacks_is_caught(monkeypatch: pytest.Monkey
 
 def test_a_failing_plan_is_made_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left fails in the same way, has fewer parts, and can be replayed from the report."""
-    outcome = without("lost", monkeypatch, Intake, "known", lambda self, stems: set(stems))
+    outcome = without("lost", monkeypatch, Putter, "known", lambda self, stems: set(stems))
     small = shrink(outcome)
     assert small.plan.size() < outcome.plan.size()
     assert small.plan.size() <= 3

@@ -260,7 +260,7 @@ def test_a_killed_producer_is_noticed(queue: FileSampleRefQueue[SampleRef], monk
     (file,) = list((Path(queue.path) / "stream").iterdir())
     past = file.stat().st_mtime - members.DEAD_AFTER_S - 1
     os.utime(file, (past, past))
-    queue._current_handle().opened_at -= 2 * members.DEAD_AFTER_S
+    queue.stream().opened_at -= 2 * members.DEAD_AFTER_S
     with pytest.raises(MemberFailedError, match=r"rollout-0.*gone or silent"):
         queue.stream().raise_failures("producer")
 
@@ -374,7 +374,7 @@ def test_a_run_that_starts_again_leaves_earlier_failures_aside(queue: FileSample
     os.utime(failed, (failed.stat().st_mtime - 5,) * 2)
     with FileSampleRefQueue(queue.path, durable=False) as again:
         again.stream().raise_failures("producer")
-        again._current_handle().opened_at -= 60.0
+        again.stream().opened_at -= 60.0
         with pytest.raises(MemberFailedError, match="out of memory"):
             again.stream().raise_failures("producer")
 

@@ -168,7 +168,7 @@ def test_a_member_without_a_sign_of_life_is_a_note_for_a_person(queue: Queue, pa
     assert kinds(path) == {f"stream/{file.name}": ("member-silent", "note")}
     repair(path)
     assert file.exists()
-    queue._current_handle().opened_at -= 2 * DEAD_AFTER_S  # a run that has just begun leaves it aside
+    queue.stream().opened_at -= 2 * DEAD_AFTER_S  # a run that has just begun leaves it aside
     with pytest.raises(MemberFailedError):
         queue.stream().raise_failures("producer")
 

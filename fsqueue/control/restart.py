@@ -200,7 +200,7 @@ class FileSide(ContractSide):
                 for owner in dead.intersection(owners):
                     self._take_back(stem, owner, back)
         finally:
-            self._handle.requeue_order(back)
+            self._handle.order.append_soon(back)
 
     def _is_gone(self, owner: str, count: int, predecessor_gone: bool) -> bool:
         liveness = self._liveness(owner)
@@ -241,7 +241,7 @@ class FileSide(ContractSide):
     def rewind(self, after_step: int) -> list[str]:
         """Let the queue put back what it knows the step of, and note in each ref's history why."""
         with explained("rewinding", self._queue.path):
-            returned = rewinding.rewind(self._queue._current_handle(), after_step, force=True)
+            returned = rewinding.rewind(self._queue.handle, after_step, force=True)
         return returned
 
     def look(self) -> None:

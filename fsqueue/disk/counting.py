@@ -56,8 +56,8 @@ class Unchanged:
         self._listed_at = began_at
 
 
-class Tally:
-    """How many names in a directory are accepted.
+class NameCount:
+    """Count the names in a directory that are accepted.
 
     A call costs a look at the directory's mtime, and a listing where it may have changed in the last seconds.
     """

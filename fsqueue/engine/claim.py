@@ -28,7 +28,7 @@ class _SampleId(msgspec.Struct):
     sample_id: str
 
 
-class Handout:
+class Claimer:
     """Hands pending refs to one handle."""
 
     def __init__(self, handle: Handle) -> None:
@@ -60,7 +60,7 @@ class Handout:
                     self._scans.pop(partition, None)  # the order may have been torn and grown again below it
                     swept = True
         except BaseException:
-            self._handle.sweep_wanted = True
+            self._handle.order.incomplete = True
             raise
         return len(leased) > before
 
@@ -87,7 +87,7 @@ class Handout:
                     continue
             except OSError as error:
                 first = first or error
-                handle.stray([stem])
+                handle.strays.add([stem])
             leased.pop()
             held.cancel_claim(stem)
         if first is not None and len(leased) == before:
@@ -128,7 +128,7 @@ class Handout:
         last one is recent: at most 1/20 of the time goes into them.
         """
         ops = self._handle.ops
-        if self._unchanged.holds() and not self._handle.sweep_wanted:
+        if self._unchanged.holds() and not self._handle.order.incomplete:
             return False
         started = ops.monotonic()
         if started < self._no_sweep_before:
@@ -145,7 +145,7 @@ class Handout:
         the order is exhausted and `_sweep` has reason to list.
         """
         handle, started = self._handle, self._handle.ops.monotonic()
-        handle.sweep_wanted = False
+        handle.order.incomplete = False
         try:
             stranded = self._unnamed(self._pending_stems())
             self._sweep_s = handle.ops.monotonic() - started
@@ -155,7 +155,7 @@ class Handout:
                 stranded = set(stranded).intersection(self._pending_stems())
                 self._name(stranded)
         except BaseException:
-            handle.sweep_wanted = True
+            handle.order.incomplete = True
             raise
         self._adopted_at = started
         return len(stranded)
@@ -167,7 +167,7 @@ class Handout:
             return stems
         with handle.order_file.held_soon() as held:
             if not held:
-                handle.sweep_wanted = True
+                handle.order.incomplete = True
                 return []
             unnamed = handle.order.unnamed_locked(stems)
             if not unnamed:
@@ -181,7 +181,7 @@ class Handout:
             return
         with handle.order_file.held_soon() as held:
             if not held:
-                handle.sweep_wanted = True
+                handle.order.incomplete = True
                 return
             if unnamed := handle.order.unnamed_locked(stems):
                 handle.order.append_locked(self._arrange(unnamed))
@@ -193,7 +193,7 @@ class Handout:
         swept_at, started = handle.order.swept_at, handle.ops.monotonic()
         overdue = swept_at is not None and abs(handle.ops.time() - swept_at) > SWEEP_S
         overdue = overdue and started - self._adopted_at > SWEEP_S  # the header is left alone where nothing is pending
-        if handle.sweep_wanted or (overdue and started >= self._no_sweep_before):
+        if handle.order.incomplete or (overdue and started >= self._no_sweep_before):
             self.adopt()
             self._no_sweep_before = started + 100 * self._sweep_s
 

@@ -19,7 +19,13 @@ _TRIES = 3
 
 
 class Clock(Protocol):
-    """Stamps files and tells the time by one and the same clock, in seconds."""
+    """Stamps files and tells the time by one and the same clock, in seconds.
+
+    Attributes:
+        injected: whether it is a caller's clock, which the filesystem knows nothing of.
+    """
+
+    injected: bool
 
     def now(self) -> float: ...
 
@@ -33,6 +39,8 @@ class Clock(Protocol):
 
 class FilesystemClock:
     """The clock of the filesystem that holds the queue."""
+
+    injected = False
 
     def __init__(self, ops: FileOps, root: Directory) -> None:
         self._ops = ops
@@ -61,6 +69,8 @@ class FilesystemClock:
 
 class InjectedClock:
     """A caller's clock: ``clock()`` returns seconds."""
+
+    injected = True
 
     def __init__(self, ops: FileOps, clock: Callable[[], float]) -> None:
         self._ops = ops

@@ -52,7 +52,7 @@ class Reclaimer:
             return True
         now = self._tick()
         return now >= min(self._check_at.values(), default=now + 1) or (
-            self._handle.injected and now >= self._last_round + self._round_s
+            self._handle.clock.injected and now >= self._last_round + self._round_s
         )
 
     def idle_s(self, rounds: int) -> float:
@@ -60,7 +60,7 @@ class Reclaimer:
 
         A lease that is taken meanwhile is seen long before its time comes, one that was seen is looked at in time.
         """
-        if self._handle.injected:
+        if self._handle.clock.injected:
             return self._round_s
         first = min(self._check_at.values(), default=float("inf"))
         return min(rounds * self._round_s, max(self._round_s, first - self._handle.ops.monotonic()))
@@ -77,7 +77,7 @@ class Reclaimer:
     def round(self) -> int:
         """Reclaim what has expired; returns how many refs left leased/."""
         with self._handle.mutex:
-            self._handle.recover_strays()
+            self._handle.strays.recover()
             started = self._tick()
             leases = self._leases()
             self._forget_gone(leases)
@@ -114,16 +114,16 @@ class Reclaimer:
         for lease in expired:
             self._check_at[lease] = self._last_round or 0.0  # should this fail, they are looked at again soon
         if expired:
-            self._handle.announce()
+            self._handle.presence.announce()
         try:
             despite_errors(reclaim, expired)
         finally:
-            self._handle.requeue_order(back)
+            self._handle.order.append_soon(back)
         return len(moved)
 
     def _tick(self) -> float:
         """The time that rounds and deadlines are kept in: the injected clock's, or monotonic."""
-        return self._handle.clock.now() if self._handle.injected else self._handle.ops.monotonic()
+        return self._handle.clock.now() if self._handle.clock.injected else self._handle.ops.monotonic()
 
     def _leases(self) -> list[Lease]:
         parsed = (names.parse_leased(name) for name in self._handle.layout.leased.listing())
@@ -204,7 +204,7 @@ class Reclaimer:
         except FileNotFoundError:
             return False
         except BaseException:
-            handle.stray([stem])
+            handle.strays.add([stem])
             raise
 
     def _still_expired(self, stem: str, owner: str) -> bool:
@@ -227,7 +227,7 @@ class Reclaimer:
         gone -= {owner for _, owner in self._leases()} if gone else set()
         if not gone:
             return
-        handle.sweep_wanted = True
+        handle.order.incomplete = True
         silently_remove(handle.ops, handle.layout.tmp.fd, self._leftovers(dead & gone))
         silently_remove(handle.ops, handle.layout.owners.fd, [names.ref_file(owner) for owner in sorted(gone)])
 
@@ -245,7 +245,7 @@ class Reclaimer:
         if handle.ops.monotonic() - self._last_abandoned_mono < ABANDONED_ROUND_S:
             return found
         self._last_abandoned_mono = handle.ops.monotonic()
-        handle.show_up()
+        handle.presence.show_up()
         for owner in sorted(owners):
             record = self._record(owner)
             if owner == handle.owner or record is None or record.liveness() != "unknown":

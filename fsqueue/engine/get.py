@@ -7,51 +7,53 @@ stray, which the next call gives back to pending/.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
-from fsqueue.engine.claim import Handout, Partition
+from fsqueue.engine.claim import Claimer, Partition
 from fsqueue.engine.expire import Reclaimer
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.moves import record
-from fsqueue.engine.put import Intake
+from fsqueue.engine.put import Putter
 from fsqueue.engine.settle import Settler, bury
-from fsqueue.engine.waiting import Waiter
+from fsqueue.engine.waiting import Pace, Waiter
 from fsqueue.errors import CorruptRefError, InvalidRefError
 from fsqueue.format import names
 from fsqueue.format.codec import Codec
-from fsqueue.records import dp_partition
+from fsqueue.records import dp_partition, id_of_ref
 
 R = TypeVar("R")
 
 
-def id_of_ref(ref: object) -> str:
-    """The id of a ref of whatever class."""
-    return cast(str, cast(Any, ref).sample_id)
+class Getter(Generic[R]):
+    """Get refs on behalf of one handle."""
 
-
-class Delivery(Generic[R]):
-    """The get of one handle."""
-
-    def __init__(self, handle: Handle, codec: Codec[R], intake: Intake, settler: Settler, reclaimer: Reclaimer) -> None:
+    def __init__(
+        self,
+        handle: Handle,
+        codec: Codec[R],
+        putter: Putter,
+        settler: Settler,
+        reclaimer: Reclaimer,
+        poll_interval_s: float,
+    ) -> None:
         self._handle = handle
         self._codec = codec
-        self._intake = intake
+        self._putter = putter
         self._settler = settler
         self._reclaimer = reclaimer
-        self._handout = Handout(handle)
+        self._claimer = Claimer(handle)
+        self._pace = Pace(handle, poll_interval_s, reclaimer.idle_s)
         self._timeout_s = handle.layout.settings.lease_timeout_s
 
-    def get(
-        self, max_refs: int, timeout_s: float | None, partition: Partition | None, poll_interval_s: float
-    ) -> list[R]:
+    def get(self, max_refs: int, timeout_s: float | None, partition: Partition | None) -> list[R]:
         """Lease up to max_refs refs, waiting for the first one for up to timeout_s seconds."""
-        waiter = Waiter(self._handle, timeout_s, poll_interval_s, self._reclaimer.idle_s)
+        waiter = Waiter(self._handle, timeout_s, self._pace)
         thorough = True
         while True:
             refs = self._get_now(max_refs, partition, thorough)
             if refs:
-                self._handle.waited_s = 0.0
-            if refs or waiter.expired() or (partition and self._handout.anything_pending()):
+                self._pace.waited_s = 0.0
+            if refs or waiter.expired() or (partition and self._claimer.anything_pending()):
                 return refs
             thorough = waiter.wait()
 
@@ -64,14 +66,14 @@ class Delivery(Generic[R]):
 
     def _lease(self, max_refs: int, partition: Partition | None, thorough: bool) -> list[R]:
         handle, started = self._handle, self._handle.ops.monotonic()
-        handle.announce()
-        handle.recover_strays()
-        self._handout.sweep_if_due()
+        handle.presence.announce()
+        handle.strays.recover()
+        self._claimer.sweep_if_due()
         leased: list[str] = []
         try:
             return self._renewed_if_slow(self._fill(max_refs, partition, thorough, leased), started)
         except BaseException:
-            handle.stray(leased)
+            handle.strays.add(leased)
             raise
 
     def _fill(self, max_refs: int, partition: Partition | None, thorough: bool, leased: list[str]) -> list[R]:
@@ -80,7 +82,7 @@ class Delivery(Generic[R]):
         first: OSError | None = None
         while len(refs) < max_refs:
             seen = len(leased)
-            if not self._handout.take(max_refs - len(refs), partition, thorough, leased):
+            if not self._claimer.take(max_refs - len(refs), partition, thorough, leased):
                 break
             contents = self._handle.overlap.ahead(self._content, leased[seen:])
             for index, content in enumerate(contents, seen):
@@ -89,7 +91,7 @@ class Delivery(Generic[R]):
                     ref = self._read(leased, index, content)
                 except OSError as error:
                     first = first or error
-                    self._handle.stray([leased[index], *leased[known:]])
+                    self._handle.strays.add([leased[index], *leased[known:]])
                     continue
                 if ref is not None and (partition is None or self._belongs(ref, partition)):
                     refs.append(ref)
@@ -138,7 +140,7 @@ class Delivery(Generic[R]):
     def _rename(self, stem: str, named: str, leased: list[str]) -> bool:
         """Give a file that somebody named otherwise its right name: the id inside is the authority."""
         handle = self._handle
-        if self._intake.known([named]) or not handle.held.begin(named):
+        if self._putter.known([named]) or not handle.held.begin(named):
             self._bury(stem, "the file holds the id of another ref that is in the queue already")
             return False
         leased.append(named)

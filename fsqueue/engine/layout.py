@@ -7,14 +7,14 @@ whoever reads it finds everything else in place.
 
 from __future__ import annotations
 
-import errno
 import os
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from fsqueue.disk.directory import Directory
-from fsqueue.disk.fileops import FileOps, despite_errors, explained, silently_remove
+from fsqueue.disk.fileops import FileOps, despite_errors, explained
+from fsqueue.disk.publish import make_directory, publish_once, strangers_in
 from fsqueue.errors import CorruptRefError, NotAQueueError, QueueConfigError, UnsupportedFormatError
 from fsqueue.format.codec import UNDECODABLE
 
@@ -31,7 +31,6 @@ STATES = ("pending", "leased", "done", "failed")
 DIRECTORIES = ("owners", "tmp", *STATES)
 LOCK_MODES = ("flock", "lease", "none")
 _LOCAL_TYPES = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "overlay", "bcachefs")
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -201,8 +200,7 @@ def _create(ops: FileOps, path: str, settings: Settings) -> None:
     make_directory(ops, path)
     root = Directory(ops, path)
     try:
-        strangers = sorted(set(ops.listdir(root.fd)) - {*DIRECTORIES, ORDER, SETTINGS})
-        if strangers:
+        if strangers := strangers_in(root, {*DIRECTORIES, ORDER, SETTINGS}):
             raise NotAQueueError(
                 path,
                 f"is not empty and holds no {SETTINGS}, but for instance {strangers[0]!r}: choose a new directory",
@@ -215,19 +213,6 @@ def _create(ops: FileOps, path: str, settings: Settings) -> None:
         publish_once(ops, root, SETTINGS, msgspec.json.encode(settings) + b"\n")
     finally:
         root.close()
-
-
-def make_directory(ops: FileOps, path: str) -> None:
-    try:
-        ops.mkdir(path, 0o777)
-    except FileExistsError:
-        pass
-    except FileNotFoundError:
-        parent = os.path.dirname(os.path.abspath(path))
-        if parent == path:
-            raise
-        make_directory(ops, parent)
-        make_directory(ops, path)
 
 
 def _refuse_orphans(ops: FileOps, path: str) -> None:
@@ -248,45 +233,3 @@ def _refuse_orphans(ops: FileOps, path: str) -> None:
 def is_remote(ops: FileOps, path: str) -> bool:
     """Whether other hosts may change files behind this one's caches, as far as can be known."""
     return ops.filesystem_type(path) not in _LOCAL_TYPES
-
-
-def publish_once(ops: FileOps, root: Directory, target: str, data: bytes) -> None:
-    """Write a directory's settings by way of its tmp/, unless another process has done so meanwhile; durable."""
-    tmp = Directory(ops, os.path.join(root.path, "tmp"))
-    name = f"{target}.{os.getpid()}.{int(ops.random() * 2**48):012x}"
-    try:
-        fd = ops.create(tmp.fd, name, data)
-        try:
-            ops.fsync(fd)
-        finally:
-            ops.close(fd)
-        try:
-            ops.link(name, target, src_dir_fd=tmp.fd, dst_dir_fd=root.fd)
-        except FileExistsError:
-            pass
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            _publish_by_rename(ops, root, tmp, name, target)
-        root.sync()
-        _sync_parent(ops, root.path)
-    finally:
-        try:
-            silently_remove(ops, tmp.fd, [name])
-        finally:
-            tmp.close()
-
-
-def _publish_by_rename(ops: FileOps, root: Directory, tmp: Directory, name: str, target: str) -> None:
-    # RACE: two creators without hard links may both find no settings; the later rename replaces the earlier
-    # one's, which said the same unless their arguments differ, and then the earlier handle's next open says so.
-    if not ops.exists(root.fd, target):
-        ops.rename(name, target, src_dir_fd=tmp.fd, dst_dir_fd=root.fd)
-
-
-def _sync_parent(ops: FileOps, path: str) -> None:
-    parent = Directory(ops, os.path.dirname(os.path.abspath(path)))
-    try:
-        parent.sync()
-    finally:
-        parent.close()

@@ -18,7 +18,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from fsqueue.disk.directory import Directory
-from fsqueue.disk.fileops import FileOps, silently_remove
+from fsqueue.disk.fileops import FileOps
+from fsqueue.disk.publish import replace_file
 from fsqueue.engine.clock import FilesystemClock
 from fsqueue.engine.layout import ORDER, ORDER_FLAGS
 from fsqueue.errors import CorruptRefError, LockTimeoutError, LockUnsupportedError
@@ -285,18 +286,7 @@ class OrderFile:
             content = self.ops.read_file(self.root.fd, ORDER)
         except CorruptRefError:
             content = b""  # too long to copy: the order is rebuilt from a listing
-        name = f".{ORDER}.{os.getpid()}.{int(self.ops.random() * 2**48):012x}"
-        try:
-            self.ops.close(self.ops.create(self.root.fd, name, content))
-            try:
-                self.ops.rename(name, ORDER, src_dir_fd=self.root.fd, dst_dir_fd=self.root.fd)
-            except FileNotFoundError:
-                self.root.refresh()
-                if self.ops.exists(self.root.fd, name):
-                    raise  # NFS: where the name is gone, which is nobody else's, a retransmitted rename was done
-        except OSError:
-            silently_remove(self.ops, self.root.fd, [name])
-            raise
+        replace_file(self.ops, self.root, ORDER, content, durable=False)
         self._drop()
         path = os.path.join(self.root.path, ORDER)
         warnings.warn(

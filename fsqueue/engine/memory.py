@@ -14,7 +14,7 @@ from fsqueue.disk.counting import Counts
 from fsqueue.errors import QueueConfigError
 from fsqueue.format.codec import Codec
 from fsqueue.format.names import stem_of
-from fsqueue.records import SampleRef, dp_partition
+from fsqueue.records import SampleRef, dp_partition, id_of_ref
 
 R = TypeVar("R")
 
@@ -62,8 +62,8 @@ class MemorySampleRefQueue(Generic[R]):
         """Add refs at the tail; an id that is pending or leased is skipped."""
         entries: dict[str, _Entry] = {}
         for ref in refs:
-            stem_of(_id(ref))
-            entries.setdefault(_id(ref), _Entry(self._codec.encode(ref)))
+            stem_of(id_of_ref(ref))
+            entries.setdefault(id_of_ref(ref), _Entry(self._codec.encode(ref)))
         with self._changed:
             for sample_id, entry in entries.items():
                 if sample_id not in self._leased and sample_id not in self._pending:
@@ -125,7 +125,7 @@ class MemorySampleRefQueue(Generic[R]):
         """Settle refs; returns the ids whose lease had expired before."""
         lost = []
         with self._changed:
-            for sample_id in map(_id, refs):
+            for sample_id in map(id_of_ref, refs):
                 if sample_id in self._lost and sample_id not in self._leased:
                     lost.append(sample_id)
                 if self._forget_locked(sample_id) and self._keep_done:
@@ -136,7 +136,7 @@ class MemorySampleRefQueue(Generic[R]):
         """Count an attempt: retryable refs go to the tail, others are dead letters."""
         with self._changed:
             lost = self._lost_locked(refs)
-            for sample_id in map(_id, refs):
+            for sample_id in map(id_of_ref, refs):
                 if retryable and sample_id in self._leased:
                     self._return_locked(sample_id, attempt=True)
                 elif not retryable and sample_id not in lost and self._forget_locked(sample_id):
@@ -148,7 +148,7 @@ class MemorySampleRefQueue(Generic[R]):
         """Give refs back to the tail without counting an attempt."""
         with self._changed:
             lost = self._lost_locked(refs)
-            for sample_id in map(_id, refs):
+            for sample_id in map(id_of_ref, refs):
                 if sample_id in self._leased:
                     self._return_locked(sample_id, attempt=False)
             self._changed.notify_all()
@@ -158,15 +158,15 @@ class MemorySampleRefQueue(Generic[R]):
         """Start the lease timeout anew; returns the ids that are not leased."""
         with self._changed:
             now = self._clock()
-            for entry in (self._leased[i] for i in map(_id, refs) if i in self._leased):
+            for entry in (self._leased[i] for i in map(id_of_ref, refs) if i in self._leased):
                 entry.leased_at = now
-            return [sample_id for sample_id in map(_id, refs) if sample_id not in self._leased]
+            return [sample_id for sample_id in map(id_of_ref, refs) if sample_id not in self._leased]
 
     def _forget_locked(self, sample_id: str) -> bool:
         return any(state.pop(sample_id, None) is not None for state in (self._leased, self._pending))
 
     def _lost_locked(self, refs: Iterable[R]) -> list[str]:
-        return [i for i in map(_id, refs) if i in self._lost and i not in self._leased]
+        return [i for i in map(id_of_ref, refs) if i in self._lost and i not in self._leased]
 
     def reclaim(self) -> int:
         """Bring back all refs whose lease has expired; returns how many."""
@@ -194,7 +194,3 @@ class MemorySampleRefQueue(Generic[R]):
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-
-def _id(ref: object) -> str:
-    return cast(str, cast(Any, ref).sample_id)

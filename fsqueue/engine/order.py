@@ -72,6 +72,7 @@ class Order:
     Attributes:
         swept_at: what the header said when it was last read, seconds; None before.
         backlog_bytes: how much there was to hand out then, in bytes of lines; inf before.
+        incomplete: refs may lie in pending/ that no line names, as far as this handle knows.
     """
 
     def __init__(self, ops: FileOps, file: OrderFile) -> None:
@@ -79,6 +80,7 @@ class Order:
         self._file = file
         self.swept_at: int | None = None
         self.backlog_bytes = float("inf")
+        self.incomplete = False
 
     def may_name_some(self) -> bool:
         """Whether it is worth taking the lock for; without the lock, and from the cache of a shared mount, a guess."""
@@ -111,6 +113,23 @@ class Order:
             offset = 0
         self._ops.pwrite_all(self._file.fd, data, offset)
         self._file.size = offset + len(data)
+
+    def append_soon(self, stems: list[str]) -> None:
+        """Name refs that have come back to pending/ at the tail; where the lock cannot be had, a sweep finds them."""
+        if not stems:
+            return
+        with self._file.held_soon() as held:
+            if held:
+                self.append_or_doubt_locked(stems)
+            else:
+                self.incomplete = True
+
+    def append_or_doubt_locked(self, stems: list[str]) -> None:
+        """Name these at the tail, if the filesystem lets it: the order is a hint, and they are pending all the same."""
+        try:
+            self.append_locked(stems)
+        except OSError:
+            self.incomplete = True
 
     def take_locked(self, count: int) -> list[str]:
         """Hand out the next count stems and move the cursor past them; fewer where the order ends."""

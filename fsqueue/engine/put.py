@@ -11,8 +11,8 @@ _NAMES_A_LOOKUP = 16
 _NAMES_A_STAT = 4
 
 
-class Intake:
-    """Puts encoded refs on behalf of one handle."""
+class Putter:
+    """Put encoded refs on behalf of one handle."""
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
@@ -64,16 +64,8 @@ class Intake:
                 forget(stem)
                 published.append(stem)
         finally:
-            self._append_locked(published)
-
-    def _append_locked(self, stems: list[str]) -> None:
-        if not stems:
-            return
-        try:
-            self._handle.order.append_locked(stems)
-        except OSError:
-            # The order is a hint, and the refs are in the queue: whoever runs out of lines finds them.
-            self._handle.sweep_wanted = True
+            if published:
+                handle.order.append_or_doubt_locked(published)
 
     def known(self, stems: list[str]) -> set[str]:
         """Those of the stems that are pending or leased.

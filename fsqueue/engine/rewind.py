@@ -19,7 +19,7 @@ from fsqueue.engine.listing import files_in, packed_in
 from fsqueue.engine.moves import record
 from fsqueue.engine.owners import new_owner
 from fsqueue.engine.packing.unpack import unpack
-from fsqueue.engine.put import Intake
+from fsqueue.engine.put import Putter
 from fsqueue.errors import LeasesHeldError
 from fsqueue.format import names
 
@@ -44,7 +44,7 @@ def rewind(handle: Handle, after_step: int, force: bool) -> list[str]:
     others = {owner for held in holders.values() for owner in held} - {handle.owner}
     if others and not force:
         raise LeasesHeldError(handle.layout.path, sorted(others))
-    handle.announce()
+    handle.presence.announce()
     returned: list[str] = []
     settled: set[_Acked] = set()
     missed: set[_Acked] = set()
@@ -152,16 +152,16 @@ def _put_back(handle: Handle, batch: list[_Acked], after_step: int, returned: li
         with handle.order_file.held_soon() as held:
             if held:
                 handle.order.header_locked()  # how long the backlog is decides how to look through it
-            known = Intake(handle).known([stem for _, stem, _ in batch])
+            known = Putter(handle).known([stem for _, stem, _ in batch])
             despite_errors(fetch, batch)
         holders = moves.holders()
         layout.refresh_pending()
         despite_errors(put_back, fetched)
     except BaseException:
-        handle.stray(stem for _, stem, _ in fetched if stem not in back)
+        handle.strays.add(stem for _, stem, _ in fetched if stem not in back)
         raise
     finally:
-        handle.requeue_order(back)
+        handle.order.append_soon(back)
         returned += back
     if handle.durable:
         for directory in (layout.pending, layout.leased, layout.done):

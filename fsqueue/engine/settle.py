@@ -13,7 +13,8 @@ from contextlib import suppress
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import despite_errors, explained
 from fsqueue.engine.expire import return_or_bury
-from fsqueue.engine.handle import Ending, Handle
+from fsqueue.engine.handle import Handle
+from fsqueue.engine.held import Ending
 from fsqueue.engine.moves import Change, record
 from fsqueue.engine.owners import read_record
 from fsqueue.errors import QueueConfigError
@@ -111,7 +112,7 @@ class Settler:
         try:
             return self._settle_leased(stems, settle, "returned" if retryable else "settled", not retryable)
         finally:
-            handle.requeue_order(back)
+            handle.order.append_soon(back)
             if handle.durable:
                 self._sync(handle.layout.pending, handle.layout.failed, handle.layout.leased)
 
@@ -129,7 +130,7 @@ class Settler:
         try:
             return self._settle_leased(stems, settle, "returned")
         finally:
-            handle.requeue_order(back)
+            handle.order.append_soon(back)
             if handle.durable and stems:
                 self._sync(handle.layout.pending, handle.layout.leased)
 
@@ -162,7 +163,7 @@ class Settler:
     def _settle_strangers(self, stems: list[str], settle: _Settle, from_pending: bool) -> list[str]:
         """Take refs over from whoever leases them, then settle them; returns those lost again meanwhile."""
         handle = self._handle
-        handle.announce()
+        handle.presence.announce()
         lost: list[str] = []
 
         def take_over_and_settle(stem: str, owners: list[str]) -> bool:
@@ -175,7 +176,7 @@ class Settler:
                     return True
                 return bool(owners) and not may_take_over
             except BaseException:
-                handle.stray([stem])
+                handle.strays.add([stem])
                 raise
 
         self._search(stems, take_over_and_settle)

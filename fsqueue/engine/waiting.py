@@ -12,26 +12,39 @@ _REMOTE_FACTOR = 3
 _MOST_ROUNDS = 5
 
 
-class Waiter:
-    """Paces one waiting get.
-
-    Between full looks, which reclaim and list, a poll is one look at the order file: every put and every ref
-    that comes back changes it. NFS: a look costs three operations, so it is made a third as often in the end.
+class Pace:
+    """Keep how often one handle's waiting gets look, from one of them to the next.
 
     Args:
         ceiling_s: the longest pause between two looks.
         idle_s: how long a full look may be put off, seconds, given for how many rounds nothing has happened.
+
+    Attributes:
+        waited_s: how long gets have waited since one last came back with refs, seconds.
     """
 
-    def __init__(
-        self, handle: Handle, timeout_s: float | None, ceiling_s: float, idle_s: Callable[[int], float]
-    ) -> None:
+    def __init__(self, handle: Handle, ceiling_s: float, idle_s: Callable[[int], float]) -> None:
+        self.ceiling_s = ceiling_s * (_REMOTE_FACTOR if handle.layout.remote else 1)
+        self.idle_s = idle_s
+        self.waited_s = 0.0
+
+    def first_pause_s(self) -> float:
+        return min(max(_FIRST_PAUSE_S, (_GROWTH - 1) * self.waited_s), self.ceiling_s)
+
+
+class Waiter:
+    """Pace one waiting get.
+
+    Between full looks, which reclaim and list, a poll is one look at the order file: every put and every ref
+    that comes back changes it. NFS: a look costs three operations, so it is made a third as often in the end.
+    """
+
+    def __init__(self, handle: Handle, timeout_s: float | None, pace: Pace) -> None:
         self._handle = handle
         self._ops = handle.ops
-        self._ceiling_s = ceiling_s * (_REMOTE_FACTOR if handle.layout.remote else 1)
-        self._idle_s = idle_s
+        self._pace = pace
         self._rounds = 1
-        self._pause_s = min(max(_FIRST_PAUSE_S, (_GROWTH - 1) * handle.waited_s), self._ceiling_s)
+        self._pause_s = pace.first_pause_s()
         self._deadline = self._ops.monotonic() + timeout_s if timeout_s and timeout_s > 0 else None
         self._seen = self._look() if self._deadline is not None else None
         self._over = self._deadline is None
@@ -50,11 +63,13 @@ class Waiter:
         try:
             return self._wait(started)
         finally:
-            self._handle.waited_s += self._ops.monotonic() - started
+            self._pace.waited_s += self._ops.monotonic() - started
 
     def _wait(self, started: float) -> bool:
         assert self._deadline is not None
-        self._full_look_at = min(self._full_look_at, started + max(self._idle_s(self._rounds), self._ceiling_s))
+        self._full_look_at = min(
+            self._full_look_at, started + max(self._pace.idle_s(self._rounds), self._pace.ceiling_s)
+        )
         while True:
             now = self._ops.monotonic()
             if now >= self._deadline:
@@ -62,7 +77,7 @@ class Waiter:
                 return True
             pause_s = self._pause_s * (0.9 + 0.1 * self._ops.random())
             self._ops.sleep(min(pause_s, self._deadline - now))
-            self._pause_s = min(self._pause_s * _GROWTH, self._ceiling_s)
+            self._pause_s = min(self._pause_s * _GROWTH, self._pace.ceiling_s)
             before, self._seen = self._seen, self._look()
             if self._seen != before:
                 self._rounds = 1

@@ -23,13 +23,13 @@ from typing import Any, Generic, TypeVar
 import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
-from fsqueue.engine.get import id_of_ref
 from fsqueue.errors import QueueConfigError
 from fsqueue.features.contract import FeatureStore
 from fsqueue.features.materialise import Materialiser, OnError, Transform, UnloadedError
 from fsqueue.features.source import ListSource, QueueSource
 from fsqueue.format import names
 from fsqueue.queue import FileSampleRefQueue
+from fsqueue.records import id_of_ref
 
 R = TypeVar("R")
 
@@ -96,7 +96,7 @@ class FeatureDataset(IterableDataset[Sample], Generic[R]):
         self._rank_and_world = rank_and_world()
         self._owner = ""
         if queue is not None:
-            queue._current_handle().announce()
+            queue.handle.presence.announce()
             self._owner = queue.owner
 
     def __iter__(self) -> Iterator[Sample]:

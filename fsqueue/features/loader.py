@@ -9,11 +9,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
-from fsqueue.engine.get import id_of_ref
 from fsqueue.features.ahead import Ahead
 from fsqueue.features.contract import FeatureStore
 from fsqueue.features.materialise import Materialiser, Transform, UnloadedError
 from fsqueue.features.source import ListSource, QueueSource, Source
+from fsqueue.records import id_of_ref
 from fsqueue.stream.view import StopEvent
 
 R = TypeVar("R")

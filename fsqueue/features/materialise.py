@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Generic, Literal, TypeVar, cast
 
-from fsqueue.engine.get import id_of_ref
 from fsqueue.features.contract import FeatureRef, FeatureStore
 from fsqueue.features.source import Source
+from fsqueue.records import id_of_ref
 
 R = TypeVar("R")
 

@@ -11,7 +11,7 @@ import msgspec
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps
-from fsqueue.engine.layout import make_directory, publish_once
+from fsqueue.disk.publish import make_directory, publish_once
 from fsqueue.errors import CorruptRefError
 from fsqueue.features.errors import FeatureStoreError
 

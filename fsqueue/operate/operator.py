@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import current, explained
-from fsqueue.engine.claim import Handout
+from fsqueue.engine.claim import Claimer
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import open_layout
 from fsqueue.engine.listing import owner_matches, reading
@@ -56,7 +56,7 @@ def operator(path: str) -> Iterator[Handle]:
     layout = open_layout(current(), path)
     handle = Handle(layout, owner=new_owner(None, path), durable=True, heartbeat_s=None, clock=None)
     with explained("changing", path), closing(handle):
-        handle.announce()
+        handle.presence.announce()
         yield handle
         for directory in (layout.pending, layout.leased, layout.done, layout.failed):
             directory.sync()
@@ -67,10 +67,10 @@ def fetch(handle: Handle, source: Directory, name: str, stem: str) -> bool:
 
     Should an error end what follows, close() gives the ref back to pending/.
     """
-    handle.stray([stem])
+    handle.strays.add([stem])
     if handle.moves.fetch(source, name, stem):
         return True
-    handle.strays.pop(stem, None)
+    handle.strays.discard(stem)
     return False
 
 
@@ -86,7 +86,7 @@ def hand_in(handle: Handle, stem: str, change: Change, back: list[str]) -> bool:
     elif bookkeeping is not None and handle.moves.give_back(stem):
         back.append(stem)
         moved = True
-    handle.strays.pop(stem, None)
+    handle.strays.discard(stem)
     return moved
 
 
@@ -97,7 +97,7 @@ def hand_in_all(handle: Handle, stems: list[str], change: Change) -> None:
         for stem in stems:
             hand_in(handle, stem, change, back)
     finally:
-        handle.requeue_order(back)
+        handle.order.append_soon(back)
 
 
 def release(path: str, owner: str, *, force: bool = False, dry_run: bool = False) -> list[Outcome]:
@@ -138,7 +138,7 @@ def _release(handle: Handle, leases: list[tuple[str, str]]) -> list[Outcome]:
             )
             outcomes.append(Outcome(sample_id, moved, f"from {owner}" if moved else f"{owner} leases it no more"))
     finally:
-        handle.requeue_order(back)
+        handle.order.append_soon(back)
     return outcomes
 
 
@@ -189,4 +189,4 @@ def pack(path: str, older_than_s: float, *, dry_run: bool = False) -> Packed:
 def adopt(path: str) -> int:
     """Name every pending ref in the order that no line names; returns how many there were."""
     with operator(path) as handle:
-        return Handout(handle).adopt()
+        return Claimer(handle).adopt()

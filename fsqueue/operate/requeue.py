@@ -11,7 +11,7 @@ from fsqueue.engine.layout import LEDGER, Layout
 from fsqueue.engine.listing import File, files_in, owner_matches, packed_in, reading, stamp_of
 from fsqueue.engine.moves import Change
 from fsqueue.engine.packing.unpack import unpack
-from fsqueue.engine.put import Intake
+from fsqueue.engine.put import Putter
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping, Event
@@ -149,7 +149,7 @@ def _requeue_batch(handle: Handle, batch: list[tuple[str, _Letter]]) -> list[Out
         if held:
             handle.order.header_locked()  # how long the backlog is decides how to look through it
         stems = [names.stem_of(letter.ref.sample_id or "") for _, letter in batch]
-        live, holders = Intake(handle).known(stems), handle.moves.holders()
+        live, holders = Putter(handle).known(stems), handle.moves.holders()
         for stem, (sample_id, letter) in zip(stems, batch, strict=True):
             if stem in live:
                 where = f"leased by {holders[stem][0]}" if stem in holders else "pending"

@@ -19,8 +19,9 @@ import msgspec
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, explained, silently_remove
-from fsqueue.engine import owners
+from fsqueue.engine import heartbeat
 from fsqueue.engine.handle import Handle
+from fsqueue.engine.owners import OwnerRecord
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import names
 from fsqueue.format.codec import UNDECODABLE, tidy
@@ -42,7 +43,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    process: owners.OwnerRecord
+    process: OwnerRecord
     expected: int = 0
     reason: str | None = None
     traceback: str | None = None
@@ -97,7 +98,7 @@ class Membership:
         try:
             with explained(f"joining as {role}", directory.path):
                 self._write("open", record)
-            self._beat_key = owners.heartbeats.register(self.beat, BEAT_S, handle.ops.monotonic)
+            self._beat_key = heartbeat.heartbeats.register(self.beat, BEAT_S, handle.ops.monotonic)
         except BaseException:
             self.withdraw()
             raise
@@ -146,7 +147,7 @@ class Membership:
     def _end(self) -> None:
         self._ended = True
         if self._beat_key is not None:
-            owners.heartbeats.unregister(self._beat_key)
+            heartbeat.heartbeats.unregister(self._beat_key)
 
     def _file(self, state: State) -> str:
         return f"{self._role}@{names.owner_name(self.name)}-{self._record.process.owner}@{state}{names.SUFFIX}"

@@ -16,9 +16,10 @@ import msgspec
 from fsqueue.disk.counting import Unchanged, standstill_s
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, silently_remove
+from fsqueue.disk.publish import make_directory
 from fsqueue.engine import owners
 from fsqueue.engine.handle import Handle
-from fsqueue.engine.layout import STREAM, make_directory
+from fsqueue.engine.layout import STREAM
 from fsqueue.errors import CorruptRefError, MemberFailedError, QueueConfigError
 from fsqueue.format import names
 from fsqueue.format.codec import UNDECODABLE
@@ -41,9 +42,14 @@ class Quantum(msgspec.Struct, frozen=True):
 
 
 class Stream:
-    """The stream's members, as one handle sees them."""
+    """See and change the stream's members, on behalf of one handle.
 
-    def __init__(self, handle: Handle) -> None:
+    Attributes:
+        opened_at: since when this handle can know what becomes of members, monotonic.
+    """
+
+    def __init__(self, handle: Handle, opened_at: float) -> None:
+        self.opened_at = opened_at
         self._handle = handle
         self._ops: FileOps = handle.ops
         path = os.path.join(handle.layout.path, STREAM)
@@ -53,13 +59,6 @@ class Stream:
         self._unchanged = Unchanged(self.directory)
         self._watched_at = -1e9
         self._failures_seen: set[str] = set()
-
-    @classmethod
-    def of(cls, handle: Handle) -> Stream:
-        """The handle's stream, opened on first use."""
-        if handle.stream is None:
-            handle.stream = cls(handle)
-        return handle.stream
 
     def close(self) -> None:
         self.directory.close()
@@ -142,7 +141,7 @@ class Stream:
 
     def _is_old(self, member: Member) -> bool:
         """Whether this handle is too young to hold what became of a member against it."""
-        open_s = self._ops.monotonic() - self._handle.opened_at
+        open_s = self._ops.monotonic() - self.opened_at
         return open_s < members.DEAD_AFTER_S and member.age_s > open_s
 
     def left(self, among: Container[str]) -> Member | None:

@@ -7,14 +7,14 @@ import threading
 import warnings
 from collections.abc import Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from fsqueue.engine.get import id_of_ref
+from fsqueue.engine.handle import Handle
 from fsqueue.errors import OtherProcessError, QueueClosedError, StreamStalledError
+from fsqueue.records import id_of_ref
 from fsqueue.stream.agreement import Rendezvous
-
-if TYPE_CHECKING:
-    from fsqueue.queue import FileSampleRefQueue
+from fsqueue.stream.members import Membership
+from fsqueue.stream.stream import Stream
 
 R = TypeVar("R")
 
@@ -26,6 +26,32 @@ _MEMBERS_S = 1.0
 
 class StopEvent(Protocol):
     def is_set(self) -> bool: ...
+
+
+class LeasingQueue(Protocol[R]):
+    """The calls of `FileSampleRefQueue` that a view makes."""
+
+    path: str
+    lease_timeout_s: float | None
+
+    @property
+    def handle(self) -> Handle: ...
+
+    def stream(self) -> Stream: ...
+
+    def consumer(self, name: str, *, expected: int = 0) -> Membership: ...
+
+    def get(
+        self, max_refs: int, timeout_s: float | None = None, *, partition: tuple[int, int] | None = None
+    ) -> list[R]: ...
+
+    def ack(self, refs: Iterable[R], *, step: int | None = None) -> list[str]: ...
+
+    def fail(self, refs: Iterable[R], reason: str, retryable: bool) -> list[str]: ...
+
+    def release(self, refs: Iterable[R]) -> list[str]: ...
+
+    def renew(self, refs: Iterable[R]) -> list[str]: ...
 
 
 class PartialWindowWarning(UserWarning):
@@ -57,7 +83,7 @@ class TrainerView(Generic[R]):
 
     def __init__(
         self,
-        queue: FileSampleRefQueue[R],
+        queue: LeasingQueue[R],
         *,
         partition: tuple[int, int] | None = None,
         batch: int = 1,
@@ -70,7 +96,7 @@ class TrainerView(Generic[R]):
         self._batch = batch
         self._idle_timeout_s = idle_timeout_s
         rank, self._world = partition or (0, 1)
-        handle = queue._current_handle()
+        handle = queue.handle
         self._handle = handle
         self._stream = queue.stream()
         self._members = members = [f"{session or 'trainer'}-{k}" for k in range(self._world)]
@@ -258,7 +284,7 @@ class TrainerView(Generic[R]):
 
     def _start_renewing(self) -> threading.Thread | None:
         timeout_s = self._queue.lease_timeout_s
-        if timeout_s is None or self._handle.heartbeat_s is not None:
+        if timeout_s is None or self._handle.presence.heartbeat_s is not None:
             return None
         thread = threading.Thread(target=self._renew, args=(timeout_s / 4,), name="fsqueue-renew", daemon=True)
         thread.start()

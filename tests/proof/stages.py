@@ -159,13 +159,13 @@ def to_hand_over(stage: Stage) -> None:
     """The handle holds the batch, and there is another to hand it over to."""
     leased(stage)
     stage.others.append(other := stage.open(owner="other"))
-    other._current_handle().announce()
+    other.handle.presence.announce()
 
 
 def handed_over(stage: Stage) -> None:
     """Another handle leased the batch, and has handed it over."""
     leased_by_another(stage)
-    stage.queue._current_handle().announce()
+    stage.queue.handle.presence.announce()
     assert stage.others[0].hand_over(stage.batch, stage.queue.owner) == []
 
 

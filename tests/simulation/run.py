@@ -141,7 +141,7 @@ def _deterministic() -> Iterator[None]:
             stack.callback(gc.enable)
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", StaleLockWarning)
-        for module in ("engine.parts", "operate.operator"):
+        for module in ("engine.engine", "operate.operator"):
             stack.enter_context(mock.patch(f"fsqueue.{module}.new_owner", new_owner))
         stack.enter_context(
             mock.patch(
@@ -149,7 +149,7 @@ def _deterministic() -> Iterator[None]:
             )
         )
         stack.enter_context(mock.patch("os.getpid", lambda: 1))
-        stack.enter_context(mock.patch("fsqueue.engine.owners.heartbeats", _NoHeartbeats()))
+        stack.enter_context(mock.patch("fsqueue.engine.heartbeat.heartbeats", _NoHeartbeats()))
         for name in ("boot_id", "pid_namespace"):
             stack.enter_context(mock.patch(f"fsqueue.engine.owners.{name}", lambda: None))
         stack.enter_context(mock.patch("fsqueue.engine.owners.process_stat", lambda pid: (None, None)))

@@ -159,7 +159,7 @@ class Script:
         if self._plan.heartbeat_s is None or not self._held:
             return
         key = self._log.begin("beat", queue.owner, self._held)
-        queue.queue._here().handle.beat()
+        queue.queue.handle.presence.beat()
         self._log.end(key)
 
     def _reclaim(self, queue: Recorded) -> None:

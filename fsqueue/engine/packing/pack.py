@@ -69,7 +69,7 @@ def pack(handle: Handle, older_than_s: float) -> Packed:
     RACE: of two that pack at once, each takes what it can rename; only one that finds itself alone merges. A rewind
     or purge takes the licence away; then what was claimed goes back, and the next packing begins anew.
     """
-    handle.announce()
+    handle.presence.announce()
     recover(handle, alone=False)
     old = deque(old_files(handle.layout, handle.clock.now() - older_than_s))
     refs = written = 0

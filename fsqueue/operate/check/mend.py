@@ -11,7 +11,7 @@ import secrets
 from dataclasses import dataclass
 
 from fsqueue.disk.directory import Directory
-from fsqueue.engine.claim import Handout
+from fsqueue.engine.claim import Claimer
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.moves import Change, record
 from fsqueue.engine.order import HEADER_BYTES, Header
@@ -85,12 +85,12 @@ class Mender:
     def mend(self, violation: Violation) -> Mended:
         parent, name = os.path.split(violation.path)
         outcome = self._remedies[violation.kind](self._directory(parent), name)
-        self._handle.strays.clear()  # whatever it leased for a moment has gone where it belongs
+        self._handle.strays.clear()
         return Mended(violation, not outcome.startswith("left"), outcome)
 
     def finish(self) -> None:
         """Name what came back to pending/ in the order."""
-        self._handle.requeue_order(self._back)
+        self._handle.order.append_soon(self._back)
         self._back = []
         if self._stream is not None:
             self._stream.close()
@@ -294,7 +294,7 @@ class Mender:
             handle.order.append_locked(dict.fromkeys(line for line in lines if line and names.is_stem(line)))
         finally:
             file.release()
-        Handout(handle).adopt()
+        Claimer(handle).adopt()
         return "rebuilt"
 
     def _remove(self, directory: Directory, name: str) -> str:

@@ -1,21 +1,21 @@
-"""What a queue object is made of in one process: the options it was given, and the parts that act on the directory."""
+"""What a queue object has open in one process: its handle, and the parts that put, get, settle and reclaim with it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from fsqueue.disk.counting import Tally
+from fsqueue.disk.counting import NameCount
 from fsqueue.disk.fileops import FileOps, explained
 from fsqueue.disk.parallel import IoThreads
 from fsqueue.engine.expire import Reclaimer
-from fsqueue.engine.get import Delivery
+from fsqueue.engine.get import Getter
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import open_layout
 from fsqueue.engine.owners import new_owner
-from fsqueue.engine.put import Intake
+from fsqueue.engine.put import Putter
 from fsqueue.engine.settle import Settler
 from fsqueue.errors import QueueConfigError
 from fsqueue.format import names
@@ -24,7 +24,7 @@ from fsqueue.format.codec import Codec
 
 @dataclass(frozen=True)
 class Options:
-    """What belongs to one queue object, and not to the queue; `FileSampleRefQueue` says what each means."""
+    """The options that belong to one queue object, and not to the queue; `FileSampleRefQueue` says what each means."""
 
     ref_type: type[Any]
     owner: str | None
@@ -58,40 +58,37 @@ class Options:
             )
 
 
-class Parts(NamedTuple):
-    """The parts of a queue object; after a fork, the child needs its own."""
+class Engine:
+    """Act on a queue's directory for one queue object in one process, under an owner name of its own.
 
-    handle: Handle
-    intake: Intake
-    delivery: Delivery[Any]
-    settler: Settler
-    reclaimer: Reclaimer
-    pending: Tally
-    leased: Tally
+    Attributes:
+        opened_at: when this was opened, monotonic.
+    """
 
-
-def open_parts(ops: FileOps, path: str, codec: Codec[Any], options: Options) -> Parts:
-    """Open a queue for this process, under an owner name of its own; it costs no listing."""
-    owner = new_owner(options.owner, path)
-    layout = open_layout(ops, path, make_missing=True)
-    handle = Handle(
-        layout,
-        owner=owner,
-        durable=options.durable,
-        heartbeat_s=options.heartbeat_s,
-        clock=options.clock,
-        io_threads=options.io_threads,
-    )
-    try:
-        with explained("locking", path):
-            handle.order_file.probe()
-    except BaseException:
-        with suppress(OSError):  # the first error is the one to report
-            layout.close()
-        raise
-    settler = Settler(handle, keep_done=options.keep_done, max_attempts=options.max_attempts)
-    reclaimer = Reclaimer(handle, options.max_attempts)
-    intake = Intake(handle)
-    delivery = Delivery(handle, codec, intake, settler, reclaimer)
-    pending, leased = Tally(layout.pending, names.parse_pending), Tally(layout.leased, names.parse_leased)
-    return Parts(handle, intake, delivery, settler, reclaimer, pending, leased)
+    def __init__(self, ops: FileOps, path: str, codec: Codec[Any], options: Options) -> None:
+        """Open the queue; it costs no listing."""
+        layout = open_layout(ops, path, make_missing=True)
+        self.handle = handle = Handle(
+            layout,
+            owner=new_owner(options.owner, path),
+            durable=options.durable,
+            heartbeat_s=options.heartbeat_s,
+            clock=options.clock,
+            io_threads=options.io_threads,
+        )
+        try:
+            with explained("locking", path):
+                handle.order_file.probe()
+        except BaseException:
+            with suppress(OSError):  # the first error is the one to report
+                layout.close()
+            raise
+        self.settler = Settler(handle, keep_done=options.keep_done, max_attempts=options.max_attempts)
+        self.reclaimer = Reclaimer(handle, options.max_attempts)
+        self.putter = Putter(handle)
+        self.getter: Getter[Any] = Getter(
+            handle, codec, self.putter, self.settler, self.reclaimer, options.poll_interval_s
+        )
+        self.pending = NameCount(layout.pending, names.parse_pending)
+        self.leased = NameCount(layout.leased, names.parse_leased)
+        self.opened_at = ops.monotonic()

@@ -1,0 +1,109 @@
+"""Publish small files whole: write under a name of one's own, make it durable, then give it the name readers know.
+
+A directory of ours (a queue, a feature store, a ledger) is one from the instant that its settings file exists. That
+file comes last and complete, so whoever reads it finds everything else in place.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Collection
+
+from fsqueue.disk.directory import Directory
+from fsqueue.disk.fileops import FileOps, silently_remove
+
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
+
+
+def make_directory(ops: FileOps, path: str) -> None:
+    """Make a directory and those above it, where they are missing."""
+    try:
+        ops.mkdir(path, 0o777)
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        parent = os.path.dirname(os.path.abspath(path))
+        if parent == path:
+            raise
+        make_directory(ops, parent)
+        make_directory(ops, path)
+
+
+def strangers_in(root: Directory, ours: Collection[str]) -> list[str]:
+    """List the names in a directory that do not belong to the kind of directory it is to become."""
+    return sorted(set(root.listing()) - set(ours))
+
+
+def write_file(ops: FileOps, directory: Directory, name: str, data: bytes, durable: bool) -> None:
+    """Create a file with this content; on an error, nothing is left of it."""
+    try:
+        fd = ops.create(directory.fd, name, data)
+        try:
+            if durable:
+                ops.fsync(fd)
+        finally:
+            ops.close(fd)
+    except BaseException:
+        silently_remove(ops, directory.fd, [name])
+        raise
+
+
+def replace_file(ops: FileOps, directory: Directory, name: str, data: bytes, durable: bool) -> None:
+    """Put a file in the place of an older one of this name, if there is one: readers see either, whole."""
+    tmp_name = own_name(ops, f".{name}")
+    write_file(ops, directory, tmp_name, data, durable)
+    try:
+        ops.rename(tmp_name, name, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
+    except OSError as error:
+        directory.refresh()
+        # NFS: where the name is gone, which is nobody else's, a retransmitted rename was done.
+        if not isinstance(error, FileNotFoundError) or ops.exists(directory.fd, tmp_name):
+            silently_remove(ops, directory.fd, [tmp_name])
+            raise
+    if durable:
+        directory.sync()
+
+
+def publish_once(ops: FileOps, root: Directory, target: str, data: bytes) -> None:
+    """Write a directory's settings by way of its tmp/, unless another process has done so meanwhile; durable."""
+    tmp = Directory(ops, os.path.join(root.path, "tmp"))
+    name = own_name(ops, target)
+    try:
+        write_file(ops, tmp, name, data, durable=True)
+        try:
+            ops.link(name, target, src_dir_fd=tmp.fd, dst_dir_fd=root.fd)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            _publish_by_rename(ops, root, tmp, name, target)
+        root.sync()
+        sync_parent(ops, root.path)
+    finally:
+        try:
+            silently_remove(ops, tmp.fd, [name])
+        finally:
+            tmp.close()
+
+
+def _publish_by_rename(ops: FileOps, root: Directory, tmp: Directory, name: str, target: str) -> None:
+    # RACE: two creators without hard links may both find no settings; the later rename replaces the earlier
+    # one's, which said the same unless their arguments differ, and then the earlier handle's next open says so.
+    if not ops.exists(root.fd, target):
+        ops.rename(name, target, src_dir_fd=tmp.fd, dst_dir_fd=root.fd)
+
+
+def sync_parent(ops: FileOps, path: str) -> None:
+    """Make a directory's own name durable."""
+    parent = Directory(ops, os.path.dirname(os.path.abspath(path)))
+    try:
+        parent.sync()
+    finally:
+        parent.close()
+
+
+def own_name(ops: FileOps, stem: str) -> str:
+    """Return a name that no other process uses."""
+    return f"{stem}.{os.getpid()}.{int(ops.random() * 2**48):012x}"

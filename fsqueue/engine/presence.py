@@ -1,0 +1,78 @@
+"""A handle's own record in owners/: written before its first lease, touched by its heartbeat, removed at its close."""
+
+from __future__ import annotations
+
+import threading
+
+import msgspec
+
+from fsqueue.disk.fileops import silently_remove
+from fsqueue.engine import heartbeat
+from fsqueue.engine.clock import Clock
+from fsqueue.engine.layout import Layout
+from fsqueue.engine.moves import Moves
+from fsqueue.engine.owners import describe_self
+from fsqueue.format.names import ref_file
+
+
+class Presence:
+    """Show other handles that this owner is there.
+
+    Attributes:
+        heartbeat_s: seconds between the beats that prolong all of the owner's leases; None: it keeps none.
+    """
+
+    def __init__(self, layout: Layout, clock: Clock, moves: Moves, owner: str, heartbeat_s: float | None) -> None:
+        self.heartbeat_s = heartbeat_s
+        self._layout = layout
+        self._clock = clock
+        self._moves = moves
+        self._owner = owner
+        self._mutex = threading.RLock()
+        self._announced = False
+        self._beat_key: int | None = None
+
+    def announce(self) -> None:
+        """Write the owner's record, once, before its first lease; start its heartbeat where it keeps one."""
+        if self._announced:
+            return
+        with self._mutex:
+            if self._announced:
+                return
+            self._write_record()
+            if self.heartbeat_s is not None:
+                monotonic = self._layout.ops.monotonic
+                self._beat_key = heartbeat.heartbeats.register(self.beat, self.heartbeat_s, monotonic)
+            self._announced = True
+
+    def show_up(self) -> None:
+        """Let a long-lived owner's record not look abandoned."""
+        if self._announced:
+            self.beat()
+
+    def beat(self) -> None:
+        """Prolong all leases of this owner by touching its record; write it anew where it was deleted."""
+        try:
+            self._clock.stamp(self._layout.owners, ref_file(self._owner))
+        except FileNotFoundError:
+            self._write_record()
+
+    def _write_record(self) -> None:
+        injected = self._clock.injected
+        described = describe_self(
+            self._owner, self._clock.now() if injected else self._layout.ops.time(), self.heartbeat_s
+        )
+        self._moves.write(msgspec.json.encode(described) + b"\n", self._layout.owners, ref_file(self._owner))
+        if injected:
+            self._clock.stamp(self._layout.owners, ref_file(self._owner))
+
+    def stop_beating(self) -> None:
+        """End the heartbeat; the leases last as long as their own mtimes say."""
+        if self._beat_key is not None:
+            heartbeat.heartbeats.unregister(self._beat_key)
+            self._beat_key = None
+
+    def remove(self) -> None:
+        """Remove the record, unless leases are left: then it is what tells others that the process is gone."""
+        if self._announced and self._owner not in self._moves.owners_holding():
+            silently_remove(self._layout.ops, self._layout.owners.fd, [ref_file(self._owner)])

@@ -1,0 +1,78 @@
+"""Back-pressure: a producer waits while too much is pending, as long as somebody is there to take it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from fsqueue.disk.fileops import FileOps
+from fsqueue.errors import QueueConfigError, StreamEndedError, StreamStalledError
+from fsqueue.stream.stream import Stream
+
+_FIRST_PAUSE_S = 0.005
+_LONGEST_PAUSE_S = 0.25
+
+
+class Watermark:
+    """Hold one queue object's puts back while pending refs have reached a high watermark.
+
+    Args:
+        depth: returns how many refs are pending.
+    """
+
+    def __init__(self, ops: FileOps, path: str, stream: Stream, depth: Callable[[], int]) -> None:
+        self._ops = ops
+        self._path = path
+        self._stream = stream
+        self._depth = depth
+        self._refs = 0  # put with a watermark so far, and their features' size
+        self._bytes = 0
+
+    def wait(
+        self, refs: Iterable[object], high: int, low: int | None, high_bytes: int | None, timeout_s: float | None
+    ) -> None:
+        """Wait until these refs may be put; `FileSampleRefQueue.put_when_below` says what the arguments mean."""
+        low = high // 2 if low is None else low
+        self._check(high, low)
+        self._stream.watch("consumer")
+        mean_bytes = self._mean_bytes(refs)
+        if high_bytes and mean_bytes:
+            quantum = self._stream.quantum()
+            high = max(quantum.refs if quantum else 1, min(high, int(high_bytes / mean_bytes)))
+            low = min(low, max(1, high // 2))
+        if self._depth() >= high:
+            self._wait_for_room(low, timeout_s)
+
+    def _check(self, high: int, low: int) -> None:
+        if not 0 <= low <= high or high < 1:
+            raise QueueConfigError(self._path, f"needs watermarks 0 <= low <= high, found low={low}, high={high}")
+        quantum = self._stream.quantum()
+        if quantum is not None and high < quantum.refs:
+            raise QueueConfigError(
+                self._path,
+                f"has consumers that take {quantum.refs} refs at a time (dp_size {quantum.dp_size} x batch "
+                f"{quantum.batch_size} x accumulation {quantum.accumulation_steps}): high={high} would starve them "
+                f"for good; use {quantum.refs} or more",
+            )
+
+    def _mean_bytes(self, refs: Iterable[object]) -> float:
+        """Return the mean estimated_bytes of the refs put so far and these, in bytes; 0.0 where they have none."""
+        for ref in refs:
+            self._refs += 1
+            self._bytes += int(getattr(ref, "estimated_bytes", 0))
+        return self._bytes / self._refs if self._refs else 0.0
+
+    def _wait_for_room(self, low: int, timeout_s: float | None) -> None:
+        pause_s, started = _FIRST_PAUSE_S, self._ops.monotonic()
+        while self._depth() >= max(1, low):
+            self._stream.raise_failures("consumer")
+            if self._stream.all_closed("consumer"):
+                raise StreamEndedError(
+                    f"queue {self._path}: all consumers have left, what is pending will not be taken"
+                )
+            if timeout_s is not None and self._ops.monotonic() - started >= timeout_s:
+                raise StreamStalledError(
+                    f"queue {self._path}: {self._depth()} refs pending, not below the low watermark {low} for "
+                    f"{timeout_s:g} s; {self._stream.describe('consumer')}"
+                )
+            self._ops.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
