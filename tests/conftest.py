@@ -1,4 +1,4 @@
-"""Puts benchmarks/ on the path, files into memory where there is room, and gives the tests what they share."""
+"""Puts files into memory where there is room, and gives the tests what they share."""
 
 from __future__ import annotations
 
@@ -6,18 +6,15 @@ import gc
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+from tests.support.implementations import EVERY, FULL, SHARED, Implementation
+from tests.sweeps.proof.apart import Apart
 
-from implementations import EVERY, FULL, SHARED, Implementation
-from proof.apart import Apart
-
-pytest_plugins = ["proof.summary"]
+pytest_plugins = ["tests.sweeps.proof.summary"]
 
 _MEMORY = "/dev/shm"
 _ROOM_BYTES = 4 << 30

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import ids, numbered, ref, refs
 
 from fsqueue import FileSampleRefQueue
 from fsqueue.control.backpressure import BackpressureConfig, BackpressureConfigError, BackpressureController
 from fsqueue.control.controller import DataFlowController
 from fsqueue.control.ledger import FileMetadataStore
+from tests.support import ids, numbered, ref, refs
 
 Controller = DataFlowController[Any]
 

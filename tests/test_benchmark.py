@@ -11,12 +11,10 @@ from pathlib import Path
 
 import pytest
 from slow_layer import SlowMount
-from support import GUARD_S, InThread, numbered
 
 from fsqueue import FileSampleRefQueue
 from fsqueue.disk.fileops import CALLS, using
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support import GUARD_S, ROOT, InThread, numbered
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:

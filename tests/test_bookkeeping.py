@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import (
+
+from fsqueue import FileSampleRefQueue
+from tests.support import (
     Child,
     FakeClock,
     Queue,
@@ -22,8 +24,6 @@ from support import (
     refs,
     wait_until,
 )
-
-from fsqueue import FileSampleRefQueue
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from other_user import as_nobody, readable_by_all
-from support import Child, Queue, Tap, drain, ids, lease_and_obey, names_in, numbered, ref, refs
 
 from fsqueue import FileSampleRefQueue, NotAQueueError, UnsupportedFormatError
 from fsqueue.engine.owners import describe_self
 from fsqueue.format.untyped import sight
 from fsqueue.operate.check import check_queue, repair
+from tests.support import Child, Queue, Tap, drain, ids, lease_and_obey, names_in, numbered, ref, refs
+from tests.support.other_user import as_nobody, readable_by_all
 
 OWNER = "zznode9.4242.0a1b2c"
 HOUR_S = 3600.0

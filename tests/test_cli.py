@@ -14,12 +14,12 @@ from pathlib import Path
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
-from support import Child, assert_clean, content, drain, lease_and_obey, names_in, numbered, ref, refs
-from terminal import Terminal
 
 from fsqueue import FileSampleRefQueue, SampleRef
 from fsqueue.cli.main import COMMANDS, cli
 from fsqueue.engine.owners import describe_self
+from tests.support import Child, assert_clean, content, drain, lease_and_obey, names_in, numbered, ref, refs
+from tests.support.terminal import Terminal
 
 PROGRAM = [sys.executable, "-m", "fsqueue.cli.main"]
 ELSEWHERE = "node9.4242.0a1b2c"

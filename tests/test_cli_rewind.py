@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from support import Child, assert_clean, content, drain, ids, lease_and_obey, names_in, refs
 
 from fsqueue import FileSampleRefQueue
 from fsqueue.cli.main import cli
 from fsqueue.control.controller import DataFlowController
 from fsqueue.control.ledger import FileMetadataStore
 from fsqueue.operate.check import check_queue
+from tests.support import Child, assert_clean, content, drain, ids, lease_and_obey, names_in, refs
 
 
 @pytest.fixture(autouse=True)

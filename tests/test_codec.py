@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from foreign_records import Incomparable, Loose, SampleRef, foreign_ref
 from hypothesis import given
 from hypothesis import strategies as st
-from implementations import make_ref
 
 import fsqueue
 from fsqueue import CorruptRefError, InvalidRefError
 from fsqueue.format.codec import HISTORY_LIMIT, Bookkeeping, Codec, Event, bookkeeping_tail, split, wrap_raw
+from tests.support.foreign_records import Incomparable, Loose, SampleRef, foreign_ref
+from tests.support.implementations import make_ref
 
 codec = Codec(fsqueue.SampleRef)
 loose = Codec(Loose)

@@ -7,9 +7,9 @@ import time
 from typing import Any
 
 import pytest
-from implementations import LEASE_S, Implementation, ids, make_ref, make_refs, numbered
 
 from fsqueue import dp_partition
+from tests.support.implementations import LEASE_S, Implementation, ids, make_ref, make_refs, numbered
 
 LONG_S = 30.0
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from implementations import LEASE_S, FakeClock, Implementation, ids, make_ref, make_refs, numbered
 
 from fsqueue import FileSampleRefQueue
+from tests.support.implementations import LEASE_S, FakeClock, Implementation, ids, make_ref, make_refs, numbered
 
 
 def leased_once(queue: Any, count: int = 1) -> list[Any]:

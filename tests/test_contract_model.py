@@ -10,10 +10,10 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from implementations import LEASE_S, FakeClock, ids, make_refs
 
 from fsqueue import FileSampleRefQueue, MemorySampleRefQueue
 from fsqueue.format.names import ref_file, stem_of
+from tests.support.implementations import LEASE_S, FakeClock, ids, make_refs
 
 ID_POOL = ["a", "b", "c/d", ".e", "f%", "g@1", "ü", "x" * 200]
 EVERYTHING = 100

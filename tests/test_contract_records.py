@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import foreign_records
 import pytest
-from foreign_records import foreign_ref
-from implementations import Implementation, ids, make_ref, make_refs
 
 from fsqueue import FeatureSpec, InvalidRefError, TensorInRefError
+from tests.support import foreign_records
+from tests.support.foreign_records import foreign_ref
+from tests.support.implementations import Implementation, ids, make_ref, make_refs
 
 IDS = [
     "plain",

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from sqlite_queue import PlainSqliteQueue
-from support import GUARD_S, Tap, folder_of, ids, names_in, numbered, open_tapped, ref, refs
 
 from fsqueue import (
     FileSampleRefQueue,
@@ -24,6 +23,7 @@ from fsqueue.control.controller import DataFlowController
 from fsqueue.control.ledger import FileMetadataStore
 from fsqueue.control.store import InMemoryMetadataStore
 from fsqueue.operate.requeue import requeue
+from tests.support import GUARD_S, Tap, folder_of, ids, names_in, numbered, open_tapped, ref, refs
 
 Controller = DataFlowController[Any]
 

@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dying import died
-from foreign_records import SampleRef as ForeignRef
-from foreign_records import foreign_ref
-from proof import tally
-from proof.apart import Apart
 from sqlite_queue import PlainSqliteQueue
-from support import (
+
+from fsqueue import FileSampleRefQueue, MemorySampleRefQueue
+from fsqueue.control.controller import DataFlowController
+from fsqueue.control.errors import LiveNamesakeError
+from fsqueue.control.ledger import FileMetadataStore
+from fsqueue.errors import LeasesHeldError
+from fsqueue.format import names
+from tests.support import (
     GUARD_S,
     Child,
     assert_clean,
@@ -34,13 +36,11 @@ from support import (
     ref,
     refs,
 )
-
-from fsqueue import FileSampleRefQueue, MemorySampleRefQueue
-from fsqueue.control.controller import DataFlowController
-from fsqueue.control.errors import LiveNamesakeError
-from fsqueue.control.ledger import FileMetadataStore
-from fsqueue.errors import LeasesHeldError
-from fsqueue.format import names
+from tests.support.dying import died
+from tests.support.foreign_records import SampleRef as ForeignRef
+from tests.support.foreign_records import foreign_ref
+from tests.sweeps.proof import tally
+from tests.sweeps.proof.apart import Apart
 
 Controller = DataFlowController[Any]
 

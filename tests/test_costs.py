@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import (
+
+import fsqueue
+from fsqueue import FileSampleRefQueue
+from tests.support import (
     Queue,
     Tap,
     folder_of,
@@ -18,9 +21,6 @@ from support import (
     open_tapped,
     refs,
 )
-
-import fsqueue
-from fsqueue import FileSampleRefQueue
 
 MODIFYING = {"write", "pwrite", "rename", "utime", "unlink", "ftruncate"}
 STATES = ("pending", "leased", "done", "failed")

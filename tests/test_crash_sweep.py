@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from proof import tally
-from proof.apart import Apart
-from proof.crash import Point, crash
-from proof.operations import BY_NAME
+
+from tests.sweeps.proof import tally
+from tests.sweeps.proof.apart import Apart
+from tests.sweeps.proof.crash import Point, crash
+from tests.sweeps.proof.operations import BY_NAME
 
 
 def sweep(tmp_path: Path, name: str, size: int, points: Iterator[Point], **options: Any) -> None:

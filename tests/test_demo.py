@@ -18,11 +18,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import ROOT
+
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("safetensors")
-
-from tiny_target import HIDDEN_SIZE, make_tiny_target
 
 from fsqueue import FileSampleRefQueue, SampleRef
 from fsqueue.control.ledger import FileMetadataStore
@@ -41,9 +41,9 @@ from fsqueue.demo.share import Share
 from fsqueue.demo.training import Trainer
 from fsqueue.features import SharedDirFeatureStore
 from fsqueue.operate.check import check_queue
+from tests.support.tiny_target import HIDDEN_SIZE, make_tiny_target
 
 HANG_GUARD_S = 500.0
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +291,7 @@ def test_workers_do_not_outlive_the_supervisor(tmp_path: Path, tiny_target: str)
     arguments += ["--rollouts", "1", "--trainers", "1"]
     supervisor = subprocess.Popen(
         [sys.executable, "-c", "from fsqueue.cli.demo import demo; demo()", demo.path, *arguments],
-        cwd=REPOSITORY,
+        cwd=ROOT,
         stderr=subprocess.DEVNULL,
     )
     try:
@@ -332,7 +332,7 @@ def test_real_model_loses_nothing_under_kills(tmp_path: Path) -> None:
             *("--samples", "16", "--passes", "2", "--batch", "2", "--tokens", "64", "--rollouts", "1"),
             *("--kill", "--json"),
         ],
-        cwd=REPOSITORY,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=HANG_GUARD_S,

@@ -19,18 +19,16 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("safetensors")
 
-from proof import tally
-from support import running
-from tiny_target import make_tiny_target
-
 from fsqueue.demo.checkpoint import TrainingState
 from fsqueue.demo.directory import DemoDirectory, all_sample_ids
 from fsqueue.demo.journal import Event, Follower
 from fsqueue.demo.options import DemoOptions
 from fsqueue.operate.check import check_queue
+from tests.support import ROOT, running
+from tests.support.tiny_target import make_tiny_target
+from tests.sweeps.proof import tally
 
 HANG_GUARD_S = 300.0
-ROOT = Path(__file__).resolve().parent.parent
 
 START = """
 import sys, msgspec

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import assert_clean, drain, ids, names_in, numbered, ref
 
 from fsqueue import FileSampleRefQueue, QueueIOError
+from tests.support import assert_clean, drain, ids, names_in, numbered, ref
 
 PAGE_BYTES = 4096
 

@@ -20,9 +20,9 @@ from fsqueue.operate.doctor import diagnosis, probes
 from fsqueue.operate.doctor.diagnosis import Effort, diagnose
 from fsqueue.operate.doctor.probes import GranularityFindings
 from fsqueue.operate.doctor.races import LockFindings
+from tests.support import ROOT
 
 command = importlib.import_module("fsqueue.cli.doctor")
-ROOT = Path(__file__).resolve().parent.parent
 SMALL = Effort(processes=2, files=60, lock_rounds=60, lock_limit_s=30.0, cost_budget_s=0.01)
 OPERATIONS = {
     "create_write_close", "fsync", "fsync_directory", "rename", "utime", "unlink", "stat", "open_read_close",

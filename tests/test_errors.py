@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Tap, drain, folder_of, ids, names_in, numbered, open_tapped, ref, refs
 
 import fsqueue
 from fsqueue import (
@@ -29,6 +28,7 @@ from fsqueue import (
     control,
     errors,
 )
+from tests.support import Tap, drain, folder_of, ids, names_in, numbered, open_tapped, ref, refs
 
 CASES: list[tuple[FsQueueError, tuple[type, ...], dict[str, Any]]] = [
     (FsQueueError("plain"), (Exception,), {}),

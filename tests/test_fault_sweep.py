@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from proof import tally
-from proof.faults import FAULTS, Fault, fail_once
-from proof.operations import OPERATIONS, Operation
+
+from tests.sweeps.proof import tally
+from tests.sweeps.proof.faults import FAULTS, Fault, fail_once
+from tests.sweeps.proof.operations import OPERATIONS, Operation
 
 STRIDE = 11
 

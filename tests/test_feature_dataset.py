@@ -15,14 +15,13 @@ from typing import Any
 
 import pytest
 import torch
-from features import file_of, publish, tensors
-from support import GUARD_S, assert_clean, names_in
 from torch.utils.data import DataLoader
 
 from fsqueue import FileSampleRefQueue, SampleRef
 from fsqueue.features import CorruptFeatureError, FeatureDataset, SharedDirFeatureStore, rank_and_world
+from tests.support import GUARD_S, ROOT, assert_clean, names_in
+from tests.support.features import file_of, publish, tensors
 
-ROOT = Path(__file__).resolve().parent.parent
 WORKERS = [(0, None), (1, "fork"), (2, "fork"), pytest.param(1, "spawn", marks=pytest.mark.slow), (2, "spawn")]
 
 

@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from features import file_of, publish, ref_of, tensors
-from support import GUARD_S, InThread, Tap, assert_clean, wait_until
 
 from fsqueue import (
     DataFlowController,
@@ -32,6 +30,8 @@ from fsqueue.features import (
     FeatureMissingError,
     SharedDirFeatureStore,
 )
+from tests.support import GUARD_S, InThread, Tap, assert_clean, wait_until
+from tests.support.features import file_of, publish, ref_of, tensors
 
 PREFETCH = (0, 1, 2)
 KINDS = ("file", "memory", "view", "lease")

@@ -17,11 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from dying import died
-from features import file_of, publish, ref_of, same, tensors
 from safetensors.torch import load_file
-from support import GUARD_S, Tap, wait_until
-from test_disk_full import disk, fill  # noqa: F401  # a fixture
 
 from fsqueue import DataFlowController, FeatureSpec, FileMetadataStore, FileSampleRefQueue, QueueIOError
 from fsqueue.errors import FsQueueError, InvalidRefError
@@ -36,8 +32,10 @@ from fsqueue.features import (
     StaleFeatureError,
 )
 from fsqueue.features.tensorfile import STORABLE
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support import GUARD_S, ROOT, Tap, wait_until
+from tests.support.dying import died
+from tests.support.features import file_of, publish, ref_of, same, tensors
+from tests.test_disk_full import disk, fill  # noqa: F401  # a fixture
 
 
 @pytest.fixture

@@ -6,15 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
-from support import (
+
+from fsqueue import (
+    FileSampleRefQueue,
+)
+from tests.support import (
     drain,
     ids,
     names_in,
     refs,
-)
-
-from fsqueue import (
-    FileSampleRefQueue,
 )
 
 STATES = ("pending", "leased", "done", "failed")

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import (
+
+from fsqueue import FileSampleRefQueue, OtherProcessError, QueueClosedError, TrainerView, dp_partition
+from fsqueue.engine import lock
+from tests.support import (
     GUARD_S,
     FakeClock,
     InThread,
@@ -32,9 +35,6 @@ from support import (
     refs,
     wait_until,
 )
-
-from fsqueue import FileSampleRefQueue, OtherProcessError, QueueClosedError, TrainerView, dp_partition
-from fsqueue.engine import lock
 
 # Python 3.12 warns of every fork beside threads; handles are made for it.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

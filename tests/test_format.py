@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import (
+
+from fsqueue import (
+    FileSampleRefQueue,
+    NotAQueueError,
+    QueueConfigError,
+    QueueIOError,
+    UnsupportedFormatError,
+)
+from tests.support import (
     Child,
     FakeClock,
     assert_clean,
@@ -21,14 +29,6 @@ from support import (
     open_descriptors,
     ref,
     refs,
-)
-
-from fsqueue import (
-    FileSampleRefQueue,
-    NotAQueueError,
-    QueueConfigError,
-    QueueIOError,
-    UnsupportedFormatError,
 )
 
 STATES = ("pending", "leased", "done", "failed")

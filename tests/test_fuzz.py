@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from implementations import make_ref
-from proof import tally
-from proof.fuzzing import (
+
+from fsqueue import FileSampleRefQueue, FsQueueError
+from tests.support.implementations import make_ref
+from tests.sweeps.proof import tally
+from tests.sweeps.proof.fuzzing import (
     GOODS,
     STRANGER,
     Workout,
@@ -28,8 +30,6 @@ from proof.fuzzing import (
     snapshot,
     special,
 )
-
-from fsqueue import FileSampleRefQueue, FsQueueError
 
 HANG_S = 120
 NOBODY = 65534

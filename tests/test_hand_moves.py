@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support import Queue, assert_clean, content, drain, ids, names_in, ref, refs
 
 from fsqueue import FileSampleRefQueue, SampleRef
+from tests.support import Queue, assert_clean, content, drain, ids, names_in, ref, refs
 
 
 @pytest.fixture

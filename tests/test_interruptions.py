@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import (
+
+from fsqueue import FileSampleRefQueue, FsQueueError, QueueClosedError, QueueIOError, SampleRef
+from tests.support import (
     GUARD_S,
     InThread,
     Queue,
@@ -29,8 +31,6 @@ from support import (
     refs,
     wait_until,
 )
-
-from fsqueue import FileSampleRefQueue, FsQueueError, QueueClosedError, QueueIOError, SampleRef
 
 
 @pytest.fixture

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import (
+
+from fsqueue import FileSampleRefQueue
+from fsqueue.engine.clock import FilesystemClock
+from tests.support import (
     FakeClock,
     Queue,
     Tap,
@@ -25,9 +28,6 @@ from support import (
     ref,
     refs,
 )
-
-from fsqueue import FileSampleRefQueue
-from fsqueue.engine.clock import FilesystemClock
 
 
 @pytest.fixture

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dying import died
-from proof import tally
-from proof.apart import Apart
-from support import GUARD_S, Child, InThread, Tap, content, numbered, ref, refs, wait_until
 
 from fsqueue import LockTimeoutError, QueueIOError, SampleRef, StaleLockWarning
 from fsqueue.control import flock, replica
 from fsqueue.control.errors import LedgerDamagedError, LedgerLockedError, LedgerLockUnsupportedError
 from fsqueue.control.ledger import FileMetadataStore
 from fsqueue.disk.fileops import FileOps, using, wrapped
+from tests.support import GUARD_S, Child, InThread, Tap, content, numbered, ref, refs, wait_until
+from tests.support.dying import died
+from tests.sweeps.proof import tally
+from tests.sweeps.proof.apart import Apart
 
 File = FileMetadataStore[SampleRef]
 

@@ -14,7 +14,10 @@ from typing import Any, SupportsIndex
 
 import pytest
 from filelock import FileLock
-from support import (
+
+from fsqueue import FileSampleRefQueue, QueueIOError, StaleLockWarning
+from fsqueue.engine import lock
+from tests.support import (
     GUARD_S,
     Child,
     InThread,
@@ -29,9 +32,6 @@ from support import (
     refs,
     wait_until,
 )
-
-from fsqueue import FileSampleRefQueue, QueueIOError, StaleLockWarning
-from fsqueue.engine import lock
 
 
 @pytest.fixture

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import (
+
+from fsqueue import FileSampleRefQueue, LockUnsupportedError, QueueIOError, StaleLockWarning
+from fsqueue.engine import lock
+from tests.support import (
     InThread,
     Queue,
     Tap,
@@ -19,9 +22,6 @@ from support import (
     open_tapped,
     refs,
 )
-
-from fsqueue import FileSampleRefQueue, LockUnsupportedError, QueueIOError, StaleLockWarning
-from fsqueue.engine import lock
 
 
 @pytest.fixture

@@ -20,14 +20,14 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from implementations import ids, make_refs
-from proof import tally
-from proof.model import LEASE_S, MAX_ATTEMPTS, Model, View
-from proof.verdict import StoppedClock
 
 from fsqueue import Counts, FileSampleRefQueue, SampleRef, dp_partition
 from fsqueue.disk import fileops
 from fsqueue.format import names
+from tests.support.implementations import ids, make_refs
+from tests.sweeps.proof import tally
+from tests.sweeps.proof.model import LEASE_S, MAX_ATTEMPTS, Model, View
+from tests.sweeps.proof.verdict import StoppedClock
 
 ID_POOL = ["a", "b", "c/d", ".e", "f%", "g@1", "ü", "x" * 200, "s1", "s2", "s3", "s4"]
 HANDLES = 3

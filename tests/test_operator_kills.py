@@ -13,8 +13,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from proof.apart import Apart
-from support import Tap, in_fork, names_in, ref, refs
 
 from fsqueue import FileSampleRefQueue
 from fsqueue.disk.fileops import FileOps, using
@@ -23,6 +21,8 @@ from fsqueue.format.untyped import sight
 from fsqueue.operate.check import check_queue, repair
 from fsqueue.operate.operator import purge, release
 from fsqueue.operate.requeue import requeue, requeue_failed
+from tests.support import Tap, in_fork, names_in, ref, refs
+from tests.sweeps.proof.apart import Apart
 
 ELSEWHERE = "node9.4242.0a1b2c"
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import FakeClock, Tap, assert_clean, drain, ids, names_in, numbered, open_tapped, ref, refs
 
 from fsqueue import FileSampleRefQueue, dp_partition
 from fsqueue.engine.order import HEADER_BYTES
+from tests.support import FakeClock, Tap, assert_clean, drain, ids, names_in, numbered, open_tapped, ref, refs
 
 Damage = Callable[[Path], None]
 

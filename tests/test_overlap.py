@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Tap, assert_clean, ids, names_in, numbered, open_tapped, refs
 
 from fsqueue import FileSampleRefQueue, QueueConfigError, QueueIOError
+from tests.support import Tap, assert_clean, ids, names_in, numbered, open_tapped, refs
 
 GUARD_S = 60.0
 

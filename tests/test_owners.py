@@ -13,7 +13,11 @@ from typing import Any
 import msgspec
 import pytest
 from msgspec.structs import replace
-from support import (
+
+from fsqueue import FileSampleRefQueue, QueueConfigError, QueueIOError
+from fsqueue.engine import owners
+from fsqueue.engine.owners import OwnerRecord
+from tests.support import (
     GUARD_S,
     Child,
     Tap,
@@ -27,10 +31,6 @@ from support import (
     refs,
     wait_until,
 )
-
-from fsqueue import FileSampleRefQueue, QueueConfigError, QueueIOError
-from fsqueue.engine import owners
-from fsqueue.engine.owners import OwnerRecord
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from typing import Any
 import msgspec
 import pytest
 from click.testing import CliRunner
-from support import GUARD_S, Child, Queue, Tap, assert_clean, drain, ids, names_in, numbered, open_tapped, ref, refs
 
 from fsqueue import FileSampleRefQueue, SampleRef
 from fsqueue.cli.main import cli
@@ -27,6 +26,20 @@ from fsqueue.format.packed import Line, encode_line, whole_lines
 from fsqueue.operate import operator, status
 from fsqueue.operate.check import check_queue, repair
 from fsqueue.operate.requeue import requeue
+from tests.support import (
+    GUARD_S,
+    Child,
+    Queue,
+    Tap,
+    assert_clean,
+    drain,
+    ids,
+    names_in,
+    numbered,
+    open_tapped,
+    ref,
+    refs,
+)
 
 LONG_AGO_S = 1_000_000_000
 HOUR_S = 3600.0

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from peer_base import PeerSubject
 from peer_subjects import PEERS
-from test_benchmark import ROOT, run
+
+from tests.test_benchmark import ROOT, run
 
 INSTALLED = [kind for kind, peer in PEERS.items() if importlib.util.find_spec(peer.module.partition(".")[0])]
 

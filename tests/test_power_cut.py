@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from powercut.journal import Entries, Record, Synced, Truncate, Write
-from powercut.scripts import SCRIPTS, record
-from powercut.states import images, journalled, variants, weakest
-from powercut.trial import Survey, survey
-from proof import tally
+
+from tests.sweeps.powercut.journal import Entries, Record, Synced, Truncate, Write
+from tests.sweeps.powercut.scripts import SCRIPTS, record
+from tests.sweeps.powercut.states import images, journalled, variants, weakest
+from tests.sweeps.powercut.trial import Survey, survey
+from tests.sweeps.proof import tally
 
 SAMPLE = 40
 CHOICES = 128

@@ -13,9 +13,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from support import Child, Queue, assert_clean, drain, ids, names_in, ref, running, wait_until
 
 from fsqueue import FileSampleRefQueue, SampleRef, dp_partition
+from tests.support import Child, Queue, assert_clean, drain, ids, names_in, ref, running, wait_until
 
 BATCH = 5
 

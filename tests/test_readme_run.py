@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import ROOT
+
 pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
 from fsqueue.operate.check import check_queue
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUARD_S = 200.0
 

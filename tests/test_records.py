@@ -9,18 +9,16 @@ import os
 import subprocess
 import sys
 from collections import OrderedDict
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from implementations import make_ref
 
 from fsqueue import FeatureSpec, PromptTask, SampleRef, TensorInRefError, assert_no_tensors, dp_partition
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support import ROOT
+from tests.support.implementations import make_ref
 
 
 class Array:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import Queue, Tap, assert_clean, names_in, ref
 
 from fsqueue import FileSampleRefQueue
 from fsqueue.operate.requeue import requeue, requeue_failed
+from tests.support import Queue, Tap, assert_clean, names_in, ref
 
 
 def claim(other: Queue) -> None:

@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 import simulate
 from history import Verdict
-from proof import tally
 from simulate import report
-from simulation.plan import Client, Fault, Plan, make_plan, plan_from_json
-from simulation.rules import UNMEASURED, Rules
-from simulation.run import Outcome, run
-from simulation.shrink import shrink
-from support import GUARD_S
 
 from fsqueue.engine.expire import Reclaimer
 from fsqueue.engine.moves import Moves
 from fsqueue.engine.packing.revision import Revision
 from fsqueue.engine.put import Putter
+from tests.support import GUARD_S
+from tests.sweeps.proof import tally
+from tests.sweeps.simulation.plan import Client, Fault, Plan, make_plan, plan_from_json
+from tests.sweeps.simulation.rules import UNMEASURED, Rules
+from tests.sweeps.simulation.run import Outcome, run
+from tests.sweeps.simulation.shrink import shrink
 
 BLOCK = 100
 

@@ -14,9 +14,9 @@ import pytest
 from recording import Call
 from soak_history import vanished, verdict_of
 from soak_site import Site
-from support import GUARD_S, wait_until
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support import GUARD_S, ROOT, wait_until
+
 SECONDS = 6
 
 

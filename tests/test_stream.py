@@ -16,7 +16,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support import Tap, folder_of, open_tapped, wait_until
 
 from fsqueue import (
     FileSampleRefQueue,
@@ -32,6 +31,7 @@ from fsqueue import (
 )
 from fsqueue.operate.check import check_queue
 from fsqueue.stream import members
+from tests.support import Tap, folder_of, open_tapped, wait_until
 
 SPAWN = multiprocessing.get_context("spawn")
 GUARD_S = 60.0

@@ -13,10 +13,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from support import GUARD_S, Child, Tap, open_tapped, ref
 
 from fsqueue import FileSampleRefQueue, MemberFailedError, PartialWindowWarning, TrainerView
 from fsqueue.stream import members
+from tests.support import GUARD_S, Child, Tap, open_tapped, ref
 
 DEAD_AFTER_S = 1.5
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from support import Child, Queue, Tap, assert_clean, refs
-from terminal import Terminal
-from test_top import TOP
 
 from fsqueue import FileSampleRefQueue, MemberFailedError, PartialWindowWarning, TrainerView
 from fsqueue.cli.main import cli
 from fsqueue.operate.check import check_queue, repair
 from fsqueue.stream.members import DEAD_AFTER_S
+from tests.support import Child, Queue, Tap, assert_clean, refs
+from tests.support.terminal import Terminal
+from tests.test_top import TOP
 
 
 @pytest.fixture(autouse=True)

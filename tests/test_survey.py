@@ -10,12 +10,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from other_user import as_nobody, readable_by_all
-from support import Child, Tap, lease_and_obey, numbered, ref, refs
 
 from fsqueue import FileSampleRefQueue, NotAQueueError
 from fsqueue.engine.owners import describe_self
 from fsqueue.operate.status import Status, entries, show, status
+from tests.support import Child, Tap, lease_and_obey, numbered, ref, refs
+from tests.support.other_user import as_nobody, readable_by_all
 
 ELSEWHERE = "node9.4242.0a1b2c"
 

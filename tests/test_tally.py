@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import FakeClock, Queue, Tap, numbered, open_tapped, refs
 
 from fsqueue import FileSampleRefQueue, QueueIOError
+from tests.support import FakeClock, Queue, Tap, numbered, open_tapped, refs
 
 
 @pytest.fixture

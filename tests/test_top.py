@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import Child, lease_and_obey, refs
-from terminal import Terminal
 
 from fsqueue import FileSampleRefQueue
 from fsqueue.cli.screen import sparkline
+from tests.support import Child, lease_and_obey, refs
+from tests.support.terminal import Terminal
 
 TOP = [sys.executable, "-m", "fsqueue.cli.main", "top"]
 ENTER_SCREEN, LEAVE_SCREEN = "\x1b[?1049h", "\x1b[?1049l"

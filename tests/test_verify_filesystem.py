@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support import ROOT
+
 SMALL = ("--refs", "20", "--files", "60", "--rounds", "3")
 FILES = {
     "flock excludes", "a rename decides", "O_EXCL decides", "listings are fresh", "opening refreshes names",

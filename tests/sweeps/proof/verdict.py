@@ -11,15 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from implementations import ids, make_ref
-
 from fsqueue import CorruptRefError, FileSampleRefQueue, SampleRef
 from fsqueue.disk import fileops
 from fsqueue.disk.fileops import FileOps
 from fsqueue.format import names, packed
 from fsqueue.format.codec import Codec
-from proof.operations import DONE, FAILED, GONE, LIVE, Operation
-from proof.stages import CORRUPT, LEASE_S
+from tests.support.implementations import ids, make_ref
+from tests.sweeps.proof.operations import DONE, FAILED, GONE, LIVE, Operation
+from tests.sweeps.proof.stages import CORRUPT, LEASE_S
 
 _codec = Codec(SampleRef)
 LONGEST_WAIT_S = 130.0

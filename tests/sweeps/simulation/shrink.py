@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from simulation.plan import Client, Plan, without_lies
-from simulation.run import Outcome, run
+from tests.sweeps.simulation.plan import Client, Plan, without_lies
+from tests.sweeps.simulation.run import Outcome, run
 
 
 def shrink(outcome: Outcome, run_plan: Callable[[Plan], Outcome] = run, limit: int = 400) -> Outcome:

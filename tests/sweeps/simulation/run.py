@@ -24,13 +24,13 @@ from fsqueue.errors import CorruptRefError
 from fsqueue.format import names, packed
 from fsqueue.format.codec import Codec
 from fsqueue.operate.check import check_queue
-from simulation.cache import Cache
-from simulation.node import Process
-from simulation.plan import LEASE_S, Plan
-from simulation.rules import Rules
-from simulation.script import QUEUE, Script, make_ref
-from simulation.server import Inode
-from simulation.world import Machine, World
+from tests.sweeps.simulation.cache import Cache
+from tests.sweeps.simulation.node import Process
+from tests.sweeps.simulation.plan import LEASE_S, Plan
+from tests.sweeps.simulation.rules import Rules
+from tests.sweeps.simulation.script import QUEUE, Script, make_ref
+from tests.sweeps.simulation.server import Inode
+from tests.sweeps.simulation.world import Machine, World
 
 DRAINED_WITHIN_S = LEASE_S + SWEEP_S
 _LIVE = ("pending", "leased")

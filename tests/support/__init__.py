@@ -19,6 +19,9 @@ from typing import Any
 from fsqueue import FeatureSpec, FileSampleRefQueue, SampleRef
 from fsqueue.disk.fileops import FileOps, using, wrapped
 
+ROOT = Path(__file__).resolve().parents[2]
+"""The checkout."""
+
 GUARD_S = 60.0
 """Nothing in these tests takes this long; a wait that does is reported as a hang."""
 

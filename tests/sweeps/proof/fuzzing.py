@@ -14,15 +14,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-from implementations import make_ref
-
 from fsqueue import FileSampleRefQueue, FsQueueError, SampleRef
 from fsqueue.disk import fileops
 from fsqueue.disk.fileops import FileOps
 from fsqueue.operate import operator, status
 from fsqueue.operate.check import check_queue, repair
 from fsqueue.operate.requeue import requeue, requeue_failed
-from proof.verdict import StoppedClock
+from tests.support.implementations import make_ref
+from tests.sweeps.proof.verdict import StoppedClock
 
 T = TypeVar("T")
 

@@ -13,9 +13,9 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import pytest
-from support import Child
 
-from proof import tally
+from tests.support import Child
+from tests.sweeps.proof import tally
 
 
 def _serve(pipe: Connection) -> None:

@@ -7,7 +7,7 @@ import random
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from simulation.rules import Rules
+from tests.sweeps.simulation.rules import Rules
 
 LEASE_S = 10.0
 Step = tuple[Any, ...]

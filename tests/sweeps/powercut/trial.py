@@ -18,8 +18,8 @@ from fsqueue.errors import CorruptRefError
 from fsqueue.format import names
 from fsqueue.format.codec import Codec
 from fsqueue.operate.check import check_queue, repair
-from powercut.journal import Moment, Record
-from powercut.states import Image, images
+from tests.sweeps.powercut.journal import Moment, Record
+from tests.sweeps.powercut.states import Image, images
 
 LONG_AGO_NS = 1_600_000_000_000_000_000
 A_WHILE_S = 3600.0

@@ -8,8 +8,8 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-from simulation.rules import ATTRIBUTES_BOUND_S, MISSES_BOUND_S, NAMES_BOUND_S, Rules
-from simulation.server import Inode, Server, failed
+from tests.sweeps.simulation.rules import ATTRIBUTES_BOUND_S, MISSES_BOUND_S, NAMES_BOUND_S, Rules
+from tests.sweeps.simulation.server import Inode, Server, failed
 
 _DIRECTORY_MODE = 0o040777
 _FILE_MODE = 0o100666

@@ -14,14 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from implementations import ids
-
 from fsqueue import SampleRef
 from fsqueue.operate import operator
 from fsqueue.operate.check import check_queue, repair
 from fsqueue.operate.requeue import requeue
-from proof import stages
-from proof.stages import LEASE_S, Stage
+from tests.support.implementations import ids
+from tests.sweeps.proof import stages
+from tests.sweeps.proof.stages import LEASE_S, Stage
 
 LIVE, DONE, FAILED, GONE = "live", "done", "failed", "gone"
 

@@ -18,10 +18,10 @@ from typing import Any
 
 from fsqueue.disk import fileops
 from fsqueue.operate.check import Violation, check_queue, repair
-from proof import tally
-from proof.operations import FAILED, LIVE, Operation
-from proof.stages import CORRUPT, Stage, new_batch
-from proof.verdict import Bystanders, StoppedClock, assert_drains, assert_landed, census
+from tests.sweeps.proof import tally
+from tests.sweeps.proof.operations import FAILED, LIVE, Operation
+from tests.sweeps.proof.stages import CORRUPT, Stage, new_batch
+from tests.sweeps.proof.verdict import Bystanders, StoppedClock, assert_drains, assert_landed, census
 
 _FINISHED, _DIED, _UNEXPECTED = 0, 70, 71
 

@@ -22,7 +22,7 @@ from itertools import product
 from math import prod
 from random import Random
 
-from powercut.journal import BASE, Entries, Record, Synced, Truncate, Write
+from tests.sweeps.powercut.journal import BASE, Entries, Record, Synced, Truncate, Write
 
 Tree = dict[int, dict[str, int]]
 

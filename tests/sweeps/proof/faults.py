@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from implementations import ids, make_ref
-
 from fsqueue import FsQueueError, SampleRef, StaleLockWarning
 from fsqueue.disk import fileops
-from proof.operations import FAILED, LIVE, Operation
-from proof.stages import CORRUPT, LONG_AGO_S, Stage, new_batch
-from proof.verdict import Bystanders, StoppedClock, assert_landed, census, drain, second_consumer
+from tests.support.implementations import ids, make_ref
+from tests.sweeps.proof.operations import FAILED, LIVE, Operation
+from tests.sweeps.proof.stages import CORRUPT, LONG_AGO_S, Stage, new_batch
+from tests.sweeps.proof.verdict import Bystanders, StoppedClock, assert_landed, census, drain, second_consumer
 
 REFUSE, DO_FIRST, SHORTEN, TEAR = "refuse", "do first", "shorten", "tear"
 _EVERY = frozenset(fileops.CALLS)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Hashable
 from math import inf
 
-from simulation.rules import DEAD_NODE_LOCK_S
+from tests.sweeps.simulation.rules import DEAD_NODE_LOCK_S
 
 GRAIN_NS = 4_000_000
 """Resolution of the server's stamps: "resolution 4-8 ms" (nfs-facts.md, "Whose clock stamps?")."""

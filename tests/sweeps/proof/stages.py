@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from implementations import ids, make_ref
-
 from fsqueue import DataFlowController, FileMetadataStore, FileSampleRefQueue, SampleRef, TrainerView, dp_partition
 from fsqueue.stream.members import Membership
+from tests.support.implementations import ids, make_ref
 
 LEASE_S = 3600.0
 CORRUPT = "corrupt"

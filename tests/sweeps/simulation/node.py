@@ -10,12 +10,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from simulation.cache import Cache, Status
-from simulation.rules import Rules
-from simulation.server import Inode, Server, failed
+from tests.sweeps.simulation.cache import Cache, Status
+from tests.sweeps.simulation.rules import Rules
+from tests.sweeps.simulation.server import Inode, Server, failed
 
 if TYPE_CHECKING:
-    from simulation.world import World
+    from tests.sweeps.simulation.world import World
 
 
 class OpenFile:

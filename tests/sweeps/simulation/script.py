@@ -14,10 +14,10 @@ from fsqueue import FileSampleRefQueue, QueueIOError, SampleRef
 from fsqueue.disk.fileops import using
 from fsqueue.format import names
 from fsqueue.operate.requeue import requeue
-from simulation.cache import Cache
-from simulation.node import Process
-from simulation.plan import LEASE_S, Client, Plan
-from simulation.world import Died, Machine, World
+from tests.sweeps.simulation.cache import Cache
+from tests.sweeps.simulation.node import Process
+from tests.sweeps.simulation.plan import LEASE_S, Client, Plan
+from tests.sweeps.simulation.world import Died, Machine, World
 
 QUEUE = "/queue"
 _REBOOT_S = (8.0, 16.0)

@@ -14,12 +14,12 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from fsqueue.disk.fileops import CALLS, FileOps
-from simulation.node import OpenFile, Process
-from simulation.rules import Rules
-from simulation.server import Server
+from tests.sweeps.simulation.node import OpenFile, Process
+from tests.sweeps.simulation.rules import Rules
+from tests.sweeps.simulation.server import Server
 
 if TYPE_CHECKING:
-    from simulation.plan import Fault
+    from tests.sweeps.simulation.plan import Fault
 
 START_S = 1_700_000_000.0
 CALL_LIMIT = 60_000

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from proof.tally import figures
+from tests.sweeps.proof.tally import figures
 
 _KEY = "what was tried"
 
