@@ -1,0 +1,1 @@
+"""Tests of `fsqueue.format`: what names and bytes mean."""
