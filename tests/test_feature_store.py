@@ -32,10 +32,10 @@ from fsqueue.features import (
     StaleFeatureError,
 )
 from fsqueue.features.tensorfile import STORABLE
+from tests.disk.test_full_disk import disk, fill  # noqa: F401  # a fixture
 from tests.support import GUARD_S, ROOT, Tap, wait_until
 from tests.support.dying import died
 from tests.support.features import file_of, publish, ref_of, same, tensors
-from tests.test_disk_full import disk, fill  # noqa: F401  # a fixture
 
 
 @pytest.fixture
