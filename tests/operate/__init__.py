@@ -1,0 +1,1 @@
+"""Tests of `fsqueue.operate`: what people use to look, move and mend."""
