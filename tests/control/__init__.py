@@ -1,0 +1,1 @@
+"""Tests of `fsqueue.control`: controllers and their ledgers."""
