@@ -17,9 +17,9 @@ from fsqueue import FileSampleRefQueue, MemberFailedError, PartialWindowWarning,
 from fsqueue.cli.main import cli
 from fsqueue.operate.check import check_queue, repair
 from fsqueue.stream.members import DEAD_AFTER_S
+from tests.cli.test_top import TOP
 from tests.support import Child, Queue, Tap, assert_clean, refs
 from tests.support.terminal import Terminal
-from tests.test_top import TOP
 
 
 @pytest.fixture(autouse=True)

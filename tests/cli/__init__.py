@@ -1,0 +1,1 @@
+"""Tests of `fsqueue.cli`: the program, driven as a user does."""
