@@ -1,4 +1,4 @@
-"""Every error that fsqueue raises on purpose.
+"""Define every error that fsqueue raises on purpose.
 
 Each is an `FsQueueError` and also the built-in that fits, so that callers who know only `ValueError` or
 `OSError` catch it too. Each carries its facts as attributes and survives pickling. The text says what is

@@ -1,4 +1,4 @@
-"""`FileSampleRefQueue`: the public face of a queue in a directory.
+"""Offer `FileSampleRefQueue`, the public face of a queue in a directory.
 
 put:  encode all, write to tmp/, publish under the lock          (engine/put.py)
 get:  reclaim what expired, take places, claim, read, decode     (engine/get.py, claim.py, expire.py)
@@ -44,7 +44,7 @@ else:
 
 
 class _Opened:
-    """One process's use of the queue: what it has open; the stream and the watermark come with their first use."""
+    """Hold what one process has open of the queue; the stream and the watermark come with their first use."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -65,29 +65,29 @@ class _Opened:
 
 
 class FileSampleRefQueue(Generic[R]):
-    """A durable, exclusive queue of sample refs in a directory, shared by processes and nodes.
+    """Share a durable, exclusive queue of sample refs in a directory with other processes and nodes.
 
-    A handle may be used by several threads. After a fork, the child's use of it makes it a handle of the
-    child, with an owner and descriptors of its own.
+    Several threads may use one handle. After a fork, its first use in the child makes it a handle of the child, with
+    an owner and descriptors of its own.
 
     Args:
         path: the queue's directory; created where it is missing or empty.
         lease_timeout_s: seconds until an unrenewed lease expires; None takes the queue's stored value, and
-            stores "never" in a new queue. Belongs to the queue: another value than the stored one is refused.
+            stores "never" in a new queue. Another value than the stored one is refused.
         ref_type: the dataclass that put takes and get returns.
         owner: the first part of this handle's owner name; the host's name unless given.
-        durable: whether put, ack, fail and release fsync, so that they survive a power cut.
-        keep_done: whether acked refs stay as files in done/.
+        durable: put, ack, fail and release fsync, so that they survive a power cut.
+        keep_done: acked refs stay as files in done/.
         max_attempts: failures and expired leases after which a ref goes to failed/; None: it never does.
         heartbeat_s: seconds between the beats that prolong all leases of this handle while its process lives;
             None: leases last lease_timeout_s unless renewed.
-        lock: "flock", "lease" (filelock's SoftFileLease) or "none"; stored in a new queue, and compared with
-            what is stored in an existing one where it is not "flock", the default.
+        lock: "flock", "lease" (filelock's SoftFileLease) or "none"; stored in a new queue. In an existing one, a
+            choice other than "flock", the default, must be the stored one.
         clock: replaces the filesystem's clock, for tests; returns seconds.
         poll_interval_s: the longest pause between two looks of a waiting get, seconds.
         run_id: stored in a new queue; a handle that passes another one is refused.
-        io_threads: how many threads make file operations that do not depend on each other; "auto": as many as pay
-            on a shared mount where they take long, on a local disk for fsyncs only.
+        io_threads: how many threads make file operations that do not depend on each other. "auto": several for
+            slow operations on a shared mount, and for fsyncs on any.
 
     Attributes:
         path, options, lease_timeout_s, run_id: what the arguments and the queue say.
@@ -158,17 +158,17 @@ class FileSampleRefQueue(Generic[R]):
 
     @property
     def engine(self) -> Engine:
-        """This process's engine, for the modules of this package that work on a queue."""
+        """Return this process's engine, for the modules of this package that work on a queue."""
         return self._here().engine
 
     @property
     def handle(self) -> Handle:
-        """This process's handle, as `engine` is."""
+        """Return this process's handle, for the same modules."""
         return self._here().engine.handle
 
     @property
     def owner(self) -> str:
-        """This handle's owner name, as it appears in leased/ and owners/."""
+        """Return this handle's owner name, as it appears in leased/ and owners/."""
         return self.handle.owner
 
     def put(self, refs: Iterable[R], *, partition_key: str | None = None) -> None:
@@ -204,15 +204,15 @@ class FileSampleRefQueue(Generic[R]):
         """Put refs; where pending refs have reached the high watermark, wait first until they are below the low one.
 
         Every producer sees the same directory, so the watermarks hold for all of them together, give or take what
-        several put at the same moment. That a consumer has failed is noticed by the next call, below the watermark as
-        well; that one was killed, a heartbeat (5 s) after it counts as dead (30 s).
+        several put at the same moment. The next call notices a consumer that has failed, also below the watermark; one
+        that was killed is noticed up to a heartbeat (5 s) after it counts as dead (30 s).
 
         Args:
             high: pending refs at which producers pause.
             low: pending refs below which they resume; half of high unless given.
-            high_bytes: pause also while the pending refs' features come to more; reckoned as the number pending
-                times the mean estimated_bytes of the refs that this handle put. Never fewer than the published
-                quantum, which the consumers could not go on without.
+            high_bytes: pause also while the features of the pending refs are larger, taken as the number pending
+                times the mean estimated_bytes of the refs that this handle put; but never below the published
+                quantum, without which the consumers could not go on.
             timeout_s: how long to wait at most; None: for as long as the consumers live.
 
         Raises:
@@ -238,7 +238,7 @@ class FileSampleRefQueue(Generic[R]):
         partition_key: str | None = None,
         partition: Partition | None = None,
     ) -> list[R]:
-        """Lease up to max_refs refs, the oldest first; perhaps fewer, perhaps none.
+        """Lease up to max_refs refs, the oldest first; it may be fewer, or none.
 
         Args:
             timeout_s: how long to wait where nothing is pending; None and 0.0 do not wait.
@@ -282,15 +282,15 @@ class FileSampleRefQueue(Generic[R]):
         return self._on_leases("failing refs in", refs, lambda stems: self.engine.settler.fail(stems, said, retryable))
 
     def release(self, refs: Iterable[R]) -> list[str]:
-        """Give refs back to the tail of pending/ without counting an attempt; returns the ids lost, as ack does."""
+        """Give refs back to the tail of pending/ without counting an attempt; return the ids lost, as ack does."""
         return self._on_leases("releasing refs in", refs, self.engine.settler.release)
 
     def renew(self, refs: Iterable[R]) -> list[str]:
-        """Start the lease timeout of refs anew; returns the ids that this handle does not lease (any more)."""
+        """Start the lease timeout of refs anew; return the ids that this handle does not lease (any more)."""
         return self._on_leases("renewing leases in", refs, self.engine.settler.renew)
 
     def hand_over(self, refs: Iterable[R], owner: str) -> list[str]:
-        """Make leases another handle's, which adopts them: a process that ends leaves its work to one that goes on.
+        """Make leases another handle's, for it to `adopt`: a process that ends leaves its work to one that goes on.
 
         The lease timeout runs on; from now on the new owner's heartbeat and process count.
 
@@ -305,11 +305,11 @@ class FileSampleRefQueue(Generic[R]):
         )
 
     def adopt(self, refs: Iterable[R]) -> list[str]:
-        """Take up leases that were handed over to this handle, to settle and renew them; returns the ids of others."""
+        """Take up leases that were handed over to this handle, to settle and renew them; return the ids of others."""
         return self._on_leases("adopting leases in", refs, self.engine.settler.adopt)
 
     def _on_leases(self, what: str, refs: Iterable[R], act: Callable[[list[str]], list[str]]) -> list[str]:
-        """Act on these refs' leases by stem; returns the ids of those that act returns."""
+        """Act on these refs' leases by stem; return the ids of those that act returns."""
         ids = {names.stem_of(sample_id): sample_id for sample_id in map(id_of_ref, refs)}
         if not ids:
             return []
@@ -317,13 +317,13 @@ class FileSampleRefQueue(Generic[R]):
             return [ids[stem] for stem in act(list(ids))]
 
     def release_all(self) -> int:
-        """Give back every ref leased in this handle's name, also those handed over to it; returns how many."""
+        """Give back every ref leased in this handle's name, also those handed over to it; return how many."""
         engine = self.engine
         with explained("releasing refs in", self.path):
             return engine.settler.release_all()
 
     def reclaim(self) -> int:
-        """Bring back all refs whose lease has expired, now; returns how many."""
+        """Bring back now all refs whose lease has expired; return how many."""
         engine = self.engine
         with explained("reclaiming leases in", self.path):
             return engine.reclaimer.round()
@@ -395,8 +395,8 @@ class FileSampleRefQueue(Generic[R]):
     def rewind(self, *, after_step: int, force: bool = False) -> list[str]:
         """Put back into pending/ every ref acked after an optimizer step, to resume from that step's checkpoint.
 
-        Attempts are not counted. Calling it again changes nothing; killed half way, it is completed by calling it
-        again. Refs that were acked without a step stay where they are.
+        Attempts are not counted. A second call changes nothing, or completes one that was killed half way. Refs that
+        were acked without a step stay where they are.
 
         Returns:
             The ids put back, in the order of their steps; for one too long to be a file's name, its name's stem.
@@ -421,7 +421,7 @@ class FileSampleRefQueue(Generic[R]):
     def pack(self, *, older_than_s: float) -> Packed:
         """Move done files whose last stamp is older into segments of up to 10,000 refs, which take one inode each.
 
-        What is packed is done all the same: it counts, and rewinding brings it back. Never runs by itself.
+        What is packed is still done: it counts, and rewinding brings it back. Nothing packs by itself.
 
         Raises:
             QueueIOError: the filesystem refused; all refs are still done, and packing again completes it.
@@ -447,7 +447,7 @@ class FileSampleRefQueue(Generic[R]):
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy, in whatever process, is another handle of the same queue, with the same options."""
+        """Make a copy, in whatever process, another handle of the same queue, with the same options."""
         return partial(FileSampleRefQueue, **vars(self.options)), (self.path,)
 
     def __repr__(self) -> str:

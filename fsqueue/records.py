@@ -1,4 +1,4 @@
-"""What travels through the queue: metadata records, and the two functions every controller shares.
+"""Define what travels through the queue: metadata records, and the functions that every controller shares.
 
 The records carry no tensors. They name tensors in a feature store, and stay a few hundred bytes.
 """
@@ -19,7 +19,7 @@ _ARRAY_ATTRIBUTES = ("dtype", "shape", "device")
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """Shape and type of one tensor that a sample ref points at.
+    """Give the shape and type of one tensor that a sample ref points at.
 
     Attributes:
         shape: the tensor's dimensions, outermost first.
@@ -38,7 +38,7 @@ class FeatureSpec:
 
 @dataclass(frozen=True)
 class SampleRef:
-    """One training sample: where its features lie and what made them.
+    """Describe one training sample: where its features lie and what made them.
 
     Attributes:
         sample_id: the queue's key; any non-empty string.
@@ -67,7 +67,7 @@ class SampleRef:
 
 @dataclass(frozen=True)
 class PromptTask:
-    """One prompt for a rollout worker.
+    """Hold one prompt for a rollout worker.
 
     Attributes:
         max_length: the longest sequence to roll out, in tokens.
@@ -88,12 +88,12 @@ class PromptTask:
 
 
 def dp_partition(sample_id: str, n: int) -> int:
-    """The data-parallel partition, 0 to n - 1, that a sample belongs to; 0 when n <= 1."""
+    """Return the data-parallel partition, 0 to n - 1, that a sample belongs to; 0 when n <= 1."""
     return partition_of(sample_id.encode(), n)
 
 
 def partition_of(encoded: bytes, n: int) -> int:
-    """As `dp_partition`, of an id in UTF-8."""
+    """Do as `dp_partition`, of an id in UTF-8."""
     return int.from_bytes(hashlib.sha1(encoded).digest(), "big") % n if n > 1 else 0
 
 
@@ -113,7 +113,7 @@ def assert_no_tensors(obj: Any) -> None:
 
 
 def _find_tensor(obj: Any) -> tuple[list[str], str] | None:
-    """The steps to the first tensor in obj, innermost first, and its type; None when there is none.
+    """Return the steps to the first tensor in obj, innermost first, and its type; None when there is none.
 
     Steps are formatted only once a tensor is found, so that the walk costs a type check a value.
     """
@@ -133,13 +133,11 @@ def _find_tensor(obj: Any) -> tuple[list[str], str] | None:
 
 def _is_tensor(obj: Any) -> bool:
     root = type(obj).__module__.partition(".")[0]
-    if root in ("torch", "numpy"):
-        return True
-    return all(hasattr(obj, name) for name in _ARRAY_ATTRIBUTES)
+    return root in ("torch", "numpy") or all(hasattr(obj, name) for name in _ARRAY_ATTRIBUTES)
 
 
 def _children(obj: Any) -> Iterator[tuple[Any, Any]]:
-    """(label, value) for everything directly inside obj; a label is ``.name`` or a one-tuple of the key."""
+    """Yield (label, value) for everything directly inside obj; a label is ``.name`` or a one-tuple of the key."""
     if isinstance(obj, Mapping):
         for key, value in obj.items():
             yield (key,), value

@@ -1,1 +1,1 @@
-"""Files: the only folder whose modules call the operating system about them."""
+"""Touch files: the only folder whose modules call the operating system about them."""

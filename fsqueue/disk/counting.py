@@ -1,4 +1,4 @@
-"""Counting refs, and knowing that a directory has not changed, so that it need not be listed again."""
+"""Count refs, and know when a directory has not changed, so that it need not be listed again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _COARSE_S = 0.03
 
 
 class Counts(NamedTuple):
-    """How many refs are in each state."""
+    """Say how many refs are in each state."""
 
     pending: int
     leased: int
@@ -21,7 +21,7 @@ class Counts(NamedTuple):
 
 
 def standstill_s(*changed_at_ns: int) -> float:
-    """For how many seconds directories' mtimes must have stood still, until no change can leave them as they are.
+    """Return for how many seconds these mtimes must have stood still before any further change shows in them.
 
     Kernels stamp by a clock that ticks every 1 to 10 ms; a filesystem that keeps no part of a second rounds down to
     one or two of them.
@@ -31,10 +31,10 @@ def standstill_s(*changed_at_ns: int) -> float:
 
 
 class Unchanged:
-    """Whether a directory still holds the names of its last listing.
+    """Know whether a directory still holds the names of its last listing.
 
-    Timestamps are coarse, up to 2 s: only an mtime that had been seen for longer than that when the listing was
-    made proves that nothing has changed since.
+    Timestamps are coarse, up to 2 s: an mtime proves that nothing has changed since the listing only where it had
+    been seen for longer than that when the listing was made.
     """
 
     def __init__(self, directory: Directory) -> None:
@@ -44,7 +44,7 @@ class Unchanged:
         self._listed_at = -1e9
 
     def holds(self) -> bool:
-        """Looks at the directory's mtime; where this is False, list, and then say when that listing began."""
+        """Look at the directory's mtime; where this is False, list, then call `listed`."""
         changed_at_ns, now = self._directory.changed_at_ns(), self._directory.ops.monotonic()
         if changed_at_ns != self._changed_at_ns:
             self._changed_at_ns, self._seen_since = changed_at_ns, now
@@ -52,7 +52,7 @@ class Unchanged:
         return self._listed_at - self._seen_since > _COARSEST_S
 
     def listed(self, began_at: float) -> None:
-        """A listing that began then, monotonic, and after the last look, has been made."""
+        """Note a listing that has been made: it began at this monotonic time, after the last look."""
         self._listed_at = began_at
 
 

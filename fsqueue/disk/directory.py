@@ -1,14 +1,17 @@
-"""One directory of a queue, as a handle keeps it open."""
+"""Keep one directory of a queue open."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from fsqueue.disk.fileops import DIRECTORY, FileOps
 
+T = TypeVar("T")
+
 
 class Directory:
-    """One directory of a queue, with a descriptor that is kept open."""
+    """Hold a descriptor on one directory of a queue."""
 
     def __init__(self, ops: FileOps, path: str) -> None:
         self.ops = ops
@@ -24,26 +27,21 @@ class Directory:
         self.ops.close(self.ops.open(self.path, DIRECTORY))
 
     def listing(self) -> list[str]:
-        """The names in here, read afresh."""
-        fd = self.ops.open(self.path, DIRECTORY)
-        try:
-            return self.ops.listdir(fd)
-        finally:
-            self.ops.close(fd)
+        """Return the names in here, read afresh."""
+        return self._afresh(self.ops.listdir)
 
     def any_name(self, accept: Callable[[str], bool]) -> bool:
-        """Whether some name in here is accepted; reads no further than to the first."""
-        fd = self.ops.open(self.path, DIRECTORY)
-        try:
-            return self.ops.scan_until(fd, accept)
-        finally:
-            self.ops.close(fd)
+        """Return whether some name in here is accepted; read no further than to the first."""
+        return self._afresh(lambda fd: self.ops.scan_until(fd, accept))
 
     def changed_at_ns(self) -> int:
-        """The directory's own mtime, read afresh."""
+        """Return the directory's own mtime, read afresh."""
+        return self._afresh(lambda fd: self.ops.fstat(fd).st_mtime_ns)
+
+    def _afresh(self, read: Callable[[int], T]) -> T:
         fd = self.ops.open(self.path, DIRECTORY)
         try:
-            return self.ops.fstat(fd).st_mtime_ns
+            return read(fd)
         finally:
             self.ops.close(fd)
 

@@ -1,4 +1,4 @@
-"""The one module that makes file operations.
+"""Make file operations: no other module does.
 
 `FileOps` is a table of the system calls that the queue uses, plus a few sequences of them that belong
 together. Everything else in the package goes through an instance of it, so that a test can count, delay or
@@ -47,7 +47,7 @@ FILE_LIMIT_BYTES = 1 << 26
 
 @lru_cache(maxsize=1)
 def _filelock() -> ModuleType:
-    """Imported with the first lock: that costs as much as all of this package."""
+    """Import filelock with the first lock: that costs as much as all of this package."""
     import filelock
 
     return filelock
@@ -63,7 +63,7 @@ def _unlock(fd: int) -> None:
 
 @lru_cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """The process's threads for file operations; nothing that runs in them waits for another of them."""
+    """Return the process's threads for file operations; nothing that runs in them waits for another of them."""
     from concurrent.futures import ThreadPoolExecutor
 
     return ThreadPoolExecutor(threads, "fsqueue-io")
@@ -91,7 +91,7 @@ def _scan_until(fd: int, accept: Callable[[str], bool]) -> bool:
 
 
 class FileOps:
-    """The system calls, and what else the queue asks of the operating system.
+    """Offer the system calls, and what else the queue asks of the operating system.
 
     The class attributes are the real calls. An instance may carry others; `CALLS` lists the file operations.
     """
@@ -179,7 +179,7 @@ class FileOps:
         return fd
 
     def open_to_read(self, dir_fd: int, name: str) -> int:
-        """A descriptor on a file, which may still turn out to be a directory or a FIFO.
+        """Return a descriptor on a file, which may still turn out to be a directory or a FIFO.
 
         Raises:
             CorruptRefError: it is a symbolic link, or a device without a driver.
@@ -192,11 +192,11 @@ class FileOps:
             raise
 
     def open_folder(self, dir_fd: int, name: str) -> int:
-        """A descriptor on a directory in a directory; NotADirectoryError where a symbolic link is there."""
+        """Return a descriptor on a directory in a directory; NotADirectoryError where a symbolic link is there."""
         return self.open(name, DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
 
     def read_file(self, dir_fd: int, name: str) -> bytes:
-        """The content of a regular file.
+        """Return the content of a regular file.
 
         Raises:
             CorruptRefError: it is a symbolic link, a directory, a device, or larger than 64 MiB.
@@ -208,9 +208,9 @@ class FileOps:
             self.close(fd)
 
     def read_regular(self, fd: int) -> bytes:
-        """What an open file holds, from its start.
+        """Return what an open file holds, from its start.
 
-        A small file costs one read; whether it is a regular one is asked only where more is to come.
+        A small file costs one read; only where more is to come does a stat ask whether it is a regular file.
         """
         try:
             data = self.read(fd, _CHUNK)
@@ -229,7 +229,7 @@ class FileOps:
         return b"".join(parts)
 
     def update_in_place(self, fd: int, data: bytes, offset: int, size: int) -> None:
-        """Replace what a file of this size holds from offset on."""
+        """Replace the content of a file of this size from offset on."""
         self.pwrite_all(fd, data, offset)
         if offset + len(data) < size:
             self.ftruncate(fd, offset + len(data))
@@ -238,7 +238,7 @@ class FileOps:
         return self.open(name, _UPDATE, dir_fd=dir_fd)
 
     def fresh_mtime(self, dir_fd: int, name: str) -> float | None:
-        """A file's mtime in seconds, None where there is no such file.
+        """Return a file's mtime in seconds; None where there is no such file.
 
         NFS: `stat` may answer from the attribute cache, seconds old; open + fstat asks the server.
         """
@@ -249,22 +249,26 @@ class FileOps:
         except OSError as error:
             if error.errno not in (errno.ELOOP, errno.ENXIO):
                 raise
-            return self.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mtime
+            status = self.status(dir_fd, name)
+            return status.st_mtime if status else None
         try:
             return self.fstat(fd).st_mtime
         finally:
             self.close(fd)
 
+    def status(self, dir_fd: int, name: str) -> os.stat_result | None:
+        """Return a file's status; None where there is no such file."""
+        try:
+            return self.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
     def is_there(self, dir_fd: int, name: str) -> bool:
-        """As `exists`, at half the cost; an error of the filesystem reads as no."""
+        """Do as `exists`, at half the cost; an error of the filesystem reads as no."""
         return self.access(name, os.F_OK, dir_fd=dir_fd, follow_symlinks=False)
 
     def exists(self, dir_fd: int, name: str) -> bool:
-        try:
-            self.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return True
+        return self.status(dir_fd, name) is not None
 
     def remove(self, dir_fd: int, name: str) -> bool:
         """Unlink a file; False when it was gone already."""
@@ -276,7 +280,7 @@ class FileOps:
 
 
 def wrapped(ops: FileOps, around: Callable[..., Any]) -> FileOps:
-    """A copy of the table in which every file operation runs as ``around(name, call, *args, **kwargs)``."""
+    """Return a copy of the table in which every file operation runs as ``around(name, call, *args, **kwargs)``."""
     copy = FileOps()
     copy.__dict__.update(ops.__dict__)
 
@@ -294,7 +298,7 @@ _override = threading.local()
 
 
 def current() -> FileOps:
-    """The table that handles opened by this thread use from now on."""
+    """Return the table that handles opened by this thread use from now on."""
     return getattr(_override, "ops", _default)
 
 

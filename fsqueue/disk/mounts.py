@@ -1,4 +1,4 @@
-"""Which filesystem a path lies on, as the kernel tells it in /proc/self/mountinfo.
+"""Tell which filesystem a path lies on, by the kernel's /proc/self/mountinfo.
 
 Source: proc_pid_mountinfo(5). Elsewhere than on Linux nothing is known.
 """
@@ -22,7 +22,7 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 
 @dataclass(frozen=True)
 class Mount:
-    """One line of mountinfo.
+    """Describe one mount, by its line of mountinfo.
 
     Attributes:
         mount_id: the kernel's number of it in this mount namespace.
@@ -38,23 +38,19 @@ class Mount:
     options: tuple[str, ...]
 
     def option(self, name: str) -> str | None:
-        """The value of an option; "" for one that has none, None where it is not set."""
-        for option in self.options:
-            key, _, value = option.partition("=")
-            if key == name:
-                return value
-        return None
+        """Return the value of an option; "" for one that has none, None where it is not set."""
+        parts = (option.partition("=") for option in self.options)
+        return next((value for key, _, value in parts if key == name), None)
 
     @property
     def is_remote(self) -> bool:
-        """Whether other hosts may see the same files: a known type, or a source such as ``host:/export``."""
-        if self.type in _REMOTE_TYPES:
-            return True
-        return not self.source.startswith("/dev/") and _HOST_SOURCE(self.source) is not None
+        """Tell whether other hosts may see the same files: a known type, or a source such as ``host:/export``."""
+        named_host = not self.source.startswith("/dev/") and _HOST_SOURCE(self.source) is not None
+        return self.type in _REMOTE_TYPES or named_host
 
 
 def mount_of(path: str | os.PathLike[str]) -> Mount | None:
-    """The mount that a path, or the nearest existing directory above it, lies on; None where nobody tells."""
+    """Return the mount of a path, or of the nearest existing directory above it; None where it is unknown."""
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as f:
             mounts = parse_mountinfo(f.read())
@@ -69,18 +65,14 @@ def mount_of(path: str | os.PathLike[str]) -> Mount | None:
 
 
 def parse_mountinfo(text: str) -> list[Mount]:
-    """The mounts in the text of a mountinfo file, in its order; lines outside the format are skipped."""
+    """Return the mounts in the text of a mountinfo file, in its order; lines outside the format are skipped."""
     return [mount for mount in map(_parse_line, text.splitlines()) if mount is not None]
 
 
 def containing(mounts: Iterable[Mount], path: str) -> Mount | None:
-    """The mount with the longest point above an absolute path; of equals the last, which covers the others."""
-    found: Mount | None = None
-    for mount in mounts:
-        above = mount.point.rstrip("/")
-        if (path == above or path.startswith(above + "/")) and (found is None or len(mount.point) >= len(found.point)):
-            found = mount
-    return found
+    """Return the mount with the longest point above an absolute path; of equals the last, which covers the others."""
+    above = [mount for mount in mounts if f"{path}/".startswith(mount.point.rstrip("/") + "/")]
+    return max(reversed(above), key=lambda mount: len(mount.point), default=None)
 
 
 def _parse_line(line: str) -> Mount | None:
@@ -103,7 +95,7 @@ def _unescaped(text: str) -> str:
 
 
 def _mount_id(path: str) -> int | None:
-    """The number of the mount that an open of this path reaches: exact also under bind mounts and covered ones."""
+    """Return the number of the mount that opening this path reaches, also under bind mounts and covered ones."""
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:

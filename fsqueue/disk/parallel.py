@@ -1,4 +1,4 @@
-"""Doing file operations side by side, on mounts where that pays.
+"""Make file operations side by side, on mounts where that pays.
 
 A Linux NFS client holds a directory's lock for the whole of a create, and the mount's for the whole of a rename
 between directories, but it lets writes with their close, stamps, lookups and reads overlap. On a local disk only
@@ -23,7 +23,7 @@ _WORTH_A_THREAD_S = 0.0005
 
 
 class Overlap:
-    """How one handle makes file operations that do not depend on each other.
+    """Make those file operations of one handle that do not depend on each other.
 
     Args:
         io_threads: "auto": side by side on a mount that is not known to be local, where the first of them took
@@ -38,10 +38,10 @@ class Overlap:
         self.syncs = _threads(io_threads)
 
     def ahead(self, work: Callable[[T], U], items: Sequence[T]) -> list[Callable[[], U]]:
-        """One callable for each item, which returns or raises what work does.
+        """Return one callable for each item, which returns or raises what work does.
 
-        All work has ended when this returns where it is done side by side; elsewhere it is done when asked for,
-        so that the caller's own operations come in between.
+        Where work is done side by side, all of it has ended when this returns. Elsewhere each call does its own, so
+        that the caller's operations come in between.
         """
         if self._threads < 2 or len(items) < 2:
             return [partial(work, item) for item in items]
@@ -58,7 +58,7 @@ class Overlap:
 
 
 class _Outcome(Generic[T, U]):
-    """A call that was made for somebody who will ask for its result later, once."""
+    """Make a call, and keep its result for somebody who asks for it later, once."""
 
     __slots__ = ("_error", "_item", "_result", "_work")
 

@@ -1,4 +1,4 @@
-"""Publish small files whole: write under a name of one's own, make it durable, then give it the name readers know.
+"""Publish files whole: write under a name of one's own, make it durable, then give it the name readers know.
 
 A directory of ours (a queue, a feature store, a ledger) is one from the instant that its settings file exists. That
 file comes last and complete, so whoever reads it finds everything else in place.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from contextlib import closing, suppress
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, silently_remove
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
+_SYNCED_TOGETHER = 256
 
 
 def make_directory(ops: FileOps, path: str) -> None:
@@ -49,6 +51,38 @@ def write_file(ops: FileOps, directory: Directory, name: str, data: bytes, durab
         raise
 
 
+def write_together(ops: FileOps, directory: Directory, named: Iterable[tuple[str, bytes]], syncs: int | None) -> None:
+    """Create files by name and content; on an error, the caller removes what there is of them.
+
+    Args:
+        syncs: how many are synced at a time, so that they share the commits of a local disk's journal; None: they
+            are not made durable.
+    """
+    fds: list[int] = []
+    create, close, dir_fd = ops.create, ops.close, directory.fd
+    try:
+        for name, data in named:
+            fd = create(dir_fd, name, data)
+            if syncs is None:
+                close(fd)
+            else:
+                fds.append(fd)
+                if len(fds) == _SYNCED_TOGETHER:
+                    _sync_and_close(ops, fds, syncs)
+        _sync_and_close(ops, fds, syncs or 1)
+    except BaseException:
+        for fd in fds:
+            with suppress(OSError):  # the error that led here is the one to report
+                close(fd)
+        raise
+
+
+def _sync_and_close(ops: FileOps, fds: list[int], syncs: int) -> None:
+    ops.sync_all(fds, syncs)
+    while fds:
+        ops.close(fds.pop())
+
+
 def replace_file(ops: FileOps, directory: Directory, name: str, data: bytes, durable: bool) -> None:
     """Put a file in the place of an older one of this name, if there is one: readers see either, whole."""
     tmp_name = own_name(ops, f".{name}")
@@ -67,41 +101,35 @@ def replace_file(ops: FileOps, directory: Directory, name: str, data: bytes, dur
 
 def publish_once(ops: FileOps, root: Directory, target: str, data: bytes) -> None:
     """Write a directory's settings by way of its tmp/, unless another process has done so meanwhile; durable."""
-    tmp = Directory(ops, os.path.join(root.path, "tmp"))
     name = own_name(ops, target)
-    try:
-        write_file(ops, tmp, name, data, durable=True)
+    with closing(Directory(ops, os.path.join(root.path, "tmp"))) as tmp:
         try:
-            ops.link(name, target, src_dir_fd=tmp.fd, dst_dir_fd=root.fd)
-        except FileExistsError:
-            pass
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            _publish_by_rename(ops, root, tmp, name, target)
-        root.sync()
-        sync_parent(ops, root.path)
-    finally:
-        try:
-            silently_remove(ops, tmp.fd, [name])
+            write_file(ops, tmp, name, data, durable=True)
+            _link_or_rename(ops, root, tmp, name, target)
+            root.sync()
+            sync_parent(ops, root.path)
         finally:
-            tmp.close()
+            silently_remove(ops, tmp.fd, [name])
 
 
-def _publish_by_rename(ops: FileOps, root: Directory, tmp: Directory, name: str, target: str) -> None:
-    # RACE: two creators without hard links may both find no settings; the later rename replaces the earlier
-    # one's, which said the same unless their arguments differ, and then the earlier handle's next open says so.
-    if not ops.exists(root.fd, target):
-        ops.rename(name, target, src_dir_fd=tmp.fd, dst_dir_fd=root.fd)
+def _link_or_rename(ops: FileOps, root: Directory, tmp: Directory, name: str, target: str) -> None:
+    try:
+        ops.link(name, target, src_dir_fd=tmp.fd, dst_dir_fd=root.fd)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        # RACE: two creators without hard links may both find no settings; the later rename replaces the earlier
+        # one's, which said the same unless their arguments differ, and then the earlier handle's next open says so.
+        if not ops.exists(root.fd, target):
+            ops.rename(name, target, src_dir_fd=tmp.fd, dst_dir_fd=root.fd)
 
 
 def sync_parent(ops: FileOps, path: str) -> None:
     """Make a directory's own name durable."""
-    parent = Directory(ops, os.path.dirname(os.path.abspath(path)))
-    try:
+    with closing(Directory(ops, os.path.dirname(os.path.abspath(path)))) as parent:
         parent.sync()
-    finally:
-        parent.close()
 
 
 def own_name(ops: FileOps, stem: str) -> str:

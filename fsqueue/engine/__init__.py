@@ -1,1 +1,1 @@
-"""The protocol: how a ref goes from put to claim, settlement and expiry."""
+"""Keep the protocol: take a ref from put to claim, settlement and expiry."""

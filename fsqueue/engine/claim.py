@@ -1,4 +1,4 @@
-"""The get side: taking places in the order, claiming the refs, and finding those that no line names."""
+"""Take places in the order, claim the refs, and find those that no line names."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import msgspec
 
 from fsqueue.disk.counting import Unchanged
 from fsqueue.engine.handle import Handle
+from fsqueue.engine.layout import read_json
 from fsqueue.engine.order import DEAD, Scan
-from fsqueue.errors import CorruptRefError
 from fsqueue.format import names
-from fsqueue.format.codec import UNDECODABLE
 from fsqueue.records import dp_partition, partition_of
 
 SWEEP_S = 60.0
@@ -29,23 +28,23 @@ class _SampleId(msgspec.Struct):
 
 
 class Claimer:
-    """Hands pending refs to one handle."""
+    """Claim pending refs for one handle."""
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
         self._scans: dict[Partition | None, Scan] = {}
         self._unchanged = Unchanged(handle.layout.pending)
         self._no_sweep_before = -1e9
-        self._sweep_s = 0.0  # what the last listing and comparison cost
-        self._adopted_at = -1e9
+        self._sweep_s = 0.0  # how long the last listing and comparison took
+        self._compared_at = -1e9
 
     def take(self, count: int, partition: Partition | None, thorough: bool, leased: list[str]) -> bool:
         """Lease up to count refs in FIFO order and append their stems to leased; False when there were none.
 
-        Where thorough, refs that the order does not name are looked for when it names no more.
+        Where thorough, an order that names no more is compared with a listing.
 
-        On an error, leased holds every ref that may be leased by now, and a sweep will look for those whose
-        places were taken and that were not claimed.
+        On an error, leased holds every ref that may be leased by now; a sweep will find those whose places were
+        taken and that were not claimed.
         """
         wanted, before = len(leased) + count, len(leased)
         swept = not thorough
@@ -94,7 +93,7 @@ class Claimer:
             raise first
 
     def _still_leased(self, stem: str) -> bool:
-        """Whether a ref that this handle leased, and that is pending again, was queued twice or taken away."""
+        """Return whether a ref that is pending, and that this handle holds, is leased too: then it was queued twice."""
         leased = self._handle.layout.leased
         leased.refresh()
         return self._handle.ops.exists(leased.fd, names.leased_file(stem, self._handle.owner))
@@ -116,16 +115,16 @@ class Claimer:
             handle.order_file.release()
 
     def _without_lock(self, count: int, partition: Partition | None) -> list[str]:
-        """Candidates from a listing, in an order of this handle's own so that claims rarely collide."""
+        """Return candidates from a listing, in an order of this handle's own so that claims rarely collide."""
         stems = [stem for stem in self._pending_stems() if partition is None or self._belongs(stem, partition)]
         random = self._handle.ops.random
         return sorted(stems, key=lambda _: random())[:count]
 
     def _sweep(self) -> bool:
-        """List pending/ and name in the order what it does not know; True when there was something.
+        """Name stranded refs when the order is exhausted; True when there were some.
 
-        Skipped where nothing can have changed since the last listing, or where listings take long and the
-        last one is recent: at most 1/20 of the time goes into them.
+        Do nothing where nothing can have changed since the last listing, or where listings take long and the last
+        one is recent: at most 1/20 of the time goes into them.
         """
         ops = self._handle.ops
         if self._unchanged.holds() and not self._handle.order.incomplete:
@@ -133,15 +132,15 @@ class Claimer:
         started = ops.monotonic()
         if started < self._no_sweep_before:
             return False
-        found = self.adopt()
+        found = self.name_stranded()
         self._unchanged.listed(started)
         self._no_sweep_before = started + self._sweep_s * (_RELAX if self._sweep_s > _CHEAP_SWEEP_S else 1)
         return found > 0 or bool(self._scans)
 
-    def adopt(self) -> int:
-        """Name in the order every pending ref that no line names; returns how many there were, whoever named them.
+    def name_stranded(self) -> int:
+        """List pending/ and name in the order every ref that no line names; return how many were found.
 
-        A ref is adopted within `SWEEP_S` seconds, or 100 times what a listing takes, of being stranded; sooner where
+        That happens within `SWEEP_S` seconds of its being stranded, or 100 times what a listing takes; sooner where
         the order is exhausted and `_sweep` has reason to list.
         """
         handle, started = self._handle, self._handle.ops.monotonic()
@@ -153,15 +152,15 @@ class Claimer:
                 # RACE: another handle may just have taken the places of these, and be about to claim them.
                 handle.ops.sleep(_REMOTE_CLAIMING_S if handle.layout.remote else _CLAIMING_S)
                 stranded = set(stranded).intersection(self._pending_stems())
-                self._name(stranded)
+                self._unnamed(stranded, name=True)
         except BaseException:
             handle.order.incomplete = True
             raise
-        self._adopted_at = started
+        self._compared_at = started
         return len(stranded)
 
-    def _unnamed(self, stems: list[str]) -> Collection[str]:
-        """Those of the stems that no line of the order names."""
+    def _unnamed(self, stems: Collection[str], name: bool = False) -> Collection[str]:
+        """Return those of the stems that no line of the order names, and append them to it if told to."""
         handle = self._handle
         if not stems:
             return stems
@@ -170,35 +169,24 @@ class Claimer:
                 handle.order.incomplete = True
                 return []
             unnamed = handle.order.unnamed_locked(stems)
-            if not unnamed:
+            if unnamed and name:
+                handle.order.append_locked(self._arrange(unnamed))
+            if name or not unnamed:
                 handle.order.swept_locked(handle.ops.time())
             return unnamed
 
-    def _name(self, stems: Collection[str]) -> None:
-        """Append those of the stems to the order that no line names by now."""
-        handle = self._handle
-        if not stems:
-            return
-        with handle.order_file.held_soon() as held:
-            if not held:
-                handle.order.incomplete = True
-                return
-            if unnamed := handle.order.unnamed_locked(stems):
-                handle.order.append_locked(self._arrange(unnamed))
-            handle.order.swept_locked(handle.ops.time())
-
     def sweep_if_due(self) -> None:
-        """Adopt stranded refs though the order is not exhausted, once in a while and for all handles."""
+        """Name stranded refs though the order is not exhausted, once in a while and for all handles."""
         handle = self._handle
         swept_at, started = handle.order.swept_at, handle.ops.monotonic()
         overdue = swept_at is not None and abs(handle.ops.time() - swept_at) > SWEEP_S
-        overdue = overdue and started - self._adopted_at > SWEEP_S  # the header is left alone where nothing is pending
+        overdue = overdue and started - self._compared_at > SWEEP_S  # the header is left alone where nothing is pending
         if handle.order.incomplete or (overdue and started >= self._no_sweep_before):
-            self.adopt()
+            self.name_stranded()
             self._no_sweep_before = started + 100 * self._sweep_s
 
     def _pending_stems(self) -> list[str]:
-        """The stems in pending/, by a listing; a file that was moved there under another name gets its own."""
+        """List the stems in pending/; give a file that was moved there under another name its own."""
         stems = []
         for name in self._handle.layout.pending.listing():
             stem = names.parse_pending(name)
@@ -210,25 +198,22 @@ class Claimer:
         return stems
 
     def _arrange(self, stems: list[str]) -> list[str]:
-        """Refs that come from a listing: by age where a few, by name where a stat each would cost too much."""
+        """Sort stems from a listing by age, or by name where a stat each would cost too much."""
         if len(stems) > _SORT_BY_MTIME_LIMIT:
             return sorted(stems)
         return sorted(stems, key=lambda stem: (self._mtime_ns(stem), stem))
 
     def _mtime_ns(self, stem: str) -> int:
-        ops, pending = self._handle.ops, self._handle.layout.pending
-        try:
-            return ops.stat(names.ref_file(stem), dir_fd=pending.fd, follow_symlinks=False).st_mtime_ns
-        except FileNotFoundError:
-            return 0
+        status = self._handle.ops.status(self._handle.layout.pending.fd, names.ref_file(stem))
+        return status.st_mtime_ns if status else 0
 
     def _belonging(self, data: bytes, partition: Partition) -> Iterator[int]:
-        """The numbers of those lines of the order that are of this partition and not handed out."""
+        """Yield the numbers of those lines of the order that are of this partition and not handed out."""
         index, count = partition
         lines = enumerate(data.split(b"\n"))
         if b"%" in data or b"~" in data:
             return (number for number, line in lines if self._line_belongs(line, partition))
-        # Every partition sees every line, and of most no more has to be known than the hash of the id that it is.
+        # Every partition sees every line, and most are an id as it is, so that their hash says all.
         return (n for n, line in lines if line and line[0] != DEAD and partition_of(line, count) == index)
 
     def _line_belongs(self, line: bytes, partition: Partition) -> bool:
@@ -243,14 +228,10 @@ class Claimer:
         return sample_id is None or dp_partition(sample_id, count) == index
 
     def _id_inside(self, stem: str) -> str | None:
-        """The id of a ref whose name is too short to tell; None where the file does not tell either."""
-        handle = self._handle
-        try:
-            data = handle.ops.read_file(handle.layout.pending.fd, names.ref_file(stem))
-            return msgspec.json.decode(data, type=_SampleId).sample_id
-        except (FileNotFoundError, CorruptRefError, *UNDECODABLE):
-            return None
+        """Return the id of a ref whose name was cut short; None where the file does not tell either."""
+        found = read_json(self._handle.ops, self._handle.layout.pending, names.ref_file(stem), _SampleId)
+        return found.sample_id if found else None
 
     def anything_pending(self) -> bool:
-        """Whether there is any pending ref, of whatever partition; costs no whole listing."""
+        """Return whether there is any pending ref, of whatever partition; it costs no whole listing."""
         return self._handle.layout.pending.any_name(lambda name: names.parse_pending(name) is not None)

@@ -1,4 +1,4 @@
-"""The clock that leases are measured by.
+"""Tell the time that leases are measured by.
 
 `FilesystemClock` is the server's: files are stamped by `utime` without a time, and *now* is read by touching
 the order file and reading its mtime back, so that no host's wall clock is involved. `InjectedClock` replaces
@@ -22,23 +22,19 @@ class Clock(Protocol):
     """Stamps files and tells the time by one and the same clock, in seconds.
 
     Attributes:
-        injected: whether it is a caller's clock, which the filesystem knows nothing of.
+        injected: true for a caller's clock, which the filesystem knows nothing of.
     """
 
     injected: bool
 
     def now(self) -> float: ...
 
-    def stamp(self, directory: Directory, name: str) -> None:
-        """Set a file's mtime to now.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-        """
+    def stamp(self, directory: Directory, name: str) -> bool:
+        """Set a file's mtime to now; False where there is no such file."""
 
 
 class FilesystemClock:
-    """The clock of the filesystem that holds the queue."""
+    """Tell the time of the filesystem that holds the queue."""
 
     injected = False
 
@@ -47,15 +43,13 @@ class FilesystemClock:
         self._root = root
 
     def now(self) -> float:
-        """Costs one modification and one fresh read of an mtime.
+        """Return the time, at the cost of one modification and one fresh read of an mtime.
 
         Raises:
             FileNotFoundError: somebody deletes the order file as often as it is made.
         """
         for _ in range(_TRIES):
-            try:
-                self.stamp(self._root, ORDER)
-            except FileNotFoundError:
+            if not self.stamp(self._root, ORDER):
                 # Somebody deleted the order file; a new one is stamped by its creation.
                 self._ops.close(self._ops.open(ORDER, ORDER_FLAGS, 0o666, dir_fd=self._root.fd))
             mtime = self._ops.fresh_mtime(self._root.fd, ORDER)
@@ -63,12 +57,16 @@ class FilesystemClock:
                 return mtime
         raise FileNotFoundError(errno.ENOENT, "it vanishes while the time is read from it", ORDER)
 
-    def stamp(self, directory: Directory, name: str) -> None:
-        self._ops.utime(name, dir_fd=directory.fd, follow_symlinks=False)
+    def stamp(self, directory: Directory, name: str) -> bool:
+        try:
+            self._ops.utime(name, dir_fd=directory.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
 
 
 class InjectedClock:
-    """A caller's clock: ``clock()`` returns seconds."""
+    """Tell the time of a caller's ``clock()``, in seconds."""
 
     injected = True
 
@@ -76,6 +74,10 @@ class InjectedClock:
         self._ops = ops
         self.now = clock
 
-    def stamp(self, directory: Directory, name: str) -> None:
+    def stamp(self, directory: Directory, name: str) -> bool:
         now_ns = int(self.now() * 1e9)
-        self._ops.utime(name, ns=(now_ns, now_ns), dir_fd=directory.fd, follow_symlinks=False)
+        try:
+            self._ops.utime(name, ns=(now_ns, now_ns), dir_fd=directory.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True

@@ -1,4 +1,4 @@
-"""What a queue object has open in one process: its handle, and the parts that put, get, settle and reclaim with it."""
+"""Open a queue for one queue object in one process: its handle, and what puts, gets, settles and reclaims with it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fsqueue.format.codec import Codec
 
 @dataclass(frozen=True)
 class Options:
-    """The options that belong to one queue object, and not to the queue; `FileSampleRefQueue` says what each means."""
+    """Hold the options of one queue object, as opposed to the queue's; `FileSampleRefQueue` says what each means."""
 
     ref_type: type[Any]
     owner: str | None

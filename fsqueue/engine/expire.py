@@ -1,4 +1,4 @@
-"""Expired leases: noticing them, and bringing their refs back.
+"""Notice expired leases, and bring their refs back.
 
 A lease has expired when lease_timeout_s has passed since the newer of the leased file's mtime and, where the
 owner keeps a heartbeat, its record's mtime; or at once when the owner's process is known to be gone.
@@ -27,7 +27,7 @@ Lease = tuple[str, str]
 
 
 class Reclaimer:
-    """Reclaims expired leases on behalf of one handle, at a bounded rate.
+    """Reclaim expired leases on behalf of one handle, at a bounded rate.
 
     A round is due after `ROUND_S` seconds, or a tenth of the lease timeout where that is less.
     """
@@ -44,7 +44,7 @@ class Reclaimer:
         self._last_round_mono = self._last_owners_mono = self._last_abandoned_mono = -1e9
 
     def due(self, idle: bool) -> bool:
-        """Whether a round is due; sooner when there is nothing else to hand out."""
+        """Return whether a round is due; that is sooner where idle, with nothing else to hand out."""
         since_s = self._handle.ops.monotonic() - self._last_round_mono
         if since_s >= (min(IDLE_ROUND_S, self._round_s) if idle else self._round_s):
             return True
@@ -56,9 +56,9 @@ class Reclaimer:
         )
 
     def idle_s(self, rounds: int) -> float:
-        """For how many seconds a waiting get may do without a round, when it was idle for so many of them.
+        """Return for how many seconds a waiting get may go without a round, after so many idle ones.
 
-        A lease that is taken meanwhile is seen long before its time comes, one that was seen is looked at in time.
+        No lease is overlooked: one taken meanwhile is seen long before its time comes, one seen before in time.
         """
         if self._handle.clock.injected:
             return self._round_s
@@ -66,7 +66,7 @@ class Reclaimer:
         return min(rounds * self._round_s, max(self._round_s, first - self._handle.ops.monotonic()))
 
     def round_if_due(self, idle: bool) -> int:
-        """A round, unless none is due or another thread is at it."""
+        """Make a round, unless none is due or another thread is at it."""
         if not self.due(idle) or not self._handle.mutex.acquire(blocking=False):
             return 0
         try:
@@ -75,7 +75,7 @@ class Reclaimer:
             self._handle.mutex.release()
 
     def round(self) -> int:
-        """Reclaim what has expired; returns how many refs left leased/."""
+        """Reclaim what has expired; return how many refs left leased/."""
         with self._handle.mutex:
             self._handle.strays.recover()
             started = self._tick()
@@ -90,7 +90,7 @@ class Reclaimer:
             return moved
 
     def would_leave(self) -> set[str]:
-        """The owners who would hold leases after a round; moves nothing."""
+        """Return the owners who would hold leases after a round; move nothing."""
         leases = self._leases()
         expired = self._expired(leases, self._dead(leases), self._tick())
         return {owner for _, owner in set(leases).difference(expired)}
@@ -122,7 +122,7 @@ class Reclaimer:
         return len(moved)
 
     def _tick(self) -> float:
-        """The time that rounds and deadlines are kept in: the injected clock's, or monotonic."""
+        """Return the time by which rounds are due: the injected clock's, or monotonic."""
         return self._handle.clock.now() if self._handle.clock.injected else self._handle.ops.monotonic()
 
     def _leases(self) -> list[Lease]:
@@ -163,7 +163,7 @@ class Reclaimer:
         return False
 
     def _left_s(self, stem: str, owner: str, holder: str) -> float | None:
-        """Seconds until owner's lease, whose file carries holder's name, expires; None where it is gone."""
+        """Return the seconds that are left of owner's lease, in a file of holder's name; None where that is gone."""
         assert self._timeout_s is not None
         ops, layout = self._handle.ops, self._handle.layout
         since = ops.fresh_mtime(layout.leased.fd, names.leased_file(stem, holder))
@@ -183,8 +183,8 @@ class Reclaimer:
     def _reclaim(self, lease: Lease, dead: bool, back: list[str]) -> bool:
         """Bring one ref back, or bury it when it has used up its attempts; False where somebody else won.
 
-        RACE: the owner may renew between the look and the take-over. The file's mtime, untouched by the
-        rename, tells: then the lease is handed back. An ack in that instant finds the name gone, and says so.
+        RACE: the owner may renew between the look and the take-over. The file's mtime, which the rename keeps, then
+        tells, and the lease is handed back. An ack in that instant finds the name gone, and says so.
         CRASH: after the take-over this is a lease of this owner, which expires.
         """
         stem, owner = lease
@@ -197,7 +197,8 @@ class Reclaimer:
                 return False
             if owner == handle.owner:
                 handle.held.end(stem, "lost")
-            handle.clock.stamp(handle.layout.leased, names.leased_file(stem, handle.owner))
+            if not handle.clock.stamp(handle.layout.leased, names.leased_file(stem, handle.owner)):
+                return False
             reason = "the owner's process is gone" if dead else "the lease timed out"
             counted = record("expired", self._round_now(), owner, reason, attempt=True)
             return return_or_bury(handle, stem, counted, reason, self._max_attempts, back)
@@ -236,9 +237,9 @@ class Reclaimer:
         return [name for name in self._handle.layout.tmp.listing() if name.startswith(prefixes)] if owners else []
 
     def _abandoned(self, owners: set[str]) -> set[str]:
-        """Those that nobody can ask and that have not shown up for a day; looked for once an hour.
+        """Return, once an hour, those owners whose process cannot be looked at and who have been silent for a day.
 
-        An owner that gets refs shows up as often, and writes its record anew where that was removed.
+        An owner that gets refs shows up every hour, and writes its record anew where that was removed.
         """
         handle = self._handle
         found: set[str] = set()
@@ -261,7 +262,9 @@ def return_or_bury(
 ) -> bool:
     """Move a ref that this handle leases to the tail of pending/, or to failed/ after its last attempt.
 
-    counted records the attempt. The caller names the stems collected in back in the order, once for the batch.
+    Args:
+        counted: records the attempt.
+        back: collects the stems that went to pending/, for the caller to name in the order, once for a batch.
     """
 
     def change(bookkeeping: Bookkeeping) -> None:

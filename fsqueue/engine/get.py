@@ -1,4 +1,4 @@
-"""Delivering refs: reclaim what expired, lease what is next, read it, decode it.
+"""Deliver refs: reclaim what expired, lease what is next, read it, decode it.
 
 Whatever goes wrong on the way, a ref that this handle has leased is either returned to the caller or becomes a
 stray, which the next call gives back to pending/.
@@ -100,7 +100,7 @@ class Getter(Generic[R]):
         return refs
 
     def _belongs(self, ref: R, partition: Partition) -> bool:
-        """Whether a ref is of the partition asked for; its name alone cannot tell where the id is a long one."""
+        """Return whether a ref is of the partition, and release it where not: the name of a long id does not tell."""
         sample_id = id_of_ref(ref)
         stem = names.stem_of(sample_id)
         if names.id_of(stem) is not None or dp_partition(sample_id, partition[1]) == partition[0]:
@@ -117,12 +117,12 @@ class Getter(Generic[R]):
         return [ref for stem, ref in stems.items() if stem not in lost]
 
     def _content(self, stem: str) -> bytes:
-        """What the file of a ref holds that this handle leases."""
+        """Read the file of a ref that this handle leases."""
         handle = self._handle
         return handle.ops.read_file(handle.layout.leased.fd, names.leased_file(stem, handle.owner))
 
     def _read(self, leased: list[str], index: int, content: Callable[[], bytes]) -> R | None:
-        """The ref in a file that this handle leases; None where it is none, or the lease is gone already."""
+        """Return the ref in a file that this handle leases; None where it is none, or the lease is gone already."""
         handle, stem = self._handle, leased[index]
         try:
             ref = self._codec.decode(content())

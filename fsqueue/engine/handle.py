@@ -1,4 +1,4 @@
-"""One process's use of one open queue: the owner, and what it works with; none of it may be shared after a fork."""
+"""Hold one process's use of an open queue: the owner, and what it works with; after a fork, none of it is shared."""
 
 from __future__ import annotations
 

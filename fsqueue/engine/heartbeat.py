@@ -1,4 +1,4 @@
-"""The thread that keeps heartbeats: one in a process, for all its handles and stream members."""
+"""Keep heartbeats in one thread of a process, for all its handles and stream members."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which refs a handle leases, and how its latest leases ended."""
+"""Remember which refs a handle leases, and how its latest leases ended."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Ending = Literal["settled", "returned", "lost"]
 class Held:
     """Know which refs this handle leases, and how its latest leases ended.
 
-    The second half fences a late acknowledgement off: a ref that this handle once leased is only settled
-    under its own lease, one that it never leased may be settled whoever holds it. What was lost is remembered
-    for good (it is rare), what was settled for the last `_REMEMBERED` refs.
+    The endings fence a late acknowledgement off: a ref that this handle once leased is only settled under its own
+    lease, one that it never leased whoever holds it. What was lost, which is rare, is remembered for good, what was
+    settled for the last `_REMEMBERED` refs.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Held:
         """Note the end of a lease: acked or buried, given back to pending/, or lost so that others may have it.
 
         RACE: a renewal may miss the file that another thread has just settled, and call the lease lost before that
-        thread comes here; who settled it knows better.
+        thread comes here; the thread that settled it knows better.
         """
         self._claiming.pop(stem, None)
         was_held = self._held.pop(stem, False) is not False

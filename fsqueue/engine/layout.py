@@ -1,4 +1,4 @@
-"""The queue's directory: creating it, opening it, and the settings in its fsqueue.json.
+"""Create and open a queue's directory, with the settings in its fsqueue.json.
 
 A queue exists from the instant that fsqueue.json does. It is written last, by a hard link from tmp/ that
 only one of several creators can make (by a rename under the order lock where there are no hard links), so
@@ -8,7 +8,8 @@ whoever reads it finds everything else in place.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from contextlib import closing
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -20,6 +21,8 @@ from fsqueue.format.codec import UNDECODABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+T = TypeVar("T")
 
 FORMAT = 1
 SETTINGS = "fsqueue.json"
@@ -34,7 +37,7 @@ _LOCAL_TYPES = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", 
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What fsqueue.json says. All handles of a queue agree on it.
+    """Hold the content of fsqueue.json, on which all handles of a queue agree.
 
     Attributes:
         lease_timeout_s: seconds after which an unrenewed lease expires; None: leases do not time out.
@@ -49,11 +52,11 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 class Layout:
-    """An existing queue's settings and open directories.
+    """Hold an existing queue's settings and open directories.
 
     Attributes:
-        remote: whether other hosts may change the files behind this one's caches: true unless the filesystem is
-            known to be local. Only then are an ENOENT and a remembered name doubted.
+        remote: other hosts may change the files behind this one's caches, so an ENOENT and a remembered name are
+            doubted; true unless the filesystem is known to be local.
     """
 
     def __init__(self, ops: FileOps, path: str, settings: Settings, make_missing: bool = False) -> None:
@@ -90,11 +93,11 @@ class Layout:
 
     @property
     def batch_size(self) -> int:
-        """How many refs an operator's call moves under one hold of the lock: within a part of a second, anywhere."""
+        """Return how many refs one hold of the lock may move, to take a fraction of a second on any mount."""
         return 32 if self.remote else 256
 
     def refresh_pending(self) -> None:
-        """NFS: it remembers for up to 30 s that a name was missing or present; opening the directory ends that."""
+        """Make an NFS client ask again about the names in pending/ (see `Directory.refresh`)."""
         if self.remote:
             self.pending.refresh()
 
@@ -105,7 +108,7 @@ class Layout:
 
 
 def open_layout(ops: FileOps, path: str, make_missing: bool = False) -> Layout:
-    """Open an existing queue; writes nothing, unless it is to make missing directories.
+    """Open an existing queue; write nothing, unless told to make missing directories.
 
     Raises:
         NotAQueueError: there is none at this path.
@@ -127,7 +130,7 @@ def ensure_queue(
     run_id: str | None,
     now: Callable[[], float],
 ) -> Settings:
-    """The settings of a queue, which is created where the directory is missing or empty.
+    """Return the settings of a queue, which is created where the directory is missing or empty.
 
     Raises:
         NotAQueueError: the directory is not empty and holds no queue.
@@ -154,22 +157,25 @@ def _validate(path: str, lease_timeout_s: float | None, lock: str | None) -> Non
 
 
 def _read_settings(ops: FileOps, path: str) -> Settings | None:
-    """The settings, or None where there is no fsqueue.json (or no directory)."""
+    """Return the settings; None where there is no fsqueue.json (or no directory)."""
     try:
-        root = Directory(ops, path)
+        with closing(Directory(ops, path)) as root:
+            data = ops.read_file(root.fd, SETTINGS)
     except FileNotFoundError:
         return None
     except NotADirectoryError:
         raise NotAQueueError(path, "is a file: a queue is a directory") from None
-    try:
-        data = ops.read_file(root.fd, SETTINGS)
-    except FileNotFoundError:
-        return None
     except CorruptRefError:
         raise NotAQueueError(path, f"has a {SETTINGS} that is not a regular file: look who put it there") from None
-    finally:
-        root.close()
     return _parse_settings(path, data)
+
+
+def read_json(ops: FileOps, directory: Directory, name: str, kind: type[T]) -> T | None:
+    """Return what a small file of one JSON value holds; None where there is none that can be read."""
+    try:
+        return msgspec.json.decode(ops.read_file(directory.fd, name), type=kind)
+    except (FileNotFoundError, CorruptRefError, *UNDECODABLE):
+        return None
 
 
 def _parse_settings(path: str, data: bytes) -> Settings:
@@ -198,8 +204,7 @@ def _compare(path: str, stored: Settings, lease_timeout_s: float | None, lock: s
 
 def _create(ops: FileOps, path: str, settings: Settings) -> None:
     make_directory(ops, path)
-    root = Directory(ops, path)
-    try:
+    with closing(Directory(ops, path)) as root:
         if strangers := strangers_in(root, {*DIRECTORIES, ORDER, SETTINGS}):
             raise NotAQueueError(
                 path,
@@ -211,18 +216,13 @@ def _create(ops: FileOps, path: str, settings: Settings) -> None:
         ops.close(ops.open(ORDER, ORDER_FLAGS, 0o666, dir_fd=root.fd))
         # CRASH: before this there is no queue, only empty directories, which the next creator completes.
         publish_once(ops, root, SETTINGS, msgspec.json.encode(settings) + b"\n")
-    finally:
-        root.close()
 
 
 def _refuse_orphans(ops: FileOps, path: str) -> None:
-    """A queue that lost its fsqueue.json is not taken for a new one while there are refs in it."""
+    """Refuse to take a queue that lost its fsqueue.json for a new one while there are refs in it."""
     for state in STATES:
-        directory = Directory(ops, os.path.join(path, state))
-        try:
+        with closing(Directory(ops, os.path.join(path, state))) as directory:
             names = ops.listdir(directory.fd)
-        finally:
-            directory.close()
         if names and _read_settings(ops, path) is None:
             raise NotAQueueError(
                 path,
@@ -231,5 +231,5 @@ def _refuse_orphans(ops: FileOps, path: str) -> None:
 
 
 def is_remote(ops: FileOps, path: str) -> bool:
-    """Whether other hosts may change files behind this one's caches, as far as can be known."""
+    """Return whether other hosts may change files behind this one's caches, as far as can be known."""
     return ops.filesystem_type(path) not in _LOCAL_TYPES

@@ -1,4 +1,4 @@
-"""The files of a queue, for whoever looks at it without being one of its handles: no lock, no writing."""
+"""List a queue's files for whoever looks at it without being one of its handles: no lock, no writing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SORT_BY_MTIME_LIMIT = 4096
 
 @contextmanager
 def reading(path: str | os.PathLike[str]) -> Iterator[Layout]:
-    """An open queue to look at.
+    """Open a queue to look at.
 
     Raises:
         NotAQueueError: there is no queue at this path.
@@ -35,12 +35,12 @@ def reading(path: str | os.PathLike[str]) -> Iterator[Layout]:
 
 
 def owner_matches(wanted: str, owner: str) -> bool:
-    """Whether an owner is the one that is named, or belongs to the node that is."""
+    """Return whether wanted names this owner, or the node that it belongs to."""
     return wanted == owner or names.owner_name(wanted) == owner.rsplit(".", 2)[0]
 
 
 class File(NamedTuple):
-    """A ref's file: its state, its name and what the name says.
+    """Name a ref's file: its state, its name and what the name says.
 
     Attributes:
         line: the ref itself, where the file is a segment that holds it among others.
@@ -58,10 +58,10 @@ class File(NamedTuple):
 
 
 class Stamp(NamedTuple):
-    """What a file's status says.
+    """Hold what a file's status says.
 
     Attributes:
-        identity: the same for a file that has moved on.
+        identity: stays the same when the file moves on.
     """
 
     identity: object
@@ -75,7 +75,7 @@ def directory_of(layout: Layout, state: str) -> Directory:
 
 
 def files_in(layout: Layout, state: str) -> list[File]:
-    """The files in a state's directory that hold one ref each, in no order."""
+    """List the files in a state's directory that hold one ref each, in no order."""
     if state == "done":
         done = look(layout)
         return [File(state, file, place) for name, file in done.files.items() if (place := place_of(state, name))]
@@ -84,12 +84,12 @@ def files_in(layout: Layout, state: str) -> list[File]:
 
 
 def count_in(layout: Layout, state: str) -> int:
-    """How many refs are in a state, by one listing."""
+    """Count the refs in a state, by one listing."""
     return look(layout).count if state == "done" else len(files_in(layout, state))
 
 
 def packed_in(layout: Layout, stem: str | None = None) -> Iterator[File]:
-    """The packed refs, or those of one stem; every segment is read."""
+    """Yield the packed refs, or those of one stem; every segment is read."""
     for segment, data in packed_lines(layout):
         lines = packed.whole_lines(data)[0] if stem is None else packed.lines_of(data, stem)
         for line in lines:
@@ -97,17 +97,15 @@ def packed_in(layout: Layout, stem: str | None = None) -> Iterator[File]:
 
 
 def id_of(layout: Layout, file: File) -> str:
-    """The sample id of a file: from its name where that tells, else from inside; the stem where neither does."""
-    return names.id_of(file.place.stem) or _id_inside(layout, file) or file.place.stem
-
-
-def _id_inside(layout: Layout, file: File) -> str | None:
+    """Return the sample id of a file: from its name where that tells, else from inside; the stem where neither does."""
+    if (named := names.id_of(file.place.stem)) is not None:
+        return named
     seen = look_inside(layout, file)
-    return seen.sample_id if seen else None
+    return (seen and seen.sample_id) or file.place.stem
 
 
 def look_inside(layout: Layout, file: File) -> RefSight | None:
-    """What a file holds; None where it is gone or no regular file."""
+    """Return what a file holds; None where it is gone or no regular file."""
     if file.line is not None:
         return sight(file.line.data)
     try:
@@ -117,18 +115,15 @@ def look_inside(layout: Layout, file: File) -> RefSight | None:
 
 
 def stamp_of(layout: Layout, file: File) -> Stamp | None:
-    """A file's status, for a packed ref that of the file it was; None where it is gone."""
+    """Return a file's status, for a packed ref that of its former file; None where it is gone."""
     if file.line is not None:
         return Stamp((file.name, file.line.span), file.line.mtime_ns / 1e9, len(file.line.data))
-    try:
-        status = layout.ops.stat(file.name, dir_fd=directory_of(layout, file.state).fd, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    return Stamp(status.st_ino, status.st_mtime, status.st_size)
+    status = layout.ops.status(directory_of(layout, file.state).fd, file.name)
+    return Stamp(status.st_ino, status.st_mtime, status.st_size) if status else None
 
 
 def hinted(layout: Layout) -> Iterator[str]:
-    """The stems that the order names, the next one first, read without its lock: a hint, as all of the order."""
+    """Yield the stems that the order names, the next one first, read without its lock: a hint, as all of the order."""
     try:
         data = layout.ops.read_file(layout.root.fd, ORDER)
     except (FileNotFoundError, PermissionError, CorruptRefError):
@@ -141,7 +136,7 @@ def hinted(layout: Layout) -> Iterator[str]:
 
 
 def in_order(layout: Layout, state: str, owner: str | None = None) -> Iterator[File]:
-    """The files of a state: pending as they come next, the others by their last stamp, packed refs first.
+    """Yield the files of a state: pending as they come next, the others by their last stamp, packed refs first.
 
     Refs that the order does not name, and those of the other states, go by mtime where there are at most 4,096
     of them, and by name where a stat of each would cost too much.

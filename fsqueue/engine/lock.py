@@ -1,4 +1,4 @@
-"""The lock that orders put and get: filelock's own primitive on order.lock, polled, never waited on for good.
+"""Lock order.lock, which orders put and get: by filelock's own primitive, polled, never waited on for good.
 
 No promise but FIFO order and deduplication rests on it. Where it cannot be had, get goes on without it, and
 put replaces the file, whose lock a dead node may keep for minutes, by a fresh one.
@@ -38,11 +38,11 @@ _UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class StaleLockWarning(RuntimeWarning):
-    """The order lock was held for so long that its file was replaced."""
+    """Warn that the order lock was held for so long that its file was replaced."""
 
 
 class OrderFile:
-    """The open order.lock and its lock.
+    """Hold order.lock open, and lock it.
 
     Attributes:
         fd: its descriptor; valid while the lock is held.
@@ -82,7 +82,7 @@ class OrderFile:
 
     @contextmanager
     def held_soon(self) -> Iterator[bool]:
-        """Hold the lock, or go on without it where it cannot be had soon; says which."""
+        """Hold the lock, or go on without it where it cannot be had soon; say which."""
         held = self.acquire_soon()
         try:
             yield held
@@ -124,7 +124,7 @@ class OrderFile:
         return False
 
     def _give_up(self) -> None:
-        """After an error: closing the descriptor drops its lock too, whatever state it was left in."""
+        """Let go after an error: closing the descriptor drops its lock too, whatever state it was left in."""
         try:
             if self._lease is not None:
                 self._lease.release(force=True)
@@ -172,7 +172,7 @@ class OrderFile:
         self._drop()
 
     def peek(self) -> tuple[int, int]:
-        """Which file it is and its size, without the lock.
+        """Return which file it is (by inode) and its size, without the lock.
 
         NFS: a stat is answered from the cache, seconds old; open + fstat asks the server.
         """
@@ -207,7 +207,7 @@ class OrderFile:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _is_linked(self) -> bool:
-        """Whether the locked file is still the one that goes by the name; notes its size.
+        """Return whether the locked file is still the one that goes by the name; note its size.
 
         NFS: the name may be a remembered one and its size with it; the descriptor's are fresh under the lock.
         """
@@ -273,8 +273,8 @@ class OrderFile:
     def _replace(self, rounds: int) -> None:
         """Put a fresh copy of the order file in the place of one whose lock does not come free.
 
-        RACE: of many waiters, those that come second find another inode and wait for its lock; two that
-        replace at the same instant may both go on, which costs order and deduplication, nothing else.
+        RACE: waiters that come second find another inode and wait for its lock. Two that replace at the same instant
+        may both go on, which costs order and deduplication, nothing else.
         """
         if self._lease is not None:
             self._break_stale_lease(self._lease.lock_file, rounds)

@@ -1,4 +1,4 @@
-"""`MemorySampleRefQueue`: the contract of `FileSampleRefQueue` within one process, for tests and small runs."""
+"""Keep the contract of `FileSampleRefQueue` within one process, for tests and small runs."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class _Entry:
 
 
 class MemorySampleRefQueue(Generic[R]):
-    """A queue of sample refs in memory. One object is one handle and all of the queue.
+    """Queue sample refs in memory. One object is one handle and all of the queue.
 
-    Refs are kept as bytes and pass the same checks as in a file queue, so that what works here works there.
+    Refs are kept as bytes and pass the same checks as in a file queue: code that works here works there.
 
     Args:
         lease_timeout_s, ref_type, max_attempts, keep_done, clock, poll_interval_s: as for `FileSampleRefQueue`.
@@ -122,7 +122,7 @@ class MemorySampleRefQueue(Generic[R]):
             self._pending[sample_id] = entry
 
     def ack(self, refs: Iterable[R], *, step: int | None = None) -> list[str]:
-        """Settle refs; returns the ids whose lease had expired before."""
+        """Settle refs; return the ids whose lease had expired before."""
         lost = []
         with self._changed:
             for sample_id in map(id_of_ref, refs):
@@ -155,7 +155,7 @@ class MemorySampleRefQueue(Generic[R]):
         return lost
 
     def renew(self, refs: Iterable[R]) -> list[str]:
-        """Start the lease timeout anew; returns the ids that are not leased."""
+        """Start the lease timeout anew; return the ids that are not leased."""
         with self._changed:
             now = self._clock()
             for entry in (self._leased[i] for i in map(id_of_ref, refs) if i in self._leased):
@@ -169,25 +169,25 @@ class MemorySampleRefQueue(Generic[R]):
         return [i for i in map(id_of_ref, refs) if i in self._lost and i not in self._leased]
 
     def reclaim(self) -> int:
-        """Bring back all refs whose lease has expired; returns how many."""
+        """Bring back all refs whose lease has expired; return how many."""
         with self._changed:
             return self._reclaim_locked()
 
     def depth(self) -> int:
-        """How many refs are pending."""
+        """Count the pending refs."""
         return len(self._pending)
 
     def in_flight(self) -> int:
-        """How many refs are leased."""
+        """Count the leased refs."""
         return len(self._leased)
 
     def counts(self) -> Counts:
-        """How many refs are in each state."""
+        """Count the refs in each state."""
         with self._changed:
             return Counts(len(self._pending), len(self._leased), len(self._done), len(self._failed))
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing: there is nothing to close."""
 
     def __enter__(self) -> MemorySampleRefQueue[R]:
         return self

@@ -1,4 +1,4 @@
-"""The moves a ref can make, one rename each: the protocol's heart.
+"""Move refs, by one rename each: the protocol's heart.
 
     put:      tmp/     -> pending/             release, fail, expire: leased/ -> pending/ or failed/
     claim:    pending/ -> leased/@me           take over:             leased/@other -> leased/@me
@@ -20,6 +20,7 @@ from contextlib import suppress
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import explained, silently_remove
 from fsqueue.disk.parallel import Overlap
+from fsqueue.disk.publish import write_file, write_together
 from fsqueue.engine.clock import Clock, FilesystemClock
 from fsqueue.engine.layout import Layout
 from fsqueue.errors import CorruptRefError
@@ -33,7 +34,7 @@ _NO_SUCH_REPLACEMENT = (errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXI
 
 
 class Moves:
-    """The moves, made in one owner's name."""
+    """Make the moves in one owner's name."""
 
     def __init__(self, layout: Layout, clock: Clock, owner: str, durable: bool, overlap: Overlap) -> None:
         self._ops = layout.ops
@@ -47,10 +48,10 @@ class Moves:
     def move(self, source: Directory, name: str, target: Directory, new_name: str, unique: bool = False) -> bool:
         """Rename a file; False where it was gone. Of several processes that move the same file, one gets True.
 
-        An error is a question. NFS: an ENOENT may be a remembered miss, or the answer to a retransmitted rename
-        that was done; a soft mount says EIO or ETIMEDOUT of one that it did not wait for. So the directories are
-        opened afresh and the destination is looked at: the file there is this one when its name is unique to
-        this claim, or when it has just arrived.
+        NFS: an error does not say that nothing was done. An ENOENT may be a remembered miss, or the answer to a
+        retransmitted rename that was done; a soft mount says EIO or ETIMEDOUT of one that it did not wait for. So
+        the directories are opened afresh and the destination is looked at: the file there is this one when its name
+        is unique to this claim, or when it has just arrived.
         """
         ops = self._ops
         started = ops.monotonic()
@@ -73,13 +74,10 @@ class Moves:
             return False
 
     def _arrived(self, target: Directory, name: str, started: float, unique: bool) -> bool:
-        """Whether the destination is there, and where its name is not unique, since this move was begun."""
-        try:
-            status = self._ops.stat(name, dir_fd=target.fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        if unique:
-            return True
+        """Return whether the destination is there; one whose name is not unique must be younger than this move."""
+        status = self._ops.status(target.fd, name)
+        if status is None or unique:
+            return status is not None
         now = FilesystemClock(self._ops, self._layout.root).now()
         return status.st_ctime >= now - (self._ops.monotonic() - started) - _CTIME_GRAIN_S
 
@@ -91,52 +89,18 @@ class Moves:
                 for written in self._overlap.ahead(self._write_one, named):
                     written()
             else:
-                self._write_together(named)
+                syncs = self._overlap.syncs if self._durable else None
+                write_together(self._ops, self._layout.tmp, named, syncs)
         except BaseException:
             silently_remove(self._ops, self._layout.tmp.fd, [name for name, _ in named])
             raise
         return [name for name, _ in named]
 
     def _write_one(self, named: tuple[str, bytes]) -> None:
-        fd = self._ops.create(self._layout.tmp.fd, *named)
-        try:
-            if self._durable:
-                self._ops.fsync(fd)
-        except BaseException:
-            self._close_quietly(fd)
-            raise
-        self._ops.close(fd)
-
-    def _write_together(self, named: list[tuple[str, bytes]]) -> None:
-        """On a local disk, files that are synced together share its journal's commits."""
-        fds: list[int] = []
-        create, close, tmp_fd = self._ops.create, self._ops.close, self._layout.tmp.fd
-        try:
-            for name, data in named:
-                fd = create(tmp_fd, name, data)
-                if not self._durable:
-                    close(fd)
-                else:
-                    fds.append(fd)
-                    if len(fds) == 256:
-                        self._sync_and_close(fds)
-            self._sync_and_close(fds)
-        except BaseException:
-            for fd in fds:
-                self._close_quietly(fd)
-            raise
-
-    def _sync_and_close(self, fds: list[int]) -> None:
-        self._ops.sync_all(fds, self._overlap.syncs)
-        while fds:
-            self._ops.close(fds.pop())
-
-    def _close_quietly(self, fd: int) -> None:
-        with suppress(OSError):  # the error that led here is the one to report
-            self._ops.close(fd)
+        write_file(self._ops, self._layout.tmp, *named, self._durable)
 
     def publish(self, tmp_name: str, stem: str) -> None:
-        """tmp/ -> pending/."""
+        """Move tmp/ -> pending/."""
         self._install(tmp_name, self._layout.pending, names.ref_file(stem))
 
     def write(self, data: bytes, directory: Directory, name: str) -> None:
@@ -156,27 +120,21 @@ class Moves:
             raise FileNotFoundError(errno.ENOENT, "it vanished before it was published", tmp_name)
 
     def stamp_pending(self, stem: str) -> bool:
-        """The first step of a claim: start the lease timeout, since a rename keeps the old mtime.
+        """Make the first step of a claim: start the lease timeout, since a rename keeps the old mtime.
 
         RACE: the stamp may land on a file that another owner claims meanwhile: it prolongs that lease once.
         CRASH: a stamped file in pending/ is an ordinary pending ref.
         """
         pending, name = self._layout.pending, names.ref_file(stem)
-        try:
-            self._clock.stamp(pending, name)
+        if self._clock.stamp(pending, name):
             return True
-        except FileNotFoundError:
-            if not self._layout.remote:
-                return False
-        pending.refresh()  # NFS: it may be a remembered miss of a name that exists by now
-        try:
-            self._clock.stamp(pending, name)
-            return True
-        except FileNotFoundError:
+        if not self._layout.remote:
             return False
+        pending.refresh()  # NFS: it may be a remembered miss of a name that exists by now
+        return self._clock.stamp(pending, name)
 
     def claim_stamped(self, stem: str) -> bool:
-        """The second step: pending/ -> leased/@me."""
+        """Make the second step: pending/ -> leased/@me."""
         pending, leased = self._layout.pending, self._layout.leased
         return self.move(pending, names.ref_file(stem), leased, names.leased_file(stem, self._owner), unique=True)
 
@@ -184,75 +142,71 @@ class Moves:
         return self.stamp_pending(stem) and self.claim_stamped(stem)
 
     def take_over(self, stem: str, owner: str) -> bool:
-        """leased/@owner -> leased/@me: whatever the former owner does next finds the name gone.
+        """Move leased/@owner -> leased/@me: whatever the former owner does next finds the name gone.
 
         The file is not stamped first, so that its mtime still tells whether the owner renewed it meanwhile.
         """
-        if owner == self._owner:
-            return True
-        leased = self._layout.leased
-        mine = names.leased_file(stem, self._owner)
-        return self.move(leased, names.leased_file(stem, owner), leased, mine, unique=True)
+        return self._change_owner(stem, owner, self._owner)
 
     def hand_back(self, stem: str, owner: str) -> bool:
         """Undo a take-over: leased/@me -> leased/@owner."""
-        if owner == self._owner:
+        return self._change_owner(stem, self._owner, owner)
+
+    def _change_owner(self, stem: str, owner: str, to: str) -> bool:
+        if owner == to:
             return True
         leased = self._layout.leased
-        theirs = names.leased_file(stem, owner)
-        return self.move(leased, names.leased_file(stem, self._owner), leased, theirs, unique=True)
+        return self.move(leased, names.leased_file(stem, owner), leased, names.leased_file(stem, to), unique=True)
 
     def finish(self, source: Directory, name: str, stem: str, step: int | None, keep: bool) -> bool:
-        """leased/ or pending/ -> done/, or gone where done files are not kept."""
+        """Move leased/ or pending/ -> done/, or unlink the file where done files are not kept."""
         if keep:
             return self.move(source, name, self._layout.done, names.done_file(stem, step))
         if self._ops.remove(source.fd, name):
             return True
         if not self._layout.remote:
             return False
-        source.refresh()  # NFS: as in claim
+        source.refresh()  # NFS: as in stamp_pending
         return self._ops.remove(source.fd, name)
 
     def give_back(self, stem: str) -> bool:
-        """leased/@me -> pending/."""
+        """Move leased/@me -> pending/."""
         return self.move(self._layout.leased, self._mine(stem), self._layout.pending, names.ref_file(stem))
 
     def bury(self, stem: str) -> bool:
-        """leased/@me -> failed/."""
+        """Move leased/@me -> failed/."""
         leased, failed = self._layout.leased, self._layout.failed
         try:
             return self.move(leased, self._mine(stem), failed, names.ref_file(stem))
         except OSError as error:
             if error.errno not in _NO_SUCH_REPLACEMENT:
                 raise
-            # A directory takes part, which somebody put there: neither may block the queue.
+            # Somebody put a directory in the ref's place or at its destination: that may not block the queue.
             other = f"{stem}.{int(self._ops.random() * 2**24):06x}"
             return self.move(leased, self._mine(stem), failed, names.ref_file(other))
 
     def fetch(self, source: Directory, name: str, stem: str) -> bool:
-        """A file anywhere in the queue -> leased/@me, stamped first as in a claim; False where it was gone."""
-        try:
-            self._clock.stamp(source, name)
-        except FileNotFoundError:
+        """Move a file from anywhere -> leased/@me, stamped first as in a claim; False where it was gone."""
+        if not self._clock.stamp(source, name):
             return False
         return self.move(source, name, self._layout.leased, self._mine(stem), unique=True)
 
     def rename_leased(self, stem: str, new_stem: str) -> bool:
-        """leased/@me under one name -> leased/@me under another."""
+        """Give a lease of this owner's another ref's name."""
         leased = self._layout.leased
         return self.move(leased, self._mine(stem), leased, self._mine(new_stem), unique=True)
 
     def rename_pending(self, name: str, stem: str) -> bool:
-        """A file that was moved into pending/ under another name gets the one that belongs there."""
+        """Give a file that was moved into pending/ under another name the one that belongs there."""
         pending = self._layout.pending
         return self.move(pending, name, pending, names.ref_file(stem))
 
     def annotate(self, stem: str, change: Change) -> Bookkeeping | None:
         """Change the bookkeeping of a ref that is leased to this owner; None where the lease is gone.
 
-        The file is written in place, from the ref's closing brace on. So it never has two names, not even
-        where this process is stopped here for longer than the lease: then the late write adds history to a
-        file that another owner holds by now, and the move that follows finds the name gone.
+        The file is written in place, from the ref's closing brace on, so it never has two names. A process that
+        is stopped here for longer than the lease adds history to a file that another owner holds by then, and the
+        move that follows finds the name gone.
         """
         leased, name = self._layout.leased, self._mine(stem)
         try:
@@ -318,7 +272,7 @@ class Moves:
                 raise
 
     def holders(self) -> dict[str, list[str]]:
-        """Stem to the owners that lease it (one, unless the lock did not exclude), by one listing."""
+        """Map each stem to the owners that lease it (one, unless the lock did not exclude), by one listing."""
         found: dict[str, list[str]] = defaultdict(list)
         for name in self._layout.leased.listing():
             parsed = names.parse_leased(name)
@@ -327,7 +281,7 @@ class Moves:
         return found
 
     def owners_holding(self) -> frozenset[str]:
-        """The owners that lease anything, by one listing."""
+        """Return the owners that lease anything, by one listing."""
         return frozenset(owner for owners in self.holders().values() for owner in owners)
 
     def _mine(self, stem: str) -> str:
@@ -335,7 +289,7 @@ class Moves:
 
 
 def record(event: str, at: float, owner: str | None, reason: str | None = None, attempt: bool = False) -> Change:
-    """A change that adds an event to a ref's history, and counts an attempt where it is one."""
+    """Return a change that adds an event to a ref's history, and counts an attempt where it is one."""
 
     def change(bookkeeping: Bookkeeping) -> None:
         bookkeeping.attempts += attempt

@@ -1,11 +1,11 @@
-"""The FIFO order: a hint, kept inside the file that is locked.
+"""Keep the FIFO order: a hint, inside the file that is locked.
 
     header, 64 bytes:  cursor  dead  epoch  swept_at
     then one stem a line, in the order in which refs became pending; a line handed out before the cursor
     came to it begins with #
 
 It may be deleted, torn, duplicated or stale at any moment; a line that is no stem is skipped, and refs that
-no line names are adopted from a listing. It exists so that put and get cost O(batch), whatever the backlog.
+no line names are found by a listing and named. It exists so that put and get cost O(batch), whatever the backlog.
 
 Every method named ``_locked`` expects the caller to hold the order file's lock.
 """
@@ -29,7 +29,7 @@ DEAD = ord("#")
 
 
 class Header(NamedTuple):
-    """The order's first line.
+    """Hold the order's first line.
 
     Attributes:
         cursor: offset of the next line to hand out.
@@ -48,7 +48,7 @@ class Header(NamedTuple):
 
     @staticmethod
     def decode(data: bytes) -> Header | None:
-        """None where the bytes are no header."""
+        """Return the header; None where the bytes are none."""
         if len(data) != HEADER_BYTES or not data.endswith(b"\n"):
             return None
         try:
@@ -60,19 +60,19 @@ class Header(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """Where a handle's scan for one partition stands; valid for one epoch."""
+    """Mark where a handle's scan for one partition stands; valid for one epoch."""
 
     epoch: int
     offset: int
 
 
 class Order:
-    """The order inside a locked `OrderFile`.
+    """Read and write the order inside a locked `OrderFile`.
 
     Attributes:
-        swept_at: what the header said when it was last read, seconds; None before.
+        swept_at: from the header when it was last read, seconds; None before.
         backlog_bytes: how much there was to hand out then, in bytes of lines; inf before.
-        incomplete: refs may lie in pending/ that no line names, as far as this handle knows.
+        incomplete: as far as this handle knows, refs may lie in pending/ that no line names.
     """
 
     def __init__(self, ops: FileOps, file: OrderFile) -> None:
@@ -83,7 +83,7 @@ class Order:
         self.incomplete = False
 
     def may_name_some(self) -> bool:
-        """Whether it is worth taking the lock for; without the lock, and from the cache of a shared mount, a guess."""
+        """Guess whether it is worth taking the lock for: without the lock, on a shared mount from the cache."""
         fd = self._file.fd
         try:
             header = Header.decode(self._ops.pread(fd, HEADER_BYTES, 0)) if fd >= 0 else None
@@ -92,7 +92,7 @@ class Order:
             return True  # another thread has closed it, or its file is gone
 
     def header_locked(self) -> Header:
-        """The header; a damaged one is replaced by that of an empty order."""
+        """Return the header; replace a damaged one by that of an empty order."""
         header = Header.decode(self._ops.pread(self._file.fd, HEADER_BYTES, 0))
         if header is None or header.cursor > self._file.size:
             header = Header(epoch=self._new_epoch())
@@ -102,10 +102,7 @@ class Order:
         return header
 
     def append_locked(self, stems: Iterable[str]) -> None:
-        """Name these at the tail.
-
-        A blank line goes first, so that what a torn append left behind ends there.
-        """
+        """Name these at the tail, after a blank line that ends what a torn append left behind."""
         data = ("\n" + "\n".join(stems) + "\n").encode("ascii")
         offset = self._file.size
         if offset < HEADER_BYTES:
@@ -158,10 +155,11 @@ class Order:
 
         Args:
             width: of how many lines one is mine, about.
-            mine: yields the numbers of those of these lines that are mine and not dead; it may take lines for mine
-                that are no stems. No more are asked for than needed.
+            mine: yields the numbers of those of these lines that are mine and not dead; some may be no stems. No
+                more are asked for than needed.
 
-        Returns the stems, where to go on the next time, and whether the scan reached the order's end.
+        Returns:
+            The stems, where to go on the next time, and whether the scan reached the order's end.
         """
         header = self.header_locked()
         offset = header.cursor
@@ -184,7 +182,7 @@ class Order:
         return stems, Scan(header.epoch, offset), offset >= self._file.size
 
     def unnamed_locked(self, stems: Collection[str]) -> list[str]:
-        """Those of the stems that no line from the cursor on names."""
+        """Return those of the stems that no line from the cursor on names."""
         header = self.header_locked()
         rest = self._ops.pread(self._file.fd, max(0, self._file.size - header.cursor), header.cursor)
         known = set(rest.decode("ascii", "replace").split("\n"))
@@ -195,9 +193,10 @@ class Order:
         self._write_header(self.header_locked()._replace(swept_at=int(now)))
 
     def _mark_locked(self, data: bytes, found: list[int], offset: int) -> tuple[list[str], int, int]:
-        """Mark those of the found lines of data that are stems as dead.
+        """Mark as dead those of the found lines that are stems.
 
-        Returns their stems, the bytes up to the end of the last line found, and the bytes marked.
+        Returns:
+            Their stems, the bytes of data up to the end of the last line found, and the bytes marked.
         """
         stems: list[str] = []
         lines, marked = data.split(b"\n"), bytearray(data)
@@ -239,7 +238,10 @@ class Order:
             self._write_header(header)
 
     def _rewrite_locked(self, header: Header, lines: bytes) -> None:
-        """CRASH: after the write and before the truncation, old lines follow the new: names handed out twice."""
+        """Write all of the file.
+
+        CRASH: after the write and before the truncation, old lines follow the new: names handed out twice.
+        """
         self._ops.pwrite_all(self._file.fd, header.encode() + lines, 0)
         self._ops.ftruncate(self._file.fd, HEADER_BYTES + len(lines))
         self._file.size = HEADER_BYTES + len(lines)
@@ -251,7 +253,7 @@ class Order:
         return self._whole_lines(offset, wanted).splitlines(keepends=True)
 
     def _whole_lines(self, offset: int, wanted: int) -> bytes:
-        """Whole lines from offset on, at least one; the last of the file counts as whole."""
+        """Read whole lines from offset on, at least one; the last of the file counts as whole."""
         while True:
             wanted = min(wanted, max(0, self._file.size - offset))
             data = self._ops.pread(self._file.fd, wanted, offset)
@@ -267,6 +269,6 @@ class Order:
 
 
 def _stem(line: bytes) -> str | None:
-    """The stem on a line; None for a blank, dead, torn or foreign one."""
+    """Return the stem on a line; None for a blank, dead, torn or foreign one."""
     text = str(line, "ascii", "replace").rstrip("\n")
     return text if text and is_stem(text) else None

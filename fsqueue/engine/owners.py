@@ -1,4 +1,4 @@
-"""Who holds leases: owner names, their records in owners/, and whether their process lives.
+"""Name the owners of leases, keep their records in owners/, and tell whether their processes live.
 
 A handle that leases has one record, ``owners/<owner>.json``. It says on which host, boot and pid namespace the
 process runs and since when, so that another handle on the same host can tell that it is gone; where the owner
@@ -15,15 +15,15 @@ import msgspec
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps
-from fsqueue.errors import CorruptRefError, QueueConfigError
+from fsqueue.engine.layout import read_json
+from fsqueue.errors import QueueConfigError
 from fsqueue.format import names
-from fsqueue.format.codec import UNDECODABLE
 
 Liveness = Literal["alive", "dead", "unknown"]
 
 
 class OwnerRecord(msgspec.Struct, frozen=True):
-    """What owners/<owner>.json says.
+    """Hold the content of owners/<owner>.json.
 
     Attributes:
         boot_id, pid_namespace, pid_start_time: with pid, these name a process for good; None where the
@@ -41,7 +41,7 @@ class OwnerRecord(msgspec.Struct, frozen=True):
     heartbeat_s: float | None = None
 
     def liveness(self) -> Liveness:
-        """Whether the owner's process runs, as far as this host can know."""
+        """Tell whether the owner's process runs, as far as this host can know."""
         if self.boot_id is None or self.pid_namespace is None or self.pid_start_time is None:
             return "unknown"
         if (self.boot_id, self.pid_namespace) != (boot_id(), pid_namespace()):
@@ -50,10 +50,7 @@ class OwnerRecord(msgspec.Struct, frozen=True):
 
 
 def _liveness(pid: int, start_time: str) -> Liveness:
-    """Whether the process with this pid and start time runs on this host.
-
-    A process that is there but cannot be looked at (another user's, under hidepid) is unknown, not dead.
-    """
+    """Tell whether the process with this pid and start time runs; unknown where it cannot be looked at (hidepid)."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -67,7 +64,7 @@ def _liveness(pid: int, start_time: str) -> Liveness:
 
 
 def new_owner(name: str | None, path: str) -> str:
-    """A name for one handle: ``<name>.<pid>.<6 hex>``, name being the host's unless given.
+    """Return a name for one handle: ``<name>.<pid>.<6 hex>``, name being the host's unless given.
 
     Raises:
         QueueConfigError: the name is empty or longer than 64 bytes once escaped.
@@ -86,7 +83,7 @@ def new_owner(name: str | None, path: str) -> str:
 
 
 def describe_self(owner: str, now: float, heartbeat_s: float | None) -> OwnerRecord:
-    """The record of a handle of this process."""
+    """Return the record of a handle of this process."""
     pid = os.getpid()
     return OwnerRecord(
         owner, os.uname().nodename, boot_id(), pid_namespace(), pid, process_stat(pid)[1], now, heartbeat_s
@@ -94,16 +91,13 @@ def describe_self(owner: str, now: float, heartbeat_s: float | None) -> OwnerRec
 
 
 def read_record(ops: FileOps, owners: Directory, owner: str) -> OwnerRecord | None:
-    """An owner's record; None where there is none that can be read."""
-    try:
-        return msgspec.json.decode(ops.read_file(owners.fd, names.ref_file(owner)), type=OwnerRecord)
-    except (FileNotFoundError, CorruptRefError, *UNDECODABLE):
-        return None
+    """Return an owner's record; None where there is none that can be read."""
+    return read_json(ops, owners, names.ref_file(owner), OwnerRecord)
 
 
 @lru_cache(maxsize=1)
 def boot_id() -> str | None:
-    """This boot of this host (Linux: /proc/sys/kernel/random/boot_id)."""
+    """Identify this boot of this host (Linux: /proc/sys/kernel/random/boot_id)."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as f:
             return f.read().strip()
@@ -112,7 +106,7 @@ def boot_id() -> str | None:
 
 
 def pid_namespace() -> str | None:
-    """The namespace that this process's pids are numbers of (Linux: /proc/self/ns/pid)."""
+    """Identify the namespace of this process's pids (Linux: /proc/self/ns/pid)."""
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -120,7 +114,7 @@ def pid_namespace() -> str | None:
 
 
 def process_stat(pid: int) -> tuple[str, str] | tuple[None, None]:
-    """A process's state letter and when it started, in clock ticks since boot; None where it cannot be read.
+    """Return a process's state letter and its start, in clock ticks since boot; None where they cannot be read.
 
     Source: proc_pid_stat(5), fields 3 (state) and 22 (starttime).
     """

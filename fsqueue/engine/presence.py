@@ -1,4 +1,4 @@
-"""A handle's own record in owners/: written before its first lease, touched by its heartbeat, removed at its close."""
+"""Keep a handle's own record in owners/: written before the first lease, touched by the heartbeat, removed at close."""
 
 from __future__ import annotations
 
@@ -46,15 +46,13 @@ class Presence:
             self._announced = True
 
     def show_up(self) -> None:
-        """Let a long-lived owner's record not look abandoned."""
+        """Keep a long-lived owner's record from looking abandoned."""
         if self._announced:
             self.beat()
 
     def beat(self) -> None:
         """Prolong all leases of this owner by touching its record; write it anew where it was deleted."""
-        try:
-            self._clock.stamp(self._layout.owners, ref_file(self._owner))
-        except FileNotFoundError:
+        if not self._clock.stamp(self._layout.owners, ref_file(self._owner)):
             self._write_record()
 
     def _write_record(self) -> None:
@@ -73,6 +71,6 @@ class Presence:
             self._beat_key = None
 
     def remove(self) -> None:
-        """Remove the record, unless leases are left: then it is what tells others that the process is gone."""
+        """Remove the record, unless leases are left: then it tells others that the process is gone."""
         if self._announced and self._owner not in self._moves.owners_holding():
             silently_remove(self._layout.ops, self._layout.owners.fd, [ref_file(self._owner)])

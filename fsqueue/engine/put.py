@@ -1,4 +1,4 @@
-"""The put side: writing refs into tmp/, and publishing those that are not in the queue yet."""
+"""Put refs: write them into tmp/, and publish those that are not in the queue yet."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Putter:
         if contents:
             self._write_and_publish(contents)
         if handle.durable:
-            # Also where all was known: the put that made it so may have died before its own sync.
+            # Also where all refs were there already: the put of them may have died before its own sync.
             handle.layout.pending.sync()
             handle.layout.leased.sync()
 
@@ -50,7 +50,7 @@ class Putter:
             silently_remove(handle.ops, handle.layout.tmp.fd, waiting.values())
 
     def _publish_locked(self, waiting: dict[str, str]) -> None:
-        """Rename what is new into pending/ and name it in the order; what remains in waiting is not new."""
+        """Rename new refs into pending/ and name them in the order; those that are not new remain in waiting."""
         handle = self._handle
         if handle.layout.remote:
             handle.order.header_locked()
@@ -68,10 +68,10 @@ class Putter:
                 handle.order.append_or_doubt_locked(published)
 
     def known(self, stems: list[str]) -> set[str]:
-        """Those of the stems that are pending or leased.
+        """Return those of the stems that are pending or leased.
 
-        RACE: a ref that moves from one directory to the other between two looks is in neither. So the first place
-        is looked at again: by name where these are few for a listing of leased/, by that listing otherwise.
+        RACE: a ref that moves from one directory to the other between two looks is seen in neither. So the first one
+        is looked at again: pending/, by name, where a listing of leased/ costs more than that; leased/ otherwise.
         """
         self._handle.layout.refresh_pending()
         few = len(stems) <= _FEW or (not self._handle.layout.remote and len(stems) * _NAMES_A_STAT < self._leased_names)
@@ -94,7 +94,7 @@ class Putter:
         return {stem for stem, is_pending in zip(stems, looks, strict=True) if is_pending()}
 
     def _listing_is_cheaper(self, stems: list[str]) -> bool:
-        """NFS: a lookup is a round trip each, and so is the listing of a thousand names."""
+        """Return whether to list pending/. NFS: a lookup is a round trip each, and so is a listing of 1,000 names."""
         handle = self._handle
         if not handle.layout.remote or len(stems) <= _FEW:
             return False

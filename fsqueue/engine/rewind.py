@@ -1,4 +1,4 @@
-"""Checkpoint-aligned acks: putting back what was acknowledged after a checkpoint.
+"""Put back what was acknowledged after a checkpoint.
 
 ``ack(refs, step=s)`` keeps the optimizer step in the done file's name. A run that crashed resumes from the
 checkpoint of step s with the parameters of step s, so every ref acked later has to come again, and no other.
@@ -26,11 +26,11 @@ from fsqueue.format import names
 _LOOKS = 2
 
 _Acked = tuple[int, str, str]
-"""The step of an acknowledgement, the ref's stem, and the file's name in done/."""
+"""An acknowledgement's step, the ref's stem, and the file's name in done/."""
 
 
 def rewind(handle: Handle, after_step: int, force: bool) -> list[str]:
-    """Put every ref acked after a step back into pending/, in the order of steps; returns their ids.
+    """Put every ref acked after a step back into pending/, in the order of steps; return their ids.
 
     Attempts are not counted; the history says why. What is live again already is left alone.
 
@@ -60,7 +60,7 @@ def rewind(handle: Handle, after_step: int, force: bool) -> list[str]:
 
 
 def _acked_later(handle: Handle, after_step: int) -> list[_Acked]:
-    """What was acked after a step, the earliest first; those lives of one ref side by side, where its last one is."""
+    """List what was acked after a step, the earliest first; all lives of one ref stand where its last one does."""
     done = unpack(handle, lambda stem, step: step is not None and step > after_step)
     parsed = ((names.parse_done(name), name) for name in done.files)
     return _by_last_life((of[1], of[0], name) for of, name in parsed if of and of[1] is not None and of[1] > after_step)
@@ -74,10 +74,10 @@ def _by_last_life(later: Iterable[_Acked]) -> list[_Acked]:
 
 
 class Outlook(NamedTuple):
-    """What a rewind would find.
+    """Tell what a rewind would find.
 
     Attributes:
-        returned: the ids that it would put back, in the order in which it would.
+        returned: the ids that it would put back, in its order.
         live: the stems of the refs that are pending or leased now.
     """
 
@@ -86,7 +86,7 @@ class Outlook(NamedTuple):
 
 
 def outlook(path: str, after_step: int, force: bool) -> Outlook:
-    """What reclaiming and rewinding a queue would do; moves nothing.
+    """Say what reclaiming and rewinding a queue would do; move nothing.
 
     Raises:
         LeasesHeldError: as the rewind would.
@@ -107,7 +107,7 @@ def outlook(path: str, after_step: int, force: bool) -> Outlook:
 
 
 def _batches(later: list[_Acked], size: int) -> Iterator[list[_Acked]]:
-    """Parts of about this size; the lives of one ref are in one, in which the last replaces those before."""
+    """Cut into parts of about this size; the lives of one ref share one, where the last replaces those before."""
     start = 0
     while start < len(later):
         end = min(start + size, len(later))
@@ -118,26 +118,52 @@ def _batches(later: list[_Acked], size: int) -> Iterator[list[_Acked]]:
 
 
 def _put_back(handle: Handle, batch: list[_Acked], after_step: int, returned: list[str]) -> set[_Acked]:
-    """Fetch what of a batch in done/ is not live, see whether any of it is by now, and put the others back.
+    """Lease what of a batch is not live, and move it to pending/; return all but what was gone from done/.
 
-    Returns:
-        What there is no more to do about: all but those that were gone when they were to be fetched.
-
-    RACE: under the lock no put is between its look for the id and its publishing, and a put that comes later finds the
-    ref leased. Without the lock, a look before the fetching alone would miss a ref whose next life begins in between.
+    RACE: a put under the lock has its look for the id and its publishing behind it or before it, and one that comes
+    later finds the ref leased. Without the lock, a look before the fetching alone would miss a ref whose next life
+    begins in between: so it is looked for once more afterwards.
     """
-    layout, moves = handle.layout, handle.moves
-    back: list[str] = []
     fetched: list[_Acked] = []
-    live: set[_Acked] = set()
+    back: list[str] = []
+    try:
+        live = _fetch(handle, batch, fetched)
+        _return(handle, fetched, after_step, back)
+    except BaseException:
+        handle.strays.add(stem for _, stem, _ in fetched if stem not in back)
+        raise
+    finally:
+        handle.order.append_soon(back)
+        returned += back
+    if handle.durable:
+        for directory in (handle.layout.pending, handle.layout.leased, handle.layout.done):
+            directory.sync()
+    return live.union(fetched)
 
-    def fetch(entry: _Acked) -> None:
-        if entry[1] in known:
-            live.add(entry)
-        elif moves.fetch(layout.done, entry[2], entry[1]):
-            fetched.append(entry)
 
-    def put_back(entry: _Acked) -> None:
+def _fetch(handle: Handle, batch: list[_Acked], fetched: list[_Acked]) -> set[_Acked]:
+    """Move the files of a batch from done/ to leased/@me, and note them in fetched; return those that are live."""
+    with handle.order_file.held_soon() as held:
+        if held:
+            handle.order.header_locked()  # how long the backlog is decides how to look through it
+        known = Putter(handle).known([stem for _, stem, _ in batch])
+
+        def fetch(entry: _Acked) -> None:
+            _, stem, name = entry
+            if stem not in known and handle.moves.fetch(handle.layout.done, name, stem):
+                fetched.append(entry)
+
+        despite_errors(fetch, batch)
+    return {entry for entry in batch if entry[1] in known}
+
+
+def _return(handle: Handle, fetched: list[_Acked], after_step: int, back: list[str]) -> None:
+    """Move what was fetched to pending/, and note it in back; what is live by now goes to done/ again."""
+    layout, moves = handle.layout, handle.moves
+    holders = moves.holders()
+    layout.refresh_pending()
+
+    def give_back(entry: _Acked) -> None:
         step, stem, name = entry
         elsewhere = [owner for owner in holders.get(stem, []) if owner != handle.owner]
         if elsewhere or handle.ops.is_there(layout.pending.fd, names.ref_file(stem)):
@@ -148,22 +174,4 @@ def _put_back(handle: Handle, batch: list[_Acked], after_step: int, returned: li
             handle.held.forget(stem)
             back.append(stem)
 
-    try:
-        with handle.order_file.held_soon() as held:
-            if held:
-                handle.order.header_locked()  # how long the backlog is decides how to look through it
-            known = Putter(handle).known([stem for _, stem, _ in batch])
-            despite_errors(fetch, batch)
-        holders = moves.holders()
-        layout.refresh_pending()
-        despite_errors(put_back, fetched)
-    except BaseException:
-        handle.strays.add(stem for _, stem, _ in fetched if stem not in back)
-        raise
-    finally:
-        handle.order.append_soon(back)
-        returned += back
-    if handle.durable:
-        for directory in (layout.pending, layout.leased, layout.done):
-            directory.sync()
-    return live.union(fetched)
+    despite_errors(give_back, fetched)

@@ -1,4 +1,4 @@
-"""The end of a lease: ack, fail, release; renew, which puts the end off; and handing it over to another owner.
+"""End leases by ack, fail and release; put their end off by renew; hand them over to another owner.
 
 Three cases each. The handle holds the lease: one rename of a name that is its own decides. It held the lease
 and lost it: nothing that another owner holds is touched. It never had it (an acknowledgement after a restart,
@@ -8,7 +8,6 @@ or by another controller): the ref is settled by id, whoever holds it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import despite_errors, explained
@@ -21,12 +20,11 @@ from fsqueue.errors import QueueConfigError
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping
 
-_Settle = Callable[[str], bool]
 _SEARCHES = 3
 
 
 class Settler:
-    """Settles leases on behalf of one handle. Methods take stems and return those whose lease was lost."""
+    """Settle leases on behalf of one handle. Methods take stems and return those whose lease was lost."""
 
     def __init__(self, handle: Handle, *, keep_done: bool, max_attempts: int | None) -> None:
         self._handle = handle
@@ -39,7 +37,7 @@ class Settler:
         lost: list[str] = []
         strangers: list[str] = []
 
-        def settle(stem: str) -> None:
+        def finish(stem: str) -> None:
             if stem in handle.held:
                 done = self._finish(layout.leased, names.leased_file(stem, handle.owner), stem, step)
                 handle.held.end(stem, "settled" if done else "lost")
@@ -55,10 +53,10 @@ class Settler:
                 self._finish(layout.pending, names.ref_file(stem), stem, step)
 
         try:
-            despite_errors(settle, stems)
+            despite_errors(finish, stems)
         finally:
             self._ack_by_id(strangers, step)
-        if handle.durable and stems:
+        if stems:
             self._sync(*([layout.done] if self._keep_done else []), layout.leased, layout.pending)
         return lost
 
@@ -66,18 +64,18 @@ class Settler:
         return self._handle.moves.finish(source, name, stem, step, self._keep_done)
 
     def _ack_by_id(self, stems: list[str], step: int | None) -> None:
-        """Settle refs wherever they are live: leased by whomever, or pending."""
+        """Finish refs wherever they are live: leased by whomever, or pending."""
         layout = self._handle.layout
 
-        def settle(stem: str, owners: list[str]) -> bool:
+        def finish_anywhere(stem: str, owners: list[str]) -> bool:
             leases = [names.leased_file(stem, owner) for owner in owners]
             finished = [name for name in leases if self._finish(layout.leased, name, stem, step)]
             return bool(finished) or self._finish(layout.pending, names.ref_file(stem), stem, step)
 
-        self._search(stems, settle)
+        self._search(stems, finish_anywhere)
 
-    def _search(self, stems: list[str], settle: Callable[[str, list[str]], bool]) -> None:
-        """Call settle with the owners of each ref until it returns True, or the ref is found nowhere.
+    def _search(self, stems: list[str], act: Callable[[str, list[str]], bool]) -> None:
+        """Call act with the owners of each ref until it returns True, or the ref is found nowhere.
 
         RACE: a ref may be claimed between the listing of leased/ and the look into pending/, and be in neither
         when it is looked for; so what was not found is looked for again.
@@ -90,7 +88,7 @@ class Settler:
             found: set[str] = set()
 
             def look(stem: str, holders: dict[str, list[str]] = holders, found: set[str] = found) -> None:
-                if settle(stem, holders.get(stem, [])):
+                if act(stem, holders.get(stem, [])):
                     found.add(stem)
 
             despite_errors(look, missing)
@@ -98,80 +96,87 @@ class Settler:
 
     def fail(self, stems: list[str], reason: str, retryable: bool) -> list[str]:
         """Count an attempt and move refs to the tail of pending/, or to failed/ for good."""
-        handle = self._handle
+        handle, layout = self._handle, self._handle.layout
         if not stems:
             return []
         counted = record("failed", handle.clock.now(), handle.owner, reason, attempt=True)
+        back: list[str] = []
 
-        def settle(stem: str) -> bool:
-            if retryable:
-                return return_or_bury(handle, stem, counted, reason, self._max_attempts, back)
+        def retry(stem: str) -> bool:
+            return return_or_bury(handle, stem, counted, reason, self._max_attempts, back)
+
+        def give_up(stem: str) -> bool:
             return bury(handle, stem, counted, reason)
 
-        back: list[str] = []
-        try:
-            return self._settle_leased(stems, settle, "returned" if retryable else "settled", not retryable)
-        finally:
-            handle.order.append_soon(back)
-            if handle.durable:
-                self._sync(handle.layout.pending, handle.layout.failed, handle.layout.leased)
+        changed = layout.pending, layout.failed, layout.leased
+        if retryable:
+            return self._end_leases(stems, retry, "returned", back, *changed)
+        return self._end_leases(stems, give_up, "settled", back, *changed)
 
     def release(self, stems: list[str]) -> list[str]:
         """Move refs back to pending/ as they are: no attempt is counted."""
-        handle = self._handle
+        moves, layout = self._handle.moves, self._handle.layout
         back: list[str] = []
 
-        def settle(stem: str) -> bool:
-            if not handle.moves.give_back(stem):
-                return False
-            back.append(stem)
-            return True
+        def give_back(stem: str) -> bool:
+            given = moves.give_back(stem)
+            if given:
+                back.append(stem)
+            return given
 
-        try:
-            return self._settle_leased(stems, settle, "returned")
-        finally:
-            handle.order.append_soon(back)
-            if handle.durable and stems:
-                self._sync(handle.layout.pending, handle.layout.leased)
+        return self._end_leases(stems, give_back, "returned", back, layout.pending, layout.leased)
 
-    def _settle_leased(self, stems: list[str], settle: _Settle, how: Ending, from_pending: bool = False) -> list[str]:
-        """Run settle on each ref once it is leased to this handle; returns the stems whose lease was lost."""
+    def _end_leases(
+        self, stems: list[str], end: Callable[[str], bool], how: Ending, back: list[str], *changed: Directory
+    ) -> list[str]:
+        """Run end on each ref once it is leased to this handle; return the stems whose lease was lost.
+
+        Args:
+            how: the leases end: "settled" takes refs that nobody leases from pending/ as well.
+            back: the refs that end has moved to pending/, for the order.
+            changed: the directories to sync.
+        """
         handle = self._handle
         lost: list[str] = []
         strangers: list[str] = []
 
-        def settle_held(stem: str) -> None:
+        def end_own(stem: str) -> None:
             if stem in handle.held:
-                settled = settle(stem)
-                handle.held.end(stem, how if settled else "lost")
-                if settled:
+                ended = end(stem)
+                handle.held.end(stem, how if ended else "lost")
+                if ended:
                     return
             ending = handle.held.ending(stem)
-            if ending is None or (ending == "returned" and from_pending):
+            if ending is None or (ending == "returned" and how == "settled"):
                 strangers.append(stem)
             elif ending == "lost":
                 lost.append(stem)
 
         try:
-            despite_errors(settle_held, stems)
+            try:
+                despite_errors(end_own, stems)
+            finally:
+                if strangers:
+                    with handle.mutex:
+                        lost += self._take_over_and_end(strangers, end, from_pending=how == "settled")
         finally:
-            if strangers:
-                with handle.mutex:
-                    lost += self._settle_strangers(strangers, settle, from_pending)
+            handle.order.append_soon(back)
+            if stems:
+                self._sync(*changed)
         return lost
 
-    def _settle_strangers(self, stems: list[str], settle: _Settle, from_pending: bool) -> list[str]:
-        """Take refs over from whoever leases them, then settle them; returns those lost again meanwhile."""
+    def _take_over_and_end(self, stems: list[str], end: Callable[[str], bool], from_pending: bool) -> list[str]:
+        """Take refs over from whoever leases them, then run end on them; return those lost again meanwhile."""
         handle = self._handle
         handle.presence.announce()
         lost: list[str] = []
 
-        def take_over_and_settle(stem: str, owners: list[str]) -> bool:
+        def end_anywhere(stem: str, owners: list[str]) -> bool:
             may_take_over = handle.held.ending(stem) is None
             try:
                 taken = [owner for owner in owners if may_take_over and self._take_over(stem, owner)]
                 if taken or (from_pending and not owners and handle.moves.claim(stem)):
-                    if not settle(stem):
+                    if not end(stem):
                         lost.append(stem)
                     return True
                 return bool(owners) and not may_take_over
@@ -179,19 +184,14 @@ class Settler:
                 handle.strays.add([stem])
                 raise
 
-        self._search(stems, take_over_and_settle)
+        self._search(stems, end_anywhere)
         return lost
 
     def _take_over(self, stem: str, owner: str) -> bool:
         """Make another owner's lease this handle's for as long as settling it takes."""
         handle = self._handle
-        if not handle.moves.take_over(stem, owner):
-            return False
-        try:
-            handle.clock.stamp(handle.layout.leased, names.leased_file(stem, handle.owner))
-        except FileNotFoundError:
-            return False
-        return True
+        mine = names.leased_file(stem, handle.owner)
+        return handle.moves.take_over(stem, owner) and handle.clock.stamp(handle.layout.leased, mine)
 
     def renew(self, stems: list[str]) -> list[str]:
         """Start the lease timeout anew for refs that this handle leases; others count as lost.
@@ -203,10 +203,8 @@ class Settler:
         renewed: set[str] = set()
 
         def stamp(stem: str) -> None:
-            if stem in handle.held:
-                with suppress(FileNotFoundError):
-                    handle.clock.stamp(leased, names.leased_file(stem, handle.owner))
-                    renewed.add(stem)
+            if stem in handle.held and handle.clock.stamp(leased, names.leased_file(stem, handle.owner)):
+                renewed.add(stem)
 
         with handle.mutex:
             leased.refresh()
@@ -239,7 +237,7 @@ class Settler:
         return lost
 
     def adopt(self, stems: list[str]) -> list[str]:
-        """Count leases that were handed over to this handle as its own; what it settled already is not lost."""
+        """Take up leases that were handed over to this handle; what it settled already is not lost."""
         handle, leased = self._handle, self._handle.layout.leased
         leased.refresh()  # NFS: or a name that this client has missed is remembered as missing
         mine = [stem for stem in stems if handle.ops.exists(leased.fd, names.leased_file(stem, handle.owner))]
@@ -248,13 +246,13 @@ class Settler:
         return [stem for stem in stems if stem not in handle.held and handle.held.ending(stem) != "settled"]
 
     def release_all(self) -> int:
-        """Give back whatever is leased in this owner's name, as it is; returns how many refs that were."""
+        """Give back whatever is leased in this owner's name, as it is; return how many refs that were."""
         mine = [stem for stem, owners in self._handle.moves.holders().items() if self._handle.owner in owners]
         self.adopt(mine)
         return len(mine) - len(self.release(mine))
 
     def _sync(self, *directories: Directory) -> None:
-        for directory in dict.fromkeys(directories):
+        for directory in directories if self._handle.durable else ():
             with explained("syncing", directory.path):
                 directory.sync()
 

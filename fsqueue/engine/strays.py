@@ -1,4 +1,4 @@
-"""Strays: refs that may be leased to this owner though nobody has them, after an error cut a call short."""
+"""Keep strays: refs that may be leased to this owner though nobody has them, after an error cut a call short."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Strays:
         self._stems.pop(stem, None)
 
     def clear(self) -> None:
-        """Forget all of them: what was leased for a moment has gone where it belongs."""
+        """Forget all of them, where they have gone where they belong."""
         self._stems.clear()
 
     def __contains__(self, stem: str) -> bool:

@@ -1,4 +1,4 @@
-"""Waiting for a ref: polls that start short and grow to a ceiling, since shared filesystems tell nobody."""
+"""Wait for a ref by polls that start short and grow to a ceiling: shared filesystems tell nobody of a change."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _MOST_ROUNDS = 5
 
 
 class Pace:
-    """Keep how often one handle's waiting gets look, from one of them to the next.
+    """Remember, from one waiting get of a handle to the next, how often they look.
 
     Args:
         ceiling_s: the longest pause between two looks.
-        idle_s: how long a full look may be put off, seconds, given for how many rounds nothing has happened.
+        idle_s: returns how long a full look may be put off, seconds, after so many rounds in which nothing happened.
 
     Attributes:
         waited_s: how long gets have waited since one last came back with refs, seconds.
@@ -35,8 +35,8 @@ class Pace:
 class Waiter:
     """Pace one waiting get.
 
-    Between full looks, which reclaim and list, a poll is one look at the order file: every put and every ref
-    that comes back changes it. NFS: a look costs three operations, so it is made a third as often in the end.
+    Between full looks, which reclaim and list, a poll is one look at the order file, which every put and every ref
+    that comes back changes. NFS: a look costs three operations, so the ceiling is three times as high.
     """
 
     def __init__(self, handle: Handle, timeout_s: float | None, pace: Pace) -> None:
@@ -51,13 +51,13 @@ class Waiter:
         self._full_look_at = float("inf")
 
     def expired(self) -> bool:
-        """Whether the time is up; true only after one more look at or past the deadline."""
+        """Return whether the time is up; it is only after one more look at or past the deadline."""
         return self._over
 
     def wait(self) -> bool:
         """Sleep until the order may name something new, a full look is due, or the time is up; False in the first case.
 
-        Of many that wait, most find the refs of a put taken when they come: they need not list what is pending.
+        Of many waiters, most come too late for the refs of a put: they need not list pending/ for that.
         """
         started = self._ops.monotonic()
         try:
@@ -96,5 +96,5 @@ class Waiter:
 
 
 def _is_another(seen: tuple[int, int] | None, before: tuple[int, int] | None) -> bool:
-    """Whether the order file came, went or was replaced between two looks."""
+    """Return whether the order file came, went or was replaced between two looks."""
     return (seen and seen[0]) != (before and before[0])

@@ -1,1 +1,1 @@
-"""What names and bytes mean: pure functions, no I/O."""
+"""Say what names and bytes mean: pure functions, no I/O."""

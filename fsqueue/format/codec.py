@@ -1,4 +1,4 @@
-"""Refs to bytes and back, and the bookkeeping that a ref's file gathers: pure functions, no I/O.
+"""Turn refs into bytes and back, with the bookkeeping that a ref's file gathers: pure functions, no I/O.
 
 A file is the ref's JSON object and, once something happened to the ref, one reserved last key that begins a
 line of its own::
@@ -7,11 +7,11 @@ line of its own::
     ,"_fsqueue":{"attempts":1,"history":[{"event":"expired","at":1760000000.0,"owner":"node12.4711.9f3a01"}]}}
 
 Invariant: everything before that last line feed is written once and never again. Bookkeeping is added by one
-write in place, from the closing brace on, so a ref never has two files, and a write that was cut short costs the
+write in place, from the closing brace on. So a ref never has two files, and a write that was cut short costs the
 history, not the ref: what precedes the last line feed, closed by braces, still decodes.
 
-A ref that holds tuples where its type says Any, which JSON would turn into lists, names their paths in the same
-key, on a line that is written with the ref and never again::
+JSON turns tuples into lists. A ref that holds tuples where its type says Any names their paths in the same key, on
+a line that is written with the ref and never again::
 
     {"sample_id":"s17",...,"metadata":{"span":[0,128]}
     ,"_fsqueue":{"tuples":[["metadata","span"]]
@@ -51,7 +51,7 @@ _decode_any = msgspec.json.Decoder().decode
 
 
 class Event(msgspec.Struct, omit_defaults=True):
-    """One thing that happened to a ref: expired, failed, requeued, released, rewound or repaired."""
+    """Say what happened to a ref once: expired, failed, requeued, released, rewound or repaired."""
 
     event: str
     at: float
@@ -60,13 +60,13 @@ class Event(msgspec.Struct, omit_defaults=True):
 
 
 class Bookkeeping(msgspec.Struct, omit_defaults=True):
-    """The value of the reserved key.
+    """Hold the value of the reserved key.
 
     Attributes:
         attempts: deliveries that ended in a failure or an expired lease since the ref was last (re)queued by hand.
         reason: why a dead letter is one.
         tuples: paths of values that were tuples where the type says Any, since JSON knows lists only.
-        raw: what a file held that was no JSON object.
+        raw: a file's content, where that was no JSON object.
     """
 
     attempts: int = 0
@@ -83,7 +83,7 @@ _decode_bookkeeping = msgspec.json.Decoder(Bookkeeping).decode
 
 
 class Codec(Generic[R]):
-    """Refs of one dataclass to bytes and back.
+    """Turn refs of one dataclass into bytes and back.
 
     Raises:
         TypeError: ref_type is no dataclass with a sample_id, or has a field that JSON cannot carry.
@@ -103,7 +103,7 @@ class Codec(Generic[R]):
             raise TypeError(f"JSON cannot carry the fields of {full_name(ref_type)}: {error}") from None
 
     def encode(self, ref: R) -> bytes:
-        """The bytes of a ref; decoding them gives an equal one.
+        """Return the bytes of a ref; decoding them gives an equal one.
 
         Raises:
             TensorInRefError: there is a tensor in it.
@@ -115,16 +115,13 @@ class Codec(Generic[R]):
                 return data + b"\n"
         except (TypeError, ValueError, RecursionError):
             pass
-        return self._encode_carefully(ref)
-
-    def _encode_carefully(self, ref: R) -> bytes:
-        """Find out what the plain round trip changed: refuse it, or carry tuples by naming their paths."""
         try:
             return self._encode_exactly(ref)
         except RecursionError:
             raise InvalidRefError("<root>", "nested too deeply, or in a circle: JSON cannot carry it") from None
 
     def _encode_exactly(self, ref: R) -> bytes:
+        """Find out what the plain round trip changed: refuse it, or carry tuples by naming their paths."""
         if type(ref) is not self.ref_type:
             raise InvalidRefError(
                 "<root>",
@@ -151,10 +148,10 @@ class Codec(Generic[R]):
         return data[:-1] + _TUPLES + _encode(tuples) + b"}}\n"
 
     def decode(self, data: bytes) -> R:
-        """The ref in a file's bytes.
+        """Return the ref in a file's bytes.
 
         Raises:
-            CorruptRefError: it is none, not even after setting aside torn bookkeeping.
+            CorruptRefError: there is none, not even after setting aside torn bookkeeping.
         """
         try:
             return self._decode_whole(data)
@@ -175,12 +172,12 @@ class Codec(Generic[R]):
 
 
 def tidy(text: object) -> str:
-    """Somebody's words as JSON can carry them, and not too many of them."""
+    """Cut somebody's words to what JSON can carry, and to `_WORDS_LIMIT` characters."""
     return str(text).encode("utf-8", "backslashreplace").decode()[:_WORDS_LIMIT]
 
 
 def split(data: bytes) -> tuple[int, Bookkeeping]:
-    """Where a file's bookkeeping begins or would begin (at a closing brace), and what it says.
+    """Return where a file's bookkeeping begins or would begin (at a closing brace), and what it says.
 
     Raises:
         CorruptRefError: the bytes hold no JSON object.
@@ -213,7 +210,7 @@ def _split_after_tuples(data: bytes, start: int) -> tuple[int, Bookkeeping]:
 
 
 def _bookkeeping(data: bytes) -> Bookkeeping:
-    """Bookkeeping that is torn, or not ours, counts as none."""
+    """Decode bookkeeping; what is torn, or not ours, counts as none."""
     try:
         return _decode_bookkeeping(data)
     except UNDECODABLE:
@@ -221,9 +218,9 @@ def _bookkeeping(data: bytes) -> Bookkeeping:
 
 
 def _possible_bodies(data: bytes) -> list[bytes]:
-    """What the ref may be in a file whose bookkeeping is torn: it ends at a line feed, with its braces or without.
+    """List what the ref may be in a file whose bookkeeping is torn: up to a line feed, with its braces or without.
 
-    Where the line feed itself is what was not written, the old closing brace still stands before the new rest.
+    Where the line feed itself was not written, the old closing brace still stands before the new rest.
     """
     data = data.rstrip(b"\0")
     ends = [data.rfind(_MARK), data.rfind(b"\n", 0, len(data.rstrip(b"\n"))), data.rfind(b"\n")]
@@ -236,7 +233,7 @@ def _possible_bodies(data: bytes) -> list[bytes]:
 
 
 def bookkeeping_tail(bookkeeping: Bookkeeping) -> bytes:
-    """What goes into the file from where `split` says on."""
+    """Return what the file must hold from the offset on that `split` returns."""
     if not bookkeeping.tuples:
         return _MARK + _encode(bookkeeping) + b"}\n"
     rest = _encode(msgspec.structs.replace(bookkeeping, tuples=[]))
@@ -244,13 +241,13 @@ def bookkeeping_tail(bookkeeping: Bookkeeping) -> bytes:
 
 
 def wrap_raw(data: bytes, bookkeeping: Bookkeeping) -> bytes:
-    """A dead letter for bytes that are no JSON object: valid JSON with the bytes inside as text."""
+    """Make a dead letter of bytes that are no JSON object: valid JSON with the bytes inside as text."""
     bookkeeping.raw = data.decode("utf-8", "backslashreplace")
     return _encode({RESERVED: bookkeeping}) + b"\n"
 
 
 def _fields(data: bytes) -> dict[str, Any]:
-    """The fields of a JSON object; none where the bytes hold something else."""
+    """Return the fields of a JSON object; none where the bytes hold something else."""
     try:
         found = _decode_any(data)
     except UNDECODABLE:

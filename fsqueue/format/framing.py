@@ -1,4 +1,4 @@
-"""The checksummed lines of logs and of packed refs: pure functions, no I/O.
+"""Frame the lines of logs and of packed refs with checksums: pure functions, no I/O.
 
 A record is one line of JSON that begins with its own checksum and length, so that it verifies by itself and
 `jq` reads it all the same::
@@ -23,7 +23,7 @@ RECORD_LIMIT = 1 << 31
 
 
 def frame(body: bytes) -> bytes:
-    """The record whose fields are body, such as ``"ids":["s17"]``."""
+    """Return the record whose fields are body, such as ``"ids":["s17"]``."""
     length = PREFIX_BYTES + len(body) + 2
     if length > RECORD_LIMIT:
         raise ValueError(f"a transaction of {length} bytes is over the limit of {RECORD_LIMIT}: split the batch")
@@ -32,7 +32,7 @@ def frame(body: bytes) -> bytes:
 
 
 def scan(data: bytes) -> list[tuple[int, int]]:
-    """(start, end) of the whole records at the beginning of data, up to the first byte that belongs to none."""
+    """Return (start, end) of the whole records at the beginning of data, up to the first byte that is in none."""
     found: list[tuple[int, int]] = []
     start, size = 0, len(data)
     view = memoryview(data)
@@ -51,7 +51,7 @@ def scan(data: bytes) -> list[tuple[int, int]]:
 
 
 def find_later(data: bytes) -> int | None:
-    """Where a whole record begins in data after its first byte; None where there is none."""
+    """Return where a whole record begins in data after its first byte; None where there is none."""
     start = data.find(_START, 1)
     while start >= 0:
         if scan(data[start:]):
@@ -61,5 +61,5 @@ def find_later(data: bytes) -> int | None:
 
 
 def fields(data: bytes, start: int, end: int) -> bytes:
-    """The JSON object of a record's own fields, without checksum and length."""
+    """Return the JSON object of a record's own fields, without checksum and length."""
     return b"{" + data[start + PREFIX_BYTES : end - 1]

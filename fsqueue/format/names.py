@@ -1,4 +1,4 @@
-"""File names, and what they say: pure functions, no I/O.
+"""Make and parse file names: pure functions, no I/O.
 
     pending/<id>.json        leased/<id>@<owner>.json        done/<id>.json or done/<id>@<step>.json
 
@@ -35,7 +35,7 @@ _parse_done = re.compile(rf"({_STEM})(?:@([0-9]+))?\.json\Z").match
 
 
 def stem_of(sample_id: str) -> str:
-    """The stem of an id.
+    """Return the stem of an id.
 
     Raises:
         InvalidRefError: the id is no string, is empty, or is not valid Unicode.
@@ -55,7 +55,7 @@ def stem_of(sample_id: str) -> str:
 
 
 def id_of(stem: str) -> str | None:
-    """The id that a stem was made from; None where the stem was cut, and only the file's content knows."""
+    """Return the id that a stem was made from; None where the stem was cut, and only the file's content tells."""
     if "~" in stem:
         return None
     if "%" not in stem:
@@ -67,7 +67,7 @@ def id_of(stem: str) -> str | None:
 
 
 def owner_name(name: str) -> str:
-    """A user's or host's name as it appears in owner names; escaped like an id, not cut."""
+    """Return a user's or host's name as it appears in owner names; escaped like an id, not cut."""
     return _escape(name.encode())
 
 
@@ -84,7 +84,7 @@ def is_owner(text: str) -> bool:
 
 
 def pid_of(owner: str) -> int:
-    """The process id in an owner's name."""
+    """Return the process id in an owner's name."""
     return int(owner.rsplit(".", 2)[1])
 
 
@@ -101,13 +101,13 @@ def done_file(stem: str, step: int | None) -> str:
 
 
 def parse_ref(name: str) -> str | None:
-    """The stem of a name such as ``<id>.json``."""
+    """Return the stem of a name such as ``<id>.json``."""
     stem = name[: -len(SUFFIX)]
     return stem if name.endswith(SUFFIX) and is_stem(stem) else None
 
 
 def parse_pending(name: str) -> str | None:
-    """The stem of a name in pending/, also where a lease or an acked ref was moved back under its old name."""
+    """Return the stem of a name in pending/, also where a lease or an acked ref was moved back under its old name."""
     stem = parse_ref(name)
     if stem is not None or "@" not in name:
         return stem
@@ -116,18 +116,18 @@ def parse_pending(name: str) -> str | None:
 
 
 def parse_leased(name: str) -> tuple[str, str] | None:
-    """The stem and the owner of a name in leased/."""
+    """Return the stem and the owner of a name in leased/."""
     match = _parse_leased(name)
     return (match[1], match[2]) if match and len(match[1]) <= STEM_LIMIT else None
 
 
 def parse_done(name: str) -> tuple[str, int | None] | None:
-    """The stem and the optimizer step of a name in done/."""
+    """Return the stem and the optimizer step of a name in done/."""
     match = _parse_done(name)
     return (match[1], int(match[2]) if match[2] else None) if match and len(match[1]) <= STEM_LIMIT else None
 
 
 def parse_owner(name: str) -> str | None:
-    """The owner of a name in owners/."""
+    """Return the owner of a name in owners/."""
     owner = name[: -len(SUFFIX)]
     return owner if name.endswith(SUFFIX) and is_owner(owner) else None

@@ -1,4 +1,4 @@
-"""Packed refs: what the names in done/ say, and a segment's lines; pure functions, no I/O.
+"""Read the names of packed refs in done/, and a segment's lines: pure functions, no I/O.
 
     packed-<revision>-<refs>[-<replaced>]....jsonl     a segment: how many refs it holds, one a line
     packing-<revision>@<owner>.jsonl                   a licence: a segment in the making, not in force
@@ -6,11 +6,11 @@
     <id>@<step>.json.from-<revision>                   a copy of a line on its way out of one
 
 A *revision*, 12 hex digits, is one change of what is packed. It is committed from the instant that a segment
-carries its name, and that decides all the rest: which segments it replaces, that the files which went into it are
-spent, and that the copies which came from one hold. So one listing says what is done (`Done`).
+carries its name. From then on the segments that it replaces are not in force, the files that went into it are spent,
+and the copies that came from one hold. So one listing says what is done (`Done`).
 
-A line keeps the file's bytes: its line feeds, which in JSON stand between values only, are spaces there, and
-``breaks`` says where they were::
+A line keeps the file's bytes. Line feeds, which in JSON stand between values only, become spaces, and ``breaks`` says
+where they were::
 
     {"crc":"9d1c5fb2","len":"0000028a","stem":"s17","step":9,"mtime_ns":17...,"breaks":[600],"ref":{"sample_id":"s17",...}}
 """
@@ -40,7 +40,7 @@ _REF = b',"ref":'
 
 
 class Segment(NamedTuple):
-    """A file of packed refs.
+    """Describe a file of packed refs.
 
     Attributes:
         refs: how many it holds.
@@ -54,7 +54,7 @@ class Segment(NamedTuple):
 
 
 class Licence(NamedTuple):
-    """A revision in the making: whoever takes this file away has ended it."""
+    """Describe the licence of a revision in the making: whoever takes this file away has ended it."""
 
     name: str
     revision: str
@@ -62,7 +62,7 @@ class Licence(NamedTuple):
 
 
 class Aside(NamedTuple):
-    """A done file that a revision has in hand.
+    """Describe a done file that a revision has in hand.
 
     Attributes:
         ref_name: the name that it has by itself.
@@ -77,10 +77,10 @@ class Aside(NamedTuple):
 
 @dataclass(frozen=True)
 class Done:
-    """What a listing of done/ says.
+    """Hold what a listing of done/ says.
 
     Attributes:
-        files: name of each done ref that has a file of its own, to that file's present name. A later life
+        files: maps the name of each done ref that has a file of its own to that file's present name. A later life
             under the same name hides one that a revision has in hand.
         segments: those in force.
         replaced: those whose successor is there.
@@ -94,7 +94,7 @@ class Done:
 
     @property
     def count(self) -> int:
-        """How many refs are done; each packed line and each file is one life of a ref."""
+        """Count the done refs; each packed line and each file is one life of a ref."""
         return len(self.files) + sum(segment.refs for segment in self.segments)
 
     @property
@@ -103,12 +103,12 @@ class Done:
 
     @property
     def in_transit(self) -> bool:
-        """Whether a revision is at work here, or was cut short."""
+        """Tell whether a revision is at work here, or was cut short."""
         return bool(self.licences or self.asides or self.replaced)
 
 
 def read_names(listing: Iterable[str]) -> Done:
-    """What the names in done/ say; names outside the grammar are left out."""
+    """Sort the names in done/; those outside the grammar are left out."""
     done = Done({}, [], [], [], [])
     segments = []
     for name in listing:
@@ -158,7 +158,7 @@ def parse_aside(name: str) -> Aside | None:
 
 
 def revision_of(name: str) -> str | None:
-    """The revision that a file of packed refs belongs to; None where it is something else."""
+    """Return the revision that a file of packed refs belongs to; None for another file."""
     found = parse_segment(name) or parse_licence(name) or parse_aside(name)
     return found.revision if found else None
 
@@ -175,7 +175,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Line(NamedTuple):
-    """A packed ref.
+    """Hold a packed ref.
 
     Attributes:
         mtime_ns: the done file's last stamp.
@@ -195,16 +195,16 @@ class Line(NamedTuple):
 
 
 def encode_line(line: Line) -> bytes:
-    """A line of a segment; the data is a JSON object."""
+    """Return a line of a segment; the data is a JSON object."""
     breaks = [match.start() for match in re.finditer(b"\n", line.data)]
     head = _encode(_Head(line.stem, line.step, line.mtime_ns, breaks))
     return framing.frame(head[1:-1] + _REF + line.data.replace(b"\n", b" "))
 
 
 def whole_lines(data: bytes) -> tuple[list[Line], list[tuple[int, int]]]:
-    """The lines of a segment, and the stretches of it that belong to none.
+    """Return the lines of a segment, and the stretches of it that belong to none.
 
-    A line whose length, checksum or fields are not what they should be is never read: it is one of those stretches.
+    A line whose length, checksum or fields are wrong is never read: it is one of those stretches.
     """
     lines: list[Line] = []
     damaged: list[tuple[int, int]] = []
@@ -244,7 +244,7 @@ def _line(data: bytes, start: int, end: int, offset: int) -> Line | None:
 
 
 def without(data: bytes, spans: Iterable[tuple[int, int]]) -> bytes:
-    """Bytes without some stretches of them, in order."""
+    """Return bytes without some stretches of them, given in order."""
     cuts = list(spans)
     ends = [0, *(end for _, end in cuts)]
     starts = [*(start for start, _ in cuts), len(data)]
@@ -252,6 +252,6 @@ def without(data: bytes, spans: Iterable[tuple[int, int]]) -> bytes:
 
 
 def lines_of(data: bytes, stem: str) -> Iterator[Line]:
-    """The lines of one stem."""
+    """Yield the lines of one stem."""
     if b'"stem":"%s",' % stem.encode() in data:
         yield from (line for line in whole_lines(data)[0] if line.stem == stem)

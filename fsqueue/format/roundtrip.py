@@ -1,4 +1,4 @@
-"""Whether a ref comes back from JSON as it was: tuples, keys and numbers that JSON would change, and where they are."""
+"""Find what JSON would change in a ref: tuples, keys and numbers, and where they are."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _why_not(ref: Any, back: Any) -> str:
 
 
 def first_unencodable(value: Any, where: str) -> str:
-    """The path of the innermost value that the encoder refuses."""
+    """Return the path of the innermost value that the encoder refuses."""
     if isinstance(value, dict):
         below = [(f"{where}[{key!r}]", child) for key, child in value.items()]
     elif isinstance(value, (list, tuple, set, frozenset)):
@@ -87,7 +87,7 @@ def _child(holder: Any, step: str | int) -> Any:
 
 
 def format_path(ref: Any, path: list[str | int]) -> str:
-    """A path as Python would write it: ``<root>.feature_specs['hidden'].target_meta['scale']``."""
+    """Write a path as Python would: ``<root>.feature_specs['hidden'].target_meta['scale']``."""
     text = "<root>"
     for step in path:
         text += f".{step}" if dataclasses.is_dataclass(ref) else f"[{step!r}]"
@@ -100,7 +100,7 @@ def full_name(t: type) -> str:
 
 
 def eq_tells_all(t: Any, seen: set[Any]) -> bool:
-    """Whether ``==`` on this type compares every field: the generated method, and no field left out of it."""
+    """Return whether ``==`` on this type compares every field: the generated method, and no field left out of it."""
     if t in seen:
         return True
     seen.add(t)

@@ -1,4 +1,4 @@
-"""What a ref's file shows to someone who does not know the ref's type: pure functions, no I/O."""
+"""Read a ref's file without knowing the ref's type: pure functions, no I/O."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fsqueue.format.codec import RESERVED, UNDECODABLE, Bookkeeping, split
 
 
 class Place(NamedTuple):
-    """What a file's name says, in one of the states' directories."""
+    """Hold what a file's name in a state's directory says."""
 
     stem: str
     owner: str | None = None
@@ -22,7 +22,7 @@ class Place(NamedTuple):
 
 
 class RefSight(NamedTuple):
-    """What a ref file's bytes show.
+    """Hold what a ref file's bytes show.
 
     Attributes:
         fields: the JSON object without the reserved key; None where there is none.
@@ -40,7 +40,7 @@ class RefSight(NamedTuple):
 
 
 def place_of(state: str, name: str) -> Place | None:
-    """What a name in a state's directory says; None outside the grammar."""
+    """Parse a name in a state's directory; None outside the grammar."""
     if state == "leased":
         leased = names.parse_leased(name)
         return Place(leased[0], owner=leased[1]) if leased else None
@@ -75,13 +75,13 @@ def _fields(data: bytes, offset: int) -> tuple[dict[str, Any], bool]:
 
 
 def same_ref(one: bytes, other: bytes) -> bool:
-    """Whether two files hold the same ref, whatever their bookkeeping says."""
+    """Return whether two files hold the same ref, whatever their bookkeeping says."""
     first, second = sight(one), sight(other)
     return first.problem is None and second.problem is None and first.fields == second.fields
 
 
 def type_name(status: os.stat_result) -> str:
-    """What kind of directory entry this is, in words."""
+    """Name the kind of a directory entry that is no regular file."""
     kinds = (
         (stat.S_ISDIR, "directory"),
         (stat.S_ISLNK, "symbolic link"),
@@ -92,7 +92,7 @@ def type_name(status: os.stat_result) -> str:
 
 
 def allows(status: os.stat_result, *, write: bool) -> bool:
-    """Whether the mode lets this user read (and write) a file."""
+    """Return whether the mode lets this user read (and write) a file."""
     if os.geteuid() == 0:
         return True
     wanted = 0o6 if write else 0o4

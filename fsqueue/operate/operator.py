@@ -1,4 +1,4 @@
-"""The operator's moves: release, purge, pack, adopt; and what those share that requeue.py makes.
+"""The operator's moves: release, purge, pack, name_stranded; and what those share that requeue.py makes.
 
 They are made as a handle makes its own: a ref is first renamed to a leased name of the operator's, which fences
 everybody else off, changed there, and renamed to where it goes. A crash in between leaves an ordinary lease of a
@@ -186,7 +186,7 @@ def pack(path: str, older_than_s: float, *, dry_run: bool = False) -> Packed:
         return packing.pack(handle, older_than_s)
 
 
-def adopt(path: str) -> int:
+def name_stranded(path: str) -> int:
     """Name every pending ref in the order that no line names; returns how many there were."""
     with operator(path) as handle:
-        return Claimer(handle).adopt()
+        return Claimer(handle).name_stranded()

@@ -1,30 +1,28 @@
-"""Agreement between data-parallel ranks that every one of them has its share of a window, or that none gets one.
+"""Let data-parallel ranks agree that every one of them has its share of a window, or that none gets one.
 
     stream/rank@<session>.<rank>.<world>@<window>.<ready|starved>.json    {"owner": its own, "leader": rank 0's owner}
     stream/verdict@<session>@<window>.<go|end>.json                       {"owners": [rank 0's, rank 1's, ...]}
 
-Each rank renames its one file from state to state. Rank 0 leads: it alone decides, and its verdict is final: go
-when all are ready, end when all have spoken and some are starved. What an earlier run of the same session left
-behind is never mistaken for this run's: a post counts for the leader that it names, a verdict for the owners that
-it names, and an owner's name is never used twice.
+Each rank renames its one file, its *post*, from state to state. Rank 0 leads: it alone decides, and its verdict is
+final: go when all are ready, end when all have spoken and some are starved. What an earlier run of the same session
+left behind is never mistaken for this run's: a post counts for the leader that it names, a verdict for the owners
+that it names, and an owner's name is never used twice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeVar
+from typing import Literal
 
 import msgspec
 
 from fsqueue.engine.handle import Handle
-from fsqueue.errors import CorruptRefError
+from fsqueue.engine.layout import read_json
 from fsqueue.format import names
-from fsqueue.format.codec import UNDECODABLE
 from fsqueue.stream.stream import Stream
 
-Post = Literal["ready", "starved"]
+Standing = Literal["ready", "starved"]
 Verdict = Literal["go", "end"]
-_T = TypeVar("_T")
 
 
 class _Post(msgspec.Struct, frozen=True):
@@ -32,12 +30,12 @@ class _Post(msgspec.Struct, frozen=True):
     leader: str
 
 
-class _Verdict(msgspec.Struct, frozen=True):
+class _Decision(msgspec.Struct, frozen=True):
     owners: list[str]
 
 
 class Rendezvous:
-    """One rank's part in the agreement.
+    """Take one rank's part in the agreement.
 
     Args:
         members: the name under which each rank is a consumer of the stream, by rank.
@@ -66,7 +64,7 @@ class Rendezvous:
                 self._handle.ops.remove(self._stream.directory.fd, name)
 
     def owners(self) -> frozenset[str]:
-        """The owners under which the ranks lease."""
+        """Return the owners under which the ranks lease."""
         found = self._stream.open_owners("consumer")
         return frozenset(found[name] for name in self._members if name in found)
 
@@ -75,16 +73,16 @@ class Rendezvous:
         if self._rank != 0:
             self._leader = self._stream.open_owners("consumer").get(self._members[0])
 
-    def post(self, post: Post) -> None:
+    def post(self, standing: Standing) -> None:
         """Say how this rank stands in the current window; saying it again costs nothing."""
         if self._leader is None:
             self.look_for_leader()
         if self._leader is not None:
             content = msgspec.json.encode(_Post(self._handle.owner, self._leader))
-            self._show("post", f"{self._post_prefix(self._rank)}{self.window}.{post}{names.SUFFIX}", content)
+            self._show("post", f"{self._post_prefix(self._rank)}{self.window}.{standing}{names.SUFFIX}", content)
 
     def verdict(self) -> Verdict | None:
-        """The verdict on the current window, made here where this is rank 0; None while there is none."""
+        """Return the verdict on the current window, which rank 0 makes here; None while there is none."""
         listing = self._stream.directory.listing()
         for verdict in ("go", "end"):
             name = f"{self._verdict_prefix()}{self.window}.{verdict}{names.SUFFIX}"
@@ -93,21 +91,20 @@ class Rendezvous:
         return self._decide(listing) if self._rank == 0 else None
 
     def _is_for_me(self, name: str) -> bool:
-        said = self._read(name, _Verdict)
+        said = read_json(self._handle.ops, self._stream.directory, name, _Decision)
         return said is not None and said.owners[self._rank : self._rank + 1] == [self._handle.owner]
 
     def _decide(self, listing: list[str]) -> Verdict | None:
         posts = self._posts(listing)
         if len(posts) < len(self._members):
             return None
-        said = [
-            self._read(f"{self._post_prefix(rank)}{self.window}.{posts[rank]}{names.SUFFIX}", _Post) for rank in posts
-        ]
+        files = [f"{self._post_prefix(rank)}{self.window}.{posts[rank]}{names.SUFFIX}" for rank in posts]
+        said = [read_json(self._handle.ops, self._stream.directory, file, _Post) for file in files]
         owners = [post.owner for post in said if post is not None and post.leader == self._handle.owner]
         if len(owners) < len(self._members):
             return None
-        decided: Verdict = "go" if all(post == "ready" for post in posts.values()) else "end"
-        content = msgspec.json.encode(_Verdict(owners))
+        decided: Verdict = "go" if set(posts.values()) == {"ready"} else "end"
+        content = msgspec.json.encode(_Decision(owners))
         self._show("verdict", f"{self._verdict_prefix()}{self.window}.{decided}{names.SUFFIX}", content)
         return decided
 
@@ -115,7 +112,7 @@ class Rendezvous:
         self.window += 1
 
     def describe(self) -> str:
-        """Which ranks have spoken, for error messages."""
+        """Say which ranks have spoken, for error messages."""
         posts = self._posts(self._stream.directory.listing())
         silent = [str(rank) for rank in range(len(self._members)) if rank not in posts]
         said = ", ".join(f"rank {rank} {post}" for rank, post in sorted(posts.items()))
@@ -123,7 +120,7 @@ class Rendezvous:
         return f"window {self.window}: {said or 'no rank has spoken'}{waiting_for}"
 
     def _posts(self, listing: list[str]) -> dict[int, str]:
-        """Rank to post, in the order of the ranks, of those that have spoken on the current window."""
+        """Map those ranks that have spoken on the current window, in their order, to how they stand."""
         found = {}
         for rank in range(len(self._members)):
             prefix = f"{self._post_prefix(rank)}{self.window}."
@@ -143,17 +140,9 @@ class Rendezvous:
         shown, directory = self._shown.get(kind), self._stream.directory
         if shown == (name, content):
             return
-        moved = (
-            shown is not None and shown[1] == content and self._handle.moves.move(directory, shown[0], directory, name)
-        )
-        if not moved:
+        same = shown is not None and shown[1] == content
+        if not (same and shown and self._handle.moves.move(directory, shown[0], directory, name)):
             self._handle.moves.write(content + b"\n", directory, name)
             if shown is not None and shown[0] != name:
                 self._handle.ops.remove(directory.fd, shown[0])
         self._shown[kind] = (name, content)
-
-    def _read(self, name: str, kind: type[_T]) -> _T | None:
-        try:
-            return msgspec.json.decode(self._handle.ops.read_file(self._stream.directory.fd, name), type=kind)
-        except (FileNotFoundError, CorruptRefError, *UNDECODABLE):
-            return None

@@ -1,4 +1,4 @@
-"""One member's part in a stream: the file that shows it, and how it ends.
+"""Take part in a stream as one member: show it by a file, and say how it ends.
 
     stream/<role>@<name>-<owner>@<state>.json     role: producer or consumer; state: open, closed or failed
 
@@ -21,10 +21,10 @@ from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, explained, silently_remove
 from fsqueue.engine import heartbeat
 from fsqueue.engine.handle import Handle
+from fsqueue.engine.layout import read_json
 from fsqueue.engine.owners import OwnerRecord
-from fsqueue.errors import CorruptRefError
 from fsqueue.format import names
-from fsqueue.format.codec import UNDECODABLE, tidy
+from fsqueue.format.codec import tidy
 
 Role = Literal["producer", "consumer"]
 State = Literal["open", "closed", "failed"]
@@ -34,7 +34,7 @@ DEAD_AFTER_S = 30.0
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """What a member's file says.
+    """Hold what a member's file says.
 
     Attributes:
         name: what the user called it; a restarted member takes its dead namesake's place.
@@ -50,7 +50,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Member(NamedTuple):
-    """A member of the stream as its file shows it.
+    """Describe a member of the stream as its file shows it.
 
     Attributes:
         age_s: seconds since its last heartbeat, by the filesystem's clock.
@@ -63,14 +63,14 @@ class Member(NamedTuple):
 
     @property
     def is_dead(self) -> bool:
-        """Open, but its process is gone or silent for `DEAD_AFTER_S` seconds; a restart has had that long."""
+        """True where it is open, but gone or silent for `DEAD_AFTER_S` seconds; a restart has had that long."""
         if self.state != "open" or self.age_s <= DEAD_AFTER_S:
             return False
         return self.record.process.liveness() != "alive"
 
     @property
     def keeps_its_name(self) -> bool:
-        """Open, and not known to be gone: no namesake may take its place yet."""
+        """True where it is open and not known to be gone: no namesake may take its place yet."""
         return self.state == "open" and self.record.process.liveness() != "dead" and self.age_s <= DEAD_AFTER_S
 
     def describe(self) -> str:
@@ -81,11 +81,11 @@ class Member(NamedTuple):
 
 
 class Membership:
-    """One member's part in the stream: a context manager that says how it ended.
+    """Take one member's part in the stream: a context manager that says how it ended.
 
-    Leaving the block normally closes this member's end, an exception marks it failed with its reason and
-    traceback, and a process that is killed is noticed by its heartbeat, which a thread keeps. A forked child has no
-    part in it: however it leaves the block, the member is still its parent.
+    Leaving the block normally closes this member's end, and an exception marks it failed with its reason and
+    traceback. A thread keeps the heartbeat, whose end shows that the process was killed. A forked child has no part in
+    this: however it leaves the block, the member is still its parent.
     """
 
     def __init__(self, handle: Handle, directory: Directory, role: Role, record: Record) -> None:
@@ -109,11 +109,10 @@ class Membership:
 
     def beat(self) -> None:
         """Show that this member lives."""
-        with suppress(FileNotFoundError):
-            self._handle.clock.stamp(self._directory, self._file("open"))
+        self._handle.clock.stamp(self._directory, self._file("open"))
 
     def close(self) -> None:
-        """Leave: this member has produced, or consumed, all that it will."""
+        """Leave, having produced, or consumed, all there is for this member."""
         if self._is_over():
             return
         ops, fd = self._handle.ops, self._directory.fd
@@ -165,7 +164,7 @@ class Membership:
 
 
 def parse_member(name: str) -> tuple[Role, State] | None:
-    """Role and state in a member's file name; None for other names."""
+    """Return role and state in a member's file name; None for other names."""
     parts = name.removesuffix(names.SUFFIX).split("@")
     if not name.endswith(names.SUFFIX) or len(parts) != 3:
         return None
@@ -176,14 +175,12 @@ def parse_member(name: str) -> tuple[Role, State] | None:
 
 
 def read_members(ops: FileOps, directory: Directory, listing: list[str], now: float) -> Iterator[tuple[str, Member]]:
-    """Each member that a listing of stream/ names, with its file; what is gone or holds no record is left out."""
+    """Yield each member that a listing of stream/ names, with its file, unless it is gone or holds no record."""
     for name in listing:
         parsed = parse_member(name)
         if parsed is None:
             continue
-        try:
-            beat = ops.fresh_mtime(directory.fd, name)
-            record = msgspec.json.decode(ops.read_file(directory.fd, name), type=Record)
-        except (FileNotFoundError, CorruptRefError, *UNDECODABLE):
-            continue
-        yield name, Member(*parsed, record, now - (beat or 0.0))
+        beat = ops.fresh_mtime(directory.fd, name)
+        record = read_json(ops, directory, name, Record)
+        if record is not None:
+            yield name, Member(*parsed, record, now - (beat or 0.0))

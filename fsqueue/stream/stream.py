@@ -1,6 +1,6 @@
-"""A stream over the queue: its members together, and when it is over.
+"""See a stream's members together, and tell when it is over.
 
-    stream/<member>.json     who produces and who consumes (stream_status.py)
+    stream/<member>.json     who produces and who consumes (members.py)
     stream/quantum.json      what the consumers take at a time
 
 The end of the stream is decided by the members' files and the refs' own, never by one empty listing.
@@ -19,10 +19,9 @@ from fsqueue.disk.fileops import FileOps, silently_remove
 from fsqueue.disk.publish import make_directory
 from fsqueue.engine import owners
 from fsqueue.engine.handle import Handle
-from fsqueue.engine.layout import STREAM
-from fsqueue.errors import CorruptRefError, MemberFailedError, QueueConfigError
+from fsqueue.engine.layout import STREAM, read_json
+from fsqueue.errors import MemberFailedError, QueueConfigError
 from fsqueue.format import names
-from fsqueue.format.codec import UNDECODABLE
 from fsqueue.stream import members
 from fsqueue.stream.members import Member, Membership, Record, Role, parse_member, read_members
 
@@ -30,7 +29,7 @@ QUANTUM = "quantum.json"
 
 
 class Quantum(msgspec.Struct, frozen=True):
-    """How many refs the consumers take at a time: a high watermark below it would starve them for good."""
+    """Say how many refs the consumers take at a time: a high watermark below it would starve them for good."""
 
     dp_size: int
     batch_size: int
@@ -45,7 +44,7 @@ class Stream:
     """See and change the stream's members, on behalf of one handle.
 
     Attributes:
-        opened_at: since when this handle can know what becomes of members, monotonic.
+        opened_at: when the handle was opened, monotonic; it cannot know what became of members before.
     """
 
     def __init__(self, handle: Handle, opened_at: float) -> None:
@@ -94,7 +93,10 @@ class Stream:
         return [member for _, member in self._files()]
 
     def _files(self) -> list[tuple[str, Member]]:
-        """RACE: a member whose file is renamed while this reads must not be missing, so then it is listed again."""
+        """Read each member with its file.
+
+        RACE: a member whose file is renamed meanwhile must not be missing: so then this lists again.
+        """
         while True:
             listing = self.directory.listing()
             now = self._handle.clock.now() if any(map(parse_member, listing)) else 0.0
@@ -106,8 +108,8 @@ class Stream:
     def raise_failures(self, role: Role, among: Container[str] | None = None) -> None:
         """Raise the error of a member of this role that failed or died, if there is one.
 
-        For its first `members.DEAD_AFTER_S` seconds, a handle leaves aside what happened before it was opened: the
-        run may just have been started again, and its members take their namesakes' places one after the other.
+        For its first `members.DEAD_AFTER_S` seconds, a handle ignores what happened before it was opened: the run
+        may just have been restarted, and its members take their namesakes' places one after the other.
 
         Args:
             among: the names to look at; None: all.
@@ -123,10 +125,9 @@ class Stream:
                 raise MemberFailedError(member.describe(), reason, member.record.traceback)
 
     def watch(self, role: Role) -> None:
-        """As `raise_failures`, for who asks often: a look at the directory's mtime, and a listing after a change.
+        """Do as `raise_failures` for a caller who asks often: look at the directory's mtime, and list after a change.
 
-        The members are read when there is a new failure among the names, and as often as hearts beat: who has fallen
-        silent changes nothing there.
+        The members are read when the names show a new failure, and once a heartbeat, since silence shows nowhere.
         """
         began_at = self._ops.monotonic()
         overdue = began_at - self._watched_at >= members.BEAT_S
@@ -140,12 +141,12 @@ class Stream:
         self._unchanged.listed(began_at)
 
     def _is_old(self, member: Member) -> bool:
-        """Whether this handle is too young to hold what became of a member against it."""
+        """Return whether this handle is too young to raise what became of a member before it was opened."""
         open_s = self._ops.monotonic() - self.opened_at
         return open_s < members.DEAD_AFTER_S and member.age_s > open_s
 
     def left(self, among: Container[str]) -> Member | None:
-        """One of these consumers that has left since this handle was opened."""
+        """Return one of these consumers that has left since this handle was opened."""
         for member in self.members():
             closed = member.role == "consumer" and member.state == "closed" and member.record.name in among
             if closed and not self._is_old(member):
@@ -153,18 +154,18 @@ class Stream:
         return None
 
     def describe(self, role: Role) -> str:
-        """Who was last seen when, for error messages."""
+        """Say who was last seen when, for error messages."""
         found = [member for member in self.members() if member.role == role]
         return "; ".join(f"{m.describe()} is {m.state}" for m in found) or f"no {role} has joined"
 
     def all_closed(self, role: Role) -> bool:
-        """Whether every expected member of this role has joined and left; false before the first one joins."""
+        """Tell whether every expected member of this role has joined and left; False before the first one joins."""
         mine = [member for member in self.members() if member.role == role]
         expected = max((member.record.expected for member in mine), default=1)
         return len(mine) >= max(1, expected) and all(member.state == "closed" for member in mine)
 
     def open_owners(self, role: Role) -> dict[str, str]:
-        """Name to owner of the members of this role that have not left."""
+        """Map names to owners, for the members of this role that have not left."""
         return {
             member.record.name: member.record.process.owner
             for member in self.members()
@@ -172,13 +173,13 @@ class Stream:
         }
 
     def drained(self, besides: frozenset[str] = frozenset()) -> bool:
-        """Whether nothing will ever be delivered again: all producers closed, nothing pending, nothing leased.
+        """Tell whether nothing will ever be delivered again: all producers closed, nothing pending, nothing leased.
 
         Args:
-            besides: owners whose leases do not count, since they ask.
+            besides: owners whose leases do not count, since it is they who ask.
 
-        RACE: a ref may hop between pending/ and leased/ while they are listed one after the other. Both directories'
-        mtimes must have stood still for longer than their grain before the empty listings, and be the same after them.
+        RACE: a ref may hop between pending/ and leased/ while they are listed one after the other. So both mtimes must
+        have stood still for longer than their grain before the empty listings, and be the same after them.
         """
         if not self.all_closed("producer") or self._any_live(besides):
             return False
@@ -198,7 +199,7 @@ class Stream:
         return layout.pending.changed_at_ns(), layout.leased.changed_at_ns()
 
     def _stand_still(self) -> tuple[int, int]:
-        """Both directories' mtimes, after they had the time to change; they have had it since they were first seen."""
+        """Return both directories' mtimes, once that long has passed since they were first seen as they are."""
         found, now = self._changed_at_ns(), self._ops.monotonic()
         if found != self._stood[0]:
             self._stood = found, now
@@ -218,7 +219,4 @@ class Stream:
 
 
 def read_quantum(ops: FileOps, directory: Directory) -> Quantum | None:
-    try:
-        return msgspec.json.decode(ops.read_file(directory.fd, QUANTUM), type=Quantum)
-    except (FileNotFoundError, CorruptRefError, *UNDECODABLE):
-        return None
+    return read_json(ops, directory, QUANTUM, Quantum)

@@ -1,11 +1,11 @@
-"""`TrainerView`: a queue as a training loop wants it: exactly n refs, or the end of a drained stream."""
+"""Give a training loop exactly n refs at a time, or the end of a drained stream."""
 
 from __future__ import annotations
 
 import os
 import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -29,7 +29,7 @@ class StopEvent(Protocol):
 
 
 class LeasingQueue(Protocol[R]):
-    """The calls of `FileSampleRefQueue` that a view makes."""
+    """List the calls of `FileSampleRefQueue` that a view makes."""
 
     path: str
     lease_timeout_s: float | None
@@ -55,22 +55,22 @@ class LeasingQueue(Protocol[R]):
 
 
 class PartialWindowWarning(UserWarning):
-    """Refs of a last, incomplete global window were given back to pending/."""
+    """Warn that refs of a last, incomplete global window were given back to pending/."""
 
 
 class TrainerView(Generic[R]):
-    """One data-parallel rank's view of a queue.
+    """View a queue as one data-parallel rank.
 
     `get` returns exactly the refs asked for, or none once the stream has ended. All ranks get the same number of
-    batches: the last refs, too few for a batch each, are given back to pending/ by all of them, with a
-    `PartialWindowWarning`, and the stream ends there. Refs that are out are renewed by a thread where the queue
-    object keeps no heartbeat. The view is a consumer of the stream from its making to its close, in the process that
-    made it: after a fork, the child's use of it is an `OtherProcessError`, and its close leaves all to the parent.
+    batches. The last refs, too few for a batch each, go back to pending/ from all ranks, with a
+    `PartialWindowWarning`, and the stream ends there. Where the queue object keeps no heartbeat, a thread renews the
+    refs that are out. The view is a consumer of the stream from its making to its close, in the process that made it:
+    after a fork, the child's use of it is an `OtherProcessError`, and its close leaves all to the parent.
 
     Args:
         queue: the queue.
-        partition: (rank, world size); None for a single rank. A rank takes the refs of its own partition first and
-            others where none of its own is pending: ids are never spread quite evenly, and ranks that take equal
+        partition: (rank, world size); None for a single rank. A rank takes refs of its own partition first, and
+            others where none of its own is pending. For ids are never spread quite evenly: ranks that take equal
             numbers would leave ever more of some partition behind, up to the producers' watermark, where all wait
             for each other.
         batch: refs in a batch, for all ranks alike.
@@ -109,7 +109,7 @@ class TrainerView(Generic[R]):
         self._renewer = self._start_renewing()
 
     def get(self, max_refs: int | None = None, timeout_s: float | None = None, **_: Any) -> list[R]:
-        """The next batch: exactly max_refs refs (the view's batch unless given), or [] at the end of the stream.
+        """Return the next batch: exactly max_refs refs (the view's batch unless given), or [] at the stream's end.
 
         timeout_s is accepted for the loaders' sake; how long to wait is the view's idle_timeout_s.
 
@@ -120,7 +120,7 @@ class TrainerView(Generic[R]):
         return self.get_interruptible(max_refs or self._batch)
 
     def get_interruptible(self, max_refs: int, *, stop_event: StopEvent | None = None) -> list[R]:
-        """As `get`; returns [] also once stop_event is set, after giving back what it had leased."""
+        """Do as `get`, and return [] also once stop_event is set, after giving back what was leased."""
         self._refuse_in_child()
         refs: list[R] = []
         try:
@@ -156,7 +156,7 @@ class TrainerView(Generic[R]):
         return False
 
     def _lease(self, wanted: int, pause_s: float) -> list[R]:
-        """Up to so many refs; waits pause_s at most, also where none is wanted any more."""
+        """Lease up to so many refs; wait for pause_s at most, also where none is wanted any more."""
         if not wanted:
             self._handle.ops.sleep(pause_s)
             return []
@@ -175,7 +175,10 @@ class TrainerView(Generic[R]):
             )
 
     def _raise_if_left_alone(self) -> None:
-        """RACE: who has read the end's verdict leaves; so that verdict is looked for once more before this raises."""
+        """Raise where another rank has left for no verdict.
+
+        RACE: a rank that has read the end's verdict leaves; so this looks for one once more before it raises.
+        """
         gone = self._stream.left(self._members) if self._world > 1 else None
         if gone is not None and self._rendezvous.verdict() is None:
             raise StreamStalledError(
@@ -183,10 +186,10 @@ class TrainerView(Generic[R]):
             )
 
     def _has_ended(self, complete: bool, found: bool) -> bool | None:
-        """False: this window is on; True: the stream is over; None: neither is known yet.
+        """Return False where this window is on, True where the stream is over, None while neither is known.
 
-        A ref that is leased elsewhere may fail back, so a rank is starved only when the stream is drained but for
-        what the ranks themselves have leased, and the end comes only when every rank waits here for the same window.
+        A ref that is leased elsewhere may come back. So a rank is starved only when the stream is drained but for
+        what the ranks themselves lease, and the end comes only when every rank waits here for the same window.
         """
         closed = not complete and not found and self._stream.all_closed("producer")
         starved = closed and self._stream.drained(besides=self._rendezvous.owners())
@@ -224,12 +227,8 @@ class TrainerView(Generic[R]):
             )
 
     def ack(self, refs: Iterable[R], *, step: int | None = None) -> list[str]:
-        """Acknowledge refs, at an optimizer step where given; returns the ids whose lease was lost."""
-        self._refuse_in_child()
-        refs = list(refs)
-        lost = self._queue.ack(refs, step=step)
-        self._forget(refs)
-        return lost
+        """Acknowledge refs, at an optimizer step where given; return the ids whose lease was lost."""
+        return self._settle(refs, lambda batch: self._queue.ack(batch, step=step))
 
     def ack_ids(self, sample_ids: Iterable[str], *, step: int | None = None) -> list[str]:
         """Acknowledge refs that this view handed out, by id; ids that it does not have out are ignored."""
@@ -237,27 +236,23 @@ class TrainerView(Generic[R]):
 
     def fail(self, refs: Iterable[R], reason: str, retryable: bool) -> list[str]:
         """Give refs back as failed; see `FileSampleRefQueue.fail`."""
-        self._refuse_in_child()
-        refs = list(refs)
-        lost = self._queue.fail(refs, reason, retryable)
-        self._forget(refs)
-        return lost
+        return self._settle(refs, lambda batch: self._queue.fail(batch, reason, retryable))
 
     def release(self, refs: Iterable[R]) -> list[str]:
-        """Give refs back without counting an attempt; returns the ids whose lease was lost."""
+        """Give refs back without counting an attempt; return the ids whose lease was lost."""
+        return self._settle(refs, self._queue.release)
+
+    def _settle(self, refs: Iterable[R], settle: Callable[[list[R]], list[str]]) -> list[str]:
         self._refuse_in_child()
-        refs = list(refs)
-        lost = self._queue.release(refs)
-        self._forget(refs)
+        batch = list(refs)
+        lost = settle(batch)
+        for ref in batch:
+            self._out.pop(id_of_ref(ref), None)
         return lost
 
     def _refuse_in_child(self) -> None:
         if os.getpid() != self._pid:
             raise OtherProcessError(f"a TrainerView of queue {self._queue.path}", self._pid)
-
-    def _forget(self, refs: list[R]) -> None:
-        for ref in refs:
-            self._out.pop(id_of_ref(ref), None)
 
     def close(self) -> None:
         """Give back what is still out, and leave the stream."""

@@ -1,4 +1,4 @@
-"""Back-pressure: a producer waits while too much is pending, as long as somebody is there to take it."""
+"""Make a producer wait while too much is pending, as long as somebody is there to take it."""
 
 from __future__ import annotations
 

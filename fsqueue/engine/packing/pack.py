@@ -1,4 +1,4 @@
-"""Packing: done files that are old become lines of a segment, which takes one inode for up to 10,000 refs.
+"""Pack old done files into segments, which take one inode for up to 10,000 refs.
 
 What is packed is still done: `show`, `ls`, `counts` and `requeue` find it, and `rewind` brings it back. A ref leaves
 a segment by becoming a done file again (unpack.py), and goes on from there by the moves that every done file makes.
@@ -27,7 +27,7 @@ _BUFFER_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Packed:
-    """What packing did, or would do in a dry run.
+    """Tell what packing did, or would do in a dry run.
 
     Attributes:
         refs: done files that became lines.
@@ -39,23 +39,22 @@ class Packed:
 
 
 def old_files(layout: Layout, limit: float) -> list[tuple[int, str, int]]:
-    """(mtime_ns, name, size in bytes) of the done files last stamped before a time, the oldest first: a stat each."""
+    """Return (mtime_ns, name, size in bytes) of the done files last stamped by limit, oldest first: a stat each."""
     found = []
     for name in dict.fromkeys(layout.done.listing()):  # NFS: a listing may repeat a name, and each is claimed once
         parsed = names.parse_done(name)
         if parsed is None or names.done_file(*parsed) != name or len(name) > packed.NAME_LIMIT_BYTES:
             continue
-        try:
-            status = layout.ops.stat(name, dir_fd=layout.done.fd, follow_symlinks=False)
-        except FileNotFoundError:
+        status = layout.ops.status(layout.done.fd, name)
+        if not status or not stat.S_ISREG(status.st_mode):
             continue
-        if stat.S_ISREG(status.st_mode) and status.st_mtime <= limit and status.st_size <= SEGMENT_BYTES // 4:
+        if status.st_mtime <= limit and status.st_size <= SEGMENT_BYTES // 4:
             found.append((status.st_mtime_ns, name, status.st_size))
     return sorted(found)
 
 
 def would_pack(layout: Layout, older_than_s: float) -> Packed:
-    """What `pack` would do."""
+    """Say what `pack` would do."""
     refs = len(old_files(layout, layout.ops.time() - older_than_s))
     return Packed(refs, -(-refs // SEGMENT_REFS))
 
@@ -88,7 +87,7 @@ def pack(handle: Handle, older_than_s: float) -> Packed:
 
 
 def _pack_one(handle: Handle, old: deque[tuple[int, str, int]]) -> int | None:
-    """Write one segment; how many files went into it, None where none was written."""
+    """Write one segment; return how many files went into it, None where none was written."""
     with Revision(handle) as revision:
         done = recover(handle, revision, alone=False)
         batch = _Batch(handle, revision)
@@ -99,7 +98,7 @@ def _pack_one(handle: Handle, old: deque[tuple[int, str, int]]) -> int | None:
 
 
 class _Batch:
-    """The lines of one segment in the making."""
+    """Gather the lines of one segment in the making."""
 
     def __init__(self, handle: Handle, revision: Revision) -> None:
         self._handle = handle
@@ -142,8 +141,7 @@ class _Batch:
         self._buffer.clear()
 
     def fill(self, old: deque[tuple[int, str, int]]) -> int:
-        """Claim files until the segment is full, and add their lines; returns how many."""
-        claimed = 0
+        """Claim files until the segment is full, and add their lines; return how many."""
         while old and self._count < SEGMENT_REFS and self._size + old[0][2] + _FRAME_BYTES <= SEGMENT_BYTES:
             _, name, _ = old.popleft()
             aside = self._revision.claim(name)
@@ -154,9 +152,8 @@ class _Batch:
                 self._revision.unclaim(aside, name)
             else:
                 self._add(packed.encode_line(line), 1, line.mtime_ns)
-                claimed += 1
-        self._claimed = claimed
-        return claimed
+                self._claimed += 1
+        return self._claimed
 
     def commit(self) -> bool:
         """Publish the segment, where it holds anything new or merges several."""
@@ -167,7 +164,7 @@ class _Batch:
 
 
 def _line_of(handle: Handle, aside: str, name: str) -> Line | None:
-    """A claimed file as a line; None where it holds no whole ref of that name, or is gone."""
+    """Return a claimed file as a line; None where it holds no whole ref of that name, or is gone."""
     done, parsed = handle.layout.done, names.parse_done(name)
     try:
         mtime_ns = handle.ops.stat(aside, dir_fd=done.fd, follow_symlinks=False).st_mtime_ns
@@ -181,7 +178,7 @@ def _line_of(handle: Handle, aside: str, name: str) -> Line | None:
 
 
 def packed_lines(layout: Layout) -> Iterator[tuple[Segment, bytes]]:
-    """Every segment in force and its bytes, those with the oldest refs first.
+    """Yield every segment in force and its bytes, those with the oldest refs first.
 
     RACE: where one is replaced meanwhile, its successor is taken; unless part of that was given already.
     """
@@ -208,21 +205,19 @@ def _by_age(layout: Layout, found: list[Segment]) -> list[Segment]:
 
 
 def stamp_of(layout: Layout, segment: Segment) -> float | None:
-    """A segment's mtime, the newest stamp among its refs, in seconds; None where it is gone."""
-    try:
-        return layout.ops.stat(segment.name, dir_fd=layout.done.fd, follow_symlinks=False).st_mtime
-    except FileNotFoundError:
-        return None
+    """Return a segment's mtime, the newest stamp among its refs, in seconds; None where it is gone."""
+    status = layout.ops.status(layout.done.fd, segment.name)
+    return status.st_mtime if status else None
 
 
 def old_segments(layout: Layout, done: Done, limit: float) -> list[str]:
-    """The segments all of whose refs were last stamped before a time."""
+    """Return the segments all of whose refs were last stamped by a time."""
     stamps = ((segment.name, stamp_of(layout, segment)) for segment in done.segments)
     return [name for name, stamp in stamps if stamp is not None and stamp <= limit]
 
 
 def purge(handle: Handle, older_than_s: float) -> list[str]:
-    """Remove segments all of whose refs were last stamped longer ago; returns their names.
+    """Remove segments all of whose refs were last stamped longer ago; return their names.
 
     RACE: a packing that begins meanwhile may carry over the lines of a segment that goes: the next purge has them.
     """

@@ -1,4 +1,4 @@
-"""Changing what is packed in done/: one revision at a time, committed by one rename.
+"""Change what is packed in done/: one revision at a time, committed by one rename.
 
     begin    create the licence, packing-<revision>@<owner>.jsonl
     recover  take other licences away, end what other revisions have begun
@@ -8,13 +8,13 @@
     recover  unlink what is spent, give the copies their names
 
 CRASH: before the commit the segment is not there, and a file aside is an ordinary done ref under a longer name; after
-it, that file is spent. Whoever recovers next finishes either. No ref is lost, none counts twice: `segments.Done`
+it, that file is spent. Whoever recovers next finishes either. No ref is lost, none counts twice: `packed.Done`
 tells from one listing what is in force.
 
 RACE: the lock has no part in this. A process that takes a licence away makes its owner's commit fail, whenever that
-comes, since the rename finds no file. Who replaces segments takes away, or finds none of, all licences after creating
-his own, and looks at what there is to replace after that. Were two to replace the same segment, each would have begun
-before the other looked, and one of them would have lost its licence or seen the other's commit.
+comes, since the rename finds no file. Whoever replaces segments first creates a licence, then takes all others away
+(or finds none), and only then looks at what there is to replace. Were two to replace the same segment, each would have
+begun before the other looked, and one of them would have lost its licence or seen the other's commit.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from fsqueue.disk.fileops import silently_remove
+from fsqueue.disk.publish import write_together
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import Layout
 from fsqueue.engine.owners import read_record
@@ -34,11 +35,10 @@ from fsqueue.format.packed import Done, Licence, Line, Segment
 
 ABANDONED_S = 3600.0
 _LOOKS = 16
-_BATCH = 256
 
 
 def look(layout: Layout) -> Done:
-    """What is done, by one listing; by two that agree where a revision is at work.
+    """Return what is done, by one listing; where a revision is at work, by two that agree.
 
     RACE: a listing that a rename overtakes may show neither the old name nor the new one.
     """
@@ -57,10 +57,10 @@ def _revisions(done: Done) -> set[str]:
 
 
 def look_firmly(layout: Layout) -> Done:
-    """What is done, so that it can be acted upon: asides of no revision that can be seen belong to a void one.
+    """Return what is done, to act upon it: an aside whose revision is not to be seen belongs to a void one.
 
-    RACE: an aside that the first listing shows has a licence that was created before; when two further listings agree
-    that there is neither licence nor segment, the licence was taken away: its commit would be in one of them.
+    RACE: an aside's licence was created before it. Where the first listing shows the aside, and two further ones agree
+    that there is neither its licence nor its segment, the licence was taken away: they would show its commit.
     """
     seen = set(layout.done.listing())
     before = packed.read_names(layout.done.listing())
@@ -73,7 +73,7 @@ def look_firmly(layout: Layout) -> Done:
 
 
 def read_segment(layout: Layout, segment: Segment) -> bytes:
-    """A segment's bytes; none where it is no regular file.
+    """Return a segment's bytes; none where it is no regular file.
 
     Raises:
         FileNotFoundError: it was replaced or purged.
@@ -85,7 +85,7 @@ def read_segment(layout: Layout, segment: Segment) -> bytes:
 
 
 class Revision:
-    """One change of what is packed.
+    """Make one change of what is packed.
 
     Attributes:
         token: its name, 12 hex digits.
@@ -125,7 +125,7 @@ class Revision:
         self.size += len(data)
 
     def claim(self, name: str) -> str | None:
-        """Move a done file aside, on its way into this revision; its new name, None where it was gone."""
+        """Move a done file aside, on its way into this revision; return its new name, None where it was gone."""
         aside = packed.aside_file(name, self.token, original=True)
         return aside if self._handle.moves.move(self._done, name, self._done, aside, unique=True) else None
 
@@ -135,29 +135,12 @@ class Revision:
 
     def copy_out(self, lines: Iterable[Line]) -> None:
         """Write lines as files of their own, which hold from the commit on."""
-        batch = list(lines)
-        for start in range(0, len(batch), _BATCH):
-            self._copy_out(batch[start : start + _BATCH])
-
-    def _copy_out(self, lines: list[Line]) -> None:
-        fds: list[int] = []
-        try:
-            for line in lines:
-                fds.append(self._ops.create(self._done.fd, self._copy_of(line), line.data))
-            self._ops.sync_all(fds, self._handle.overlap.syncs)
-            while fds:
-                self._ops.close(fds.pop())
-        except BaseException:
-            for fd in fds:
-                with suppress(OSError):  # the error that led here is the one to report
-                    self._ops.close(fd)
-            raise
-        for line in lines:
+        copies = {packed.aside_file(line.ref_name, self.token, original=False): line for line in lines}
+        named = ((name, line.data) for name, line in copies.items())
+        write_together(self._ops, self._done, named, self._handle.overlap.syncs)
+        for name, line in copies.items():
             stamp = (line.mtime_ns, line.mtime_ns)
-            self._ops.utime(self._copy_of(line), ns=stamp, dir_fd=self._done.fd, follow_symlinks=False)
-
-    def _copy_of(self, line: Line) -> str:
-        return packed.aside_file(line.ref_name, self.token, original=False)
+            self._ops.utime(name, ns=stamp, dir_fd=self._done.fd, follow_symlinks=False)
 
     def commit(self, refs: int, replaces: Iterable[Segment], mtime_ns: int) -> bool:
         """Put the segment in force; False where the licence was taken away.
@@ -179,10 +162,10 @@ class Revision:
 
 
 def recover(handle: Handle, mine: Revision | None = None, *, alone: bool) -> Done:
-    """End what other revisions have begun, and what was committed; returns what is there then.
+    """End what other revisions have begun, and what was committed; return what is there then.
 
     Args:
-        alone: take every other licence away; otherwise those of dead owners, and those of an hour's age.
+        alone: take every other licence away, not just those of dead owners and those an hour old.
     """
     token = mine.token if mine else None
     while True:
@@ -197,13 +180,13 @@ def recover(handle: Handle, mine: Revision | None = None, *, alone: bool) -> Don
 
 
 def recover_quietly(handle: Handle) -> None:
-    """After an error, which is the one to report; what is left aside is done all the same."""
+    """Recover after an error, which is the one to report; what is left aside is done all the same."""
     with suppress(OSError):
         recover(handle, alone=False)
 
 
 def is_abandoned(layout: Layout, licence: Licence, now: float) -> bool:
-    """Whether a licence's owner is known to be dead, or cannot be known and has not written for an hour."""
+    """Return whether a licence's owner is dead, or, where that cannot be known, has not written for an hour."""
     found = read_record(layout.ops, layout.owners, licence.owner)
     liveness = found.liveness() if found else "unknown"
     written_at = layout.ops.fresh_mtime(layout.done.fd, licence.name) if liveness == "unknown" else None
@@ -253,14 +236,10 @@ def _loosen(handle: Handle, name: str, ref_name: str) -> None:
 
 
 def _mtime_ns(handle: Handle, name: str) -> int | None:
-    try:
-        return handle.ops.stat(name, dir_fd=handle.layout.done.fd, follow_symlinks=False).st_mtime_ns
-    except FileNotFoundError:
-        return None
+    status = handle.ops.status(handle.layout.done.fd, name)
+    return status.st_mtime_ns if status else None
 
 
 def _is_empty(handle: Handle, segment: Segment) -> bool:
-    try:
-        return handle.ops.stat(segment.name, dir_fd=handle.layout.done.fd, follow_symlinks=False).st_size == 0
-    except FileNotFoundError:
-        return False
+    status = handle.ops.status(handle.layout.done.fd, segment.name)
+    return status is not None and status.st_size == 0

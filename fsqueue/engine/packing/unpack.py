@@ -1,4 +1,4 @@
-"""Taking refs out of segments: what leaves is a done file of its own from the commit on (revision.py)."""
+"""Take refs out of segments: what leaves is a done file of its own from the commit on (revision.py)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DAMAGED = "found in a segment of packed refs: it belongs to no whole line"
 
 
 def unpack(handle: Handle, wanted: Wanted) -> Done:
-    """Make every done ref that is wanted, by stem and step, a file of its own again; returns what is done then.
+    """Make every done ref that is wanted, by stem and step, a file of its own again; return what is done then.
 
     Costs one listing where nothing is packed; otherwise every segment is read. A running packing is ended.
 
@@ -42,7 +42,7 @@ def unpack(handle: Handle, wanted: Wanted) -> Done:
 
 
 def _is_aside(done: Done, wanted: Wanted) -> bool:
-    """Whether a revision has something in hand that is wanted."""
+    """Return whether a revision has something in hand that is wanted."""
     parsed = (names.parse_done(name) for name, file in done.files.items() if name != file)
     return any(found is not None and wanted(*found) for found in parsed)
 
@@ -51,10 +51,10 @@ _Found = tuple[Segment, bytes, list[Line], list[Line]]
 
 
 def _holding(layout: Layout, done: Done, wanted: Wanted, clean: set[str]) -> _Found | None:
-    """A segment that holds refs that are wanted: itself, its bytes, those lines, and the others.
+    """Return a segment that holds wanted refs: itself, its bytes, their lines, and the others.
 
     Args:
-        clean: revisions whose segments hold none; those found to be so are added.
+        clean: revisions whose segments are known to hold none; this adds to them.
 
     Raises:
         FileNotFoundError: one was replaced meanwhile: look again.
@@ -80,7 +80,7 @@ def _take_out(revision: Revision, segment: Segment, data: bytes, taken: list[Lin
 
 
 def mend_segment(handle: Handle, name: str) -> str | None:
-    """Replace a damaged segment by one of its whole lines; returns the dead letter that holds the rest.
+    """Replace a damaged segment by one of its whole lines; return the dead letter that holds the rest.
 
     CRASH: the dead letter comes first, under a name that a repetition gives it again.
 

@@ -262,11 +262,7 @@ class Mender:
         return True
 
     def _stamp(self, directory: Directory, name: str) -> str:
-        try:
-            self._handle.clock.stamp(directory, name)
-        except FileNotFoundError:
-            return _GONE
-        return "stamped with the present time"
+        return "stamped with the present time" if self._handle.clock.stamp(directory, name) else _GONE
 
     def _mend_segment(self, directory: Directory, name: str) -> str:
         try:
@@ -294,7 +290,7 @@ class Mender:
             handle.order.append_locked(dict.fromkeys(line for line in lines if line and names.is_stem(line)))
         finally:
             file.release()
-        Claimer(handle).adopt()
+        Claimer(handle).name_stranded()
         return "rebuilt"
 
     def _remove(self, directory: Directory, name: str) -> str:
