@@ -41,14 +41,9 @@ from fsqueue.demo.share import Share
 from fsqueue.demo.training import Trainer
 from fsqueue.features import SharedDirFeatureStore
 from fsqueue.operate.check import check_queue
-from tests.support.tiny_target import HIDDEN_SIZE, make_tiny_target
+from tests.support.tiny_target import HIDDEN_SIZE
 
 HANG_GUARD_S = 500.0
-
-
-@pytest.fixture(scope="module")
-def tiny_target(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_tiny_target(tmp_path_factory.mktemp("tiny-target"))
 
 
 @pytest.fixture(autouse=True)

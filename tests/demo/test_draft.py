@@ -21,7 +21,7 @@ from fsqueue.demo.draft import DraftHead, Frozen, draft_loss, new_draft
 from fsqueue.demo.evaluate import HeldOut, acceptance
 from fsqueue.demo.options import DemoError, DemoOptions
 from fsqueue.demo.target import Target
-from tests.support.tiny_target import HIDDEN_SIZE, VOCABULARY, make_tiny_target
+from tests.support.tiny_target import HIDDEN_SIZE, VOCABULARY
 
 TOKENS, KEPT = 12, 40
 
@@ -129,11 +129,6 @@ def test_the_state_counts_what_went_into_it_through_checkpoint_and_hand_over(tmp
     for each in (state, loaded, handed):
         assert each.trained_ids() == [one, two, two]
         assert each.has_seen(one) and not each.has_seen(three)
-
-
-@pytest.fixture(scope="module")
-def tiny_target(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_tiny_target(tmp_path_factory.mktemp("tiny-target"))
 
 
 def test_hidden_states_are_what_the_head_reads(tiny_target: str) -> None:

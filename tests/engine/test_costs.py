@@ -26,11 +26,6 @@ MODIFYING = {"write", "pwrite", "rename", "utime", "unlink", "ftruncate"}
 STATES = ("pending", "leased", "done", "failed")
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "q"
-
-
 def test_opening_a_handle_lists_nothing(tmp_path: Path) -> None:
     """Opening a handle on a queue with a backlog makes no listing, and as many calls as on an empty one."""
     calls = []

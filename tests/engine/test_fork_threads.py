@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,17 +37,6 @@ from tests.support import (
 
 # Python 3.12 warns of every fork beside threads; handles are made for it.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "q"
-
-
-def together(barrier: threading.Barrier) -> None:
-    """Meet the other thread here if it comes this way; a fix that keeps them apart must not hang the test."""
-    with suppress(threading.BrokenBarrierError):
-        barrier.wait(0.5)
 
 
 def test_child_is_an_owner_of_its_own(path: Path) -> None:
@@ -220,7 +208,7 @@ def test_first_get_in_two_threads(path: Path) -> None:
 
     def meet(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if name == "rename" and folder_of(kwargs["dst_dir_fd"]) == "owners":
-            together(barrier)
+            meet(barrier)
 
     tap.before = meet
     threads = [InThread(lambda: ids(queue.get(1))) for _ in range(2)]
@@ -239,7 +227,7 @@ def test_one_ref_named_twice_in_two_threads(path: Path) -> None:
 
     def meet(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if name == "rename" and args[0] == "a.json":
-            together(barrier)
+            meet(barrier)
 
     tap.before = meet
     threads = [InThread(lambda: ids(queue.get(1))) for _ in range(2)]
@@ -257,7 +245,7 @@ def test_reclaim_in_two_threads(path: Path) -> None:
 
     def meet(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if name == "rename" and args[0] == f"s@{a.owner}.json":
-            together(barrier)
+            meet(barrier)
 
     tap.before = meet
     threads = [InThread(b.reclaim) for _ in range(2)]

@@ -18,11 +18,6 @@ from tests.support import FakeClock, Tap, assert_clean, drain, ids, names_in, nu
 Damage = Callable[[Path], None]
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "q"
-
-
 def rewrite(change: Callable[[bytes], bytes]) -> Damage:
     """A damage done in place, to the same inode."""
 

@@ -49,17 +49,6 @@ HISTORY = (
 DATA = Codec(SampleRef).encode(ref("s"))
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "q"
-
-
-@pytest.fixture
-def queue(path: Path) -> Iterator[Queue]:
-    with FileSampleRefQueue(path, durable=False) as queue:
-        yield queue
-
-
 def acked(queue: Queue, some: list[SampleRef], step: int | None = None) -> None:
     """Put, lease and acknowledge refs."""
     queue.put(some)

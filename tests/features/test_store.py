@@ -32,8 +32,7 @@ from fsqueue.features import (
     StaleFeatureError,
 )
 from fsqueue.features.tensorfile import STORABLE
-from tests.disk.test_full_disk import disk, fill  # noqa: F401  # a fixture
-from tests.support import GUARD_S, ROOT, Tap, wait_until
+from tests.support import GUARD_S, ROOT, Tap, fill, wait_until
 from tests.support.dying import died
 from tests.support.features import file_of, publish, ref_of, same, tensors
 
@@ -350,7 +349,7 @@ def test_stale_handles(tmp_path: Path) -> None:
         store.get(ref)
 
 
-def test_a_full_disk(disk: Path) -> None:  # noqa: F811
+def test_a_full_disk(disk: Path) -> None:
     """A put on a full disk is an error that says so, leaves nothing, and can be repeated once there is room."""
     store = SharedDirFeatureStore(disk / "features")
     before = ref_of(store.put("s1", tensors(1)))

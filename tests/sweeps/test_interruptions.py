@@ -24,6 +24,7 @@ from tests.support import (
     drain,
     folder_of,
     ids,
+    meet,
     names_in,
     numbered,
     open_descriptors,
@@ -31,17 +32,6 @@ from tests.support import (
     refs,
     wait_until,
 )
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "q"
-
-
-def together(barrier: threading.Barrier) -> None:
-    """Meet the other thread here if it comes this way; a fix that keeps them apart must not hang the test."""
-    with suppress(threading.BrokenBarrierError):
-        barrier.wait(0.5)
 
 
 def interrupted_get(
@@ -146,7 +136,7 @@ def test_two_threads_recover_at_once(path: Path) -> None:
     def meet(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if name == "rename" and folder_of(kwargs["dst_dir_fd"]) == "pending":
             second = next(came) == 1
-            together(barrier)
+            meet(barrier)
             if second:
                 delivered.wait(1.0)
 
@@ -173,7 +163,7 @@ def test_two_threads_interrupted_at_once(path: Path) -> None:
 
     def strike(name: str, *_: Any) -> None:
         if name == "read":
-            together(barrier)
+            meet(barrier)
             raise OSError(errno.EIO, "injected")
 
     tap.before = strike

@@ -18,7 +18,7 @@ from fsqueue import SampleRef
 from fsqueue.operate import operator
 from fsqueue.operate.check import check_queue, repair
 from fsqueue.operate.requeue import requeue
-from tests.support.implementations import ids
+from tests.support import ids
 from tests.sweeps.proof import stages
 from tests.sweeps.proof.stages import LEASE_S, Stage
 
