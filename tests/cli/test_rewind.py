@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fsqueue import FileSampleRefQueue
+from fsqueue import FileSampleRefQueue, SampleRef
 from fsqueue.control.controller import DataFlowController
 from fsqueue.control.ledger import FileMetadataStore
 from fsqueue.operate.check import check_queue
@@ -41,7 +41,7 @@ class Run:
         return _Open(self, options)
 
     def acked(self) -> set[str]:
-        with FileMetadataStore(self.ledger, durable=False) as store:
+        with FileMetadataStore[SampleRef](self.ledger, durable=False) as store:
             return store.durable_marker()["acked"]
 
 

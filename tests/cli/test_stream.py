@@ -165,7 +165,7 @@ def test_silence_is_measured_by_the_filesystems_clock(queue: Queue, path: Path, 
     age(beating, -DEAD_AFTER_S)
     (path / "order.lock").write_text("damaged\n")  # and asking for the time hides nothing else
     tap = Tap()
-    tap.ops.time = lambda: time.time() + skew_s  # type: ignore[method-assign]
+    tap.ops.time = lambda: time.time() + skew_s
     with tap.here():
         assert kinds(path) == {f"stream/{gone.name}": ("member-silent", "note"), "order.lock": ("order", "note")}
 
@@ -175,7 +175,7 @@ def test_where_the_clock_must_not_be_asked_who_was_outlived_is_silent(queue: Que
     gone = silent_producer(path, "gone")
     with queue.consumer("trainer-0"):
         tap = Tap()
-        tap.ops.time = lambda: time.time() + skew_s  # type: ignore[method-assign]
+        tap.ops.time = lambda: time.time() + skew_s
 
         def refuse(name: str, args: tuple[Any, ...], _: dict[str, Any]) -> None:
             if name == "utime":

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -111,7 +112,7 @@ def stages(tmp_path: Path, tiny_target: str) -> Iterator[Callable[..., Stages]]:
     """Makes Stages with the given options."""
     made: list[Stages] = []
 
-    def make(**changes: int) -> Stages:
+    def make(**changes: Any) -> Stages:
         options = DemoOptions(
             "unused",
             samples=12,

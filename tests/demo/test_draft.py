@@ -60,13 +60,13 @@ def test_loss_trains_every_weight_of_the_draft_and_nothing_else() -> None:
     tokens, hidden = torch.randint(0, VOCABULARY, (3, TOKENS)), torch.randn(3, TOKENS, HIDDEN_SIZE)
     optimizer = torch.optim.AdamW(draft.parameters(), lr=3e-3)
     first = draft_loss(draft, frozen, tokens, hidden)
-    first.backward()
+    first.backward()  # type: ignore[no-untyped-call]
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in draft.parameters())
     assert frozen.embedding.grad is None and frozen.head.grad is None
     for _ in range(20):
         optimizer.zero_grad()
         loss = draft_loss(draft, frozen, tokens, hidden)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     assert loss < first / 2
 

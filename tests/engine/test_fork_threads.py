@@ -32,6 +32,7 @@ from tests.support import (
     open_tapped,
     ref,
     refs,
+    together,
     wait_until,
 )
 
@@ -208,7 +209,7 @@ def test_first_get_in_two_threads(path: Path) -> None:
 
     def meet(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if name == "rename" and folder_of(kwargs["dst_dir_fd"]) == "owners":
-            meet(barrier)
+            together(barrier)
 
     tap.before = meet
     threads = [InThread(lambda: ids(queue.get(1))) for _ in range(2)]
@@ -227,7 +228,7 @@ def test_one_ref_named_twice_in_two_threads(path: Path) -> None:
 
     def meet(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if name == "rename" and args[0] == "a.json":
-            meet(barrier)
+            together(barrier)
 
     tap.before = meet
     threads = [InThread(lambda: ids(queue.get(1))) for _ in range(2)]
@@ -245,7 +246,7 @@ def test_reclaim_in_two_threads(path: Path) -> None:
 
     def meet(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if name == "rename" and args[0] == f"s@{a.owner}.json":
-            meet(barrier)
+            together(barrier)
 
     tap.before = meet
     threads = [InThread(b.reclaim) for _ in range(2)]

@@ -263,7 +263,7 @@ class InThread:
         return self._result
 
 
-def meet(barrier: threading.Barrier) -> None:
+def together(barrier: threading.Barrier) -> None:
     """Meet the other thread here if it comes this way; a fix that keeps them apart must not hang the test."""
     with suppress(threading.BrokenBarrierError):
         barrier.wait(0.5)

@@ -24,12 +24,12 @@ from tests.support import (
     drain,
     folder_of,
     ids,
-    meet,
     names_in,
     numbered,
     open_descriptors,
     open_tapped,
     refs,
+    together,
     wait_until,
 )
 
@@ -136,7 +136,7 @@ def test_two_threads_recover_at_once(path: Path) -> None:
     def meet(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if name == "rename" and folder_of(kwargs["dst_dir_fd"]) == "pending":
             second = next(came) == 1
-            meet(barrier)
+            together(barrier)
             if second:
                 delivered.wait(1.0)
 
@@ -163,7 +163,7 @@ def test_two_threads_interrupted_at_once(path: Path) -> None:
 
     def strike(name: str, *_: Any) -> None:
         if name == "read":
-            meet(barrier)
+            together(barrier)
             raise OSError(errno.EIO, "injected")
 
     tap.before = strike

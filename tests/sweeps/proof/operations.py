@@ -169,7 +169,8 @@ def _commit(stage: Stage) -> None:
 
 
 def _ack_trained(stage: Stage) -> list[str]:
-    return stage.controller.ack_train_refs("t", ids(stage.batch), global_step=7)
+    refused: list[str] = stage.controller.ack_train_refs("t", ids(stage.batch), global_step=7)
+    return refused
 
 
 def _reconcile(stage: Stage) -> None:
