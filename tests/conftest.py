@@ -6,12 +6,14 @@ import gc
 import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.implementations import EVERY, FULL, SHARED, Implementation
+from fsqueue import FileSampleRefQueue
+from tests.support import Queue
 from tests.sweeps.proof.apart import Apart
 
 pytest_plugins = ["tests.sweeps.proof.summary"]
@@ -24,28 +26,35 @@ if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ROOM_BYTES
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", _MEMORY)
 
 
-def _implementation(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Implementation]:
-    it = Implementation(request.param, tmp_path)
-    yield it
-    it.close()
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the test's queue is to lie; nothing is there yet."""
+    return tmp_path / "q"
 
 
-@pytest.fixture(params=EVERY)
-def any_queue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Implementation]:
-    """Every implementation."""
-    yield from _implementation(request, tmp_path)
+@pytest.fixture
+def queue(path: Path) -> Iterator[Queue]:
+    """An empty queue, closed when the test ends."""
+    with FileSampleRefQueue(path, durable=False) as it:
+        yield it
 
 
-@pytest.fixture(params=SHARED)
-def shared_queue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Implementation]:
-    """Those that several handles share."""
-    yield from _implementation(request, tmp_path)
-
-
-@pytest.fixture(params=FULL)
-def full_queue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Implementation]:
-    """Those with fencing, attempts, release, renew, dead letters and counts."""
-    yield from _implementation(request, tmp_path)
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own: a tmpfs of 1 MiB."""
+    mount_point = tmp_path / "disk"
+    mount_point.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=2000", "tmpfs", str(mount_point)]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True, timeout=60)
+    except FileNotFoundError:
+        pytest.skip("there is no mount command here")
+    if done.returncode:
+        pytest.skip(f"mounting a tmpfs needs root: {done.stderr.strip()}")
+    try:
+        yield mount_point
+    finally:
+        subprocess.run(["umount", "-l", str(mount_point)], check=True, timeout=60)
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +63,10 @@ def apart() -> Iterator[Apart]:
     it = Apart()
     yield it
     it.close()
+
+
+# The queue of whoever runs the tests is none of theirs.
+os.environ.pop("FSQUEUE_DIR", None)
 
 
 def pytest_collection_finish() -> None:

@@ -120,7 +120,7 @@ class FileOps:
 
     time = staticmethod(timing.time)
     monotonic = staticmethod(timing.monotonic)
-    sleep = staticmethod(timing.sleep)
+    sleep: Callable[[float], None] = staticmethod(timing.sleep)
     random = staticmethod(random.random)
     filesystem_type = staticmethod(_filesystem_type)
 

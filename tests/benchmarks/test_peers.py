@@ -11,7 +11,8 @@ import pytest
 from peer_base import PeerSubject
 from peer_subjects import PEERS
 
-from tests.benchmarks.test_scripts import ROOT, run
+from tests.benchmarks.test_scripts import run
+from tests.support import ROOT
 
 INSTALLED = [kind for kind, peer in PEERS.items() if importlib.util.find_spec(peer.module.partition(".")[0])]
 

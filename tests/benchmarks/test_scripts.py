@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,7 @@ def test_on_the_slow_mount_only_creates_and_renames_wait_for_each_other(tmp_path
     mount = SlowMount(sleep=lambda _: together.wait(GUARD_S))
     for name in ("a", "b"):
         (tmp_path / name).touch()
-    stamps = [InThread(lambda name=name: mount.ops.utime(tmp_path / name)) for name in ("a", "b")]
+    stamps = [InThread(partial(mount.ops.utime, tmp_path / name)) for name in ("a", "b")]
     assert [stamp.result() for stamp in stamps] == [None, None]
 
     under_way = [0]
@@ -94,12 +95,16 @@ def test_on_the_slow_mount_only_creates_and_renames_wait_for_each_other(tmp_path
     fds = [os.open(folder, os.O_RDONLY) for folder in folders]
     x, y, z = fds
     works = [
-        InThread(lambda n=n, to=to: mount.ops.rename(f"{n}", f"{n}", src_dir_fd=x, dst_dir_fd=to))
+        InThread(partial(mount.ops.rename, f"{n}", f"{n}", src_dir_fd=x, dst_dir_fd=to))
         for n, to in zip(range(20), [y, z] * 10, strict=True)
     ]
     assert [work.result() for work in works] == [None] * 20
     flags = os.O_CREAT | os.O_WRONLY
-    works = [InThread(lambda n=n: os.close(mount.ops.open(f"new{n}", flags, dir_fd=x))) for n in range(20)]
+
+    def create(name: str) -> None:
+        os.close(mount.ops.open(name, flags, dir_fd=x))
+
+    works = [InThread(partial(create, f"new{n}")) for n in range(20)]
     assert [work.result() for work in works] == [None] * 20
     for fd in fds:
         os.close(fd)

@@ -13,22 +13,16 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from click.testing import CliRunner, Result
 
 from fsqueue import FileSampleRefQueue, SampleRef
-from fsqueue.cli.main import COMMANDS, cli
+from fsqueue.cli.main import COMMANDS
 from fsqueue.engine.owners import describe_self
 from tests.support import Child, assert_clean, content, drain, lease_and_obey, names_in, numbered, ref, refs
+from tests.support.program import PROGRAM, run
 from tests.support.terminal import Terminal
 
-PROGRAM = [sys.executable, "-m", "fsqueue.cli.main"]
 ELSEWHERE = "node9.4242.0a1b2c"
 READING = ("status", "ls", "check")
-
-
-@pytest.fixture(autouse=True)
-def _no_queue_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FSQUEUE_DIR", raising=False)
 
 
 @pytest.fixture
@@ -46,10 +40,6 @@ def path(tmp_path: Path) -> Path:
     record |= {"host": "node9", "pid": 4242, "boot_id": "another"}
     (tmp_path / "q" / "owners" / f"{ELSEWHERE}.json").write_text(json.dumps(record))
     return tmp_path / "q"
-
-
-def run(*arguments: object, stdin: str | bytes | None = None) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments], input=stdin)
 
 
 def program(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:

@@ -8,23 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
-from fsqueue import FileSampleRefQueue
-from fsqueue.cli.main import cli
+from fsqueue import FileSampleRefQueue, SampleRef
 from fsqueue.control.controller import DataFlowController
 from fsqueue.control.ledger import FileMetadataStore
 from fsqueue.operate.check import check_queue
 from tests.support import Child, assert_clean, content, drain, ids, lease_and_obey, names_in, refs
-
-
-@pytest.fixture(autouse=True)
-def _no_queue_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FSQUEUE_DIR", raising=False)
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+from tests.support.program import run
 
 
 @pytest.fixture
@@ -51,7 +41,7 @@ class Run:
         return _Open(self, options)
 
     def acked(self) -> set[str]:
-        with FileMetadataStore(self.ledger, durable=False) as store:
+        with FileMetadataStore[SampleRef](self.ledger, durable=False) as store:
             return store.durable_marker()["acked"]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,10 @@ import pytest
 from fsqueue import FileSampleRefQueue
 from fsqueue.cli.screen import sparkline
 from tests.support import Child, lease_and_obey, refs
+from tests.support.program import PROGRAM
 from tests.support.terminal import Terminal
 
-TOP = [sys.executable, "-m", "fsqueue.cli.main", "top"]
+TOP = [*PROGRAM, "top"]
 ENTER_SCREEN, LEAVE_SCREEN = "\x1b[?1049h", "\x1b[?1049l"
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from tests.support.implementations import LEASE_S, Implementation, ids, make_ref, make_refs, numbered
+from tests.support import ids
+from tests.support.implementations import LEASE_S, Implementation, make_ref, make_refs, numbered
 
 
 def test_another_handle_sees_a_put_at_once(shared_queue: Implementation) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from fsqueue import FileSampleRefQueue
-from tests.support.implementations import LEASE_S, FakeClock, Implementation, ids, make_ref, make_refs, numbered
+from tests.support import FakeClock, ids
+from tests.support.implementations import LEASE_S, Implementation, make_ref, make_refs, numbered
 
 
 def leased_once(queue: Any, count: int = 1) -> list[Any]:

@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from fsqueue import FileSampleRefQueue, MemorySampleRefQueue
 from fsqueue.format.names import ref_file, stem_of
-from tests.support.implementations import LEASE_S, FakeClock, ids, make_refs
+from tests.support import FakeClock, ids
+from tests.support.implementations import LEASE_S, make_refs
 
 ID_POOL = ["a", "b", "c/d", ".e", "f%", "g@1", "ü", "x" * 200]
 EVERYTHING = 100

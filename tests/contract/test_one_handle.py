@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from fsqueue import dp_partition
-from tests.support.implementations import LEASE_S, Implementation, ids, make_ref, make_refs, numbered
+from tests.support import ids
+from tests.support.implementations import LEASE_S, Implementation, make_ref, make_refs, numbered
 
 LONG_S = 30.0
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from fsqueue import FeatureSpec, InvalidRefError, TensorInRefError
-from tests.support import foreign_records
+from tests.support import foreign_records, ids
 from tests.support.foreign_records import foreign_ref
-from tests.support.implementations import Implementation, ids, make_ref, make_refs
+from tests.support.implementations import Implementation, make_ref, make_refs
 
 IDS = [
     "plain",

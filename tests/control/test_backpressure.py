@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fsqueue import FileSampleRefQueue
+from fsqueue import FileSampleRefQueue, SampleRef
 from fsqueue.control.backpressure import BackpressureConfig, BackpressureConfigError, BackpressureController
 from fsqueue.control.controller import DataFlowController
 from fsqueue.control.ledger import FileMetadataStore
@@ -128,12 +128,15 @@ def test_a_controller_tells_its_own_load(tmp_path: Path) -> None:
     policy = BackpressureController(
         BackpressureConfig(high_watermark_bytes=500, low_watermark_bytes=200, high_watermark_refs=100)
     )
-    with FileSampleRefQueue(tmp_path / "queue") as queue, FileMetadataStore(tmp_path / "ledger") as store:
+    with FileSampleRefQueue(tmp_path / "queue") as queue, FileMetadataStore[SampleRef](tmp_path / "ledger") as store:
         controller: Controller = DataFlowController(
             "run", sample_queue=queue, metadata_store=store, backpressure=policy
         )
         controller.ingest_prompts([{"task_id": f"p{n}"} for n in range(9)])
-        with FileSampleRefQueue(tmp_path / "queue") as theirs, FileMetadataStore(tmp_path / "ledger") as ledger:
+        with (
+            FileSampleRefQueue(tmp_path / "queue") as theirs,
+            FileMetadataStore[SampleRef](tmp_path / "ledger") as ledger,
+        ):
             elsewhere: Controller = DataFlowController("run", sample_queue=theirs, metadata_store=ledger)
             elsewhere.commit_samples("w9", [ref(f"x{n}", estimated_bytes=100) for n in range(4)])
         assert len(controller.lease_prompt_tasks("w0", 1)) == 1

@@ -17,6 +17,7 @@ from fsqueue import (
     PromptTask,
     QueueConfigError,
     QueueIOError,
+    SampleRef,
     TensorInRefError,
 )
 from fsqueue.control.controller import DataFlowController
@@ -288,7 +289,7 @@ def test_the_ledger_is_durable_before_the_queue_moves(tmp_path: Path) -> None:
     Before the first acknowledgement, the queue durably names its ledger.
     """
     tap = Tap()
-    with tap.here(), FileMetadataStore(tmp_path / "ledger") as store:
+    with tap.here(), FileMetadataStore[SampleRef](tmp_path / "ledger") as store:
         queue = open_tapped(tap, tmp_path / "queue")
         controller: Controller = DataFlowController("run", sample_queue=queue, metadata_store=store)
         seen = log_of(tap)
@@ -328,7 +329,7 @@ def test_samples_whose_put_failed_are_put_by_the_next_commit(tmp_path: Path) -> 
 
 def test_an_acknowledged_sample_is_not_leased_though_it_is_in_the_queue(tmp_path: Path) -> None:
     """Its controller died between ledger and queue: whoever meets it settles it, and gets the next ones instead."""
-    with FileMetadataStore(tmp_path / "ledger") as store, FileSampleRefQueue(tmp_path / "queue") as queue:
+    with FileMetadataStore[SampleRef](tmp_path / "ledger") as store, FileSampleRefQueue(tmp_path / "queue") as queue:
         controller: Controller = DataFlowController("run", sample_queue=queue, metadata_store=store)
         controller.commit_samples("w0", numbered(6))
         store.record_train_ack([f"s{n:05d}" for n in range(4)], global_step=8, optimizer_durable=True)
@@ -340,8 +341,8 @@ def test_an_acknowledged_sample_is_not_leased_though_it_is_in_the_queue(tmp_path
 def test_an_error_of_the_ledger_leaves_nothing_leased(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was leased before the ledger could be asked goes back to pending, and comes with the next lease."""
     queue = FileSampleRefQueue(tmp_path / "queue", durable=False)
-    with FileMetadataStore(tmp_path / "ledger", durable=False) as store:
-        controller = DataFlowController("run", sample_queue=queue, metadata_store=store)
+    with FileMetadataStore[SampleRef](tmp_path / "ledger", durable=False) as store:
+        controller: Controller = DataFlowController("run", sample_queue=queue, metadata_store=store)
         controller.commit_samples("w", refs("a", "b"))
         with monkeypatch.context() as patched, pytest.raises(OSError, match="Input/output"):
             patched.setattr(store, "acked_steps", lambda ids: (_ for _ in ()).throw(OSError(5, "Input/output error")))
@@ -354,8 +355,8 @@ def test_an_error_of_the_ledger_leaves_nothing_leased(tmp_path: Path, monkeypatc
 def test_what_a_ledger_knows_is_not_taken_back_on_the_queue_alone(tmp_path: Path) -> None:
     """Rewinding or requeueing beside the ledger is refused, since its controller would only settle the ref again."""
     queue = FileSampleRefQueue(tmp_path / "queue", durable=False)
-    with FileMetadataStore(tmp_path / "ledger", durable=False) as store:
-        controller = DataFlowController("run", sample_queue=queue, metadata_store=store)
+    with FileMetadataStore[SampleRef](tmp_path / "ledger", durable=False) as store:
+        controller: Controller = DataFlowController("run", sample_queue=queue, metadata_store=store)
         controller.commit_samples("w", refs("a"))
         controller.ack_train_refs("t", ids(controller.lease_train_refs("t", 1)), global_step=7)
         with pytest.raises(QueueConfigError, match="controller's rewind"):

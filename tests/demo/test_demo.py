@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,14 +42,9 @@ from fsqueue.demo.share import Share
 from fsqueue.demo.training import Trainer
 from fsqueue.features import SharedDirFeatureStore
 from fsqueue.operate.check import check_queue
-from tests.support.tiny_target import HIDDEN_SIZE, make_tiny_target
+from tests.support.tiny_target import HIDDEN_SIZE
 
 HANG_GUARD_S = 500.0
-
-
-@pytest.fixture(scope="module")
-def tiny_target(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_tiny_target(tmp_path_factory.mktemp("tiny-target"))
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +112,7 @@ def stages(tmp_path: Path, tiny_target: str) -> Iterator[Callable[..., Stages]]:
     """Makes Stages with the given options."""
     made: list[Stages] = []
 
-    def make(**changes: int) -> Stages:
+    def make(**changes: Any) -> Stages:
         options = DemoOptions(
             "unused",
             samples=12,

@@ -21,7 +21,7 @@ from fsqueue.demo.draft import DraftHead, Frozen, draft_loss, new_draft
 from fsqueue.demo.evaluate import HeldOut, acceptance
 from fsqueue.demo.options import DemoError, DemoOptions
 from fsqueue.demo.target import Target
-from tests.support.tiny_target import HIDDEN_SIZE, VOCABULARY, make_tiny_target
+from tests.support.tiny_target import HIDDEN_SIZE, VOCABULARY
 
 TOKENS, KEPT = 12, 40
 
@@ -60,13 +60,13 @@ def test_loss_trains_every_weight_of_the_draft_and_nothing_else() -> None:
     tokens, hidden = torch.randint(0, VOCABULARY, (3, TOKENS)), torch.randn(3, TOKENS, HIDDEN_SIZE)
     optimizer = torch.optim.AdamW(draft.parameters(), lr=3e-3)
     first = draft_loss(draft, frozen, tokens, hidden)
-    first.backward()
+    first.backward()  # type: ignore[no-untyped-call]
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in draft.parameters())
     assert frozen.embedding.grad is None and frozen.head.grad is None
     for _ in range(20):
         optimizer.zero_grad()
         loss = draft_loss(draft, frozen, tokens, hidden)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     assert loss < first / 2
 
@@ -129,11 +129,6 @@ def test_the_state_counts_what_went_into_it_through_checkpoint_and_hand_over(tmp
     for each in (state, loaded, handed):
         assert each.trained_ids() == [one, two, two]
         assert each.has_seen(one) and not each.has_seen(three)
-
-
-@pytest.fixture(scope="module")
-def tiny_target(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_tiny_target(tmp_path_factory.mktemp("tiny-target"))
 
 
 def test_hidden_states_are_what_the_head_reads(tiny_target: str) -> None:

@@ -3,48 +3,14 @@
 from __future__ import annotations
 
 import errno
-import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fsqueue import FileSampleRefQueue, QueueIOError
-from tests.support import assert_clean, drain, ids, names_in, numbered, ref
+from tests.support import assert_clean, drain, fill, ids, names_in, numbered, ref
 
 PAGE_BYTES = 4096
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A tmpfs of 1 MiB."""
-    mount_point = tmp_path / "disk"
-    mount_point.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=2000", "tmpfs", str(mount_point)]
-    try:
-        done = subprocess.run(mount, capture_output=True, text=True, timeout=60)
-    except FileNotFoundError:
-        pytest.skip("there is no mount command here")
-    if done.returncode:
-        pytest.skip(f"mounting a tmpfs needs root: {done.stderr.strip()}")
-    try:
-        yield mount_point
-    finally:
-        subprocess.run(["umount", "-l", str(mount_point)], check=True, timeout=60)
-
-
-def fill(disk: Path, leave_bytes: int = 0) -> Path:
-    """Fill the disk with one file, but for leave_bytes."""
-    ballast = disk / "ballast"
-    with open(ballast, "wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(b"x" * PAGE_BYTES)
-        except OSError as error:
-            assert error.errno == errno.ENOSPC
-        file.truncate(max(0, os.fstat(file.fileno()).st_size - leave_bytes))
-    return ballast
 
 
 @pytest.mark.parametrize("durable", [True, False])

@@ -27,7 +27,12 @@ def shared() -> Tap:
 def side_by_side(tap: Tap, operation: str, of: int) -> None:
     """Let each of these operations go on only when so many are under way at once."""
     meeting = threading.Barrier(of)
-    tap.before = lambda name, args, _: meeting.wait(GUARD_S) and None if name == operation else None
+
+    def meet(name: str, args: Any, kwargs: Any) -> None:
+        if name == operation:
+            meeting.wait(GUARD_S)
+
+    tap.before = meet
 
 
 def test_on_a_slow_mount_stamps_reads_and_writes_overlap(shared: Tap, tmp_path: Path) -> None:

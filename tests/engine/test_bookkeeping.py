@@ -14,7 +14,6 @@ from fsqueue import FileSampleRefQueue
 from tests.support import (
     Child,
     FakeClock,
-    Queue,
     Tap,
     assert_clean,
     content,
@@ -22,19 +21,9 @@ from tests.support import (
     names_in,
     open_tapped,
     refs,
+    two_handles,
     wait_until,
 )
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "q"
-
-
-def two_handles(path: Path, clock: FakeClock, **arguments: Any) -> tuple[Queue, Queue]:
-    """Two handles as of two processes, under one clock."""
-    given: dict[str, Any] = {"lease_timeout_s": 60.0, "clock": clock, "durable": False} | arguments
-    return FileSampleRefQueue(path, **given), FileSampleRefQueue(path, **given)
 
 
 def test_history_of_an_expiry(path: Path) -> None:

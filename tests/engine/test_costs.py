@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,6 @@ from tests.support import (
 
 MODIFYING = {"write", "pwrite", "rename", "utime", "unlink", "ftruncate"}
 STATES = ("pending", "leased", "done", "failed")
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "q"
 
 
 def test_opening_a_handle_lists_nothing(tmp_path: Path) -> None:
@@ -80,7 +76,12 @@ def spent_on(call: str, mount: str, path: Path, batch: int, durable: bool) -> tu
     taken = queue.get(batch) if call == "ack" else []
     made: list[bool] = []
     tap.before = lambda name, args, _: made.append(name in MODIFYING or (name == "open" and bool(args[1] & os.O_TRUNC)))
-    {"put": lambda: queue.put(todo), "get": lambda: queue.get(batch), "ack": lambda: queue.ack(taken)}[call]()
+    calls: dict[str, Callable[[], object]] = {
+        "put": lambda: queue.put(todo),
+        "get": lambda: queue.get(batch),
+        "ack": lambda: queue.ack(taken),
+    }
+    calls[call]()
     tap.before = None
     queue.close()
     return len(made), sum(made)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,22 +32,12 @@ from tests.support import (
     open_tapped,
     ref,
     refs,
+    together,
     wait_until,
 )
 
 # Python 3.12 warns of every fork beside threads; handles are made for it.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "q"
-
-
-def together(barrier: threading.Barrier) -> None:
-    """Meet the other thread here if it comes this way; a fix that keeps them apart must not hang the test."""
-    with suppress(threading.BrokenBarrierError):
-        barrier.wait(0.5)
 
 
 def test_child_is_an_owner_of_its_own(path: Path) -> None:

@@ -13,16 +13,6 @@ from fsqueue import FileSampleRefQueue, SampleRef
 from tests.support import Queue, assert_clean, content, drain, ids, names_in, ref, refs
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "q"
-
-
-@pytest.fixture
-def queue(path: Path) -> Queue:
-    return FileSampleRefQueue(path)
-
-
 def mv(source: Path, target: Path) -> None:
     """The real mv."""
     subprocess.run(["mv", "-T" if not target.is_dir() else "--", str(source), str(target)], check=True, timeout=60)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -19,6 +18,7 @@ from tests.support import (
     Queue,
     Tap,
     assert_clean,
+    backdate,
     drain,
     folder_of,
     ids,
@@ -27,28 +27,12 @@ from tests.support import (
     open_tapped,
     ref,
     refs,
+    two_handles,
 )
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "q"
-
-
-def backdate(file: Path, by_s: float) -> None:
-    """Set a file's mtime into the past, as if it had been stamped then."""
-    stamped = os.stat(file).st_mtime - by_s
-    os.utime(file, (stamped, stamped))
 
 
 def leased_file(path: Path, stem: str, queue: Queue) -> Path:
     return path / "leased" / f"{stem}@{queue.owner}.json"
-
-
-def two_handles(path: Path, clock: FakeClock, **arguments: Any) -> tuple[Queue, Queue]:
-    """Two handles as of two processes, under one clock."""
-    given: dict[str, Any] = {"lease_timeout_s": 60.0, "clock": clock, "durable": False} | arguments
-    return FileSampleRefQueue(path, **given), FileSampleRefQueue(path, **given)
 
 
 def test_expiry_by_stamped_mtime(path: Path) -> None:

@@ -34,17 +34,6 @@ from tests.support import (
 )
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "q"
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "GET_PATIENCE_S", 0.05)
-    monkeypatch.setattr(lock, "PUT_TIMEOUT_S", 0.1)
-
-
 def hold_the_lock(pipe: Connection, path: Path) -> None:
     """A child that holds the queue's lock until it is killed."""
     fd = locked_by_me(path)

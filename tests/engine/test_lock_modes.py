@@ -24,17 +24,6 @@ from tests.support import (
 )
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "q"
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "GET_PATIENCE_S", 0.05)
-    monkeypatch.setattr(lock, "PUT_TIMEOUT_S", 0.1)
-
-
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_missing_flock_is_an_error_that_says_what_to_mount(path: Path, code: int) -> None:
     """Where the mount has no flock, opening fails with the mount option to use; nothing is downgraded silently."""

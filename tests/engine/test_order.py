@@ -18,11 +18,6 @@ from tests.support import FakeClock, Tap, assert_clean, drain, ids, names_in, nu
 Damage = Callable[[Path], None]
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "q"
-
-
 def rewrite(change: Callable[[bytes], bytes]) -> Damage:
     """A damage done in place, to the same inode."""
 
@@ -299,8 +294,12 @@ def test_a_sweep_leaves_places_alone_that_another_handle_has_just_taken(path: Pa
         assert len(places.take_locked(3)) == 3
         busy.handle.order_file.release()
 
+        def take_all(_: float) -> None:
+            for file in (path / "pending").iterdir():
+                file.unlink()
+
         tap = Tap()
-        tap.ops.sleep = lambda seconds: [file.unlink() for file in (path / "pending").iterdir()]
+        tap.ops.sleep = take_all
         sweeping = open_tapped(tap, path, durable=False)
         before = (path / "order.lock").read_bytes()
         assert sweeping.get(3) == []
@@ -334,7 +333,11 @@ def test_a_get_finds_what_another_handle_named_during_its_own_sweep(path: Path) 
     with FileSampleRefQueue(path, durable=False) as faster, open_tapped(tap, path, durable=False) as slower:
         faster.put(numbered(6))
         (path / "order.lock").unlink()
-        tap.ops.sleep = lambda seconds: faster.get(2)
+
+        def get_first(_: float) -> None:
+            faster.get(2)
+
+        tap.ops.sleep = get_first
         assert len(slower.get(2)) == 2
 
 

@@ -22,6 +22,7 @@ from tests.support import (
     Child,
     Tap,
     assert_clean,
+    backdate,
     content,
     folder_of,
     ids,
@@ -31,17 +32,6 @@ from tests.support import (
     refs,
     wait_until,
 )
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "q"
-
-
-def backdate(file: Path, by_s: float) -> None:
-    """Set a file's mtime into the past, as if it had been stamped then."""
-    stamped = os.stat(file).st_mtime - by_s
-    os.utime(file, (stamped, stamped))
 
 
 def test_dead_process_is_noticed_at_once(path: Path) -> None:

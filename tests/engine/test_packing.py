@@ -21,6 +21,7 @@ from fsqueue.cli.main import cli
 from fsqueue.disk.fileops import FileOps, using
 from fsqueue.engine import lock
 from fsqueue.engine.packing import pack as packing
+from fsqueue.format import packed
 from fsqueue.format.codec import Codec
 from fsqueue.format.packed import Line, encode_line, whole_lines
 from fsqueue.operate import operator, status
@@ -47,17 +48,6 @@ HISTORY = (
     b'\n,"_fsqueue":{"attempts":1,"history":[{"event":"failed","at":1.5,"owner":"n.1.abcdef","reason":"x\\ny"}]}}\n'
 )
 DATA = Codec(SampleRef).encode(ref("s"))
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "q"
-
-
-@pytest.fixture
-def queue(path: Path) -> Iterator[Queue]:
-    with FileSampleRefQueue(path, durable=False) as queue:
-        yield queue
 
 
 def acked(queue: Queue, some: list[SampleRef], step: int | None = None) -> None:
@@ -268,7 +258,7 @@ def inodes(path: Path) -> int:
 
 def test_done_refs_take_one_inode_for_a_segment(path: Path, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run's inodes are its live refs, one for each full segment and the one that is not, and a dozen."""
-    assert packing.SEGMENT_REFS == 10_000
+    assert packed.SEGMENT_REFS == 10_000
     monkeypatch.setattr(packing, "SEGMENT_REFS", 500)
     acked(queue, refs("s"))
     done, data = path / "done", (path / "done" / "s.json").read_bytes()
@@ -363,11 +353,12 @@ def test_what_is_no_file_in_a_segment_s_place_is_damage_and_followed_by_nobody(
     queue.pack(older_than_s=0.0)
     (segment,) = segments_in(path)
     planted = segment.with_name("packed-0123456789ab-4.jsonl")
-    {
+    plants: dict[str, Callable[[], None]] = {
         "symbolic link": lambda: planted.symlink_to(segment),
         "FIFO": lambda: os.mkfifo(planted),
         "directory": planted.mkdir,
-    }[kind]()
+    }
+    plants[kind]()
     (found,) = check_queue(path)
     assert (found.kind, found.path) == ("not-a-file", str(planted)) and kind in found.problem
     planted.rmdir() if kind == "directory" else planted.unlink()

@@ -131,7 +131,8 @@ def test_a_trainer_that_is_gone(store: SharedDirFeatureStore, queue: FileSampleR
     pid = os.fork()
     if pid == 0:
         try:
-            torch.utils.data._utils.worker.MP_STATUS_CHECK_INTERVAL = 0.1  # how soon a worker sees that it is alone
+            # How soon a worker sees that it is alone.
+            torch.utils.data._utils.worker.MP_STATUS_CHECK_INTERVAL = 0.1  # type: ignore[attr-defined]
             mine = FileSampleRefQueue[SampleRef](queue.path)
             for ids, _ in batches(dataset := FeatureDataset(store, queue=mine), 1, "fork"):
                 dataset.ack(ids)

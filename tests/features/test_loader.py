@@ -49,13 +49,16 @@ class Site:
         self._closing.enter_context(self.queue)
         self.trainer: Any = self.queue
         if kind == "lease":
-            ledger = self._closing.enter_context(FileMetadataStore(path / "ledger"))
-            controller = DataFlowController("r1", sample_queue=self.queue, metadata_store=ledger)
+            ledger = self._closing.enter_context(FileMetadataStore[SampleRef](path / "ledger"))
+            controller: DataFlowController[SampleRef] = DataFlowController(
+                "r1", sample_queue=self.queue, metadata_store=ledger
+            )
             controller.commit_samples("rollout", self.refs)
             self.trainer = controller.train_lease("trainer")
         else:
             self.queue.put(self.refs)
         if kind == "view":
+            assert isinstance(self.queue, FileSampleRefQueue)
             with self.queue.producer("rollout"):
                 pass
             self.trainer = self._closing.enter_context(TrainerView(self.queue))
@@ -133,7 +136,7 @@ def test_deferred_acks(site: Callable[..., Site], kind: str) -> None:
             assert loader.ack(step=7) == []
     assert here.queue.counts() == (0, 4, 8, 0)
     assert loader.ack_ids(["s008", "nobody"], step=8) == []
-    assert loader.fail_ids(["s009"], "odd", retryable=False) is None
+    loader.fail_ids(["s009"], "odd", retryable=False)
     loader.close()
     assert loader.ack(step=9) == [] and loader.ack() == []
     assert here.queue.counts() == (0, 0, 11, 1)
@@ -187,7 +190,7 @@ def test_lost_leases_are_told(tmp_path: Path) -> None:
     """An ack returns the ids whose lease had expired meanwhile."""
     now = [0.0]
     store = SharedDirFeatureStore(tmp_path / "features")
-    queue = MemorySampleRefQueue(lease_timeout_s=10.0, clock=lambda: now[0])
+    queue: MemorySampleRefQueue[SampleRef] = MemorySampleRefQueue(lease_timeout_s=10.0, clock=lambda: now[0])
     queue.put(publish(store, 2))
     loader: FeatureDataLoader[SampleRef] = FeatureDataLoader(store, queue=queue, batch_size=2, ack="deferred")
     (batch,) = loader

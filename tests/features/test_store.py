@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fsqueue import DataFlowController, FeatureSpec, FileMetadataStore, FileSampleRefQueue, QueueIOError
+from fsqueue import DataFlowController, FeatureSpec, FileMetadataStore, FileSampleRefQueue, QueueIOError, SampleRef
 from fsqueue.errors import FsQueueError, InvalidRefError
 from fsqueue.features import (
     CorruptFeatureError,
@@ -32,8 +33,7 @@ from fsqueue.features import (
     StaleFeatureError,
 )
 from fsqueue.features.tensorfile import STORABLE
-from tests.disk.test_full_disk import disk, fill  # noqa: F401  # a fixture
-from tests.support import GUARD_S, ROOT, Tap, wait_until
+from tests.support import GUARD_S, ROOT, Tap, fill, wait_until
 from tests.support.dying import died
 from tests.support.features import file_of, publish, ref_of, same, tensors
 
@@ -253,7 +253,7 @@ def test_a_writer_killed_at_random_instants(tmp_path: Path) -> None:
             assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
         for number in range(5):
             stored = store.find(f"s{number}")
-            assert stored is not None and store.get(ref_of(stored))["hidden"].unique().numel() == 1
+            assert stored is not None and torch.unique(store.get(ref_of(stored))["hidden"]).numel() == 1
             store.abort(f"s{number}")
         assert store.health().samples == 0
 
@@ -350,7 +350,7 @@ def test_stale_handles(tmp_path: Path) -> None:
         store.get(ref)
 
 
-def test_a_full_disk(disk: Path) -> None:  # noqa: F811
+def test_a_full_disk(disk: Path) -> None:
     """A put on a full disk is an error that says so, leaves nothing, and can be repeated once there is room."""
     store = SharedDirFeatureStore(disk / "features")
     before = ref_of(store.put("s1", tensors(1)))
@@ -444,7 +444,8 @@ def test_planted_files(store: SharedDirFeatureStore, tmp_path: Path) -> None:
     path = file_of(store, ref)
     outside = tmp_path / "outside"
     path.rename(outside)
-    for plant in (lambda: path.symlink_to(outside), lambda: os.mkfifo(path), path.mkdir):
+    plants: list[Callable[[], None]] = [lambda: path.symlink_to(outside), lambda: os.mkfifo(path), path.mkdir]
+    for plant in plants:
         plant()
         with pytest.raises(CorruptFeatureError):
             store.get(ref)
@@ -541,9 +542,9 @@ def test_reconciling_frees_what_was_trained(store: SharedDirFeatureStore, tmp_pa
     refs = publish(store, 6)
     with (
         FileSampleRefQueue(tmp_path / "q") as queue,
-        FileMetadataStore(tmp_path / "ledger") as ledger,
+        FileMetadataStore[SampleRef](tmp_path / "ledger") as ledger,
     ):
-        controller = DataFlowController("r1", sample_queue=queue, metadata_store=ledger)
+        controller: DataFlowController[SampleRef] = DataFlowController("r1", sample_queue=queue, metadata_store=ledger)
         controller.commit_samples("rollout", refs)
         leased = controller.lease_train_refs("trainer", 2)
         controller.ack_train_refs("trainer", [ref.sample_id for ref in leased], global_step=1, optimizer_durable=True)

@@ -129,6 +129,16 @@ def order_linked(path: Path) -> None:
     (path / "order.lock").symlink_to("/dev/null")
 
 
+def put_while_done(path: Path) -> None:
+    (path / "pending" / "twin.json").write_bytes(msgspec.json.encode(ref("twin")))
+    os.link(path / "pending" / "twin.json", path / "done" / "twin.json")
+
+
+def left_by_a_dead_process(path: Path) -> None:
+    dead_record(path, OWNER)
+    (path / "tmp" / f"{OWNER}.3").touch()
+
+
 def lease(path: Path) -> Path:
     """The file of the one lease."""
     return path / "leased" / names_in(path, "leased")[0]
@@ -179,10 +189,7 @@ DAMAGE: dict[str, tuple[str, str, Breakage]] = {
     "a pending file that is also done": (
         "twin",
         "pending/twin.json",
-        lambda path: (
-            (path / "pending" / "twin.json").write_bytes(msgspec.json.encode(ref("twin"))),
-            os.link(path / "pending" / "twin.json", path / "done" / "twin.json"),
-        ),
+        put_while_done,
     ),
     "a directory": ("not-a-file", "pending/x.json", lambda path: os.mkdir(path / "pending" / "x.json")),
     "a symbolic link": ("not-a-file", "pending/link.json", linked_elsewhere),
@@ -209,7 +216,7 @@ NOTES: dict[str, tuple[str, str, Breakage]] = {
     "a dead process's tmp file": (
         "leftover",
         f"tmp/{OWNER}.3",
-        lambda path: (dead_record(path, OWNER), (path / "tmp" / f"{OWNER}.3").touch()),
+        left_by_a_dead_process,
     ),
     "an order that was never put in place": (
         "leftover",

@@ -69,7 +69,7 @@ def _no_pause(seconds: float) -> None:
 
 def quick() -> FileOps:
     ops = FileOps()
-    ops.sleep = _no_pause  # type: ignore[method-assign]
+    ops.sleep = _no_pause
     return ops
 
 
@@ -86,7 +86,7 @@ def killed_before(operation: int, action: Callable[[Path], Any], path: Path) -> 
     def work() -> None:
         tap = Tap()
         tap.before = kill
-        tap.ops.sleep = _no_pause  # type: ignore[method-assign]
+        tap.ops.sleep = _no_pause
         with tap.here():
             action(path)
 

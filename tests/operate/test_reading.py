@@ -262,7 +262,7 @@ def test_links_are_not_followed(path: Path, tmp_path: Path) -> None:
 def test_what_is_no_queue_is_refused_and_left_alone(tmp_path: Path) -> None:
     for look in (lambda: status(tmp_path), lambda: entries(tmp_path, ["pending"]), lambda: show(tmp_path, "a")):
         with pytest.raises(NotAQueueError):
-            look()  # type: ignore[no-untyped-call]
+            look()
     assert os.listdir(tmp_path) == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import multiprocessing
@@ -11,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,9 @@ class FakeClock:
     def __call__(self) -> float:
         return self.now
 
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
 
 class Tap:
     """Sees every file operation of the handles opened inside `with tap:`.
@@ -123,6 +127,31 @@ class Tap:
 def open_tapped(tap: Tap, path: Path, **arguments: Any) -> Queue:
     with tap.here():
         return FileSampleRefQueue(path, **arguments)
+
+
+def two_handles(path: Path, clock: FakeClock, **arguments: Any) -> tuple[Queue, Queue]:
+    """Open two handles as of two processes, under one clock."""
+    given: dict[str, Any] = {"lease_timeout_s": 60.0, "clock": clock, "durable": False} | arguments
+    return FileSampleRefQueue(path, **given), FileSampleRefQueue(path, **given)
+
+
+def backdate(file: Path, by_s: float) -> None:
+    """Set a file's mtime into the past, as if it had been stamped then."""
+    stamped = file.stat().st_mtime - by_s
+    os.utime(file, (stamped, stamped))
+
+
+def fill(disk: Path, leave_bytes: int = 0) -> Path:
+    """Fill a disk with one file, but for leave_bytes; returns the file."""
+    ballast = disk / "ballast"
+    with open(ballast, "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"x" * 4096)
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+        file.truncate(max(0, os.fstat(file.fileno()).st_size - leave_bytes))
+    return ballast
 
 
 def folder_of(fd: int) -> str:
@@ -232,6 +261,12 @@ class InThread:
         if self._error is not None:
             raise self._error
         return self._result
+
+
+def together(barrier: threading.Barrier) -> None:
+    """Meet the other thread here if it comes this way; a fix that keeps them apart must not hang the test."""
+    with suppress(threading.BrokenBarrierError):
+        barrier.wait(0.5)
 
 
 def in_fork(work: Callable[[], None]) -> None:

@@ -29,7 +29,7 @@ def die_at(number: int, after: bool) -> FileOps:
     return wrapped(FileOps(), around)
 
 
-def died(work: Callable[[Path], None], path: Path, number: int, after: bool = False) -> bool:
+def died(work: Callable[[Path], object], path: Path, number: int, after: bool = False) -> bool:
     """Fork, do ``work(path)``, die at one file operation, reap; False where there were not so many."""
     pid = os.fork()
     if pid == 0:

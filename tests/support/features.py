@@ -20,7 +20,8 @@ def tensors(number: float) -> dict[str, Tensor]:
 
 
 def ref_of(stored: StoredFeatures, **fields: Any) -> SampleRef:
-    return stored.ref(**({"run_id": "r1", "source_task_id": None, "strategy": "eagle3"} | fields))
+    made: SampleRef = stored.ref(**({"run_id": "r1", "source_task_id": None, "strategy": "eagle3"} | fields))
+    return made
 
 
 def publish(store: SharedDirFeatureStore, count: int) -> list[SampleRef]:

@@ -9,24 +9,12 @@ from typing import Any
 from sqlite_queue import PlainSqliteQueue, TunedSqliteQueue
 
 from fsqueue import FileSampleRefQueue, MemorySampleRefQueue, SampleRef
+from tests.support import FakeClock
 
 EVERY = ("memory", "file", "sqlite", "sqlite-tuned")
 SHARED = ("file", "sqlite", "sqlite-tuned")
 FULL = ("memory", "file")
 LEASE_S = 60.0
-
-
-class FakeClock:
-    """Seconds that pass only when a test says so."""
-
-    def __init__(self) -> None:
-        self.seconds = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.seconds
-
-    def advance(self, seconds: float) -> None:
-        self.seconds += seconds
 
 
 class Implementation:
@@ -79,7 +67,3 @@ def make_refs(*sample_ids: str) -> list[SampleRef]:
 def numbered(count: int) -> list[SampleRef]:
     """Refs s000, s001, ..."""
     return [make_ref(f"s{number:03d}") for number in range(count)]
-
-
-def ids(refs: list[Any]) -> list[str]:
-    return [ref.sample_id for ref in refs]

@@ -29,19 +29,9 @@ from tests.support import (
     open_descriptors,
     open_tapped,
     refs,
+    together,
     wait_until,
 )
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "q"
-
-
-def together(barrier: threading.Barrier) -> None:
-    """Meet the other thread here if it comes this way; a fix that keeps them apart must not hang the test."""
-    with suppress(threading.BrokenBarrierError):
-        barrier.wait(0.5)
 
 
 def interrupted_get(

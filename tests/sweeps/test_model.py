@@ -24,7 +24,8 @@ from hypothesis.stateful import (
 from fsqueue import Counts, FileSampleRefQueue, SampleRef, dp_partition
 from fsqueue.disk import fileops
 from fsqueue.format import names
-from tests.support.implementations import ids, make_refs
+from tests.support import ids
+from tests.support.implementations import make_refs
 from tests.sweeps.proof import tally
 from tests.sweeps.proof.model import LEASE_S, MAX_ATTEMPTS, Model, View
 from tests.sweeps.proof.verdict import StoppedClock

@@ -13,7 +13,8 @@ from typing import Any
 
 from fsqueue import FsQueueError, SampleRef, StaleLockWarning
 from fsqueue.disk import fileops
-from tests.support.implementations import ids, make_ref
+from tests.support import ids
+from tests.support.implementations import make_ref
 from tests.sweeps.proof.operations import FAILED, LIVE, Operation
 from tests.sweeps.proof.stages import CORRUPT, LONG_AGO_S, Stage, new_batch
 from tests.sweeps.proof.verdict import Bystanders, StoppedClock, assert_landed, census, drain, second_consumer

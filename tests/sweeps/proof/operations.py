@@ -18,7 +18,7 @@ from fsqueue import SampleRef
 from fsqueue.operate import operator
 from fsqueue.operate.check import check_queue, repair
 from fsqueue.operate.requeue import requeue
-from tests.support.implementations import ids
+from tests.support import ids
 from tests.sweeps.proof import stages
 from tests.sweeps.proof.stages import LEASE_S, Stage
 
@@ -169,7 +169,8 @@ def _commit(stage: Stage) -> None:
 
 
 def _ack_trained(stage: Stage) -> list[str]:
-    return stage.controller.ack_train_refs("t", ids(stage.batch), global_step=7)
+    refused: list[str] = stage.controller.ack_train_refs("t", ids(stage.batch), global_step=7)
+    return refused
 
 
 def _reconcile(stage: Stage) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 from fsqueue import DataFlowController, FileMetadataStore, FileSampleRefQueue, SampleRef, TrainerView, dp_partition
 from fsqueue.stream.members import Membership
-from tests.support.implementations import ids, make_ref
+from tests.support import ids
+from tests.support.implementations import make_ref
 
 LEASE_S = 3600.0
 CORRUPT = "corrupt"

@@ -16,7 +16,8 @@ from fsqueue.disk import fileops
 from fsqueue.disk.fileops import FileOps
 from fsqueue.format import names, packed
 from fsqueue.format.codec import Codec
-from tests.support.implementations import ids, make_ref
+from tests.support import ids
+from tests.support.implementations import make_ref
 from tests.sweeps.proof.operations import DONE, FAILED, GONE, LIVE, Operation
 from tests.sweeps.proof.stages import CORRUPT, LEASE_S
 

@@ -6,40 +6,24 @@ import errno
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
 from fsqueue import FileSampleRefQueue, MemberFailedError, PartialWindowWarning, TrainerView
-from fsqueue.cli.main import cli
 from fsqueue.operate.check import check_queue, repair
 from fsqueue.stream.members import DEAD_AFTER_S
-from tests.cli.test_top import TOP
 from tests.support import Child, Queue, Tap, assert_clean, refs
+from tests.support.program import PROGRAM, run
 from tests.support.terminal import Terminal
 
 
-@pytest.fixture(autouse=True)
-def _no_queue_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FSQUEUE_DIR", raising=False)
-
-
 @pytest.fixture
-def queue(tmp_path: Path) -> Iterator[Queue]:
-    with FileSampleRefQueue(tmp_path / "q", durable=False) as it:
-        yield it
-
-
-@pytest.fixture
-def path(queue: Queue) -> Path:
-    return Path(queue.path)
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+def path(tmp_path: Path) -> Path:
+    """A queue that nobody takes part in."""
+    FileSampleRefQueue(tmp_path / "q", durable=False).close()
+    return tmp_path / "q"
 
 
 def join_and_wait(pipe: Any, path: Path, name: str) -> None:
@@ -136,7 +120,7 @@ def test_top_off_a_terminal_counts_members_and_has_json(queue: Queue, path: Path
 
 def test_top_on_a_terminal_shows_members_and_quantum(queue: Queue, path: Path) -> None:
     full_stream(queue)
-    with Terminal([*TOP, str(path), "--interval", "10ms"]) as terminal:
+    with Terminal([*PROGRAM, "top", str(path), "--interval", "10ms"]) as terminal:
         terminal.read_until(lambda text: "killed" in text and "silent" in text and "64 refs" in text, "the members")
         terminal.press(b"q")
         terminal.end()
@@ -181,7 +165,7 @@ def test_silence_is_measured_by_the_filesystems_clock(queue: Queue, path: Path, 
     age(beating, -DEAD_AFTER_S)
     (path / "order.lock").write_text("damaged\n")  # and asking for the time hides nothing else
     tap = Tap()
-    tap.ops.time = lambda: time.time() + skew_s  # type: ignore[method-assign]
+    tap.ops.time = lambda: time.time() + skew_s
     with tap.here():
         assert kinds(path) == {f"stream/{gone.name}": ("member-silent", "note"), "order.lock": ("order", "note")}
 
@@ -191,7 +175,7 @@ def test_where_the_clock_must_not_be_asked_who_was_outlived_is_silent(queue: Que
     gone = silent_producer(path, "gone")
     with queue.consumer("trainer-0"):
         tap = Tap()
-        tap.ops.time = lambda: time.time() + skew_s  # type: ignore[method-assign]
+        tap.ops.time = lambda: time.time() + skew_s
 
         def refuse(name: str, args: tuple[Any, ...], _: dict[str, Any]) -> None:
             if name == "utime":
