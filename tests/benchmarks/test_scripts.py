@@ -10,10 +10,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from slow_layer import SlowMount
 
 from fsqueue import FileSampleRefQueue
 from fsqueue.disk.fileops import CALLS, using
+from slow.layer import SlowMount
 from tests.support import GUARD_S, ROOT, InThread, numbered
 
 
