@@ -4,7 +4,7 @@
     python benchmarks/peers.py --dir /dev/shm/bench --no-durable
 
 Every implementation carries the same refs in the same encoding, and is used as its documentation says; what each
-gives, and where that is stated, is in the docstrings of peer_files.py and peer_sqlite.py, and in `OWN`. What can be
+gives, and where that is stated, is in the docstrings of against_peers/files.py and sqlite.py, and in `OWN`. What can be
 tried here, is: every ref that was put must be delivered before the run ends, and none twice; and in a run of its
 own a consumer that holds refs is killed by SIGKILL, after which another process must get them all. A missing
 package is skipped. Exits with 1 when this project's own queue lost or doubled a ref, or kept those of a killed
@@ -22,13 +22,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import report
-from bench import arguments_of, describe
-from fleet import Fleet, WorkerError
-from measure import Findings, Options, measure
-from peer_subjects import PEERS
-from session import progress, session
-from subjects import SUBJECTS
+from against_peers.kinds import PEERS
+from measuring import report
+from measuring.arguments import arguments_of, describe, options_of
+from measuring.fleet import Fleet, WorkerError
+from measuring.measure import Findings, measure
+from measuring.session import progress, session
+from measuring.tables import table
+from subjects.kinds import SUBJECTS
 
 LABELS = SUBJECTS | {kind: peer.label for kind, peer in PEERS.items()}
 HELD = 8
@@ -81,7 +82,9 @@ def main(arguments: list[str] | None = None) -> int:
     with session(parsed) as run:
         for kind in missing:
             print(f"skipped: {PEERS[kind].label} is not installed: pip install '{PEERS[kind].package}'")
-        options = _options(parsed, run.directory, kinds)
+        strangers = tuple(kind for kind in kinds if kind in PEERS)
+        backlogs = (100,) if parsed.quick else (1_000,)
+        options = options_of(parsed, run.directory, backlogs, wakeups=0, kinds=kinds, strangers=strangers)
         print(f"--dir {parsed.dir}, {describe(options)}\n", flush=True)
         findings = measure(options, progress)
         kills = [_kill(kind, os.path.join(run.directory, f"kill-{kind}")) for kind in kinds]
@@ -99,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
         }
     )
     if parsed.plots:
-        from plot import plot_all
+        from measuring.plot import plot_all
 
         plot_all(report.series(rows, findings, LABELS), run.title, parsed.plots)
     ours = [verdict.clean for verdict in findings.verdicts if verdict.kind == "file"]
@@ -116,22 +119,6 @@ def _kinds(text: str) -> tuple[str, ...]:
 
 def _installed(module: str) -> bool:
     return importlib.util.find_spec(module.partition(".")[0]) is not None
-
-
-def _options(parsed: argparse.Namespace, directory: str, kinds: tuple[str, ...]) -> Options:
-    quick = parsed.quick
-    return Options(
-        directory=directory,
-        backlogs=parsed.backlog or ((100,) if quick else (1_000,)),
-        batches=parsed.batch or ((8,) if quick else (1, 64)),
-        processes=parsed.procs or ((1, 2) if quick else (1, 4)),
-        durable=parsed.durable,
-        rounds=parsed.rounds or (1 if quick else 5),
-        slice_s=parsed.slice or (0.02 if quick else 0.12),
-        wakeups=0,
-        kinds=kinds,
-        strangers=tuple(kind for kind in kinds if kind in PEERS),
-    )
 
 
 def _kill(kind: str, path: str) -> Kill:
@@ -197,7 +184,7 @@ def _text(
         words = ["yes" if gives[key] else "no" for key in ("exclusive", "survives_sigkill", "shared")]
         seen = ["?" if gives[key] is None else f"{gives[key]}" for key in ("undelivered", "doubled")]
         lines.append([LABELS[kill.kind], words[0], f"{words[1]}: {back}", gives["recovers"], words[2], *seen])
-    parts.append(report.table([*header, "undelivered", "doubled"], lines))
+    parts.append(table([*header, "undelivered", "doubled"], lines))
     for rank in ranks:
         parts.append(
             f"{rank['processes']} process(es), batch {rank['batch']}, backlog {rank['backlog']}: "

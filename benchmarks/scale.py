@@ -15,19 +15,17 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 
-import scale_depth
-import scale_idle
-import scale_many
-from report import table
-from scale_measures import Measure, Scale
-from session import parser, progress, session
+from measuring.session import parser, progress, session
+from measuring.tables import table
+from scaling import depth, idle, many
+from scaling.measures import Measure, Scale
 
 PARTS: dict[str, Callable[[Scale], list[Measure]]] = {
-    "depth": scale_depth.deep,
-    "wide": scale_depth.wide,
-    "many": scale_many.many,
-    "idle": scale_idle.idle,
-    "start": scale_idle.start,
+    "depth": depth.deep,
+    "wide": depth.wide,
+    "many": many.many,
+    "idle": idle.idle,
+    "start": idle.start,
 }
 
 

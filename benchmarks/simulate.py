@@ -5,7 +5,7 @@
     python benchmarks/simulate.py --plan plan.json --trace
 
 A run is a few clients with steps, faults and clocks of their own, and the rules of one mount
-(tests/sweeps/simulation/rules.py).
+(simulation/rules.py).
 It is deterministic: the same seed gives the same run, call by call. A failing seed is made smaller and printed with
 its trace and the command that replays it. Exit 1 when anything was wrong.
 """
@@ -19,14 +19,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from history import Verdict
-
-from tests.sweeps.simulation.plan import Plan, make_plan, plan_from_json
-from tests.sweeps.simulation.rules import UNMEASURED
-from tests.sweeps.simulation.run import Outcome, run
-from tests.sweeps.simulation.shrink import shrink
+from history.checker import Verdict
+from simulation.plan import Plan, make_plan, plan_from_json
+from simulation.rules import UNMEASURED
+from simulation.run import Outcome, run
+from simulation.shrink import shrink
 
 
 def main() -> int:

@@ -22,15 +22,14 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
-from environment import environment, one_line
-from soak_chaos import Chaos
-from soak_disk import DiskError, SmallDisk
-from soak_fleet import Fleet
-from soak_interrupts import deferred, install
-from soak_report import Report
-from soak_site import Clock, Settings, Site, wait_until
-
 from fsqueue import FileSampleRefQueue
+from measuring.environment import environment, one_line
+from soaking.chaos import Chaos
+from soaking.crew import Crew
+from soaking.disk import DiskError, SmallDisk
+from soaking.interrupts import deferred, install
+from soaking.report import Report
+from soaking.site import Clock, Settings, Site, wait_until
 
 _TICK_S = 0.02
 _PROGRESS_S = 10.0
@@ -151,27 +150,27 @@ def _run(
     parsed: argparse.Namespace, site: Site, settings: Settings, clock: Clock, report: Report, disk: SmallDisk | None
 ) -> None:
     """Workers and chaos until the time is over; in the first node then the drain, once the others have left."""
-    with Fleet(site, settings, clock) as fleet:
-        chaos = Chaos(site, settings, fleet, clock, parsed.kill_every, first=not parsed.join, disk=disk)
+    with Crew(site, settings, clock) as crew:
+        chaos = Chaos(site, settings, crew, clock, parsed.kill_every, first=not parsed.join, disk=disk)
         try:
-            fleet.start("producer", parsed.producers)
-            fleet.start("consumer", parsed.consumers)
+            crew.start("producer", parsed.producers)
+            crew.start("consumer", parsed.consumers)
             shown_at = clock()
             while clock() < settings.ends_at:
-                fleet.tend()
+                crew.tend()
                 chaos.tick()
                 if clock() - shown_at >= _PROGRESS_S:
                     shown_at = clock()
-                    report.progress(settings.ends_at - shown_at, fleet.tally, chaos.counts)
+                    report.progress(settings.ends_at - shown_at, crew.tally, chaos.counts)
                 time.sleep(_TICK_S)
         finally:
             chaos.end()
-        fleet.finish()
+        crew.finish()
         if not parsed.join:
             _wait_for_others(site)
-            if not fleet.drain(_DRAIN_S):
+            if not crew.drain(_DRAIN_S):
                 report.problem(f"stranded: the queue was not empty after {_DRAIN_S:.0f} s of draining")
-        report.note(asdict(fleet.tally), chaos.counts)
+        report.note(asdict(crew.tally), chaos.counts)
 
 
 def _wait_for_others(site: Site) -> list[str]:

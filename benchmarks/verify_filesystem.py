@@ -18,15 +18,14 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from environment import environment, one_line
-from verify_files import file_checks
-from verify_leases import lease_checks
-from verify_queues import queue_checks
-from verify_sides import Options, Sides, Verdict
-
 from fsqueue import FsQueueError
 from fsqueue.operate.doctor.diagnosis import scratch_directory
 from fsqueue.operate.doctor.peers import PeerError, Peers, local_command, remote_command
+from measuring.environment import environment, one_line
+from verifying.files import file_checks
+from verifying.leases import lease_checks
+from verifying.queues import queue_checks
+from verifying.sides import Options, Sides, Verdict
 
 GROUPS = {"files": file_checks, "queues": queue_checks, "leases": lease_checks}
 _WIDTH = 26

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from history import Verdict, check
-from recording import OVERLAP, Call, Log, Recorded, calls_in, read
 
 from fsqueue import MemorySampleRefQueue, SampleRef
+from history.checker import Verdict, check
+from history.recording import OVERLAP, Call, Log, Recorded, calls_in, read
 
 LEASE_S = 10.0
 

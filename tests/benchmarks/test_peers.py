@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peer_base import PeerSubject
-from peer_subjects import PEERS
 
+from against_peers.base import PeerSubject
+from against_peers.kinds import PEERS
 from tests.benchmarks.test_scripts import run
 from tests.support import ROOT
 

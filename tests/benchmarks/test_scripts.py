@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from slow_layer import SlowMount
 
 from fsqueue import FileSampleRefQueue
 from fsqueue.disk.fileops import CALLS, using
+from slow.layer import SlowMount
 from tests.support import GUARD_S, ROOT, InThread, numbered
 
 

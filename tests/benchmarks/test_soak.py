@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recording import Call
-from soak_history import vanished, verdict_of
-from soak_site import Site
 
+from history.recording import Call
+from soaking.merging import vanished, verdict_of
+from soaking.site import Site
 from tests.support import GUARD_S, ROOT, wait_until
 
 SECONDS = 6

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlite_queue import PlainSqliteQueue
 
+from against_sqlite.queue import PlainSqliteQueue
 from fsqueue import (
     FileSampleRefQueue,
     MemorySampleRefQueue,

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlite_queue import PlainSqliteQueue
 
+from against_sqlite.queue import PlainSqliteQueue
 from fsqueue import FileSampleRefQueue, MemorySampleRefQueue, SampleRef
 from fsqueue.control.controller import DataFlowController
 from fsqueue.control.errors import LiveNamesakeError

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sqlite_queue import PlainSqliteQueue, TunedSqliteQueue
-
+from against_sqlite.queue import PlainSqliteQueue, TunedSqliteQueue
 from fsqueue import FileSampleRefQueue, MemorySampleRefQueue, SampleRef
 from tests.support import FakeClock
 

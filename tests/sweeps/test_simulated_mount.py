@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.sweeps.simulation.cache import Cache
-from tests.sweeps.simulation.node import Process
-from tests.sweeps.simulation.rules import Rules
-from tests.sweeps.simulation.world import Machine, World
+from simulation.cache import Cache
+from simulation.node import Process
+from simulation.rules import Rules
+from simulation.world import Machine, World
 
 FLAGS = os.O_RDWR | os.O_CREAT
 FOLDER = os.O_RDONLY | os.O_DIRECTORY

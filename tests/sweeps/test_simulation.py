@@ -10,20 +10,20 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import simulate
-from history import Verdict
-from simulate import report
 
+import simulate
 from fsqueue.engine.expire import Reclaimer
 from fsqueue.engine.moves import Moves
 from fsqueue.engine.packing.revision import Revision
 from fsqueue.engine.put import Putter
+from history.checker import Verdict
+from simulate import report
+from simulation.plan import Client, Fault, Plan, make_plan, plan_from_json
+from simulation.rules import UNMEASURED, Rules
+from simulation.run import Outcome, run
+from simulation.shrink import shrink
 from tests.support import GUARD_S
 from tests.sweeps.proof import tally
-from tests.sweeps.simulation.plan import Client, Fault, Plan, make_plan, plan_from_json
-from tests.sweeps.simulation.rules import UNMEASURED, Rules
-from tests.sweeps.simulation.run import Outcome, run
-from tests.sweeps.simulation.shrink import shrink
 
 BLOCK = 100
 

@@ -12,9 +12,9 @@ from fsqueue import FileSampleRefQueue, SampleRef
 from fsqueue.disk.fileops import using
 from fsqueue.operate import requeue as requeueing
 from fsqueue.stream.members import Membership
+from simulation.script import make_ref
 from tests.sweeps.powercut.journal import Entries, Journal, Record, Synced, Truncate, Write
 from tests.sweeps.powercut.trial import QUEUE
-from tests.sweeps.simulation.script import make_ref
 
 LEASE_S = 10.0
 AT_ONCE_S = -3600.0

@@ -1,0 +1,1 @@
+"""Other projects' queues behind the interface of subjects, each used as its documentation says."""

@@ -1,0 +1,1 @@
+"""The tools of every measurement: where it runs, worker processes, interleaved rounds, tables and charts."""

@@ -1,0 +1,1 @@
+"""The parts of soak.py: its directory, workers, chaos, history and report."""
