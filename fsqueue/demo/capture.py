@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from safetensors.torch import load_file
 
-from fsqueue.demo.directory import DemoDirectory, Plan, Sample
+from fsqueue.demo.demo_dir import DemoDirectory, Plan, Sample
 from fsqueue.demo.prepare import CHUNKS
 from fsqueue.demo.target import Target
 from fsqueue.features import CorruptFeatureError, SharedDirFeatureStore, StoredFeatures

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fsqueue.demo.directory import DemoDirectory, Plan, all_sample_ids, publish
+from fsqueue.demo.demo_dir import DemoDirectory, Plan, all_sample_ids, publish
 from fsqueue.demo.draft import new_draft
 
 _FILE = "latest.safetensors"

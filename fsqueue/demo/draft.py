@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fsqueue.demo.directory import DemoDirectory, publish
+from fsqueue.demo.demo_dir import DemoDirectory, publish
 
 _MLP_RATIO = 8 / 3
 _ROPE_BASE = 10_000.0

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from fsqueue.demo.checkpoint import TrainingState
-from fsqueue.demo.directory import DemoDirectory, Plan, publish
+from fsqueue.demo.demo_dir import DemoDirectory, Plan, publish
 from fsqueue.demo.draft import DraftHead, Frozen
 from fsqueue.demo.journal import Journal
 

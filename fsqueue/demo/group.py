@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fsqueue.demo.rendezvous import Rendezvous
+from fsqueue.demo.generations import Generations
 
 _CONNECT_TIMEOUT_S = 60.0
 _COLLECTIVE_TIMEOUT_S = 300.0
@@ -34,7 +34,7 @@ class Group:
         self.world_size = world_size
         self.generation = generation
 
-    def connect(self, rendezvous: Rendezvous) -> None:
+    def connect(self, generations: Generations) -> None:
         """Connect to all ranks of this generation.
 
         Raises:
@@ -45,7 +45,7 @@ class Group:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
         try:
             stores: Any = dist  # exports it, but its stub does not say so
-            store = stores.FileStore(rendezvous.store(self.generation), self.world_size)
+            store = stores.FileStore(generations.store(self.generation), self.world_size)
             store.set_timeout(timedelta(seconds=_CONNECT_TIMEOUT_S))
             dist.init_process_group(
                 "gloo",

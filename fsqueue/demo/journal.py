@@ -18,7 +18,7 @@ Kind = Literal[
 ]  # fmt: skip
 
 
-class Event(msgspec.Struct, frozen=True, omit_defaults=True):
+class JournalEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     """One line.
 
     Attributes:
@@ -61,21 +61,21 @@ class Journal:
         value: float | None = None,
         note: str = "",
     ) -> None:
-        event = Event(kind, time.time(), self.worker, tuple(ids or ()), step, loss, global_loss, value, note)
+        event = JournalEvent(kind, time.time(), self.worker, tuple(ids or ()), step, loss, global_loss, value, note)
         os.write(self._fd, msgspec.json.encode(event) + b"\n")
 
     def close(self) -> None:
         os.close(self._fd)
 
 
-class Follower:
+class JournalReader:
     """Reads every event of a log directory once, as they are written."""
 
     def __init__(self, log_dir: str) -> None:
         self._log_dir = log_dir
         self._offsets: dict[str, int] = {}
 
-    def read(self) -> Iterator[Event]:
+    def read(self) -> Iterator[JournalEvent]:
         """Events since the last call; a line without its end is left for the next one."""
         found = [(parts, name) for name in os.listdir(self._log_dir) if (parts := _parts(name))]
         for _, name in sorted(found):
@@ -84,7 +84,7 @@ class Follower:
                 whole, _, _ = f.read().rpartition(b"\n")
             if whole:
                 self._offsets[name] = self._offsets.get(name, 0) + len(whole) + 1
-                yield from (msgspec.json.decode(line, type=Event) for line in whole.split(b"\n"))
+                yield from (msgspec.json.decode(line, type=JournalEvent) for line in whole.split(b"\n"))
 
 
 def starts_of(log_dir: str, worker: str) -> int:

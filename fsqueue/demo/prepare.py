@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fsqueue.demo import text
 from fsqueue.demo.checkpoint import TrainingState
-from fsqueue.demo.directory import DemoDirectory, Plan, publish
+from fsqueue.demo.demo_dir import DemoDirectory, Plan, publish
 from fsqueue.demo.draft import Frozen
 from fsqueue.demo.evaluate import HeldOut, measure
 from fsqueue.demo.journal import Journal

@@ -18,12 +18,12 @@ from dataclasses import replace
 
 from fsqueue import FileSampleRefQueue
 from fsqueue.control.ledger import FileMetadataStore
-from fsqueue.demo.directory import DemoDirectory
-from fsqueue.demo.journal import Follower, Journal, starts_of
+from fsqueue.demo.crew import Crew, Process
+from fsqueue.demo.demo_dir import DemoDirectory
+from fsqueue.demo.generations import Generations
+from fsqueue.demo.journal import Journal, JournalReader, starts_of
 from fsqueue.demo.options import DemoError, DemoOptions, DemoReport, Kill, Progress, Snapshot
-from fsqueue.demo.rendezvous import Rendezvous
-from fsqueue.demo.report import Tally, make_report
-from fsqueue.demo.workers import Crew, Worker
+from fsqueue.demo.report import Totals, make_report
 from fsqueue.disk.counting import Counts
 from fsqueue.engine.layout import STREAM
 from fsqueue.operate.check import check_queue
@@ -59,16 +59,16 @@ def resume_demo(directory: str, progress: Progress = lambda snapshot: None) -> D
 
 
 def _run(demo: DemoDirectory, options: DemoOptions, progress: Progress) -> DemoReport:
-    rendezvous = Rendezvous(demo)
+    generations = Generations(demo)
     with (
         FileSampleRefQueue(demo.queue, lease_timeout_s=options.lease_timeout_s, run_id=options.run_id) as queue,
         FileMetadataStore(demo.ledger),  # made here, once, as the queue is
     ):
         _forget_stream(demo, queue)
-        rendezvous.advance()
+        generations.advance()
         with (
             closing(Journal(demo.log, "supervisor", starts_of(demo.log, "supervisor") + 1)),
-            Crew(demo, options.rollouts, options.trainers, rendezvous.advance) as crew,
+            Crew(demo, options.rollouts, options.trainers, generations.advance) as crew,
         ):
             return _Run(options, demo, queue, crew, progress).to_the_end()
 
@@ -103,8 +103,8 @@ class _Run:
         self._queue = queue
         self._crew = crew
         self._progress = progress
-        self._follower = Follower(demo.log)
-        self._tally = Tally()
+        self._reader = JournalReader(demo.log)
+        self._totals = Totals()
         self._started = self._shown = self._moved = time.monotonic()
         self._random = random.Random(options.seed)
         self._kills: list[Kill] = []
@@ -121,7 +121,7 @@ class _Run:
         if plan is None:
             raise DemoError(f"{self._demo.path} has lost its plan")
         return make_report(
-            self._demo, plan, self._tally, self._kills, seconds=self._elapsed_s(), violations=len(violations)
+            self._demo, plan, self._totals, self._kills, seconds=self._elapsed_s(), violations=len(violations)
         )
 
     def _until(self, finished: Callable[[], bool]) -> None:
@@ -139,8 +139,8 @@ class _Run:
             time.sleep(_POLL_S)
 
     def _read_events(self) -> None:
-        for event in self._follower.read():
-            self._tally.add(event)
+        for event in self._reader.read():
+            self._totals.add(event)
             self._moved = time.monotonic()
             if event.kind == "acceptance":
                 when = "before" if event.worker == "prepare" else "after"
@@ -159,25 +159,25 @@ class _Run:
                 self._due_kills.remove(choose)
                 self._kill(victim)
 
-    def _rollout_to_kill(self) -> Worker | None:
+    def _rollout_to_kill(self) -> Process | None:
         """A rollout, once a quarter of the chunks is captured."""
-        if len(self._tally.all_known) < max(1, self._options.samples // 4):
+        if len(self._totals.all_known) < max(1, self._options.samples // 4):
             return None
         return self._one_running(self._crew.rollouts)
 
-    def _trainer_to_kill(self) -> Worker | None:
+    def _trainer_to_kill(self) -> Process | None:
         """A trainer that holds leases, once a quarter of all refs is trained."""
         total = self._options.total
-        if len(self._tally.acked) < max(1, total // 4):
+        if len(self._totals.acked) < max(1, total // 4):
             return None
-        return self._one_running([worker for worker in self._crew.trainers if self._tally.held[worker.name]])
+        return self._one_running([worker for worker in self._crew.trainers if self._totals.held[worker.name]])
 
-    def _one_running(self, workers: list[Worker]) -> Worker | None:
+    def _one_running(self, workers: list[Process]) -> Process | None:
         running = [worker for worker in workers if worker.running]
         return self._random.choice(running) if running else None
 
-    def _kill(self, victim: Worker) -> None:
-        pid, held = victim.pid, len(self._tally.held[victim.name])
+    def _kill(self, victim: Process) -> None:
+        pid, held = victim.pid, len(self._totals.held[victim.name])
         victim.kill()
         self._kills.append(Kill(victim.name, pid, round(self._elapsed_s(), 1), held))
         self._show(message=f"killed {victim.name}, pid {pid}, which held {held} leases")
@@ -190,7 +190,7 @@ class _Run:
     def _show(self, stage: str | None = None, message: str | None = None) -> None:
         self._shown = time.monotonic()
         counts: Counts = self._queue.counts()
-        tally = self._tally
+        totals = self._totals
         self._progress(
             Snapshot(
                 stage=stage or self._stage(),
@@ -200,9 +200,9 @@ class _Run:
                 leased=counts.leased,
                 done=counts.done,
                 failed=counts.failed,
-                step=tally.step,
-                samples_per_s=tally.samples_per_s(counts.done, time.time()),
-                losses={int(worker.rpartition("-")[2]): loss for worker, loss in sorted(tally.last_loss.items())},
+                step=totals.step,
+                samples_per_s=totals.samples_per_s(counts.done, time.time()),
+                losses={int(worker.rpartition("-")[2]): loss for worker, loss in sorted(totals.last_loss.items())},
                 message=message,
             )
         )

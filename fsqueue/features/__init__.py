@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from fsqueue.features.collate import stack
     from fsqueue.features.dataset import FeatureDataset, rank_and_world
     from fsqueue.features.loader import Batch, FeatureDataLoader
-    from fsqueue.features.store import SharedDirFeatureStore
+    from fsqueue.features.shared_dir import SharedDirFeatureStore
 
 _HOMES = {
     "Batch": "loader",
     "FeatureDataLoader": "loader",
     "FeatureDataset": "dataset",
-    "SharedDirFeatureStore": "store",
+    "SharedDirFeatureStore": "shared_dir",
     "rank_and_world": "dataset",
     "stack": "collate",
 }

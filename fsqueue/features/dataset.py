@@ -194,4 +194,4 @@ def _load(materialiser: Materialiser[R], refs: list[R]) -> list[tuple[R, Any]]:
     try:
         return materialiser.load(refs)
     except UnloadedError as unloaded:
-        raise materialiser.settle(unloaded) from None
+        raise materialiser.give_up(unloaded) from None

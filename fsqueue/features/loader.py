@@ -9,9 +9,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
-from fsqueue.features.ahead import Ahead
 from fsqueue.features.contract import FeatureStore
 from fsqueue.features.materialise import Materialiser, Transform, UnloadedError
+from fsqueue.features.prefetch import Prefetcher
 from fsqueue.features.source import ListSource, QueueSource, Source
 from fsqueue.records import id_of_ref
 from fsqueue.stream.view import StopEvent
@@ -119,7 +119,7 @@ class FeatureDataLoader(Generic[R]):
                         if self._auto:
                             self.ack()
         except UnloadedError as unloaded:  # only now that nothing more is leased, or it would be, for nobody
-            raise self._materialiser.settle(unloaded) from None
+            raise self._materialiser.give_up(unloaded) from None
         finally:
             if self._auto and self._out:
                 # Forgotten first: where this fails, the next iteration must not acknowledge what nobody trained.
@@ -136,11 +136,11 @@ class FeatureDataLoader(Generic[R]):
 
         def discard(what: list[R] | Batch[R] | BaseException | None) -> None:
             if isinstance(what, UnloadedError):
-                self._materialiser.settle(what)
+                self._materialiser.give_up(what)
             elif isinstance(what, (Batch, list)):
                 self._source.give_back(what.refs if isinstance(what, Batch) else what)
 
-        with closing(Ahead(lease, self._load, discard, workers=self._prefetch, depth=self._depth)) as ahead:
+        with closing(Prefetcher(lease, self._load, discard, workers=self._prefetch, depth=self._depth)) as ahead:
             yield from ahead
 
     @property

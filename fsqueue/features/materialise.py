@@ -60,7 +60,7 @@ class Materialiser(Generic[R]):
         """Refs and their samples, without those that were failed.
 
         Raises:
-            UnloadedError: on_error is "raise", or it is no sample's error; the refs are still leased, and `settle`
+            UnloadedError: on_error is "raise", or it is no sample's error; the refs are still leased, and `give_up`
                 ends that.
         """
         loaded: list[tuple[R, Any]] = []
@@ -90,7 +90,7 @@ class Materialiser(Generic[R]):
             self._source.spare()
         return UnloadedError(error, culprit, others)
 
-    def settle(self, unloaded: UnloadedError) -> Exception:
+    def give_up(self, unloaded: UnloadedError) -> Exception:
         """Fail the ref that could not be loaded, and give back the others; returns the error to raise."""
         if unloaded.culprit is not None:
             self._reject(unloaded.culprit, unloaded.cause)

@@ -48,7 +48,7 @@ class NotTensorsError(ValueError):
     """The bytes are no complete safetensors file of this store."""
 
 
-class _Entry(msgspec.Struct):
+class _TensorEntry(msgspec.Struct):
     dtype: str
     shape: tuple[int, ...]
     data_offsets: tuple[int, int]
@@ -61,7 +61,7 @@ class Metadata(msgspec.Struct):
     generation: str
 
 
-class Header(msgspec.Struct):
+class TensorHeader(msgspec.Struct):
     """Where the tensors lie in a file.
 
     Attributes:
@@ -69,7 +69,7 @@ class Header(msgspec.Struct):
     """
 
     metadata: Metadata
-    entries: dict[str, _Entry]
+    entries: dict[str, _TensorEntry]
     data_at: int
 
     def specs(self) -> dict[str, FeatureSpec]:
@@ -123,7 +123,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return state.hexdigest()[:GENERATION_DIGITS]
 
 
-def header_of(data: bytes) -> Header:
+def header_of(data: bytes) -> TensorHeader:
     """The header of a whole file, checked as in reading.
 
     Raises:
@@ -147,7 +147,7 @@ def header_length(first: bytes, file_bytes: int) -> int:
     return length
 
 
-def parse_header(data: bytes, file_bytes: int) -> Header:
+def parse_header(data: bytes, file_bytes: int) -> TensorHeader:
     """The header, checked so that every tensor lies inside the file and the file ends with the last one.
 
     Raises:
@@ -156,15 +156,15 @@ def parse_header(data: bytes, file_bytes: int) -> Header:
     try:
         raw = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
         metadata = msgspec.json.decode(raw.pop("__metadata__", b"{}"), type=Metadata)
-        entries = {name: msgspec.json.decode(entry, type=_Entry) for name, entry in raw.items()}
+        entries = {name: msgspec.json.decode(entry, type=_TensorEntry) for name, entry in raw.items()}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise NotTensorsError(f"has a damaged header ({error})") from None
     data_at = LENGTH_BYTES + len(data)
     _check_layout(entries, data_at, file_bytes - data_at)
-    return Header(metadata, entries, data_at)
+    return TensorHeader(metadata, entries, data_at)
 
 
-def _check_layout(entries: dict[str, _Entry], data_at: int, data_bytes: int) -> None:
+def _check_layout(entries: dict[str, _TensorEntry], data_at: int, data_bytes: int) -> None:
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
         dtype = _DTYPES.get(entry.dtype)

@@ -21,7 +21,7 @@ from fsqueue.disk.fileops import current, explained, silently_remove
 from fsqueue.engine.layout import is_remote
 from fsqueue.engine.owners import new_owner
 from fsqueue.errors import CorruptRefError
-from fsqueue.features import address, care, tensorfile
+from fsqueue.features import address, collect, tensorfile
 from fsqueue.features.address import Address
 from fsqueue.features.contract import Collected, FeatureRef, StoredFeatures, StoreHealth
 from fsqueue.features.errors import (
@@ -32,8 +32,8 @@ from fsqueue.features.errors import (
     ForeignFeatureError,
     StaleFeatureError,
 )
-from fsqueue.features.place import TMP, ensure_place
-from fsqueue.features.tensorfile import Header, NotTensorsError
+from fsqueue.features.root import TMP, open_root
+from fsqueue.features.tensorfile import NotTensorsError, TensorHeader
 from fsqueue.format.names import stem_of
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class _File(NamedTuple):
 
     fd: int
     size_bytes: int
-    header: Header
+    header: TensorHeader
 
 
 class SharedDirFeatureStore:
@@ -76,12 +76,12 @@ class SharedDirFeatureStore:
         self._verify = verify
         self._ops = current()
         with explained("opening feature store", self.root):
-            self._place = ensure_place(self._ops, self.root)
+            self._store_root = open_root(self._ops, self.root)
         self._mapped = not is_remote(self._ops, self.root) if mapped is None else mapped
 
     @property
     def store_id(self) -> str:
-        return self._place.settings.store_id
+        return self._store_root.settings.store_id
 
     def put(self, sample_id: str, tensors: Mapping[str, Tensor]) -> StoredFeatures:
         """Publish a sample's features; see `FeatureStore.put`.
@@ -106,7 +106,7 @@ class SharedDirFeatureStore:
             self._publish(stem, data, generation)
         return self._described(sample_id, stem, header, len(data))
 
-    def _described(self, sample_id: str, stem: str, header: Header, size_bytes: int) -> StoredFeatures:
+    def _described(self, sample_id: str, stem: str, header: TensorHeader, size_bytes: int) -> StoredFeatures:
         uri = str(Address(self.store_id, stem, header.metadata.generation))
         specs = header.specs()
         return StoredFeatures(sample_id, uri, {name: name for name in specs}, specs, size_bytes)
@@ -114,7 +114,7 @@ class SharedDirFeatureStore:
     def _publish(self, stem: str, data: bytes, generation: str) -> None:
         """CRASH: before the rename there is only a file in tmp/, which gc removes."""
         ops, name = self._ops, new_owner(None, self.root)
-        with self._place.folder(TMP, create=True) as tmp_fd:
+        with self._store_root.folder(TMP, create=True) as tmp_fd:
             try:
                 fd = ops.create(tmp_fd, name, data)
                 try:
@@ -122,7 +122,7 @@ class SharedDirFeatureStore:
                         ops.fsync(fd)
                 finally:
                     ops.close(fd)
-                with self._place.folder(address.folder_of(stem), create=True) as folder_fd:
+                with self._store_root.folder(address.folder_of(stem), create=True) as folder_fd:
                     self._install(tmp_fd, name, folder_fd, stem, generation)
             except BaseException:
                 silently_remove(ops, tmp_fd, [name])
@@ -231,7 +231,7 @@ class SharedDirFeatureStore:
         """The features of a stem, open, with their header; what is no features file is a CorruptFeatureError."""
         ops = self._ops
         try:
-            with self._place.folder(address.folder_of(stem)) as folder_fd:
+            with self._store_root.folder(address.folder_of(stem)) as folder_fd:
                 fd = self._open_first(folder_fd, [stem + suffix for suffix in suffixes])
             try:
                 status = ops.fstat(fd)
@@ -278,7 +278,7 @@ class SharedDirFeatureStore:
     def _change(self, what: str, stem: str, change: Callable[[int], None]) -> None:
         """Change something in a stem's folder; where the features are gone, there is nothing to change."""
         folder = address.folder_of(stem)
-        with explained(what, self.root), suppress(FileNotFoundError), self._place.folder(folder) as folder_fd:
+        with explained(what, self.root), suppress(FileNotFoundError), self._store_root.folder(folder) as folder_fd:
             change(folder_fd)
 
     def gc(self, *, released_older_than_s: float = 0.0, unfinished_older_than_s: float = 3600.0) -> Collected:
@@ -288,16 +288,16 @@ class SharedDirFeatureStore:
         acks, call it once a checkpoint is durable: a rewind needs the features of the samples acked after it.
         """
         with explained("collecting garbage in", self.root):
-            return care.collect(self._place, released_older_than_s, unfinished_older_than_s)
+            return collect.garbage(self._store_root, released_older_than_s, unfinished_older_than_s)
 
     def health(self) -> StoreHealth:
         """What the store holds; costs one listing a folder and a stat a file."""
         with explained("examining feature store", self.root):
-            return care.examine(self._place)
+            return collect.health(self._store_root)
 
     def close(self) -> None:
         """Close the store's directory; tensors that get returned stay valid."""
-        self._place.root.close()
+        self._store_root.directory.close()
 
     def __enter__(self) -> SharedDirFeatureStore:
         return self

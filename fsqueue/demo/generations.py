@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import time
 
-from fsqueue.demo.directory import DemoDirectory, Parent, publish
+from fsqueue.demo.demo_dir import DemoDirectory, Parent, publish
 
 _NEW_GENERATION_TIMEOUT_S = 60.0
 _POLL_S = 0.02
@@ -24,7 +24,7 @@ class FinishedError(Exception):
     """The training has finished; there is no group to join any more."""
 
 
-class Rendezvous:
+class Generations:
     """The files through which ranks and supervisor agree on a generation."""
 
     def __init__(self, demo: DemoDirectory) -> None:

@@ -15,7 +15,7 @@ from typing import Literal
 
 from fsqueue.control.controller import DataFlowController
 from fsqueue.control.ledger import FileMetadataStore
-from fsqueue.demo.directory import DemoDirectory, Parent
+from fsqueue.demo.demo_dir import DemoDirectory, Parent
 from fsqueue.demo.journal import Journal
 from fsqueue.demo.options import DemoOptions
 from fsqueue.queue import FileSampleRefQueue
@@ -26,7 +26,7 @@ Controller = DataFlowController[SampleRef]
 
 
 @dataclass(frozen=True)
-class Part:
+class Worker:
     """What a worker works with.
 
     Attributes:
@@ -45,7 +45,7 @@ class Part:
 
 
 @contextmanager
-def opened(demo: DemoDirectory, kind: str, index: int, start: int, parent: Parent) -> Iterator[Part]:
+def opened(demo: DemoDirectory, kind: str, index: int, start: int, parent: Parent) -> Iterator[Worker]:
     """A worker's handles; `start` counts the starts of the same worker."""
     options, name = demo.read_options(), f"{kind}-{index}"
     store: FileMetadataStore[SampleRef] = FileMetadataStore(demo.ledger)
@@ -55,11 +55,11 @@ def opened(demo: DemoDirectory, kind: str, index: int, start: int, parent: Paren
         store,
     ):
         controller: Controller = DataFlowController(options.run_id, sample_queue=queue, metadata_store=store)
-        yield Part(demo, options, name, index, parent, journal, queue, controller)
+        yield Worker(demo, options, name, index, parent, journal, queue, controller)
 
 
 @contextmanager
-def taking_part(kind: Literal["rollout", "trainer"]) -> Iterator[Part]:
+def taking_part(kind: Literal["rollout", "trainer"]) -> Iterator[Worker]:
     """This process's part, as its command line says: a rollout produces, a trainer consumes.
 
     Leaving the block normally closes this end of the stream, an exception marks it failed.
@@ -71,8 +71,8 @@ def taking_part(kind: Literal["rollout", "trainer"]) -> Iterator[Part]:
     parser.add_argument("--parent", type=int, help="exit when this process is no longer the parent")
     given = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the supervisor too, which then ends the workers
-    with opened(DemoDirectory(given.directory), kind, given.index, given.start, Parent(given.parent)) as part:
-        join = part.queue.producer if kind == "rollout" else part.queue.consumer
-        expected = part.options.rollouts if kind == "rollout" else part.options.trainers
-        with join(part.name, expected=expected):
-            yield part
+    with opened(DemoDirectory(given.directory), kind, given.index, given.start, Parent(given.parent)) as worker:
+        join = worker.queue.producer if kind == "rollout" else worker.queue.consumer
+        expected = worker.options.rollouts if kind == "rollout" else worker.options.trainers
+        with join(worker.name, expected=expected):
+            yield worker

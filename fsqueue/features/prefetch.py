@@ -19,7 +19,7 @@ class _Coming(NamedTuple, Generic[R, B]):
     batch: Future[B]
 
 
-class Ahead(Generic[R, B]):
+class Prefetcher(Generic[R, B]):
     """At most `depth` batches are leased and not yet handed out, in the order of leasing; none after an error.
 
     Args:

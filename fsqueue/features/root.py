@@ -20,7 +20,7 @@ SETTINGS = "features.json"
 TMP = "tmp"
 
 
-class Settings(msgspec.Struct, frozen=True):
+class StoreSettings(msgspec.Struct, frozen=True):
     """What features.json says.
 
     Attributes:
@@ -32,12 +32,12 @@ class Settings(msgspec.Struct, frozen=True):
     created_at: float
 
 
-class Place:
+class StoreRoot:
     """An existing store's settings and root directory."""
 
-    def __init__(self, ops: FileOps, root: Directory, settings: Settings) -> None:
+    def __init__(self, ops: FileOps, directory: Directory, settings: StoreSettings) -> None:
         self.ops = ops
-        self.root = root
+        self.directory = directory
         self.settings = settings
 
     @contextmanager
@@ -58,63 +58,65 @@ class Place:
 
     def _open_folder(self, name: str, create: bool) -> int:
         try:
-            return self.ops.open_folder(self.root.fd, name)
+            return self.ops.open_folder(self.directory.fd, name)
         except FileNotFoundError:
             if create:
-                make_directory(self.ops, os.path.join(self.root.path, name))
-                self.root.sync()
+                make_directory(self.ops, os.path.join(self.directory.path, name))
+                self.directory.sync()
             else:
-                self.root.refresh()
-            return self.ops.open_folder(self.root.fd, name)
+                self.directory.refresh()
+            return self.ops.open_folder(self.directory.fd, name)
 
     def now(self) -> float:
         """The filesystem's own time, in seconds: features.json is touched and its mtime read back."""
-        self.ops.utime(SETTINGS, dir_fd=self.root.fd, follow_symlinks=False)
-        return self.ops.fresh_mtime(self.root.fd, SETTINGS) or self.ops.time()
+        self.ops.utime(SETTINGS, dir_fd=self.directory.fd, follow_symlinks=False)
+        return self.ops.fresh_mtime(self.directory.fd, SETTINGS) or self.ops.time()
 
 
-def ensure_place(ops: FileOps, path: str) -> Place:
+def open_root(ops: FileOps, path: str) -> StoreRoot:
     """Open a store, which is created where the directory is missing or empty.
 
     Raises:
         FeatureStoreError: the directory is not empty and no store, or one of another format.
     """
     make_directory(ops, path)
-    root = Directory(ops, path)
+    directory = Directory(ops, path)
     try:
-        settings = _read(ops, root)
+        settings = _read(ops, directory)
         if settings is None:
-            _create(ops, root)
-            settings = _read(ops, root)
+            _create(ops, directory)
+            settings = _read(ops, directory)
             if settings is None:
                 raise FeatureStoreError(path, f"vanished while it was created: {SETTINGS} is gone")
-        return Place(ops, root, settings)
+        return StoreRoot(ops, directory, settings)
     except BaseException:
-        root.close()
+        directory.close()
         raise
 
 
-def _create(ops: FileOps, root: Directory) -> None:
+def _create(ops: FileOps, directory: Directory) -> None:
     """CRASH: before features.json is there, the directory holds an empty tmp/, which the next creator completes."""
-    strangers = sorted(set(root.listing()) - {TMP, SETTINGS})
+    strangers = sorted(set(directory.listing()) - {TMP, SETTINGS})
     if strangers:
         raise FeatureStoreError(
-            root.path,
+            directory.path,
             f"is not empty and holds no {SETTINGS}, but for instance {strangers[0]!r}: choose a new directory",
         )
-    make_directory(ops, os.path.join(root.path, TMP))
-    settings = Settings(FORMAT, secrets.token_hex(8), ops.time())
-    publish_once(ops, root, SETTINGS, msgspec.json.encode(settings) + b"\n")
+    make_directory(ops, os.path.join(directory.path, TMP))
+    settings = StoreSettings(FORMAT, secrets.token_hex(8), ops.time())
+    publish_once(ops, directory, SETTINGS, msgspec.json.encode(settings) + b"\n")
 
 
-def _read(ops: FileOps, root: Directory) -> Settings | None:
+def _read(ops: FileOps, directory: Directory) -> StoreSettings | None:
     try:
-        data = ops.read_file(root.fd, SETTINGS)
-        found = msgspec.json.decode(data, type=Settings)
+        data = ops.read_file(directory.fd, SETTINGS)
+        found = msgspec.json.decode(data, type=StoreSettings)
     except FileNotFoundError:
         return None
     except (CorruptRefError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise FeatureStoreError(root.path, f"has a damaged {SETTINGS} ({error}): look who wrote it") from None
+        raise FeatureStoreError(directory.path, f"has a damaged {SETTINGS} ({error}): look who wrote it") from None
     if found.format != FORMAT:
-        raise FeatureStoreError(root.path, f"has format {found.format}, this fsqueue reads {FORMAT}: upgrade fsqueue")
+        raise FeatureStoreError(
+            directory.path, f"has format {found.format}, this fsqueue reads {FORMAT}: upgrade fsqueue"
+        )
     return found
