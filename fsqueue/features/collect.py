@@ -1,9 +1,10 @@
-"""Looking after a feature store: what it holds, and removing what nobody needs."""
+"""Count what a feature store holds, and collect what nobody needs."""
 
 from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Literal, NamedTuple
@@ -27,8 +28,8 @@ class _StoredFile(NamedTuple):
 
 def health(root: StoreRoot) -> StoreHealth:
     """Count files and bytes."""
-    counts: dict[_Kind, int] = {"live": 0, "released": 0, "unfinished": 0}
-    sizes = dict(counts)
+    counts: Counter[_Kind] = Counter()
+    sizes: Counter[_Kind] = Counter()
     for entry in _entries(root):
         counts[entry.kind] += 1
         sizes[entry.kind] += entry.size_bytes
@@ -45,7 +46,7 @@ def health(root: StoreRoot) -> StoreHealth:
 
 
 def garbage(root: StoreRoot, released_older_than_s: float, unfinished_older_than_s: float) -> Collected:
-    """Unlink what is old enough.
+    """Unlink released and unfinished files that are old enough.
 
     RACE: a writer that was stopped for longer than unfinished_older_than_s finds its file gone when it publishes, and
     says so. Released features that are published anew meanwhile have another name.
@@ -54,19 +55,16 @@ def garbage(root: StoreRoot, released_older_than_s: float, unfinished_older_than
     now = root.now()
     files = freed_bytes = 0
     for entry in _entries(root):
-        if entry.kind != "live" and now - entry.mtime >= limits[entry.kind] and _remove(root, entry):
-            files += 1
-            freed_bytes += entry.size_bytes
+        if entry.kind != "live" and now - entry.mtime >= limits[entry.kind]:
+            with root.folder(entry.folder) as fd:
+                removed = root.ops.remove(fd, entry.name)
+            files += removed
+            freed_bytes += removed * entry.size_bytes
     return Collected(files, freed_bytes)
 
 
-def _remove(root: StoreRoot, entry: _StoredFile) -> bool:
-    with root.folder(entry.folder) as fd:
-        return root.ops.remove(fd, entry.name)
-
-
 def _entries(root: StoreRoot) -> Iterator[_StoredFile]:
-    """Every regular file of the store; what lies there besides is nobody's business."""
+    """List every regular file of the store; what lies there besides is nobody's business."""
     for folder in sorted(root.directory.listing()):
         if folder != TMP and not address.is_folder(folder):
             continue

@@ -1,4 +1,4 @@
-"""Loading batches ahead of need: one thread leases refs, others load what they name."""
+"""Load batches ahead of need: one thread leases refs, others load what they name."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class _Coming(NamedTuple, Generic[R, B]):
 
 
 class Prefetcher(Generic[R, B]):
-    """At most `depth` batches are leased and not yet handed out, in the order of leasing; none after an error.
+    """Leases and loads at most `depth` batches before they are asked for, in order, and none after an error.
 
     Args:
-        lease: the next batch's refs, [] at the end or once the event is set.
+        lease: returns the next batch's refs, [] at the end or once the event is set.
         load: makes a batch of refs.
         discard: takes back a batch that nobody will use: its refs, or what load returned, or what it raised.
     """

@@ -1,4 +1,4 @@
-"""Safetensors files as the store writes and reads them.
+"""Write and read the store's safetensors files.
 
 Writing is left to the safetensors library. Reading is done here, on one open descriptor: its functions open a path
 once for the header and once more for the data, which may be another file's by then, and follow links.
@@ -55,14 +55,14 @@ class _TensorEntry(msgspec.Struct):
 
 
 class Metadata(msgspec.Struct):
-    """What the store adds to a file."""
+    """The store's addition to a file's header."""
 
     sample_id: str
     generation: str
 
 
 class TensorHeader(msgspec.Struct):
-    """Where the tensors lie in a file.
+    """A file's header: where each tensor lies.
 
     Attributes:
         data_at: offset of the first tensor's bytes in the file.
@@ -73,14 +73,14 @@ class TensorHeader(msgspec.Struct):
     data_at: int
 
     def specs(self) -> dict[str, FeatureSpec]:
-        """What a ref says of the tensors, in the order of their names."""
+        """Describe the tensors as a ref does, in the order of their names."""
         return {
             name: FeatureSpec(name, entry.shape, dtype_name(_DTYPES[entry.dtype]))
             for name, entry in sorted(self.entries.items())
         }
 
     def tensors(self, content: Tensor) -> dict[str, Tensor]:
-        """The tensors as views of the file's content, which is given as bytes (uint8).
+        """Return the tensors as views of the file's content, which is given as bytes (uint8).
 
         Raises:
             NotTensorsError: a shape that torch cannot have.
@@ -96,12 +96,12 @@ class TensorHeader(msgspec.Struct):
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """A type's name in a `FeatureSpec`, such as ``float32``."""
+    """Name a type as a `FeatureSpec` does, such as ``float32``."""
     return str(dtype).removeprefix("torch.")
 
 
 def encode(sample_id: str, tensors: Mapping[str, Tensor]) -> tuple[bytes, str]:
-    """A file's content, and its generation."""
+    """Return a file's content, and its generation."""
     plain: dict[str, Tensor] = {}
     memory: set[int] = set()
     for name, tensor in tensors.items():
@@ -114,7 +114,7 @@ def encode(sample_id: str, tensors: Mapping[str, Tensor]) -> tuple[bytes, str]:
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """The generation of these tensors: equal ones have equal generations, in whatever order and process."""
+    """Return these tensors' generation: equal ones have equal generations, in whatever order and process."""
     state = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -124,7 +124,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def header_of(data: bytes) -> TensorHeader:
-    """The header of a whole file, checked as in reading.
+    """Read the header of a whole file, checked as in reading.
 
     Raises:
         NotTensorsError: says what is wrong.
@@ -134,7 +134,7 @@ def header_of(data: bytes) -> TensorHeader:
 
 
 def header_length(first: bytes, file_bytes: int) -> int:
-    """How many bytes of header follow the first eight.
+    """Return how many bytes of header follow the first eight.
 
     Raises:
         NotTensorsError: the file is too short for what it says, or the header longer than the store reads.
@@ -148,7 +148,7 @@ def header_length(first: bytes, file_bytes: int) -> int:
 
 
 def parse_header(data: bytes, file_bytes: int) -> TensorHeader:
-    """The header, checked so that every tensor lies inside the file and the file ends with the last one.
+    """Parse the header, and check that every tensor lies inside the file, which ends with the last one.
 
     Raises:
         NotTensorsError: says what is wrong.
@@ -181,7 +181,7 @@ def _check_layout(entries: dict[str, _TensorEntry], data_at: int, data_bytes: in
 
 
 def unsupported(tensors: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The name of something that a put has to refuse, and why, in words."""
+    """Return the name of something that a put has to refuse, and why, in words; None where all is well."""
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not name or name == "__metadata__":
             return str(name), "is no name that a tensor can be stored under"
