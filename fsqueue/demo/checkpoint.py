@@ -45,7 +45,7 @@ class TrainingState:
             }
 
     def gradient(self) -> Tensor:
-        """All gradients as one new vector; zeros where nothing was computed."""
+        """Copy all gradients into one new vector; zeros where nothing was computed."""
         parts = (torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters)
         return torch.cat([part.flatten() for part in parts])
 
@@ -53,18 +53,18 @@ class TrainingState:
         self._optimizer.zero_grad()
 
     def counts_of(self, ids: list[str]) -> Tensor:
-        """One for each of these samples, as the second part of what `apply` takes; zeros for the others."""
+        """Return ones for these samples and zeros for the others, as the second part of what `apply` takes."""
         counts = torch.zeros_like(self._counts)
         for sample_id in ids:
             counts[self._index[sample_id]] = 1.0
         return counts
 
     def has_seen(self, sample_id: str) -> bool:
-        """Whether a sample is trained into this state."""
+        """Tell if a sample is trained into this state."""
         return bool(self._counts[self._index[sample_id]])
 
     def trained_ids(self) -> list[str]:
-        """Every sample in this state, as often as it was trained into it."""
+        """List every sample in this state, as often as it was trained into it."""
         counts = [int(count) for count in self._counts]
         return [sample_id for sample_id, count in zip(self._ids, counts, strict=True) for _ in range(count)]
 
@@ -85,7 +85,7 @@ class TrainingState:
 
     @torch.no_grad()
     def flatten(self) -> Tensor:
-        """Weights, moments and counts as one vector; the step is not in it."""
+        """Copy weights, moments and counts into one vector; the step is not in it."""
         return torch.cat([part.flatten() for part in self._tensors()])
 
     @torch.no_grad()
@@ -104,7 +104,7 @@ class TrainingState:
         return [*self._parameters, *moments, self._counts]
 
     def digest(self) -> str:
-        """SHA-256 of the weights, to compare ranks by."""
+        """Return the SHA-256 of the weights, to compare ranks by."""
         weights = torch.cat([p.detach().flatten() for p in self._parameters])
         return hashlib.sha256(weights.numpy().tobytes()).hexdigest()
 

@@ -28,7 +28,7 @@ class Process:
 
     Attributes:
         starts: how often it was started, in this and in earlier runs of the demo in its directory.
-        finished: whether it ended by itself and well.
+        finished: it ended by itself and well.
     """
 
     def __init__(self, demo: DemoDirectory, module: str, arguments: list[str], name: str, threads: int) -> None:
@@ -61,7 +61,7 @@ class Process:
         return self._popen.pid if self._popen else 0
 
     def was_killed(self) -> bool:
-        """Whether a signal has ended the process.
+        """Tell if a signal has ended the process.
 
         Raises:
             DemoError: an error has ended it; it is not started again.
@@ -74,7 +74,7 @@ class Process:
         return not self.finished
 
     def kill(self) -> None:
-        """SIGKILL, and wait until it is gone."""
+        """Send SIGKILL, and wait until the process is gone."""
         if self._popen is not None and self._popen.poll() is None:
             self._popen.send_signal(signal.SIGKILL)
             self._popen.wait()
@@ -150,7 +150,7 @@ def _indexed(demo: DemoDirectory, kind: str, index: int, threads: int) -> Proces
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """This process's environment, without network look-ups and with its share of the cores."""
+    """Return this process's environment, without network look-ups, and with a number of threads that fits."""
     package_parent = os.path.dirname(os.path.dirname(os.path.abspath(fsqueue.__file__)))
     inherited = os.environ.get("PYTHONPATH")
     return {

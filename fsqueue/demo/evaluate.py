@@ -1,4 +1,4 @@
-"""Top-1 acceptance on held-out text: how often the draft's first choice is the target's.
+"""Measure top-1 acceptance on held-out text: how often the draft's first choice is the target's.
 
     python -m fsqueue.demo.evaluate DIR        measures the last checkpoint, and logs that and what is in it
 
@@ -38,8 +38,7 @@ class HeldOut:
     choices: Tensor
 
     def save(self, demo: DemoDirectory) -> None:
-        tensors = {"tokens": self.tokens, "hidden": self.hidden, "choices": self.choices}
-        publish(demo.at("plan", "held_out.safetensors"), save(tensors))
+        publish(demo.at("plan", "held_out.safetensors"), save(dict(vars(self))))
 
     @classmethod
     def load(cls, demo: DemoDirectory) -> HeldOut:
@@ -48,7 +47,7 @@ class HeldOut:
 
 @torch.no_grad()
 def acceptance(draft: DraftHead, frozen: Frozen, held_out: HeldOut) -> float:
-    """The share of positions, 0 to 1, where the draft proposes what the target chooses."""
+    """Return the fraction of positions where the draft proposes what the target chooses."""
     agreed = compared = 0
     for at in range(0, len(held_out.tokens), _BATCH):
         part = slice(at, at + _BATCH)

@@ -1,4 +1,4 @@
-"""How the trainers' ranks and the supervisor agree on a generation, by files alone.
+"""Let the trainers' ranks and the supervisor agree on a generation, by files alone.
 
 The supervisor counts generations up in DIR/rendezvous/generation, each time before it starts a dead rank again.
 Every rank announces itself for the current generation and waits for all the others; only then do they connect
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 from fsqueue.demo.demo_dir import DemoDirectory, Parent, publish
 
@@ -31,10 +32,9 @@ class Generations:
         self._demo = demo
 
     def generation(self) -> int:
-        """The current generation; 0 before the first."""
+        """Return the current generation; 0 before the first."""
         try:
-            with open(self._at("generation"), encoding="utf-8") as f:
-                return int(f.read())
+            return int(Path(self._at("generation")).read_bytes())
         except FileNotFoundError:
             return 0
 
@@ -42,13 +42,11 @@ class Generations:
         """Begin the next generation. The supervisor alone does this."""
         publish(self._at("generation"), str(self.generation() + 1).encode())
 
-    def announce(self, generation: int, rank: int) -> None:
-        publish(self._at(f"{generation}.rank-{rank}"), str(os.getpid()).encode())
-
     def all_here(self, generation: int, world_size: int) -> bool:
         return all(os.path.exists(self._at(f"{generation}.rank-{rank}")) for rank in range(world_size))
 
     def store(self, generation: int) -> str:
+        """Return the path of the file by which torch connects the ranks of a generation."""
         return self._at(f"{generation}.store")
 
     def wait_for_peers(self, rank: int, world_size: int, after: int, parent: Parent) -> int:
@@ -65,7 +63,7 @@ class Generations:
                 raise FinishedError
             generation = self.generation()
             if generation > announced:
-                self.announce(generation, rank)
+                publish(self._at(f"{generation}.rank-{rank}"), str(os.getpid()).encode())
                 announced = generation
             if announced > after and self.all_here(announced, world_size):
                 return announced

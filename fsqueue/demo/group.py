@@ -82,6 +82,6 @@ class Group:
 
 
 def _loopback() -> str:
-    """The loopback interface's name: all ranks run on this host."""
+    """Name the loopback interface: all ranks run on this host."""
     names = [name for _, name in socket.if_nameindex()]
     return next((name for name in ("lo", "lo0") if name in names), names[0])

@@ -1,4 +1,4 @@
-"""A rank's share of the samples, as its loader asks for them: leased through the controller, none that it has seen."""
+"""The queue as a rank's loader sees it: leases through the controller, and no sample that it has seen."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _LOOK_S = 1.0
 
 
 class RankQueue:
-    """What a `FeatureDataLoader` needs of a queue: get, ack, fail and release.
+    """Has what a `FeatureDataLoader` needs of a queue: get, ack, fail and release.
 
     Args:
-        trained: whether a sample is in the training state already; such a one is acknowledged and not handed out. It
-            comes again where its trainer was killed between a step and the acknowledgement.
+        trained: tells if a sample is in the training state already; such a one is acknowledged and not handed out.
+            It comes again where its trainer was killed between a step and the acknowledgement.
         step: the training state's step.
     """
 
@@ -32,7 +32,7 @@ class RankQueue:
         self._looked_at = time.monotonic()
 
     def get(self, max_refs: int, timeout_s: float | None = None) -> list[SampleRef]:
-        """A full batch, or what there is once no more may come soon; none where nothing came for some seconds.
+        """Lease a full batch, or what there is once no more may come soon; none where nothing came for some seconds.
 
         Raises:
             MemberFailedError: a rollout, or another trainer, failed or died.
@@ -50,7 +50,7 @@ class RankQueue:
         return refs
 
     def _some(self, wanted: int) -> list[SampleRef]:
-        """Refs of this rank's partition, or else any: nobody waits for a rank that was killed."""
+        """Lease refs of this rank's partition, or else any: nobody waits for a rank that was killed."""
         partition = (self._worker.index, self._worker.options.trainers)
         leased = self._lease.get(wanted, _WAIT_S, partition=partition) or self._lease.get(wanted)
         if leased:
@@ -72,7 +72,7 @@ class RankQueue:
         return self._worker.queue.depth() == 0 and self._worker.queue.stream().all_closed("producer")
 
     def ended(self) -> bool:
-        """Whether nothing will ever be delivered again, to any rank."""
+        """Tell if nothing will ever be delivered again, to any rank."""
         return self._worker.queue.drained()
 
     def ack(self, refs: Iterable[SampleRef], *, step: int | None = None) -> list[str]:

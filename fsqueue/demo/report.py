@@ -1,4 +1,4 @@
-"""What a run came to, counted from the workers' journals and the queue's directories."""
+"""Count what a run came to, from the workers' journals and the queue's directories."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Totals:
         return max(self.losses, default=0)
 
     def count(self, worker: str, kind: str) -> int:
-        """A worker's events of a kind, in all its starts; ids where the kind has them."""
+        """Count a worker's events of a kind, in all its starts; ids where the kind has them."""
         return self._by_worker[worker][kind]
 
     def add(self, event: JournalEvent) -> None:
@@ -91,12 +91,12 @@ class Totals:
             self.first_put_at = min(self.first_put_at or event.at, event.at)
 
     def samples_per_s(self, done: int, now: float) -> float:
-        """Refs trained a second, since the first put."""
+        """Return the refs trained a second, since the first put."""
         elapsed_s = now - self.first_put_at if self.first_put_at is not None else 0.0
         return done / elapsed_s if elapsed_s > 0 else 0.0
 
     def mean_loss(self, *, last: bool) -> float | None:
-        """The mean over the first or the last few steps."""
+        """Return the mean over the first or the last few steps."""
         steps = sorted(self.losses)
         few = max(1, min(5, len(steps) // 4))
         chosen = steps[-few:] if last else steps[:few]
@@ -109,10 +109,9 @@ _BY_ID = frozenset({"put", "delivered", "acked", "failed", "lease_lost", "rewoun
 def make_report(
     demo: DemoDirectory, plan: Plan, totals: Totals, kills: list[Kill], *, seconds: float, violations: int
 ) -> DemoReport:
-    """The final figures; the ledger and the queue's directories are read once more for them."""
+    """Make the final figures; the ledger and the queue's directories are read once more for them."""
     options = plan.options
-    store: FileMetadataStore[SampleRef] = FileMetadataStore(demo.ledger)
-    with store:
+    with FileMetadataStore[SampleRef](demo.ledger) as store:
         committed = store.all_committed_ids()
     states = ids_by_state(demo.queue)
     done = states["done"]
@@ -150,19 +149,12 @@ def make_report(
 
 
 def _rank(totals: Totals, rank: int, done: set[str]) -> RankStats:
-    worker = f"trainer-{rank}"
-    return RankStats(
-        rank=rank,
-        deliveries=totals.count(worker, "delivered"),
-        trained=sum(totals.acked_by.get(sample_id) == worker for sample_id in done),
-        steps=totals.count(worker, "step"),
-        loss_last=totals.last_loss.get(worker),
-        starts=totals.count(worker, "started"),
-    )
+    name = f"trainer-{rank}"
+    deliveries, steps, starts = (totals.count(name, kind) for kind in ("delivered", "step", "started"))
+    trained = sum(totals.acked_by.get(sample_id) == name for sample_id in done)
+    return RankStats(rank, deliveries, trained, steps, totals.last_loss.get(name), starts)
 
 
 def _rollout(totals: Totals, index: int) -> RolloutStats:
-    worker = f"rollout-{index}"
-    return RolloutStats(
-        index, len(totals.known[worker]), totals.count(worker, "paused"), totals.count(worker, "started")
-    )
+    name = f"rollout-{index}"
+    return RolloutStats(index, len(totals.known[name]), totals.count(name, "paused"), totals.count(name, "started"))

@@ -10,6 +10,8 @@ used. What was committed and not put is put by reconciling.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from typing import TYPE_CHECKING
 
 from fsqueue.demo.demo_dir import Plan, Sample, samples_of_rollout
@@ -23,7 +25,7 @@ _PATIENCE_S = 1.0
 
 
 class Rollout:
-    """One rollout's work.
+    """Works for one rollout.
 
     Args:
         capture: makes what runs the target; called only where there is something to capture.
@@ -31,8 +33,7 @@ class Rollout:
 
     def __init__(self, worker: Worker, capture: Callable[[], Capture]) -> None:
         self._worker = worker
-        self._make_capture = capture
-        self._capture: Capture | None = None
+        self._capture = cache(capture)
 
     def run(self, samples: list[Sample]) -> None:
         """Commit every sample that is not committed yet."""
@@ -55,24 +56,19 @@ class Rollout:
         paused = worker.queue.depth() >= options.high_watermark
         if paused:
             worker.journal.write("paused")
-        while True:
+        high, low, room = options.high_watermark, options.low_watermark + 1, False
+        while not room:
             worker.parent.check()
-            try:
+            with suppress(StreamStalledError):
                 # Nothing is put here: the controller does that once the ledger has the sample.
-                worker.queue.put_when_below(
-                    (), high=options.high_watermark, low=options.low_watermark + 1, timeout_s=_PATIENCE_S
-                )
-                break
-            except StreamStalledError:
-                continue
+                worker.queue.put_when_below((), high=high, low=low, timeout_s=_PATIENCE_S)
+                room = True
         if paused:
             worker.journal.write("resumed")
 
     def _produce(self, sample: Sample) -> None:
-        """Features, then the ledger, then the queue; CRASH: a restarted process finds how far it had come."""
-        if self._capture is None:
-            self._capture = self._make_capture()
-        self._worker.controller.commit_samples(self._worker.name, [self._capture.ref(sample, self._worker.name)])
+        """Fill the store, then the ledger, then the queue; CRASH: a restarted process finds how far it had come."""
+        self._worker.controller.commit_samples(self._worker.name, [self._capture().ref(sample, self._worker.name)])
         self._worker.journal.write("put", [sample.sample_id])
 
 

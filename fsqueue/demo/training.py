@@ -1,4 +1,4 @@
-"""What a trainer process does: generations of ranks that train together, each sample once into the surviving state.
+"""Train in generations of ranks that take each step together, each sample once into the surviving state.
 
 One optimizer step is one all_reduce: the summed gradients, a count for every sample that went into them, and an
 end-of-stream flag. A rank that has nothing contributes zeros, so ranks with unequal shares never wait for each other
@@ -29,7 +29,7 @@ from fsqueue.records import SampleRef
 
 
 class Trainer:
-    """One rank's work."""
+    """Works for one rank."""
 
     def __init__(self, worker: Worker, plan: Plan) -> None:
         self._worker = worker
@@ -137,7 +137,7 @@ class Trainer:
         return ended > 0
 
     def _next_batch(self) -> Batch[SampleRef] | None:
-        """The next batch; None where nothing came."""
+        """Load the next batch; None where nothing came."""
         batch = next(self._batches, None)
         if batch is None:
             self._batches = iter(self._loader)
@@ -175,7 +175,7 @@ class Trainer:
 
 
 def _without(batch: Batch[SampleRef], ids: list[str]) -> Batch[SampleRef] | None:
-    """The rest of a batch; None where nothing is left."""
+    """Return the rest of a batch; None where nothing is left."""
     kept = [number for number, sample_id in enumerate(batch.ids) if sample_id not in ids]
     features = {name: tensor[kept] for name, tensor in batch.features.items()}
     return Batch([batch.refs[number] for number in kept], features) if kept else None

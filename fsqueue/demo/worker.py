@@ -1,4 +1,4 @@
-"""How a rollout or a trainer takes part in a run: what it opens, in which order, and how it ends.
+"""The part that a rollout and a trainer have in common: what each opens, in which order, and how it ends.
 
 A worker joins the stream before it loads anything large, so that a restarted one is back long before the others
 would take it for dead.
@@ -21,16 +21,13 @@ from fsqueue.demo.options import DemoOptions
 from fsqueue.queue import FileSampleRefQueue
 from fsqueue.records import SampleRef
 
-Queue = FileSampleRefQueue[SampleRef]
-Controller = DataFlowController[SampleRef]
-
 
 @dataclass(frozen=True)
 class Worker:
-    """What a worker works with.
+    """A rollout or a trainer of this process, and all that it works with.
 
     Attributes:
-        name: the worker's, in the stream, in owners and in journals.
+        name: its name in the stream, in owners and in journals.
         index: its number among the rollouts, or its rank.
     """
 
@@ -40,27 +37,26 @@ class Worker:
     index: int
     parent: Parent
     journal: Journal
-    queue: Queue
-    controller: Controller
+    queue: FileSampleRefQueue[SampleRef]
+    controller: DataFlowController[SampleRef]
 
 
 @contextmanager
 def opened(demo: DemoDirectory, kind: str, index: int, start: int, parent: Parent) -> Iterator[Worker]:
-    """A worker's handles; `start` counts the starts of the same worker."""
+    """Open a worker's handles; `start` counts the starts of the same worker."""
     options, name = demo.read_options(), f"{kind}-{index}"
-    store: FileMetadataStore[SampleRef] = FileMetadataStore(demo.ledger)
     with (
         closing(Journal(demo.log, name, start)) as journal,
         FileSampleRefQueue(demo.queue, owner=name, heartbeat_s=options.lease_timeout_s / 5) as queue,
-        store,
+        FileMetadataStore[SampleRef](demo.ledger) as store,
     ):
-        controller: Controller = DataFlowController(options.run_id, sample_queue=queue, metadata_store=store)
+        controller = DataFlowController[SampleRef](options.run_id, sample_queue=queue, metadata_store=store)
         yield Worker(demo, options, name, index, parent, journal, queue, controller)
 
 
 @contextmanager
 def taking_part(kind: Literal["rollout", "trainer"]) -> Iterator[Worker]:
-    """This process's part, as its command line says: a rollout produces, a trainer consumes.
+    """Join the stream as this process's command line says: a rollout produces, a trainer consumes.
 
     Leaving the block normally closes this end of the stream, an exception marks it failed.
     """
