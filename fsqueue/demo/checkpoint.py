@@ -7,6 +7,7 @@ so rank 0 alone writes it.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from safetensors import safe_open
@@ -72,16 +73,13 @@ class TrainingState:
         """Take one optimizer step with the summed gradients, and counts, of so many samples."""
         gradient, counts = torch.split(summed, [len(summed) - len(self._counts), len(self._counts)])
         self._counts += counts
-        for parameter, part in zip(self._parameters, self._split(gradient / samples), strict=True):
-            parameter.grad = part.view_as(parameter).clone()
+        for parameter, part in _pieces(gradient / samples, self._parameters):
+            parameter.grad = part.clone()
         torch.nn.utils.clip_grad_norm_(self._parameters, _MAX_NORM)
         self._optimizer.param_groups[0]["lr"] = self._rate * min(1.0, (self.step + 1) / _WARM_UP_STEPS)
         self._optimizer.step()
         self.clear_gradient()
         self.step += 1
-
-    def _split(self, flat: Tensor) -> tuple[Tensor, ...]:
-        return torch.split(flat, [p.numel() for p in self._parameters])
 
     @torch.no_grad()
     def flatten(self) -> Tensor:
@@ -91,10 +89,8 @@ class TrainingState:
     @torch.no_grad()
     def restore(self, flat: Tensor, step: int) -> None:
         """Take over what flatten gave, in this or another process, at that step."""
-        at = 0
-        for tensor in self._tensors():
-            tensor.copy_(flat[at : at + tensor.numel()].view_as(tensor))
-            at += tensor.numel()
+        for tensor, part in _pieces(flat, self._tensors()):
+            tensor.copy_(part)
         self.step = step
         for parameter in self._parameters:
             self._optimizer.state[parameter]["step"].fill_(step)
@@ -118,3 +114,9 @@ class TrainingState:
         with safe_open(demo.at("checkpoints", _FILE), "pt") as file:
             self.restore(file.get_tensor("state"), int(file.metadata()["step"]))
         return self.step
+
+
+def _pieces(flat: Tensor, tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Cut a flat vector into pieces in the shapes of these tensors, each beside its own."""
+    for tensor, part in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
+        yield tensor, part.view_as(tensor)

@@ -45,11 +45,7 @@ class Process:
         command = [argument.replace("{start}", str(self.starts)) for argument in self._command]
         with open(self._stderr(), "wb") as stderr:
             self._popen = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=stderr,
-                stderr=stderr,
-                env=_environment(self._threads),
+                command, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr, env=_environment(self._threads)
             )
 
     @property
@@ -69,7 +65,8 @@ class Process:
         if self._popen is None or self.finished or (code := self._popen.poll()) is None:
             return False
         if code > 0:
-            raise DemoError(f"{self.name} ended with exit code {code}:\n{self.stderr_tail()}")
+            tail = Path(self._stderr()).read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+            raise DemoError("\n".join([f"{self.name} ended with exit code {code}:", *tail]))
         self.finished = code == 0
         return not self.finished
 
@@ -78,13 +75,6 @@ class Process:
         if self._popen is not None and self._popen.poll() is None:
             self._popen.send_signal(signal.SIGKILL)
             self._popen.wait()
-
-    def stderr_tail(self) -> str:
-        try:
-            lines = Path(self._stderr()).read_text(errors="replace").splitlines()
-        except FileNotFoundError:
-            return ""
-        return "\n".join(lines[-_TAIL_LINES:])
 
     def _stderr(self) -> str:
         return self._demo.at("log", f"{self.name}.{self.starts}.stderr")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -26,13 +27,13 @@ class PeerLostError(RuntimeError):
     """A rank of this generation is gone."""
 
 
+@dataclass(frozen=True)
 class Group:
     """One generation's collectives. Every rank calls the same ones in the same order; they fail together."""
 
-    def __init__(self, rank: int, world_size: int, generation: int) -> None:
-        self.rank = rank
-        self.world_size = world_size
-        self.generation = generation
+    rank: int
+    world_size: int
+    generation: int
 
     def connect(self, generations: Generations) -> None:
         """Connect to all ranks of this generation.

@@ -47,10 +47,6 @@ class Totals:
         return set().union(*self.known.values())
 
     @property
-    def acked(self) -> set[str]:
-        return set(self.acked_by)
-
-    @property
     def step(self) -> int:
         return max(self.losses, default=0)
 

@@ -24,7 +24,6 @@ from fsqueue.demo.generations import Generations
 from fsqueue.demo.journal import Journal, JournalReader, starts_of
 from fsqueue.demo.options import DemoError, DemoOptions, DemoReport, Kill, Progress, Snapshot
 from fsqueue.demo.report import Totals, make_report
-from fsqueue.disk.counting import Counts
 from fsqueue.engine.layout import STREAM
 from fsqueue.operate.check import check_queue
 from fsqueue.records import SampleRef
@@ -168,7 +167,7 @@ class _Run:
     def _trainer_to_kill(self) -> Process | None:
         """A trainer that holds leases, once a quarter of all refs is trained."""
         total = self._options.total
-        if len(self._totals.acked) < max(1, total // 4):
+        if len(self._totals.acked_by) < max(1, total // 4):
             return None
         return self._one_running([worker for worker in self._crew.trainers if self._totals.held[worker.name]])
 
@@ -189,7 +188,7 @@ class _Run:
 
     def _show(self, stage: str | None = None, message: str | None = None) -> None:
         self._shown = time.monotonic()
-        counts: Counts = self._queue.counts()
+        counts = self._queue.counts()
         totals = self._totals
         self._progress(
             Snapshot(

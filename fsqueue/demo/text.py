@@ -51,8 +51,7 @@ def split(texts: Sequence[str], encode: Encode, *, length: int, training: int, h
     Raises:
         DemoError: the text is too short for that many chunks.
     """
-    chunked = [chunk(encode(text), length) for text in texts]
-    chunked = [pieces for pieces in chunked if pieces]
+    chunked = [pieces for text in texts if (pieces := chunk(encode(text), length))]
     order = random.Random(seed)
     order.shuffle(chunked)
     held: list[list[int]] = []

@@ -106,12 +106,10 @@ class FeatureDataset(IterableDataset[Sample], Generic[R]):
 
     def _of_list(self) -> Iterator[Sample]:
         """Go over this rank's and worker's part of the list."""
-        worker = get_worker_info()
-        rank, world = self._rank_and_world
-        index, count = (
-            (rank, world) if worker is None else (rank * worker.num_workers + worker.id, world * worker.num_workers)
-        )
-        source = Source((self._refs or ())[index::count])
+        info = get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        rank, world_size = self._rank_and_world
+        source = Source((self._refs or ())[rank * workers + worker :: world_size * workers])
         source.rewind()
         materialiser = Materialiser(self._store, source, self._transform, self._on_error)
         while refs := source.next(self._lease, None):
@@ -157,15 +155,13 @@ class FeatureDataset(IterableDataset[Sample], Generic[R]):
         Returns:
             The ids whose lease this process has lost, or never had, normally none; they are left as they are.
         """
-        queue = self._leasing()
         mine, lost = self._mine(sample_ids)
-        return lost + queue.ack(mine, step=step)
+        return lost + self._leasing().ack(mine, step=step)
 
     def fail(self, sample_ids: Iterable[str], reason: str, retryable: bool) -> list[str]:
         """Fail samples; returns the ids whose lease this process has lost, or never had."""
-        queue = self._leasing()
         mine, lost = self._mine(sample_ids)
-        return lost + queue.fail(mine, reason, retryable)
+        return lost + self._leasing().fail(mine, reason, retryable)
 
     def give_back(self) -> int:
         """Return to the queue every sample that was not acknowledged, after an epoch that was left early.
