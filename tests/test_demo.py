@@ -85,7 +85,7 @@ class Stages:
     def roll_out(self) -> None:
         """Run the rollout to its end."""
         with self.worker("rollout") as worker, worker.queue.producer(worker.name):
-            Rollout(worker, lambda: Capture(self.demo, self.plan)).run(self.samples)
+            Rollout(worker, self.plan).run(self.samples)
 
     def train(self) -> None:
         """Run the trainer to the end of the stream, in a generation of its own."""

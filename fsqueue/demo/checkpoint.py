@@ -20,6 +20,7 @@ from fsqueue.demo.draft import new_draft
 _FILE = "latest.safetensors"
 _WARM_UP_STEPS = 10
 _MAX_NORM = 1.0
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class TrainingState:
@@ -39,11 +40,8 @@ class TrainingState:
         self._parameters = list(self.draft.parameters())
         self._optimizer = torch.optim.AdamW(self._parameters, lr=self._rate, betas=(0.9, 0.95), weight_decay=0.01)
         for parameter in self._parameters:
-            self._optimizer.state[parameter] = {
-                "step": torch.zeros(()),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
+            moments = {name: torch.zeros_like(parameter) for name in _MOMENTS}
+            self._optimizer.state[parameter] = {"step": torch.zeros(()), **moments}
 
     def gradient(self) -> Tensor:
         """Copy all gradients into one new vector; zeros where nothing was computed."""
@@ -96,7 +94,7 @@ class TrainingState:
             self._optimizer.state[parameter]["step"].fill_(step)
 
     def _tensors(self) -> list[Tensor]:
-        moments = [self._optimizer.state[p][name] for name in ("exp_avg", "exp_avg_sq") for p in self._parameters]
+        moments = [self._optimizer.state[p][name] for name in _MOMENTS for p in self._parameters]
         return [*self._parameters, *moments, self._counts]
 
     def digest(self) -> str:

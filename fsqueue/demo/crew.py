@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,9 +17,7 @@ _TAIL_LINES = 12
 
 
 def available_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Process:
@@ -72,8 +69,8 @@ class Process:
 
     def kill(self) -> None:
         """Send SIGKILL, and wait until the process is gone."""
-        if self._popen is not None and self._popen.poll() is None:
-            self._popen.send_signal(signal.SIGKILL)
+        if self._popen is not None:
+            self._popen.kill()  # does nothing where it has ended
             self._popen.wait()
 
     def _stderr(self) -> str:

@@ -63,8 +63,7 @@ def measure(demo: DemoDirectory, plan: Plan, journal: Journal) -> None:
     """Log the acceptance of the last checkpoint, and the samples that were trained into it."""
     state = TrainingState(plan)
     step = state.load(demo)
-    value = acceptance(state.draft, Frozen.load(demo), HeldOut.load(demo))
-    journal.write("acceptance", step=step, value=value)
+    journal.write("acceptance", step=step, value=acceptance(state.draft, Frozen.load(demo), HeldOut.load(demo)))
     journal.write("surviving", state.trained_ids(), step=step)
 
 

@@ -42,9 +42,6 @@ class Generations:
         """Begin the next generation. The supervisor alone does this."""
         publish(self._at("generation"), str(self.generation() + 1).encode())
 
-    def all_here(self, generation: int, world_size: int) -> bool:
-        return all(os.path.exists(self._at(f"{generation}.rank-{rank}")) for rank in range(world_size))
-
     def store(self, generation: int) -> str:
         """Return the path of the file by which torch connects the ranks of a generation."""
         return self._at(f"{generation}.store")
@@ -65,7 +62,8 @@ class Generations:
             if generation > announced:
                 publish(self._at(f"{generation}.rank-{rank}"), str(os.getpid()).encode())
                 announced = generation
-            if announced > after and self.all_here(announced, world_size):
+            ranks = (self._at(f"{announced}.rank-{rank}") for rank in range(world_size))
+            if announced > after and all(map(os.path.exists, ranks)):
                 return announced
             if announced == after and time.monotonic() > deadline:
                 raise SystemExit(f"no generation after {after} began within {_NEW_GENERATION_TIMEOUT_S:.0f} s")

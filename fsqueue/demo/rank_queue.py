@@ -55,8 +55,7 @@ class RankQueue:
         leased = self._lease.get(wanted, _WAIT_S, partition=partition) or self._lease.get(wanted)
         if leased:
             self._worker.journal.write("delivered", [ref.sample_id for ref in leased])
-        again = [ref for ref in leased if self._trained(ref.sample_id)]
-        if again:
+        if again := [ref for ref in leased if self._trained(ref.sample_id)]:
             self.ack(again)
         return [ref for ref in leased if ref not in again]
 

@@ -9,9 +9,8 @@ used. What was committed and not put is put by reconciling.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from fsqueue.demo.demo_dir import Plan, Sample, samples_of_rollout
@@ -25,15 +24,17 @@ _PATIENCE_S = 1.0
 
 
 class Rollout:
-    """Works for one rollout.
+    """Works for one rollout."""
 
-    Args:
-        capture: makes what runs the target; called only where there is something to capture.
-    """
-
-    def __init__(self, worker: Worker, capture: Callable[[], Capture]) -> None:
+    def __init__(self, worker: Worker, plan: Plan) -> None:
         self._worker = worker
-        self._capture = cache(capture)
+        self._plan = plan
+
+    @cached_property
+    def _capture(self) -> Capture:
+        from fsqueue.demo.capture import Capture  # torch, and only where there is something to capture
+
+        return Capture(self._worker.demo, self._plan)
 
     def run(self, samples: list[Sample]) -> None:
         """Commit every sample that is not committed yet."""
@@ -68,20 +69,14 @@ class Rollout:
 
     def _produce(self, sample: Sample) -> None:
         """Fill the store, then the ledger, then the queue; CRASH: a restarted process finds how far it had come."""
-        self._worker.controller.commit_samples(self._worker.name, [self._capture().ref(sample, self._worker.name)])
+        self._worker.controller.commit_samples(self._worker.name, [self._capture.ref(sample, self._worker.name)])
         self._worker.journal.write("put", [sample.sample_id])
-
-
-def _capture_of(worker: Worker, plan: Plan) -> Capture:
-    from fsqueue.demo.capture import Capture
-
-    return Capture(worker.demo, plan)
 
 
 def main() -> None:
     with taking_part("rollout") as worker:
         plan = worker.parent.wait_for_plan(worker.demo)
-        Rollout(worker, lambda: _capture_of(worker, plan)).run(list(samples_of_rollout(worker.options, worker.index)))
+        Rollout(worker, plan).run(list(samples_of_rollout(worker.options, worker.index)))
         worker.journal.write("finished")
 
 

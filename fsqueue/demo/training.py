@@ -100,8 +100,7 @@ class Trainer:
         """
         if self._batch is None:
             return
-        seen = [sample_id for sample_id in self._batch.ids if self._state.has_seen(sample_id)]
-        if seen:
+        if seen := [sample_id for sample_id in self._batch.ids if self._state.has_seen(sample_id)]:
             self._loader.ack_ids(seen, step=self._state.step)
             self._batch = _without(self._batch, seen)
 
@@ -112,8 +111,7 @@ class Trainer:
         """
         before = self._worker.controller.store.acked_steps(self._worker.controller.store.all_committed_ids())
         self._worker.controller.rewind(after_step=step, force=True)
-        back = [sample_id for sample_id, acked_at in before.items() if acked_at is not None and acked_at > step]
-        if back:
+        if back := [sample_id for sample_id, at in before.items() if at is not None and at > step]:
             self._worker.journal.write("rewound", back, step=step)
 
     def _step(self, group: Group) -> bool:

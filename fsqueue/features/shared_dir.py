@@ -94,12 +94,11 @@ class SharedDirFeatureStore:
             QueueIOError: the filesystem refused; what was there before still is.
         """
         stem = stem_of(sample_id)
-        problem = tensorfile.unsupported(tensors)
-        if problem:
+        if problem := tensorfile.unsupported(tensors):
             raise FeatureSpecError(sample_id, *problem)
         data, generation = tensorfile.encode(sample_id, tensors)
         try:
-            header = tensorfile.header_of(data)
+            header = tensorfile.read_header(lambda count, at: data[at : at + count], len(data))
         except NotTensorsError as error:
             why = f"has the longest of {len(tensors)} names, and the file {error}: use fewer or shorter names"
             raise FeatureSpecError(sample_id, max(tensors, key=len, default=""), why) from None
@@ -231,10 +230,7 @@ class SharedDirFeatureStore:
                 status = ops.fstat(fd)
                 if not stat.S_ISREG(status.st_mode):
                     raise NotTensorsError("is not a regular file")
-                size = status.st_size
-                length = tensorfile.header_length(ops.pread(fd, tensorfile.LENGTH_BYTES, 0), size)
-                header = tensorfile.parse_header(ops.pread(fd, length, tensorfile.LENGTH_BYTES), size)
-                yield _File(fd, size, header)
+                yield _File(fd, status.st_size, tensorfile.read_header(partial(ops.pread, fd), status.st_size))
             finally:
                 ops.close(fd)
         except NotTensorsError as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -123,36 +123,26 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return state.hexdigest()[:GENERATION_DIGITS]
 
 
-def header_of(data: bytes) -> TensorHeader:
-    """Read the header of a whole file, checked as in reading.
+def read_header(read: Callable[[int, int], bytes], file_bytes: int) -> TensorHeader:
+    """Read a file's header, and check that every tensor lies inside the file, which ends with the last one.
+
+    Args:
+        read: ``read(count, offset)`` returns the file's bytes.
 
     Raises:
-        NotTensorsError: says what is wrong.
+        NotTensorsError: says what is wrong: among others, the file is too short for what it says, or the header
+            longer than the store reads.
     """
-    length = header_length(data[:LENGTH_BYTES], len(data))
-    return parse_header(data[LENGTH_BYTES : LENGTH_BYTES + length], len(data))
-
-
-def header_length(first: bytes, file_bytes: int) -> int:
-    """Return how many bytes of header follow the first eight.
-
-    Raises:
-        NotTensorsError: the file is too short for what it says, or the header longer than the store reads.
-    """
+    first = read(LENGTH_BYTES, 0)
     length = int.from_bytes(first, "little")
     if len(first) < LENGTH_BYTES or not 2 <= length <= file_bytes - LENGTH_BYTES:
         raise NotTensorsError("has no safetensors header")
     if length > HEADER_LIMIT_BYTES:
         raise NotTensorsError(f"has a header of {length} bytes, of at most {HEADER_LIMIT_BYTES}")
-    return length
+    return _parse_header(read(length, LENGTH_BYTES), file_bytes)
 
 
-def parse_header(data: bytes, file_bytes: int) -> TensorHeader:
-    """Parse the header, and check that every tensor lies inside the file, which ends with the last one.
-
-    Raises:
-        NotTensorsError: says what is wrong.
-    """
+def _parse_header(data: bytes, file_bytes: int) -> TensorHeader:
     try:
         raw = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
         metadata = msgspec.json.decode(raw.pop("__metadata__", b"{}"), type=Metadata)
