@@ -1,6 +1,6 @@
 """fsqueue beside other queues that need no server, in one run: speed, losses, and a consumer killed by SIGKILL.
 
-    pip install 'fsqueue[peers]'
+    pip install '.[peers]'
     python benchmarks/peers.py --dir /dev/shm/bench --no-durable
 
 Every implementation carries the same refs in the same encoding, and is used as its documentation says; what each

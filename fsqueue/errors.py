@@ -11,6 +11,13 @@ import errno as _errno
 import os
 from typing import Any, ClassVar
 
+DISTRIBUTION = "fsqueue-shared"  # on PyPI, `fsqueue` is somebody else's package
+
+
+def install_command(extra: str) -> str:
+    """Return what to type to install one of this distribution's extras."""
+    return f"pip install '{DISTRIBUTION}[{extra}]' (in a checkout: pip install '.[{extra}]')"
+
 
 class FsQueueError(Exception):
     """The base of all errors of this package."""

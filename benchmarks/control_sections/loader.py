@@ -11,6 +11,7 @@ from typing import Any
 
 from control_sections.section import Findings, Options, Row
 from fsqueue import FileSampleRefQueue, SampleRef
+from fsqueue.errors import install_command
 
 GOAL = 0.8
 _BATCH = 8
@@ -31,7 +32,7 @@ def loading(options: Options) -> Findings:
     try:
         import torch
     except ModuleNotFoundError:
-        return Findings("loader: left out, since there is no torch here: pip install 'fsqueue[features]'")
+        return Findings(f"loader: left out, since there is no torch here: {install_command('features')}")
     _keep_freed_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -16,7 +16,7 @@ from click.core import ParameterSource
 
 from fsqueue.cli.arguments import as_json
 from fsqueue.cli.output import data, one_json, remark
-from fsqueue.demo.directory import DemoDirectory
+from fsqueue.demo.demo_dir import DemoDirectory
 from fsqueue.demo.options import DemoOptions, DemoReport, Snapshot, how_to_install, missing_packages
 
 _PLAIN_EVERY_S = 5.0

@@ -1,10 +1,13 @@
-"""What a rollout computes: the target's hidden states over a chunk, in the feature store, and a ref to them."""
+"""Capture the target's hidden states over a chunk into the feature store, and make a ref to them."""
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import cached_property
+
 from safetensors.torch import load_file
 
-from fsqueue.demo.directory import DemoDirectory, Plan, Sample
+from fsqueue.demo.demo_dir import DemoDirectory, Plan, Sample
 from fsqueue.demo.prepare import CHUNKS
 from fsqueue.demo.target import Target
 from fsqueue.features import CorruptFeatureError, SharedDirFeatureStore, StoredFeatures
@@ -18,10 +21,9 @@ class Capture:
         self._plan = plan
         self._store = SharedDirFeatureStore(demo.features)
         self._chunks = load_file(demo.at("plan", CHUNKS))["training"]
-        self._target: Target | None = None
 
     def ref(self, sample: Sample, rollout: str) -> SampleRef:
-        """A ref to the sample's features, which are durable when this returns."""
+        """Make a ref to the sample's features, which are durable when this returns."""
         return self._features(sample).ref(
             sample_id=sample.sample_id,
             run_id=self._plan.options.run_id,
@@ -34,19 +36,13 @@ class Capture:
         )
 
     def _features(self, sample: Sample) -> StoredFeatures:
-        """What is stored for the chunk, by an earlier pass or an earlier life of this rollout, or else captured now."""
-        try:
-            found = self._store.find(sample.chunk_id)
-        except CorruptFeatureError:
-            found = None
-        if found is not None:
-            return found
+        """Find what an earlier pass or an earlier life of this rollout stored for the chunk, or else capture it now."""
+        with suppress(CorruptFeatureError):
+            if found := self._store.find(sample.chunk_id):
+                return found
         tokens = self._chunks[sample.chunk]
-        return self._store.put(
-            sample.chunk_id, {"tokens": tokens, "hidden_state": self._load_target().hidden_states(tokens)}
-        )
+        return self._store.put(sample.chunk_id, {"tokens": tokens, "hidden_state": self._target.hidden_states(tokens)})
 
-    def _load_target(self) -> Target:
-        if self._target is None:
-            self._target = Target(self._plan.target)
-        return self._target
+    @cached_property
+    def _target(self) -> Target:
+        return Target(self._plan.target)

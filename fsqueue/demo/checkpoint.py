@@ -7,18 +7,20 @@ so rank 0 alone writes it.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fsqueue.demo.directory import DemoDirectory, Plan, all_sample_ids, publish
+from fsqueue.demo.demo_dir import DemoDirectory, Plan, all_sample_ids, publish
 from fsqueue.demo.draft import new_draft
 
 _FILE = "latest.safetensors"
 _WARM_UP_STEPS = 10
 _MAX_NORM = 1.0
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class TrainingState:
@@ -38,14 +40,11 @@ class TrainingState:
         self._parameters = list(self.draft.parameters())
         self._optimizer = torch.optim.AdamW(self._parameters, lr=self._rate, betas=(0.9, 0.95), weight_decay=0.01)
         for parameter in self._parameters:
-            self._optimizer.state[parameter] = {
-                "step": torch.zeros(()),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
+            moments = {name: torch.zeros_like(parameter) for name in _MOMENTS}
+            self._optimizer.state[parameter] = {"step": torch.zeros(()), **moments}
 
     def gradient(self) -> Tensor:
-        """All gradients as one new vector; zeros where nothing was computed."""
+        """Copy all gradients into one new vector; zeros where nothing was computed."""
         parts = (torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters)
         return torch.cat([part.flatten() for part in parts])
 
@@ -53,18 +52,18 @@ class TrainingState:
         self._optimizer.zero_grad()
 
     def counts_of(self, ids: list[str]) -> Tensor:
-        """One for each of these samples, as the second part of what `apply` takes; zeros for the others."""
+        """Return ones for these samples and zeros for the others, as the second part of what `apply` takes."""
         counts = torch.zeros_like(self._counts)
         for sample_id in ids:
             counts[self._index[sample_id]] = 1.0
         return counts
 
     def has_seen(self, sample_id: str) -> bool:
-        """Whether a sample is trained into this state."""
+        """Tell if a sample is trained into this state."""
         return bool(self._counts[self._index[sample_id]])
 
     def trained_ids(self) -> list[str]:
-        """Every sample in this state, as often as it was trained into it."""
+        """List every sample in this state, as often as it was trained into it."""
         counts = [int(count) for count in self._counts]
         return [sample_id for sample_id, count in zip(self._ids, counts, strict=True) for _ in range(count)]
 
@@ -72,39 +71,34 @@ class TrainingState:
         """Take one optimizer step with the summed gradients, and counts, of so many samples."""
         gradient, counts = torch.split(summed, [len(summed) - len(self._counts), len(self._counts)])
         self._counts += counts
-        for parameter, part in zip(self._parameters, self._split(gradient / samples), strict=True):
-            parameter.grad = part.view_as(parameter).clone()
+        for parameter, part in _pieces(gradient / samples, self._parameters):
+            parameter.grad = part.clone()
         torch.nn.utils.clip_grad_norm_(self._parameters, _MAX_NORM)
         self._optimizer.param_groups[0]["lr"] = self._rate * min(1.0, (self.step + 1) / _WARM_UP_STEPS)
         self._optimizer.step()
         self.clear_gradient()
         self.step += 1
 
-    def _split(self, flat: Tensor) -> tuple[Tensor, ...]:
-        return torch.split(flat, [p.numel() for p in self._parameters])
-
     @torch.no_grad()
     def flatten(self) -> Tensor:
-        """Weights, moments and counts as one vector; the step is not in it."""
+        """Copy weights, moments and counts into one vector; the step is not in it."""
         return torch.cat([part.flatten() for part in self._tensors()])
 
     @torch.no_grad()
     def restore(self, flat: Tensor, step: int) -> None:
         """Take over what flatten gave, in this or another process, at that step."""
-        at = 0
-        for tensor in self._tensors():
-            tensor.copy_(flat[at : at + tensor.numel()].view_as(tensor))
-            at += tensor.numel()
+        for tensor, part in _pieces(flat, self._tensors()):
+            tensor.copy_(part)
         self.step = step
         for parameter in self._parameters:
             self._optimizer.state[parameter]["step"].fill_(step)
 
     def _tensors(self) -> list[Tensor]:
-        moments = [self._optimizer.state[p][name] for name in ("exp_avg", "exp_avg_sq") for p in self._parameters]
+        moments = [self._optimizer.state[p][name] for name in _MOMENTS for p in self._parameters]
         return [*self._parameters, *moments, self._counts]
 
     def digest(self) -> str:
-        """SHA-256 of the weights, to compare ranks by."""
+        """Return the SHA-256 of the weights, to compare ranks by."""
         weights = torch.cat([p.detach().flatten() for p in self._parameters])
         return hashlib.sha256(weights.numpy().tobytes()).hexdigest()
 
@@ -118,3 +112,9 @@ class TrainingState:
         with safe_open(demo.at("checkpoints", _FILE), "pt") as file:
             self.restore(file.get_tensor("state"), int(file.metadata()["step"]))
         return self.step
+
+
+def _pieces(flat: Tensor, tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Cut a flat vector into pieces in the shapes of these tensors, each beside its own."""
+    for tensor, part in zip(tensors, torch.split(flat, [tensor.numel() for tensor in tensors]), strict=True):
+        yield tensor, part.view_as(tensor)

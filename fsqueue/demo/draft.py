@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fsqueue.demo.directory import DemoDirectory, publish
+from fsqueue.demo.demo_dir import DemoDirectory, publish
 
 _MLP_RATIO = 8 / 3
 _ROPE_BASE = 10_000.0
@@ -24,7 +24,7 @@ _ROPE_BASE = 10_000.0
 
 @dataclass(frozen=True)
 class Frozen:
-    """What the draft borrows from the target; never trained.
+    """The parts of the target that the draft borrows; never trained.
 
     Attributes:
         embedding: [V, H].
@@ -39,16 +39,16 @@ class Frozen:
     kept: Tensor
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., H] to [..., K]."""
+        """Map [..., H] to [..., K]."""
         return functional.linear(hidden, self.head, self.bias)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """[B, T] to [B, T, H]."""
+        """Map [B, T] to [B, T, H]."""
         return functional.embedding(tokens, self.embedding)
 
     def save(self, demo: DemoDirectory) -> None:
-        tensors = {"embedding": self.embedding, "head": self.head, "bias": self.bias, "kept": self.kept}
-        publish(demo.at("plan", "frozen.safetensors"), save({n: t.contiguous() for n, t in tensors.items()}))
+        tensors = {name: tensor.contiguous() for name, tensor in vars(self).items()}
+        publish(demo.at("plan", "frozen.safetensors"), save(tensors))
 
     @classmethod
     def load(cls, demo: DemoDirectory) -> Frozen:
@@ -75,7 +75,7 @@ class DraftHead(nn.Module):
         self.down = nn.Linear(inner, hidden_size, bias=False)
 
     def forward(self, embedded: Tensor, hidden: Tensor) -> Tensor:
-        """[B, T, H] embeddings of the tokens t+1 and hidden states of t, to predicted hidden states of t+1."""
+        """Map [B, T, H] embeddings of the tokens t+1 and hidden states of t to predicted hidden states of t+1."""
         fused: Tensor = self.fuse(torch.cat([self.embedding_norm(embedded), self.hidden_norm(hidden)], dim=-1))
         fused = fused + self._attend(self.attention_norm(fused))
         gate, up = self.gate_up(self.mlp_norm(fused)).chunk(2, dim=-1)
@@ -94,7 +94,7 @@ class DraftHead(nn.Module):
 
 
 def _rotate(x: Tensor) -> Tensor:
-    """Rotary position embedding over the last two dimensions, [..., T, D]."""
+    """Apply rotary position embedding over the last two dimensions, [..., T, D]."""
     length, size = x.shape[-2:]
     frequencies = _ROPE_BASE ** (-torch.arange(0, size, 2, dtype=torch.float32) / size)
     angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies
@@ -104,14 +104,14 @@ def _rotate(x: Tensor) -> Tensor:
 
 
 def new_draft(hidden_size: int, seed: int) -> DraftHead:
-    """A draft with random weights that depend on the seed only."""
+    """Make a draft with random weights that depend on the seed only."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return DraftHead(hidden_size)
 
 
 def draft_loss(draft: DraftHead, frozen: Frozen, tokens: Tensor, hidden: Tensor) -> Tensor:
-    """Soft cross-entropy over the kept tokens plus smooth L1 on the hidden state, mean over all positions.
+    """Compute soft cross-entropy over the kept tokens plus smooth L1 on the hidden state, mean over all positions.
 
     Args:
         tokens: [B, T], what the target read.

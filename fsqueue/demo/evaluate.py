@@ -1,4 +1,4 @@
-"""Top-1 acceptance on held-out text: how often the draft's first choice is the target's.
+"""Measure top-1 acceptance on held-out text: how often the draft's first choice is the target's.
 
     python -m fsqueue.demo.evaluate DIR        measures the last checkpoint, and logs that and what is in it
 
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from fsqueue.demo.checkpoint import TrainingState
-from fsqueue.demo.directory import DemoDirectory, Plan, publish
+from fsqueue.demo.demo_dir import DemoDirectory, Plan, publish
 from fsqueue.demo.draft import DraftHead, Frozen
 from fsqueue.demo.journal import Journal
 
@@ -38,8 +38,7 @@ class HeldOut:
     choices: Tensor
 
     def save(self, demo: DemoDirectory) -> None:
-        tensors = {"tokens": self.tokens, "hidden": self.hidden, "choices": self.choices}
-        publish(demo.at("plan", "held_out.safetensors"), save(tensors))
+        publish(demo.at("plan", "held_out.safetensors"), save(dict(vars(self))))
 
     @classmethod
     def load(cls, demo: DemoDirectory) -> HeldOut:
@@ -48,7 +47,7 @@ class HeldOut:
 
 @torch.no_grad()
 def acceptance(draft: DraftHead, frozen: Frozen, held_out: HeldOut) -> float:
-    """The share of positions, 0 to 1, where the draft proposes what the target chooses."""
+    """Return the fraction of positions where the draft proposes what the target chooses."""
     agreed = compared = 0
     for at in range(0, len(held_out.tokens), _BATCH):
         part = slice(at, at + _BATCH)
@@ -64,8 +63,7 @@ def measure(demo: DemoDirectory, plan: Plan, journal: Journal) -> None:
     """Log the acceptance of the last checkpoint, and the samples that were trained into it."""
     state = TrainingState(plan)
     step = state.load(demo)
-    value = acceptance(state.draft, Frozen.load(demo), HeldOut.load(demo))
-    journal.write("acceptance", step=step, value=value)
+    journal.write("acceptance", step=step, value=acceptance(state.draft, Frozen.load(demo), HeldOut.load(demo)))
     journal.write("surviving", state.trained_ids(), step=step)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fsqueue.demo.rendezvous import Rendezvous
+from fsqueue.demo.generations import Generations
 
 _CONNECT_TIMEOUT_S = 60.0
 _COLLECTIVE_TIMEOUT_S = 300.0
@@ -26,15 +27,15 @@ class PeerLostError(RuntimeError):
     """A rank of this generation is gone."""
 
 
+@dataclass(frozen=True)
 class Group:
     """One generation's collectives. Every rank calls the same ones in the same order; they fail together."""
 
-    def __init__(self, rank: int, world_size: int, generation: int) -> None:
-        self.rank = rank
-        self.world_size = world_size
-        self.generation = generation
+    rank: int
+    world_size: int
+    generation: int
 
-    def connect(self, rendezvous: Rendezvous) -> None:
+    def connect(self, generations: Generations) -> None:
         """Connect to all ranks of this generation.
 
         Raises:
@@ -45,7 +46,7 @@ class Group:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
         try:
             stores: Any = dist  # exports it, but its stub does not say so
-            store = stores.FileStore(rendezvous.store(self.generation), self.world_size)
+            store = stores.FileStore(generations.store(self.generation), self.world_size)
             store.set_timeout(timedelta(seconds=_CONNECT_TIMEOUT_S))
             dist.init_process_group(
                 "gloo",
@@ -82,6 +83,6 @@ class Group:
 
 
 def _loopback() -> str:
-    """The loopback interface's name: all ranks run on this host."""
+    """Name the loopback interface: all ranks run on this host."""
     names = [name for _, name in socket.if_nameindex()]
     return next((name for name in ("lo", "lo0") if name in names), names[0])

@@ -1,4 +1,4 @@
-"""What a process did, as JSON lines in a file of its own, and a reader that follows all of them.
+"""Each process's journal: JSON lines in a file of its own; and a reader that follows all of them.
 
 The supervisor's display, its decisions and the final report rest on these lines and on the queue alone.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
 
 import msgspec
 
@@ -18,8 +18,8 @@ Kind = Literal[
 ]  # fmt: skip
 
 
-class Event(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One line.
+class JournalEvent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line of a journal: something that a process did.
 
     Attributes:
         at: seconds since the epoch, for people and rates.
@@ -50,33 +50,24 @@ class Journal:
         self._fd = os.open(os.path.join(log_dir, f"{worker}.{start}.jsonl"), flags, 0o666)
         self.write("started")
 
-    def write(
-        self,
-        kind: Kind,
-        ids: list[str] | None = None,
-        *,
-        step: int = 0,
-        loss: float | None = None,
-        global_loss: float | None = None,
-        value: float | None = None,
-        note: str = "",
-    ) -> None:
-        event = Event(kind, time.time(), self.worker, tuple(ids or ()), step, loss, global_loss, value, note)
+    def write(self, kind: Kind, ids: Iterable[str] = (), **facts: Any) -> None:
+        """Append an event; facts are its other fields."""
+        event = JournalEvent(kind, time.time(), self.worker, tuple(ids), **facts)
         os.write(self._fd, msgspec.json.encode(event) + b"\n")
 
     def close(self) -> None:
         os.close(self._fd)
 
 
-class Follower:
+class JournalReader:
     """Reads every event of a log directory once, as they are written."""
 
     def __init__(self, log_dir: str) -> None:
         self._log_dir = log_dir
         self._offsets: dict[str, int] = {}
 
-    def read(self) -> Iterator[Event]:
-        """Events since the last call; a line without its end is left for the next one."""
+    def read(self) -> Iterator[JournalEvent]:
+        """Yield the events since the last call; a line without its end is left for the next one."""
         found = [(parts, name) for name in os.listdir(self._log_dir) if (parts := _parts(name))]
         for _, name in sorted(found):
             with open(os.path.join(self._log_dir, name), "rb") as f:
@@ -84,16 +75,16 @@ class Follower:
                 whole, _, _ = f.read().rpartition(b"\n")
             if whole:
                 self._offsets[name] = self._offsets.get(name, 0) + len(whole) + 1
-                yield from (msgspec.json.decode(line, type=Event) for line in whole.split(b"\n"))
+                yield from (msgspec.json.decode(line, type=JournalEvent) for line in whole.split(b"\n"))
 
 
 def starts_of(log_dir: str, worker: str) -> int:
-    """How often a worker was started that has written a journal."""
+    """Count how often a worker was started, by its journals."""
     parsed = map(_parts, os.listdir(log_dir))
     return max((found[1] for found in parsed if found and found[0] == worker), default=0)
 
 
 def _parts(name: str) -> tuple[str, int] | None:
-    """Worker and start in a journal's file name; None for other files."""
+    """Return worker and start in a journal's file name; None for other files."""
     worker, _, start = name.removesuffix(".jsonl").rpartition(".")
     return (worker, int(start)) if name.endswith(".jsonl") and start.isdecimal() else None

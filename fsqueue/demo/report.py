@@ -1,17 +1,17 @@
-"""What a run came to, counted from the workers' journals and the queue's directories."""
+"""Count what a run came to, from the workers' journals and the queue's directories."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 
 from fsqueue.control.ledger import FileMetadataStore
-from fsqueue.demo.directory import DemoDirectory, Plan, ids_by_state
-from fsqueue.demo.journal import Event
+from fsqueue.demo.demo_dir import DemoDirectory, Plan, ids_by_state
+from fsqueue.demo.journal import JournalEvent
 from fsqueue.demo.options import DemoReport, Kill, RankStats, RolloutStats
 from fsqueue.records import SampleRef
 
 
-class Tally:
+class Totals:
     """Adds up events.
 
     Attributes:
@@ -47,18 +47,14 @@ class Tally:
         return set().union(*self.known.values())
 
     @property
-    def acked(self) -> set[str]:
-        return set(self.acked_by)
-
-    @property
     def step(self) -> int:
         return max(self.losses, default=0)
 
     def count(self, worker: str, kind: str) -> int:
-        """A worker's events of a kind, in all its starts; ids where the kind has them."""
+        """Count a worker's events of a kind, in all its starts; ids where the kind has them."""
         return self._by_worker[worker][kind]
 
-    def add(self, event: Event) -> None:
+    def add(self, event: JournalEvent) -> None:
         self._by_worker[event.worker][event.kind] += len(event.ids) if event.kind in _BY_ID else 1
         if event.kind in ("put", "found"):
             self._add_put(event)
@@ -84,19 +80,19 @@ class Tally:
         elif event.kind == "finished" and event.note:
             self.digests[event.worker] = event.note
 
-    def _add_put(self, event: Event) -> None:
+    def _add_put(self, event: JournalEvent) -> None:
         self.known[event.worker].update(event.ids)
         if event.kind == "put":
             self.put.update(event.ids)
             self.first_put_at = min(self.first_put_at or event.at, event.at)
 
     def samples_per_s(self, done: int, now: float) -> float:
-        """Refs trained a second, since the first put."""
+        """Return the refs trained a second, since the first put."""
         elapsed_s = now - self.first_put_at if self.first_put_at is not None else 0.0
         return done / elapsed_s if elapsed_s > 0 else 0.0
 
     def mean_loss(self, *, last: bool) -> float | None:
-        """The mean over the first or the last few steps."""
+        """Return the mean over the first or the last few steps."""
         steps = sorted(self.losses)
         few = max(1, min(5, len(steps) // 4))
         chosen = steps[-few:] if last else steps[:few]
@@ -107,60 +103,54 @@ _BY_ID = frozenset({"put", "delivered", "acked", "failed", "lease_lost", "rewoun
 
 
 def make_report(
-    demo: DemoDirectory, plan: Plan, tally: Tally, kills: list[Kill], *, seconds: float, violations: int
+    demo: DemoDirectory, plan: Plan, totals: Totals, kills: list[Kill], *, seconds: float, violations: int
 ) -> DemoReport:
-    """The final figures; the ledger and the queue's directories are read once more for them."""
+    """Make the final figures; the ledger and the queue's directories are read once more for them."""
     options = plan.options
-    store: FileMetadataStore[SampleRef] = FileMetadataStore(demo.ledger)
-    with store:
+    with FileMetadataStore[SampleRef](demo.ledger) as store:
         committed = store.all_committed_ids()
     states = ids_by_state(demo.queue)
     done = states["done"]
-    times = [tally.surviving[sample_id] for sample_id in committed]
-    digests = {tally.digests.get(f"trainer-{rank}") for rank in range(options.trainers)}
+    times = [totals.surviving[sample_id] for sample_id in committed]
+    digests = {totals.digests.get(f"trainer-{rank}") for rank in range(options.trainers)}
     return DemoReport(
         directory=demo.path,
         target=plan.target_version,
         samples=options.samples,
         passes=options.passes,
-        starts=tally.count("supervisor", "started"),
+        starts=totals.count("supervisor", "started"),
         put=len(committed),
-        put_twice=sum(times > 1 for times in tally.put.values()),
+        put_twice=sum(times > 1 for times in totals.put.values()),
         trained=len(done),
         failed=len(states["failed"]),
-        delivered_twice=sum(times > 1 for times in tally.delivered.values()),
-        taken_back=sum(tally.count(f"trainer-{rank}", "rewound") for rank in range(options.trainers)),
+        delivered_twice=sum(times > 1 for times in totals.delivered.values()),
+        taken_back=sum(totals.count(f"trainer-{rank}", "rewound") for rank in range(options.trainers)),
         once=times.count(1),
         twice=sum(number > 1 for number in times),
         never=times.count(0),
         lost=len(set(committed) - set().union(*states.values())),
-        steps=tally.step,
-        loss_first=tally.mean_loss(last=False),
-        loss_last=tally.mean_loss(last=True),
-        acceptance_before=tally.acceptance["prepare"],
-        acceptance_after=tally.acceptance["evaluate"],
+        steps=totals.step,
+        loss_first=totals.mean_loss(last=False),
+        loss_last=totals.mean_loss(last=True),
+        acceptance_before=totals.acceptance["prepare"],
+        acceptance_after=totals.acceptance["evaluate"],
         seconds=seconds,
-        samples_per_s=tally.samples_per_s(len(done), tally.last_ack_at),
+        samples_per_s=totals.samples_per_s(len(done), totals.last_ack_at),
         kills=kills,
-        ranks=[_rank(tally, rank, done) for rank in range(options.trainers)],
-        rollouts=[_rollout(tally, index) for index in range(options.rollouts)],
+        ranks=[_rank(totals, rank, done) for rank in range(options.trainers)],
+        rollouts=[_rollout(totals, index) for index in range(options.rollouts)],
         ranks_agree=len(digests) == 1 and None not in digests,
         check_violations=violations,
     )
 
 
-def _rank(tally: Tally, rank: int, done: set[str]) -> RankStats:
-    worker = f"trainer-{rank}"
-    return RankStats(
-        rank=rank,
-        deliveries=tally.count(worker, "delivered"),
-        trained=sum(tally.acked_by.get(sample_id) == worker for sample_id in done),
-        steps=tally.count(worker, "step"),
-        loss_last=tally.last_loss.get(worker),
-        starts=tally.count(worker, "started"),
-    )
+def _rank(totals: Totals, rank: int, done: set[str]) -> RankStats:
+    name = f"trainer-{rank}"
+    deliveries, steps, starts = (totals.count(name, kind) for kind in ("delivered", "step", "started"))
+    trained = sum(totals.acked_by.get(sample_id) == name for sample_id in done)
+    return RankStats(rank, deliveries, trained, steps, totals.last_loss.get(name), starts)
 
 
-def _rollout(tally: Tally, index: int) -> RolloutStats:
-    worker = f"rollout-{index}"
-    return RolloutStats(index, len(tally.known[worker]), tally.count(worker, "paused"), tally.count(worker, "started"))
+def _rollout(totals: Totals, index: int) -> RolloutStats:
+    name = f"rollout-{index}"
+    return RolloutStats(index, len(totals.known[name]), totals.count(name, "paused"), totals.count(name, "started"))

@@ -9,11 +9,12 @@ used. What was committed and not put is put by reconciling.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from fsqueue.demo.directory import Plan, Sample, samples_of_rollout
-from fsqueue.demo.part import Part, taking_part
+from fsqueue.demo.demo_dir import Plan, Sample, samples_of_rollout
+from fsqueue.demo.worker import Worker, taking_part
 from fsqueue.errors import StreamStalledError
 
 if TYPE_CHECKING:
@@ -23,23 +24,24 @@ _PATIENCE_S = 1.0
 
 
 class Rollout:
-    """One rollout's work.
+    """Works for one rollout."""
 
-    Args:
-        capture: makes what runs the target; called only where there is something to capture.
-    """
+    def __init__(self, worker: Worker, plan: Plan) -> None:
+        self._worker = worker
+        self._plan = plan
 
-    def __init__(self, part: Part, capture: Callable[[], Capture]) -> None:
-        self._part = part
-        self._make_capture = capture
-        self._capture: Capture | None = None
+    @cached_property
+    def _capture(self) -> Capture:
+        from fsqueue.demo.capture import Capture  # torch, and only where there is something to capture
+
+        return Capture(self._worker.demo, self._plan)
 
     def run(self, samples: list[Sample]) -> None:
         """Commit every sample that is not committed yet."""
-        part = self._part
-        part.controller.reconcile_on_restart()
-        committed = [sample for sample in samples if part.controller.store.is_committed(sample.sample_id)]
-        part.journal.write("found", [sample.sample_id for sample in committed])
+        worker = self._worker
+        worker.controller.reconcile_on_restart()
+        committed = [sample for sample in samples if worker.controller.store.is_committed(sample.sample_id)]
+        worker.journal.write("found", [sample.sample_id for sample in committed])
         for sample in samples:
             if sample not in committed:
                 self._wait_for_room()
@@ -51,42 +53,31 @@ class Rollout:
         Raises:
             MemberFailedError: a trainer failed or died, so that nobody will make room.
         """
-        part, options = self._part, self._part.options
-        paused = part.queue.depth() >= options.high_watermark
+        worker, options = self._worker, self._worker.options
+        paused = worker.queue.depth() >= options.high_watermark
         if paused:
-            part.journal.write("paused")
-        while True:
-            part.parent.check()
-            try:
+            worker.journal.write("paused")
+        high, low, room = options.high_watermark, options.low_watermark + 1, False
+        while not room:
+            worker.parent.check()
+            with suppress(StreamStalledError):
                 # Nothing is put here: the controller does that once the ledger has the sample.
-                part.queue.put_when_below(
-                    (), high=options.high_watermark, low=options.low_watermark + 1, timeout_s=_PATIENCE_S
-                )
-                break
-            except StreamStalledError:
-                continue
+                worker.queue.put_when_below((), high=high, low=low, timeout_s=_PATIENCE_S)
+                room = True
         if paused:
-            part.journal.write("resumed")
+            worker.journal.write("resumed")
 
     def _produce(self, sample: Sample) -> None:
-        """Features, then the ledger, then the queue; CRASH: a restarted process finds how far it had come."""
-        if self._capture is None:
-            self._capture = self._make_capture()
-        self._part.controller.commit_samples(self._part.name, [self._capture.ref(sample, self._part.name)])
-        self._part.journal.write("put", [sample.sample_id])
-
-
-def _capture_of(part: Part, plan: Plan) -> Capture:
-    from fsqueue.demo.capture import Capture
-
-    return Capture(part.demo, plan)
+        """Fill the store, then the ledger, then the queue; CRASH: a restarted process finds how far it had come."""
+        self._worker.controller.commit_samples(self._worker.name, [self._capture.ref(sample, self._worker.name)])
+        self._worker.journal.write("put", [sample.sample_id])
 
 
 def main() -> None:
-    with taking_part("rollout") as part:
-        plan = part.parent.wait_for_plan(part.demo)
-        Rollout(part, lambda: _capture_of(part, plan)).run(list(samples_of_rollout(part.options, part.index)))
-        part.journal.write("finished")
+    with taking_part("rollout") as worker:
+        plan = worker.parent.wait_for_plan(worker.demo)
+        Rollout(worker, plan).run(list(samples_of_rollout(worker.options, worker.index)))
+        worker.journal.write("finished")
 
 
 if __name__ == "__main__":

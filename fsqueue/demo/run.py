@@ -14,17 +14,16 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fsqueue import FileSampleRefQueue
 from fsqueue.control.ledger import FileMetadataStore
-from fsqueue.demo.directory import DemoDirectory
-from fsqueue.demo.journal import Follower, Journal, starts_of
+from fsqueue.demo.crew import Crew, Process
+from fsqueue.demo.demo_dir import DemoDirectory
+from fsqueue.demo.generations import Generations
+from fsqueue.demo.journal import Journal, JournalReader, starts_of
 from fsqueue.demo.options import DemoError, DemoOptions, DemoReport, Kill, Progress, Snapshot
-from fsqueue.demo.rendezvous import Rendezvous
-from fsqueue.demo.report import Tally, make_report
-from fsqueue.demo.workers import Crew, Worker
-from fsqueue.disk.counting import Counts
+from fsqueue.demo.report import Totals, make_report
 from fsqueue.engine.layout import STREAM
 from fsqueue.operate.check import check_queue
 from fsqueue.records import SampleRef
@@ -59,16 +58,16 @@ def resume_demo(directory: str, progress: Progress = lambda snapshot: None) -> D
 
 
 def _run(demo: DemoDirectory, options: DemoOptions, progress: Progress) -> DemoReport:
-    rendezvous = Rendezvous(demo)
+    generations = Generations(demo)
     with (
         FileSampleRefQueue(demo.queue, lease_timeout_s=options.lease_timeout_s, run_id=options.run_id) as queue,
         FileMetadataStore(demo.ledger),  # made here, once, as the queue is
     ):
         _forget_stream(demo, queue)
-        rendezvous.advance()
+        generations.advance()
         with (
             closing(Journal(demo.log, "supervisor", starts_of(demo.log, "supervisor") + 1)),
-            Crew(demo, options.rollouts, options.trainers, rendezvous.advance) as crew,
+            Crew(demo, options.rollouts, options.trainers, generations.advance) as crew,
         ):
             return _Run(options, demo, queue, crew, progress).to_the_end()
 
@@ -87,47 +86,42 @@ def _forget_stream(demo: DemoDirectory, queue: FileSampleRefQueue[SampleRef]) ->
         os.unlink(os.path.join(stream, name))
 
 
+@dataclass
 class _Run:
     """One run's state in the supervisor."""
 
-    def __init__(
-        self,
-        options: DemoOptions,
-        demo: DemoDirectory,
-        queue: FileSampleRefQueue[SampleRef],
-        crew: Crew,
-        progress: Progress,
-    ) -> None:
-        self._options = options
-        self._demo = demo
-        self._queue = queue
-        self._crew = crew
-        self._progress = progress
-        self._follower = Follower(demo.log)
-        self._tally = Tally()
+    options: DemoOptions
+    demo: DemoDirectory
+    queue: FileSampleRefQueue[SampleRef]
+    crew: Crew
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        self._reader = JournalReader(self.demo.log)
+        self._totals = Totals()
         self._started = self._shown = self._moved = time.monotonic()
-        self._random = random.Random(options.seed)
+        self._random = random.Random(self.options.seed)
         self._kills: list[Kill] = []
-        self._due_kills = [self._rollout_to_kill, self._trainer_to_kill] if options.kill else []
+        self._due_kills = [self._rollout_to_kill, self._trainer_to_kill] if self.options.kill else []
 
     def to_the_end(self) -> DemoReport:
-        self._crew.start()
-        self._until(lambda: self._crew.finished)
-        self._crew.evaluate.start()
-        self._until(lambda: self._crew.evaluate.finished)
+        self.crew.start()
+        self._until(lambda: self.crew.finished)
+        self.crew.evaluate.start()
+        self._until(lambda: self.crew.evaluate.finished)
         self._show("checking")
-        violations = check_queue(self._demo.queue)
-        plan = self._demo.read_plan()
+        violations = check_queue(self.demo.queue)
+        plan = self.demo.read_plan()
         if plan is None:
-            raise DemoError(f"{self._demo.path} has lost its plan")
+            raise DemoError(f"{self.demo.path} has lost its plan")
         return make_report(
-            self._demo, plan, self._tally, self._kills, seconds=self._elapsed_s(), violations=len(violations)
+            self.demo, plan, self._totals, self._kills, seconds=self._elapsed_s(), violations=len(violations)
         )
 
     def _until(self, finished: Callable[[], bool]) -> None:
         """Watch, kill and show until then."""
         while True:
-            for worker in self._crew.watch():
+            for worker in self.crew.watch():
                 self._show(message=f"started {worker.name} again, pid {worker.pid}")
             over = finished()
             self._read_events()
@@ -139,8 +133,8 @@ class _Run:
             time.sleep(_POLL_S)
 
     def _read_events(self) -> None:
-        for event in self._follower.read():
-            self._tally.add(event)
+        for event in self._reader.read():
+            self._totals.add(event)
             self._moved = time.monotonic()
             if event.kind == "acceptance":
                 when = "before" if event.worker == "prepare" else "after"
@@ -149,60 +143,53 @@ class _Run:
                 self._show(message=event.note)
             elif event.kind == "failed":
                 self._show(message=f"{event.worker} failed {event.ids[0]}: {event.note}")
-        if time.monotonic() - self._moved > self._options.stall_timeout_s:
-            raise DemoError(f"nothing has moved for {self._options.stall_timeout_s:.0f} s; see {self._demo.log}")
+        if time.monotonic() - self._moved > self.options.stall_timeout_s:
+            raise DemoError(f"nothing has moved for {self.options.stall_timeout_s:.0f} s; see {self.demo.log}")
 
     def _kill_what_is_due(self) -> None:
         for choose in list(self._due_kills):
-            victim = choose()
-            if victim is not None:
+            if victim := choose():
                 self._due_kills.remove(choose)
                 self._kill(victim)
 
-    def _rollout_to_kill(self) -> Worker | None:
-        """A rollout, once a quarter of the chunks is captured."""
-        if len(self._tally.all_known) < max(1, self._options.samples // 4):
-            return None
-        return self._one_running(self._crew.rollouts)
+    def _rollout_to_kill(self) -> Process | None:
+        """Choose a rollout, once a quarter of the chunks is captured."""
+        due = len(self._totals.all_known) >= max(1, self.options.samples // 4)
+        return self._one_running(self.crew.rollouts) if due else None
 
-    def _trainer_to_kill(self) -> Worker | None:
-        """A trainer that holds leases, once a quarter of all refs is trained."""
-        total = self._options.total
-        if len(self._tally.acked) < max(1, total // 4):
-            return None
-        return self._one_running([worker for worker in self._crew.trainers if self._tally.held[worker.name]])
+    def _trainer_to_kill(self) -> Process | None:
+        """Choose a trainer that holds leases, once a quarter of all refs is trained."""
+        due = len(self._totals.acked_by) >= max(1, self.options.total // 4)
+        return self._one_running([it for it in self.crew.trainers if self._totals.held[it.name]]) if due else None
 
-    def _one_running(self, workers: list[Worker]) -> Worker | None:
+    def _one_running(self, workers: list[Process]) -> Process | None:
         running = [worker for worker in workers if worker.running]
         return self._random.choice(running) if running else None
 
-    def _kill(self, victim: Worker) -> None:
-        pid, held = victim.pid, len(self._tally.held[victim.name])
+    def _kill(self, victim: Process) -> None:
+        pid, held = victim.pid, len(self._totals.held[victim.name])
         victim.kill()
         self._kills.append(Kill(victim.name, pid, round(self._elapsed_s(), 1), held))
         self._show(message=f"killed {victim.name}, pid {pid}, which held {held} leases")
 
     def _stage(self) -> str:
-        if not self._crew.prepare.finished:
+        if not self.crew.prepare.finished:
             return "preparing"
-        return "evaluating" if self._crew.finished else "training"
+        return "evaluating" if self.crew.finished else "training"
 
     def _show(self, stage: str | None = None, message: str | None = None) -> None:
         self._shown = time.monotonic()
-        counts: Counts = self._queue.counts()
-        tally = self._tally
-        self._progress(
+        counts = self.queue.counts()
+        totals = self._totals
+        self.progress(
             Snapshot(
                 stage=stage or self._stage(),
                 elapsed_s=self._elapsed_s(),
-                total=self._options.total,
-                pending=counts.pending,
-                leased=counts.leased,
-                done=counts.done,
-                failed=counts.failed,
-                step=tally.step,
-                samples_per_s=tally.samples_per_s(counts.done, time.time()),
-                losses={int(worker.rpartition("-")[2]): loss for worker, loss in sorted(tally.last_loss.items())},
+                total=self.options.total,
+                **counts._asdict(),
+                step=totals.step,
+                samples_per_s=totals.samples_per_s(counts.done, time.time()),
+                losses={int(worker.rpartition("-")[2]): loss for worker, loss in sorted(totals.last_loss.items())},
                 message=message,
             )
         )

@@ -21,7 +21,7 @@ _logging.disable_progress_bar()
 
 
 def packaged_gguf() -> tuple[str, str]:
-    """Folder and file name of the GGUF that the model package brings; the package is not imported.
+    """Find folder and file name of the GGUF that the model package brings; the package is not imported.
 
     Raises:
         DemoError: it is not installed.
@@ -65,23 +65,23 @@ class Target:
 
     @torch.inference_mode()
     def hidden_states(self, tokens: Tensor) -> Tensor:
-        """[T] token ids to [T, H]: the last hidden states, after the final norm, as the output head reads them."""
+        """Map [T] token ids to [T, H]: the last hidden states, after the final norm, as the output head reads them."""
         hidden: Tensor = self._model.base_model(input_ids=tokens[None].long(), use_cache=False).last_hidden_state[0]
         return hidden.float().contiguous()
 
     @torch.inference_mode()
     def choices(self, hidden: Tensor) -> Tensor:
-        """[T, H] to [T]: the most likely next token after each position."""
+        """Map [T, H] to [T]: the most likely next token after each position."""
         logits: Tensor = self._model.get_output_embeddings()(hidden)
         return logits.argmax(dim=-1)
 
     def embedding(self) -> Tensor:
-        """[V, H], the input embedding."""
+        """Return [V, H], the input embedding."""
         weight: Tensor = self._model.get_input_embeddings().weight.detach()
         return weight
 
     def head_rows(self, kept: Tensor) -> tuple[Tensor, Tensor]:
-        """The output head's rows [K, H] and biases [K] for these tokens."""
+        """Return the output head's rows [K, H] and biases [K] for these tokens."""
         head = self._model.get_output_embeddings()
         rows: Tensor = head.weight.detach()[kept]
         bias = getattr(head, "bias", None)

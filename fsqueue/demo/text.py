@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pydoc_data.topics import topics
 
 from fsqueue.demo.options import DemoError
@@ -27,7 +28,7 @@ class Split:
 
 
 def documents() -> list[str]:
-    """The language reference's topics, each without the paragraphs that an earlier one had."""
+    """List the language reference's topics, each without the paragraphs that an earlier one had."""
     seen: set[str] = set()
     kept: list[str] = []
     for _, text in sorted(topics.items()):
@@ -40,7 +41,7 @@ def documents() -> list[str]:
 
 
 def chunk(tokens: Sequence[int], length: int) -> list[list[int]]:
-    """Consecutive pieces of exactly this length; the rest is dropped."""
+    """Cut consecutive pieces of exactly this length; the rest is dropped."""
     return [list(tokens[at : at + length]) for at in range(0, len(tokens) - length + 1, length)]
 
 
@@ -50,8 +51,7 @@ def split(texts: Sequence[str], encode: Encode, *, length: int, training: int, h
     Raises:
         DemoError: the text is too short for that many chunks.
     """
-    chunked = [chunk(encode(text), length) for text in texts]
-    chunked = [pieces for pieces in chunked if pieces]
+    chunked = [pieces for text in texts if (pieces := chunk(encode(text), length))]
     order = random.Random(seed)
     order.shuffle(chunked)
     held: list[list[int]] = []
@@ -68,10 +68,8 @@ def split(texts: Sequence[str], encode: Encode, *, length: int, training: int, h
 
 
 def commonest(chunks: Iterable[Sequence[int]], size: int, vocabulary: int) -> list[int]:
-    """The token ids that a pruned vocabulary keeps: the commonest of the chunks, filled up with the lowest ids."""
+    """Choose the token ids that a pruned vocabulary keeps: the chunks' commonest, filled up with the lowest ids."""
     counts = Counter(token for piece in chunks for token in piece)
-    kept = [token for token, _ in counts.most_common(size)]
-    chosen = set(kept)
-    fill = (token for token in range(vocabulary) if token not in chosen)
-    kept += [token for token, _ in zip(fill, range(size - len(kept)), strict=False)]
-    return sorted(kept)
+    kept = {token for token, _ in counts.most_common(size)}
+    fill = (token for token in range(vocabulary) if token not in kept)
+    return sorted([*kept, *islice(fill, size - len(kept))])

@@ -7,16 +7,16 @@ The work is in training.py, which loads torch.
 
 from __future__ import annotations
 
-from fsqueue.demo.part import taking_part
+from fsqueue.demo.worker import taking_part
 
 
 def main() -> None:
-    with taking_part("trainer") as part:
-        if part.index == 0:
-            part.queue.publish_quantum(dp_size=part.options.trainers, batch_size=part.options.batch_size)
+    with taking_part("trainer") as worker:
+        if worker.index == 0:
+            worker.queue.publish_quantum(dp_size=worker.options.trainers, batch_size=worker.options.batch_size)
         from fsqueue.demo.training import Trainer  # by now the others see this rank
 
-        Trainer(part, part.parent.wait_for_plan(part.demo)).run()
+        Trainer(worker, worker.parent.wait_for_plan(worker.demo)).run()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a trainer process does: generations of ranks that train together, each sample once into the surviving state.
+"""Train in generations of ranks that take each step together, each sample once into the surviving state.
 
 One optimizer step is one all_reduce: the summed gradients, a count for every sample that went into them, and an
 end-of-stream flag. A rank that has nothing contributes zeros, so ranks with unequal shares never wait for each other
@@ -18,32 +18,32 @@ import torch
 from torch import Tensor
 
 from fsqueue.demo.checkpoint import TrainingState
-from fsqueue.demo.directory import Plan
+from fsqueue.demo.demo_dir import Plan
 from fsqueue.demo.draft import Frozen, draft_loss
+from fsqueue.demo.generations import FinishedError, Generations
 from fsqueue.demo.group import Group, PeerLostError
-from fsqueue.demo.part import Part
-from fsqueue.demo.rendezvous import FinishedError, Rendezvous
-from fsqueue.demo.share import Share
+from fsqueue.demo.rank_queue import RankQueue
+from fsqueue.demo.worker import Worker
 from fsqueue.features import Batch, FeatureDataLoader, SharedDirFeatureStore
 from fsqueue.records import SampleRef
 
 
 class Trainer:
-    """One rank's work."""
+    """Works for one rank."""
 
-    def __init__(self, part: Part, plan: Plan) -> None:
-        self._part = part
-        self._rank = part.index
+    def __init__(self, worker: Worker, plan: Plan) -> None:
+        self._worker = worker
+        self._rank = worker.index
         self._ranks = plan.options.trainers
         self._checkpoint_every = plan.options.checkpoint_every_steps
-        self._frozen = Frozen.load(part.demo)
+        self._frozen = Frozen.load(worker.demo)
         self._state = TrainingState(plan)
-        self._state.load(part.demo)
-        self._rendezvous = Rendezvous(part.demo)
-        self._share = Share(part, self._state.has_seen, lambda: self._state.step)
+        self._state.load(worker.demo)
+        self._generations = Generations(worker.demo)
+        self._queue = RankQueue(worker, self._state.has_seen, lambda: self._state.step)
         self._loader: FeatureDataLoader[SampleRef] = FeatureDataLoader(
-            SharedDirFeatureStore(part.demo.features),
-            queue=self._share,
+            SharedDirFeatureStore(worker.demo.features),
+            queue=self._queue,
             batch_size=plan.options.batch_size,
             ack="deferred",
         )
@@ -55,21 +55,21 @@ class Trainer:
         generation, ended = 0, False
         while not ended:
             try:
-                generation = self._rendezvous.wait_for_peers(self._rank, self._ranks, generation, self._part.parent)
+                generation = self._generations.wait_for_peers(self._rank, self._ranks, generation, self._worker.parent)
             except FinishedError:
                 break
             ended = self._run_generation(Group(self._rank, self._ranks, generation))
         self._loader.close()
-        self._part.journal.write("finished", step=self._state.step, note=self._state.digest())
+        self._worker.journal.write("finished", step=self._state.step, note=self._state.digest())
 
     def _run_generation(self, group: Group) -> bool:
         """Train until the stream has ended (True) or a peer is lost (False)."""
         try:
-            group.connect(self._rendezvous)
-            self._part.journal.write("joined", step=self._state.step, note=f"generation {group.generation}")
+            group.connect(self._generations)
+            self._worker.journal.write("joined", step=self._state.step, note=f"generation {group.generation}")
             self._synchronise(group)
             while not self._step(group):
-                self._part.parent.check()
+                self._worker.parent.check()
             self._finish(group)
             return True
         except PeerLostError:
@@ -100,8 +100,7 @@ class Trainer:
         """
         if self._batch is None:
             return
-        seen = [sample_id for sample_id in self._batch.ids if self._state.has_seen(sample_id)]
-        if seen:
+        if seen := [sample_id for sample_id in self._batch.ids if self._state.has_seen(sample_id)]:
             self._loader.ack_ids(seen, step=self._state.step)
             self._batch = _without(self._batch, seen)
 
@@ -110,18 +109,17 @@ class Trainer:
 
         Leases are no obstacle: the other ranks' acks will carry steps that this generation takes.
         """
-        before = self._part.controller.store.acked_steps(self._part.controller.store.all_committed_ids())
-        self._part.controller.rewind(after_step=step, force=True)
-        back = [sample_id for sample_id, acked_at in before.items() if acked_at is not None and acked_at > step]
-        if back:
-            self._part.journal.write("rewound", back, step=step)
+        before = self._worker.controller.store.acked_steps(self._worker.controller.store.all_committed_ids())
+        self._worker.controller.rewind(after_step=step, force=True)
+        if back := [sample_id for sample_id, at in before.items() if at is not None and at > step]:
+            self._worker.journal.write("rewound", back, step=step)
 
     def _step(self, group: Group) -> bool:
         """Lease, and take one optimizer step together with all ranks; returns whether the stream has ended."""
         if self._batch is None:
             self._batch = self._next_batch()
         loss, ids = self._compute(), self._batch.ids if self._batch else []
-        ended = float(self._batch is None and self._share.ended())
+        ended = float(self._batch is None and self._queue.ended())
         numbers = torch.tensor([loss, len(ids), ended])
         summed = torch.cat([self._state.gradient(), self._state.counts_of(ids), numbers])
         self._state.clear_gradient()
@@ -130,14 +128,14 @@ class Trainer:
         if samples:
             self._state.apply(summed[:-3], samples)
             own_loss = loss / len(ids) if ids else None
-            self._part.journal.write(
+            self._worker.journal.write(
                 "step", ids, step=self._state.step, loss=own_loss, global_loss=total_loss / samples
             )
             self._settle(group)
         return ended > 0
 
     def _next_batch(self) -> Batch[SampleRef] | None:
-        """The next batch; None where nothing came."""
+        """Load the next batch; None where nothing came."""
         batch = next(self._batches, None)
         if batch is None:
             self._batches = iter(self._loader)
@@ -164,18 +162,18 @@ class Trainer:
         if self._state.step % self._checkpoint_every == 0:
             group.barrier()
             if self._rank == 0:
-                self._state.save(self._part.demo)
+                self._state.save(self._worker.demo)
 
     def _finish(self, group: Group) -> None:
         """Write the last checkpoint; the others stay until it is there."""
         if self._rank == 0:
-            self._state.save(self._part.demo)
-            self._rendezvous.finish()
+            self._state.save(self._worker.demo)
+            self._generations.finish()
         group.barrier()
 
 
 def _without(batch: Batch[SampleRef], ids: list[str]) -> Batch[SampleRef] | None:
-    """The rest of a batch; None where nothing is left."""
+    """Return the rest of a batch; None where nothing is left."""
     kept = [number for number, sample_id in enumerate(batch.ids) if sample_id not in ids]
     features = {name: tensor[kept] for name, tensor in batch.features.items()}
     return Batch([batch.refs[number] for number in kept], features) if kept else None

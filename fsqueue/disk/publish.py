@@ -37,17 +37,17 @@ def strangers_in(root: Directory, ours: Collection[str]) -> list[str]:
     return sorted(set(root.listing()) - set(ours))
 
 
-def write_file(ops: FileOps, directory: Directory, name: str, data: bytes, durable: bool) -> None:
+def write_file(ops: FileOps, dir_fd: int, name: str, data: bytes, durable: bool) -> None:
     """Create a file with this content; on an error, nothing is left of it."""
     try:
-        fd = ops.create(directory.fd, name, data)
+        fd = ops.create(dir_fd, name, data)
         try:
             if durable:
                 ops.fsync(fd)
         finally:
             ops.close(fd)
     except BaseException:
-        silently_remove(ops, directory.fd, [name])
+        silently_remove(ops, dir_fd, [name])
         raise
 
 
@@ -86,7 +86,7 @@ def _sync_and_close(ops: FileOps, fds: list[int], syncs: int) -> None:
 def replace_file(ops: FileOps, directory: Directory, name: str, data: bytes, durable: bool) -> None:
     """Put a file in the place of an older one of this name, if there is one: readers see either, whole."""
     tmp_name = own_name(ops, f".{name}")
-    write_file(ops, directory, tmp_name, data, durable)
+    write_file(ops, directory.fd, tmp_name, data, durable)
     try:
         ops.rename(tmp_name, name, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
     except OSError as error:
@@ -104,7 +104,7 @@ def publish_once(ops: FileOps, root: Directory, target: str, data: bytes) -> Non
     name = own_name(ops, target)
     with closing(Directory(ops, os.path.join(root.path, "tmp"))) as tmp:
         try:
-            write_file(ops, tmp, name, data, durable=True)
+            write_file(ops, tmp.fd, name, data, durable=True)
             _link_or_rename(ops, root, tmp, name, target)
             root.sync()
             sync_parent(ops, root.path)

@@ -97,7 +97,7 @@ class Moves:
         return [name for name, _ in named]
 
     def _write_one(self, named: tuple[str, bytes]) -> None:
-        write_file(self._ops, self._layout.tmp, *named, self._durable)
+        write_file(self._ops, self._layout.tmp.fd, *named, self._durable)
 
     def publish(self, tmp_name: str, stem: str) -> None:
         """Move tmp/ -> pending/."""

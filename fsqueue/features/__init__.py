@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fsqueue.errors import install_command
 from fsqueue.features.contract import Collected, FeatureRef, FeatureStore, StoredFeatures, StoreHealth
 from fsqueue.features.errors import (
     CollateError,
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
     from fsqueue.features.collate import stack
     from fsqueue.features.dataset import FeatureDataset, rank_and_world
     from fsqueue.features.loader import Batch, FeatureDataLoader
-    from fsqueue.features.store import SharedDirFeatureStore
+    from fsqueue.features.shared_dir import SharedDirFeatureStore
 
 _HOMES = {
     "Batch": "loader",
     "FeatureDataLoader": "loader",
     "FeatureDataset": "dataset",
-    "SharedDirFeatureStore": "store",
+    "SharedDirFeatureStore": "shared_dir",
     "rank_and_world": "dataset",
     "stack": "collate",
 }
@@ -69,6 +70,6 @@ def __getattr__(name: str) -> Any:
         if (error.name or "").partition(".")[0] not in ("torch", "numpy", "safetensors"):
             raise
         raise ImportError(
-            f"{__name__}.{name} needs {error.name}, which is not installed: pip install 'fsqueue[features]'",
+            f"{__name__}.{name} needs {error.name}, which is not installed: {install_command('features')}",
             name=error.name,
         ) from error

@@ -1,4 +1,4 @@
-"""Where a sample's features lie, in file names and URIs: pure functions, no I/O.
+"""Name a sample's features in file names and URIs: pure functions, no I/O.
 
     features://<store id>/<xx>/<stem>.safetensors?generation=<generation>
 
@@ -38,7 +38,7 @@ class Address(NamedTuple):
 
 
 def parse(uri: str) -> Address | None:
-    """The address in a URI; None where it is not written exactly as `Address` writes it."""
+    """Return the address in a URI; None where it is not written exactly as `Address` writes it."""
     match = _split(uri)
     if match is None:
         return None
@@ -51,12 +51,12 @@ def folder_of(stem: str) -> str:
 
 
 def path_of(stem: str) -> str:
-    """The live file, relative to the store's directory."""
+    """Return the live file's path, relative to the store's directory."""
     return f"{folder_of(stem)}/{stem}{SUFFIX}"
 
 
 def parse_file(name: str) -> tuple[str, bool] | None:
-    """The stem of a file name, and whether the features are released; None for other names."""
+    """Return the stem in a file name, and if the features are released; None for other names."""
     for suffix, released in ((RELEASED, True), (SUFFIX, False)):
         if name.endswith(suffix) and is_stem(name[: -len(suffix)]):
             return name[: -len(suffix)], released

@@ -1,4 +1,4 @@
-"""Making one batch of several samples."""
+"""Make one batch of several samples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fsqueue.features.errors import CollateError
 
 
 def stack(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Every feature of the samples, stacked along a new first dimension.
+    """Stack every feature of the samples along a new first dimension.
 
     Raises:
         CollateError: a feature is not there in all samples with one shape and type; nothing is padded or cut.

@@ -1,4 +1,4 @@
-"""What a feature store is: a place for the tensors that sample refs name. Imports no torch."""
+"""The contract of feature stores, which keep the tensors that sample refs name. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ R = TypeVar("R")
 
 
 class FeatureRef(Protocol):
-    """What a store reads of a ref, of whatever class."""
+    """The part of a ref that a store reads, whatever the ref's class."""
 
     @property
     def sample_id(self) -> str: ...
@@ -34,7 +34,7 @@ class FeatureRef(Protocol):
 
 @dataclass(frozen=True)
 class StoredFeatures:
-    """What a ref has to say about features that a store holds.
+    """Features in a store, as a ref has to describe them.
 
     Attributes:
         feature_store_uri: names the store, the file in it, and the generation of its content.
@@ -49,7 +49,7 @@ class StoredFeatures:
     estimated_bytes: int
 
     def ref(self, ref_type: type[R] = cast(Any, SampleRef), **fields: Any) -> R:  # noqa: B008
-        """A ref to these features; the specs become those of ref_type's own class.
+        """Make a ref to these features; the specs become those of ref_type's own class.
 
         Args:
             fields: the ref's other fields, such as run_id and strategy; they take precedence.
@@ -62,7 +62,7 @@ class StoredFeatures:
 
 @dataclass(frozen=True)
 class StoreHealth:
-    """What a store holds: live samples, released ones that gc may remove, and files that are being written."""
+    """A store's content: live samples, released ones that gc may remove, and files that are being written."""
 
     samples: int
     resident_bytes: int
@@ -75,7 +75,7 @@ class StoreHealth:
 
 @dataclass(frozen=True)
 class Collected:
-    """What a gc removed."""
+    """Files that a gc removed."""
 
     files: int
     freed_bytes: int
@@ -88,14 +88,14 @@ class FeatureStore(Protocol):
         """Publish a sample's features; once this returns they are there whole. Replaces older ones."""
 
     def get(self, ref: FeatureRef) -> dict[str, Tensor]:
-        """The tensors that a ref names, checked against its specs.
+        """Load the tensors that a ref names, checked against its specs.
 
         Raises:
             FeatureError: ``retryable`` tells whether trying again may help.
         """
 
     def release(self, sample_id: str) -> None:
-        """The features were used: gc may remove them, and until then they can still be read. Idempotent."""
+        """Let gc remove the features, which were used; until then they can be read. Idempotent."""
 
     def abort(self, sample_id: str, *, reason: str | None = None) -> None:
         """Remove the features now: nobody will read them. Idempotent."""

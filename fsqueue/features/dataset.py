@@ -26,7 +26,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from fsqueue.errors import QueueConfigError
 from fsqueue.features.contract import FeatureStore
 from fsqueue.features.materialise import Materialiser, OnError, Transform, UnloadedError
-from fsqueue.features.source import ListSource, QueueSource
+from fsqueue.features.source import QueueSource, Source
 from fsqueue.format import names
 from fsqueue.queue import FileSampleRefQueue
 from fsqueue.records import id_of_ref
@@ -40,13 +40,13 @@ _LOOK_S = 0.25
 
 @dataclass(frozen=True)
 class _ById:
-    """All that settling needs of a ref."""
+    """A ref with all that settling needs."""
 
     sample_id: str
 
 
 def rank_and_world() -> tuple[int, int]:
-    """This process's rank and the number of ranks: of torch.distributed, or else as torchrun's environment says."""
+    """Return this process's rank and the world size: of torch.distributed, or else of torchrun's environment."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -105,13 +105,11 @@ class FeatureDataset(IterableDataset[Sample], Generic[R]):
         return self._of_queue(self._queue) if get_worker_info() is None else self._of_worker(self._queue)
 
     def _of_list(self) -> Iterator[Sample]:
-        """This rank's and worker's share of the list."""
-        worker = get_worker_info()
-        rank, world = self._rank_and_world
-        index, count = (
-            (rank, world) if worker is None else (rank * worker.num_workers + worker.id, world * worker.num_workers)
-        )
-        source = ListSource((self._refs or ())[index::count])
+        """Go over this rank's and worker's part of the list."""
+        info = get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        rank, world_size = self._rank_and_world
+        source = Source((self._refs or ())[rank * workers + worker :: world_size * workers])
         source.rewind()
         materialiser = Materialiser(self._store, source, self._transform, self._on_error)
         while refs := source.next(self._lease, None):
@@ -127,7 +125,7 @@ class FeatureDataset(IterableDataset[Sample], Generic[R]):
             yield from self._of_queue(own)
 
     def _of_queue(self, queue: FileSampleRefQueue[R]) -> Iterator[Sample]:
-        source: QueueSource[R] = QueueSource(queue, self._look_s, self._partition)
+        source = QueueSource[R](queue, _LOOK_S if self._timeout_s is None else self._timeout_s, self._partition)
         materialiser = Materialiser(self._store, source, self._transform, self._on_error)
         while refs := self._next(source, queue):
             loaded = _load(materialiser, refs)
@@ -139,12 +137,8 @@ class FeatureDataset(IterableDataset[Sample], Generic[R]):
             finally:
                 source.give_back([ref for ref, _ in loaded])
 
-    @property
-    def _look_s(self) -> float:
-        return _LOOK_S if self._timeout_s is None else self._timeout_s
-
     def _next(self, source: QueueSource[R], queue: FileSampleRefQueue[R]) -> list[R]:
-        """The next refs to load; [] at the end of the epoch."""
+        """Lease the next refs to load; [] at the end of the epoch."""
         refs = source.next(self._lease, None)
         while not refs and self._timeout_s is None:
             stream = queue.stream()
@@ -161,15 +155,13 @@ class FeatureDataset(IterableDataset[Sample], Generic[R]):
         Returns:
             The ids whose lease this process has lost, or never had, normally none; they are left as they are.
         """
-        queue = self._leasing()
         mine, lost = self._mine(sample_ids)
-        return lost + queue.ack(mine, step=step)
+        return lost + self._leasing().ack(mine, step=step)
 
     def fail(self, sample_ids: Iterable[str], reason: str, retryable: bool) -> list[str]:
         """Fail samples; returns the ids whose lease this process has lost, or never had."""
-        queue = self._leasing()
         mine, lost = self._mine(sample_ids)
-        return lost + queue.fail(mine, reason, retryable)
+        return lost + self._leasing().fail(mine, reason, retryable)
 
     def give_back(self) -> int:
         """Return to the queue every sample that was not acknowledged, after an epoch that was left early.
@@ -179,7 +171,7 @@ class FeatureDataset(IterableDataset[Sample], Generic[R]):
         return self._leasing().release_all()
 
     def _mine(self, sample_ids: Iterable[str]) -> tuple[list[Any], list[str]]:
-        """The samples that this process leases, by whomever they were leased for it, and the ids of the others."""
+        """Tell the samples that this process leases, or that were leased for it, from the ids of the others."""
         refs: list[Any] = [_ById(sample_id) for sample_id in sample_ids]
         lost = self._leasing().adopt(refs)
         return [ref for ref in refs if ref.sample_id not in lost], lost
@@ -194,4 +186,4 @@ def _load(materialiser: Materialiser[R], refs: list[R]) -> list[tuple[R, Any]]:
     try:
         return materialiser.load(refs)
     except UnloadedError as unloaded:
-        raise materialiser.settle(unloaded) from None
+        raise materialiser.give_up(unloaded) from None

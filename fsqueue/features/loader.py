@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
-from fsqueue.features.ahead import Ahead
 from fsqueue.features.contract import FeatureStore
 from fsqueue.features.materialise import Materialiser, Transform, UnloadedError
-from fsqueue.features.source import ListSource, QueueSource, Source
+from fsqueue.features.prefetch import Prefetcher
+from fsqueue.features.source import QueueSource, Source
 from fsqueue.records import id_of_ref
 from fsqueue.stream.view import StopEvent
 
@@ -22,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Batch(Generic[R]):
-    """What a loader yields.
+    """A batch of a loader's.
 
     Attributes:
         refs: of the samples in it, in order.
@@ -89,7 +88,7 @@ class FeatureDataLoader(Generic[R]):
             raise ValueError(f"needs batch_size and ahead of 1 or more, found {batch_size} and {ahead}")
         if ack not in ("auto", "deferred") or on_error not in ("skip", "raise"):
             raise ValueError(f"needs ack 'auto' or 'deferred', on_error 'skip' or 'raise', found {ack!r}, {on_error!r}")
-        self._source: Source[R] = ListSource(refs) if refs is not None else QueueSource(queue, timeout_s, partition)
+        self._source = Source(refs) if refs is not None else QueueSource[R](queue, timeout_s, partition)
         self._materialiser = Materialiser(store, self._source, transform, on_error)
         self._batch_size = batch_size
         self._drop_last = drop_last
@@ -109,7 +108,10 @@ class FeatureDataLoader(Generic[R]):
         return iteration
 
     def _iterate(self) -> Generator[Batch[R], None, None]:
-        """CRASH, or the loop is left by `break`: the last batch was not acknowledged, and comes again."""
+        """Yield the batches.
+
+        CRASH, or the loop is left by `break`: the last batch was not acknowledged, and comes again.
+        """
         try:
             with closing(self._ahead() if self._prefetch else self._one_by_one()) as batches:
                 for batch in batches:
@@ -119,7 +121,7 @@ class FeatureDataLoader(Generic[R]):
                         if self._auto:
                             self.ack()
         except UnloadedError as unloaded:  # only now that nothing more is leased, or it would be, for nobody
-            raise self._materialiser.settle(unloaded) from None
+            raise self._materialiser.give_up(unloaded) from None
         finally:
             if self._auto and self._out:
                 # Forgotten first: where this fails, the next iteration must not acknowledge what nobody trained.
@@ -131,21 +133,18 @@ class FeatureDataLoader(Generic[R]):
             yield self._load(refs)
 
     def _ahead(self) -> Generator[Batch[R] | None, None, None]:
-        def lease(stop: threading.Event) -> list[R]:
-            return self._lease(stop)
-
         def discard(what: list[R] | Batch[R] | BaseException | None) -> None:
             if isinstance(what, UnloadedError):
-                self._materialiser.settle(what)
+                self._materialiser.give_up(what)
             elif isinstance(what, (Batch, list)):
                 self._source.give_back(what.refs if isinstance(what, Batch) else what)
 
-        with closing(Ahead(lease, self._load, discard, workers=self._prefetch, depth=self._depth)) as ahead:
+        with closing(Prefetcher(self._lease, self._load, discard, workers=self._prefetch, depth=self._depth)) as ahead:
             yield from ahead
 
     @property
     def failed(self) -> dict[str, str]:
-        """Why samples were failed, by their ids."""
+        """The reason for which each sample was failed, by id."""
         return self._materialiser.failed
 
     def _lease(self, stop: StopEvent | None) -> list[R]:
@@ -156,7 +155,7 @@ class FeatureDataLoader(Generic[R]):
         return refs
 
     def _load(self, refs: list[R]) -> Batch[R] | None:
-        """A batch of those refs whose features can be had; None where there are none."""
+        """Make a batch of those refs whose features can be had; None where there are none."""
         loaded = self._materialiser.load(refs)
         if not loaded:
             return None

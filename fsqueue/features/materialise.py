@@ -1,4 +1,4 @@
-"""From refs to samples: loading what refs name, and failing those whose features cannot be had."""
+"""Make samples of refs: load what refs name, and fail those whose features cannot be had."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Materialiser(Generic[R]):
     """Loads refs on behalf of one loader; several threads may.
 
     Attributes:
-        failed: why refs were failed, by id.
+        failed: the reason for which each ref was failed, by id.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class Materialiser(Generic[R]):
         self.failed: dict[str, str] = {}
 
     def load(self, refs: list[R]) -> list[tuple[R, Any]]:
-        """Refs and their samples, without those that were failed.
+        """Return refs and their samples, without those that were failed.
 
         Raises:
-            UnloadedError: on_error is "raise", or it is no sample's error; the refs are still leased, and `settle`
+            UnloadedError: on_error is "raise", or it is no sample's error; the refs are still leased, and `give_up`
                 ends that.
         """
         loaded: list[tuple[R, Any]] = []
@@ -85,12 +85,12 @@ class Materialiser(Generic[R]):
         return loaded
 
     def unloaded(self, error: Exception, culprit: R | None, others: list[R]) -> UnloadedError:
-        """What to raise, with the batch still leased; what an error of no sample ends is given back uncounted."""
+        """Return what to raise, with the batch still leased; after an error of no sample it is given back uncounted."""
         if is_no_sample_s(error):
             self._source.spare()
         return UnloadedError(error, culprit, others)
 
-    def settle(self, unloaded: UnloadedError) -> Exception:
+    def give_up(self, unloaded: UnloadedError) -> Exception:
         """Fail the ref that could not be loaded, and give back the others; returns the error to raise."""
         if unloaded.culprit is not None:
             self._reject(unloaded.culprit, unloaded.cause)
@@ -111,5 +111,5 @@ class Materialiser(Generic[R]):
 
 
 def is_no_sample_s(error: BaseException) -> bool:
-    """Whether an error speaks of this process, or its host, and not of the sample that was loaded."""
+    """Tell if an error speaks of this process, or its host, and not of the sample that was loaded."""
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _EXHAUSTED)

@@ -1,11 +1,11 @@
-"""Where a loader's refs come from: a queue of whatever kind, or a list; and what becomes of them."""
+"""A loader's refs: taken from a list or from a queue of whatever kind, and settled there."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from fsqueue.stream.view import StopEvent
 
@@ -16,19 +16,27 @@ _POLL_S = 0.05
 _PAUSE_S = 0.002
 
 
-class Source(Protocol[R]):
-    """Hands out refs in batches and takes back what became of them."""
+class Source(Generic[R]):
+    """A list of refs that nobody leases: settling them means nothing."""
+
+    def __init__(self, refs: Iterable[R] = ()) -> None:
+        self._refs = refs
+        self._rest: Iterator[R] = iter(())
 
     def rewind(self) -> None:
-        """A new iteration begins."""
+        """Begin a new iteration."""
+        self._rest = iter(self._refs)
 
     def next(self, count: int, stop: StopEvent | None) -> list[R]:
-        """Up to count refs; [] at the end, or once stop is set."""
+        """Return up to count refs; [] at the end, or once stop is set."""
+        return list(islice(self._rest, count))
 
     def ack(self, refs: list[R], step: int | None) -> list[str]:
-        """Settle refs; returns the ids whose lease was lost."""
+        """Acknowledge refs; returns the ids whose lease was lost."""
+        return []
 
-    def fail(self, refs: list[R], reason: str, retryable: bool) -> None: ...
+    def fail(self, refs: list[R], reason: str, retryable: bool) -> None:
+        """Fail refs for a reason."""
 
     def give_back(self, refs: list[R]) -> None:
         """Return refs that nothing was wrong with."""
@@ -37,30 +45,7 @@ class Source(Protocol[R]):
         """For the rest of the iteration, count no attempt for what is given back, where the queue can do that."""
 
 
-class ListSource(Generic[R]):
-    """Refs that nobody leases: settling them means nothing."""
-
-    def __init__(self, refs: Iterable[R]) -> None:
-        self._refs = refs
-        self._rest: Iterator[R] = iter(())
-
-    def rewind(self) -> None:
-        self._rest = iter(self._refs)
-
-    def next(self, count: int, stop: StopEvent | None) -> list[R]:
-        return list(islice(self._rest, count))
-
-    def ack(self, refs: list[R], step: int | None) -> list[str]:
-        return []
-
-    def fail(self, refs: list[R], reason: str, retryable: bool) -> None: ...
-
-    def give_back(self, refs: list[R]) -> None: ...
-
-    def spare(self) -> None: ...
-
-
-class QueueSource(Generic[R]):
+class QueueSource(Source[R]):
     """Refs of anything with get, ack and fail: a queue, a `TrainerView`, a controller's `TrainLease`.
 
     Args:
@@ -69,6 +54,7 @@ class QueueSource(Generic[R]):
     """
 
     def __init__(self, queue: Any, timeout_s: float | None, partition: tuple[int, int] | None) -> None:
+        super().__init__()
         self._queue = queue
         self._timeout_s = timeout_s
         self._partition = {} if partition is None else {"partition": partition}

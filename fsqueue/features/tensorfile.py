@@ -1,4 +1,4 @@
-"""Safetensors files as the store writes and reads them.
+"""Write and read the store's safetensors files.
 
 Writing is left to the safetensors library. Reading is done here, on one open descriptor: its functions open a path
 once for the header and once more for the data, which may be another file's by then, and follow links.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -48,39 +48,39 @@ class NotTensorsError(ValueError):
     """The bytes are no complete safetensors file of this store."""
 
 
-class _Entry(msgspec.Struct):
+class _TensorEntry(msgspec.Struct):
     dtype: str
     shape: tuple[int, ...]
     data_offsets: tuple[int, int]
 
 
 class Metadata(msgspec.Struct):
-    """What the store adds to a file."""
+    """The store's addition to a file's header."""
 
     sample_id: str
     generation: str
 
 
-class Header(msgspec.Struct):
-    """Where the tensors lie in a file.
+class TensorHeader(msgspec.Struct):
+    """A file's header: where each tensor lies.
 
     Attributes:
         data_at: offset of the first tensor's bytes in the file.
     """
 
     metadata: Metadata
-    entries: dict[str, _Entry]
+    entries: dict[str, _TensorEntry]
     data_at: int
 
     def specs(self) -> dict[str, FeatureSpec]:
-        """What a ref says of the tensors, in the order of their names."""
+        """Describe the tensors as a ref does, in the order of their names."""
         return {
             name: FeatureSpec(name, entry.shape, dtype_name(_DTYPES[entry.dtype]))
             for name, entry in sorted(self.entries.items())
         }
 
     def tensors(self, content: Tensor) -> dict[str, Tensor]:
-        """The tensors as views of the file's content, which is given as bytes (uint8).
+        """Return the tensors as views of the file's content, which is given as bytes (uint8).
 
         Raises:
             NotTensorsError: a shape that torch cannot have.
@@ -96,12 +96,12 @@ class Header(msgspec.Struct):
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """A type's name in a `FeatureSpec`, such as ``float32``."""
+    """Name a type as a `FeatureSpec` does, such as ``float32``."""
     return str(dtype).removeprefix("torch.")
 
 
 def encode(sample_id: str, tensors: Mapping[str, Tensor]) -> tuple[bytes, str]:
-    """A file's content, and its generation."""
+    """Return a file's content, and its generation."""
     plain: dict[str, Tensor] = {}
     memory: set[int] = set()
     for name, tensor in tensors.items():
@@ -114,7 +114,7 @@ def encode(sample_id: str, tensors: Mapping[str, Tensor]) -> tuple[bytes, str]:
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """The generation of these tensors: equal ones have equal generations, in whatever order and process."""
+    """Return these tensors' generation: equal ones have equal generations, in whatever order and process."""
     state = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -123,48 +123,38 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return state.hexdigest()[:GENERATION_DIGITS]
 
 
-def header_of(data: bytes) -> Header:
-    """The header of a whole file, checked as in reading.
+def read_header(read: Callable[[int, int], bytes], file_bytes: int) -> TensorHeader:
+    """Read a file's header, and check that every tensor lies inside the file, which ends with the last one.
+
+    Args:
+        read: ``read(count, offset)`` returns the file's bytes.
 
     Raises:
-        NotTensorsError: says what is wrong.
+        NotTensorsError: says what is wrong: among others, the file is too short for what it says, or the header
+            longer than the store reads.
     """
-    length = header_length(data[:LENGTH_BYTES], len(data))
-    return parse_header(data[LENGTH_BYTES : LENGTH_BYTES + length], len(data))
-
-
-def header_length(first: bytes, file_bytes: int) -> int:
-    """How many bytes of header follow the first eight.
-
-    Raises:
-        NotTensorsError: the file is too short for what it says, or the header longer than the store reads.
-    """
+    first = read(LENGTH_BYTES, 0)
     length = int.from_bytes(first, "little")
     if len(first) < LENGTH_BYTES or not 2 <= length <= file_bytes - LENGTH_BYTES:
         raise NotTensorsError("has no safetensors header")
     if length > HEADER_LIMIT_BYTES:
         raise NotTensorsError(f"has a header of {length} bytes, of at most {HEADER_LIMIT_BYTES}")
-    return length
+    return _parse_header(read(length, LENGTH_BYTES), file_bytes)
 
 
-def parse_header(data: bytes, file_bytes: int) -> Header:
-    """The header, checked so that every tensor lies inside the file and the file ends with the last one.
-
-    Raises:
-        NotTensorsError: says what is wrong.
-    """
+def _parse_header(data: bytes, file_bytes: int) -> TensorHeader:
     try:
         raw = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
         metadata = msgspec.json.decode(raw.pop("__metadata__", b"{}"), type=Metadata)
-        entries = {name: msgspec.json.decode(entry, type=_Entry) for name, entry in raw.items()}
+        entries = {name: msgspec.json.decode(entry, type=_TensorEntry) for name, entry in raw.items()}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise NotTensorsError(f"has a damaged header ({error})") from None
     data_at = LENGTH_BYTES + len(data)
     _check_layout(entries, data_at, file_bytes - data_at)
-    return Header(metadata, entries, data_at)
+    return TensorHeader(metadata, entries, data_at)
 
 
-def _check_layout(entries: dict[str, _Entry], data_at: int, data_bytes: int) -> None:
+def _check_layout(entries: dict[str, _TensorEntry], data_at: int, data_bytes: int) -> None:
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
         dtype = _DTYPES.get(entry.dtype)
@@ -181,7 +171,7 @@ def _check_layout(entries: dict[str, _Entry], data_at: int, data_bytes: int) -> 
 
 
 def unsupported(tensors: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The name of something that a put has to refuse, and why, in words."""
+    """Return the name of something that a put has to refuse, and why, in words; None where all is well."""
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not name or name == "__metadata__":
             return str(name), "is no name that a tensor can be stored under"

@@ -24,12 +24,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from fsqueue.disk.fileops import FILE_LIMIT_BYTES
 from fsqueue.format import framing, names
 from fsqueue.format.codec import UNDECODABLE
 
 SEGMENT_REFS = 10_000
-SEGMENT_BYTES = FILE_LIMIT_BYTES // 2
 NAME_LIMIT_BYTES = 255 - len(".into-") - 12
 
 _REVISION = r"[0-9a-f]{12}"

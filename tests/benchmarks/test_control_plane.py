@@ -39,4 +39,4 @@ def test_without_torch_the_loader_is_left_out(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "pip install 'fsqueue[features]'" in done.stdout
+    assert "pip install 'fsqueue-shared[features]'" in done.stdout

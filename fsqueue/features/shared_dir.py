@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from fsqueue.disk.fileops import current, explained, silently_remove
+from fsqueue.disk.publish import write_file
 from fsqueue.engine.layout import is_remote
 from fsqueue.engine.owners import new_owner
 from fsqueue.errors import CorruptRefError
-from fsqueue.features import address, care, tensorfile
+from fsqueue.features import address, collect, tensorfile
 from fsqueue.features.address import Address
 from fsqueue.features.contract import Collected, FeatureRef, StoredFeatures, StoreHealth
 from fsqueue.features.errors import (
@@ -32,8 +33,8 @@ from fsqueue.features.errors import (
     ForeignFeatureError,
     StaleFeatureError,
 )
-from fsqueue.features.place import TMP, ensure_place
-from fsqueue.features.tensorfile import Header, NotTensorsError
+from fsqueue.features.root import TMP, StoreRoot
+from fsqueue.features.tensorfile import NotTensorsError, TensorHeader
 from fsqueue.format.names import stem_of
 
 T = TypeVar("T")
@@ -47,7 +48,7 @@ class _File(NamedTuple):
 
     fd: int
     size_bytes: int
-    header: Header
+    header: TensorHeader
 
 
 class SharedDirFeatureStore:
@@ -57,10 +58,10 @@ class SharedDirFeatureStore:
 
     Args:
         root: the store's directory; created where it is missing or empty.
-        durable: whether put fsyncs, so that features survive a power cut.
-        mapped: whether get maps files into memory instead of reading them; None maps on local filesystems. Elsewhere
-            a file that another node removes under a mapping kills the process that touches it (SIGBUS).
-        verify: whether get compares the content with its generation, which reads all of it.
+        durable: put fsyncs, so that features survive a power cut.
+        mapped: get maps files into memory instead of reading them; None maps on local filesystems. Elsewhere a file
+            that another node removes under a mapping kills the process that touches it (SIGBUS).
+        verify: get compares the content with its generation, which reads all of it.
 
     Raises:
         FeatureStoreError: the directory is not empty and no store.
@@ -76,12 +77,12 @@ class SharedDirFeatureStore:
         self._verify = verify
         self._ops = current()
         with explained("opening feature store", self.root):
-            self._place = ensure_place(self._ops, self.root)
+            self._store_root = StoreRoot(self._ops, self.root)
         self._mapped = not is_remote(self._ops, self.root) if mapped is None else mapped
 
     @property
     def store_id(self) -> str:
-        return self._place.settings.store_id
+        return self._store_root.settings.store_id
 
     def put(self, sample_id: str, tensors: Mapping[str, Tensor]) -> StoredFeatures:
         """Publish a sample's features; see `FeatureStore.put`.
@@ -93,12 +94,11 @@ class SharedDirFeatureStore:
             QueueIOError: the filesystem refused; what was there before still is.
         """
         stem = stem_of(sample_id)
-        problem = tensorfile.unsupported(tensors)
-        if problem:
+        if problem := tensorfile.unsupported(tensors):
             raise FeatureSpecError(sample_id, *problem)
         data, generation = tensorfile.encode(sample_id, tensors)
         try:
-            header = tensorfile.header_of(data)
+            header = tensorfile.read_header(lambda count, at: data[at : at + count], len(data))
         except NotTensorsError as error:
             why = f"has the longest of {len(tensors)} names, and the file {error}: use fewer or shorter names"
             raise FeatureSpecError(sample_id, max(tensors, key=len, default=""), why) from None
@@ -106,7 +106,7 @@ class SharedDirFeatureStore:
             self._publish(stem, data, generation)
         return self._described(sample_id, stem, header, len(data))
 
-    def _described(self, sample_id: str, stem: str, header: Header, size_bytes: int) -> StoredFeatures:
+    def _described(self, sample_id: str, stem: str, header: TensorHeader, size_bytes: int) -> StoredFeatures:
         uri = str(Address(self.store_id, stem, header.metadata.generation))
         specs = header.specs()
         return StoredFeatures(sample_id, uri, {name: name for name in specs}, specs, size_bytes)
@@ -114,15 +114,10 @@ class SharedDirFeatureStore:
     def _publish(self, stem: str, data: bytes, generation: str) -> None:
         """CRASH: before the rename there is only a file in tmp/, which gc removes."""
         ops, name = self._ops, new_owner(None, self.root)
-        with self._place.folder(TMP, create=True) as tmp_fd:
+        with self._store_root.folder(TMP, create=True) as tmp_fd:
+            write_file(ops, tmp_fd, name, data, self._durable)
             try:
-                fd = ops.create(tmp_fd, name, data)
-                try:
-                    if self._durable:
-                        ops.fsync(fd)
-                finally:
-                    ops.close(fd)
-                with self._place.folder(address.folder_of(stem), create=True) as folder_fd:
+                with self._store_root.folder(address.folder_of(stem), create=True) as folder_fd:
                     self._install(tmp_fd, name, folder_fd, stem, generation)
             except BaseException:
                 silently_remove(ops, tmp_fd, [name])
@@ -149,21 +144,19 @@ class SharedDirFeatureStore:
             return None
 
     def find(self, sample_id: str) -> StoredFeatures | None:
-        """What is stored for a sample; None where nothing is. A restarted producer need not compute it again.
+        """Return what is stored for a sample, or None. A restarted producer need not compute it again.
 
         Raises:
             CorruptFeatureError: the file is damaged: put the features anew.
         """
+        return self._reading(lambda: self._find(sample_id, stem_of(sample_id)))
 
-        def describe() -> StoredFeatures:
-            with self._opened(sample_id, stem) as file:
-                return self._described(sample_id, stem, file.header, file.size_bytes)
-
-        stem = stem_of(sample_id)
-        return self._reading(describe)
+    def _find(self, sample_id: str, stem: str) -> StoredFeatures:
+        with self._opened(sample_id, stem) as file:
+            return self._described(sample_id, stem, file.header, file.size_bytes)
 
     def get(self, ref: FeatureRef) -> dict[str, Tensor]:
-        """The tensors that a ref names, by the names it gives them; see `FeatureStore.get`.
+        """Load the tensors that a ref names, by the names it gives them; see `FeatureStore.get`.
 
         They may be views of a mapped file: writing into them changes no file.
 
@@ -186,7 +179,7 @@ class SharedDirFeatureStore:
         return {name: tensor for name, tensor in found if tensor is not None}
 
     def _reading(self, read: Callable[[], T]) -> T | None:
-        """What read returns; None where there is no file."""
+        """Return what read does, or None where there is no file."""
         with explained("reading features from", self.root):
             for left in reversed(range(_TRIES)):
                 try:
@@ -210,7 +203,7 @@ class SharedDirFeatureStore:
             return tensors
 
     def _content(self, file: _File) -> Tensor:
-        """The file as bytes, mapped copy-on-write or read.
+        """Map the file copy-on-write, or read it.
 
         Reading needs nothing but the open descriptor; mapping also needs a free one, /dev/fd, and a mapping to spare.
         """
@@ -228,19 +221,16 @@ class SharedDirFeatureStore:
 
     @contextmanager
     def _opened(self, sample_id: str, stem: str, suffixes: tuple[str, ...] = _EITHER) -> Iterator[_File]:
-        """The features of a stem, open, with their header; what is no features file is a CorruptFeatureError."""
+        """Open the features of a stem and read their header; what is no features file is a CorruptFeatureError."""
         ops = self._ops
         try:
-            with self._place.folder(address.folder_of(stem)) as folder_fd:
+            with self._store_root.folder(address.folder_of(stem)) as folder_fd:
                 fd = self._open_first(folder_fd, [stem + suffix for suffix in suffixes])
             try:
                 status = ops.fstat(fd)
                 if not stat.S_ISREG(status.st_mode):
                     raise NotTensorsError("is not a regular file")
-                size = status.st_size
-                length = tensorfile.header_length(ops.pread(fd, tensorfile.LENGTH_BYTES, 0), size)
-                header = tensorfile.parse_header(ops.pread(fd, length, tensorfile.LENGTH_BYTES), size)
-                yield _File(fd, size, header)
+                yield _File(fd, status.st_size, tensorfile.read_header(partial(ops.pread, fd), status.st_size))
             finally:
                 ops.close(fd)
         except NotTensorsError as error:
@@ -255,31 +245,29 @@ class SharedDirFeatureStore:
         return self._ops.open_to_read(folder_fd, file_names[-1])
 
     def release(self, sample_id: str) -> None:
-        """The features were used: they can be read until gc removes them; see `FeatureStore.release`."""
+        """Say that the features were used: they can be read until gc removes them; see `FeatureStore.release`."""
 
-        def rename(folder_fd: int) -> None:
-            live = stem + address.SUFFIX
-            ops.utime(live, dir_fd=folder_fd, follow_symlinks=False)  # gc goes by the mtime, which a rename keeps
-            ops.rename(live, stem + address.RELEASED, src_dir_fd=folder_fd, dst_dir_fd=folder_fd)
+        def rename(fd: int, live: str, released: str) -> None:
+            self._ops.utime(live, dir_fd=fd, follow_symlinks=False)  # gc goes by the mtime, which a rename keeps
+            self._ops.rename(live, released, src_dir_fd=fd, dst_dir_fd=fd)
 
-        stem, ops = stem_of(sample_id), self._ops
-        self._change("releasing features in", stem, rename)
+        self._change("releasing features in", sample_id, rename)
 
     def abort(self, sample_id: str, *, reason: str | None = None) -> None:
         """Remove the features now, released or not; reason is accepted for the callers' sake."""
 
-        def remove(folder_fd: int) -> None:
-            self._ops.remove(folder_fd, stem + address.SUFFIX)
-            self._ops.remove(folder_fd, stem + address.RELEASED)
+        def remove(fd: int, *names: str) -> None:
+            for name in names:
+                self._ops.remove(fd, name)
 
+        self._change("removing features from", sample_id, remove)
+
+    def _change(self, what: str, sample_id: str, change: Callable[[int, str, str], None]) -> None:
+        """Change a sample's live or released file; where the features are gone, there is nothing to change."""
         stem = stem_of(sample_id)
-        self._change("removing features from", stem, remove)
-
-    def _change(self, what: str, stem: str, change: Callable[[int], None]) -> None:
-        """Change something in a stem's folder; where the features are gone, there is nothing to change."""
-        folder = address.folder_of(stem)
-        with explained(what, self.root), suppress(FileNotFoundError), self._place.folder(folder) as folder_fd:
-            change(folder_fd)
+        folder = self._store_root.folder(address.folder_of(stem))
+        with explained(what, self.root), suppress(FileNotFoundError), folder as fd:
+            change(fd, stem + address.SUFFIX, stem + address.RELEASED)
 
     def gc(self, *, released_older_than_s: float = 0.0, unfinished_older_than_s: float = 3600.0) -> Collected:
         """Remove released features, and what writers left in tmp/; see `FeatureStore.gc`.
@@ -288,16 +276,16 @@ class SharedDirFeatureStore:
         acks, call it once a checkpoint is durable: a rewind needs the features of the samples acked after it.
         """
         with explained("collecting garbage in", self.root):
-            return care.collect(self._place, released_older_than_s, unfinished_older_than_s)
+            return collect.garbage(self._store_root, released_older_than_s, unfinished_older_than_s)
 
     def health(self) -> StoreHealth:
-        """What the store holds; costs one listing a folder and a stat a file."""
+        """Count what the store holds; costs one listing a folder and a stat a file."""
         with explained("examining feature store", self.root):
-            return care.examine(self._place)
+            return collect.health(self._store_root)
 
     def close(self) -> None:
         """Close the store's directory; tensors that get returned stay valid."""
-        self._place.root.close()
+        self._store_root.directory.close()
 
     def __enter__(self) -> SharedDirFeatureStore:
         return self
@@ -314,7 +302,7 @@ class SharedDirFeatureStore:
 
 
 def _checked(ref: FeatureRef, name: str, spec: Any, tensors: Mapping[str, Tensor]) -> Tensor | None:
-    """The tensor that a ref calls name; None where it is lacking and need not be there."""
+    """Return the tensor that a ref calls name; None where it is lacking and need not be there."""
     tensor = tensors.get(ref.feature_keys.get(name, name))
     if tensor is None:
         if not spec.required:

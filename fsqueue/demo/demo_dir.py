@@ -1,4 +1,4 @@
-"""The one directory that the demo's processes share, and the plan that they all read.
+"""The directory that the demo's processes share, and the plan that they all read.
 
 DIR/queue/           the sample refs, and the stream's members
 DIR/ledger/          what was committed, and what was acknowledged at which step
@@ -17,11 +17,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from fsqueue.demo.options import DemoError, DemoOptions
+from fsqueue.disk.directory import Directory
+from fsqueue.disk.fileops import current
+from fsqueue.disk.publish import replace_file
 from fsqueue.engine.layout import STATES
 from fsqueue.format import names
 
@@ -30,7 +35,7 @@ _OPTIONS = "options.json"
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What the workers agree on.
+    """The plan that all workers follow.
 
     Attributes:
         target: the folder to load the target model from.
@@ -53,7 +58,7 @@ class Sample(NamedTuple):
 
     @property
     def chunk_id(self) -> str:
-        """What the chunk's features are stored under; all passes share them."""
+        """The id that the chunk's features are stored under; all passes share them."""
         return f"chunk-{self.chunk:05d}"
 
     @property
@@ -62,30 +67,28 @@ class Sample(NamedTuple):
 
 
 def samples_of_rollout(options: DemoOptions, index: int) -> Iterator[Sample]:
-    """A rollout's samples, in the order in which it puts them; every sample belongs to exactly one rollout."""
+    """Yield a rollout's samples, in the order in which it puts them; every sample belongs to exactly one rollout."""
     for pass_index in range(options.passes):
         for chunk in range(index, options.samples, options.rollouts):
             yield Sample(chunk, pass_index)
 
 
 def all_sample_ids(options: DemoOptions) -> list[str]:
-    """Every sample's id; its place in this list is its place in the training state's counts."""
+    """List every sample's id; its place in this list is its place in the training state's counts."""
     return [Sample(chunk, number).sample_id for number in range(options.passes) for chunk in range(options.samples)]
 
 
 def ids_by_state(queue_path: str) -> dict[str, set[str]]:
-    """The ids in each state, by one listing each.
+    """Collect the ids in each state, by one listing each.
 
     RACE: refs move while the directories are listed one after the other. One that moves forward is seen by a later
     listing, perhaps by both. One whose trainer dies moves back and can be missed; then it is pending or leased still.
     """
-    found: dict[str, set[str]] = {state: set() for state in STATES}
-    for state, ids in found.items():
-        for name in os.listdir(os.path.join(queue_path, state)):
-            parsed = names.parse_leased(name) if state == "leased" else names.parse_done(name)
-            sample_id = names.id_of(parsed[0]) if parsed else None
-            if sample_id is not None:
-                ids.add(sample_id)
+    found: dict[str, set[str]] = {}
+    for state in STATES:
+        parse = names.parse_leased if state == "leased" else names.parse_done
+        parsed = map(parse, os.listdir(os.path.join(queue_path, state)))
+        found[state] = {sample_id for it in parsed if it and (sample_id := names.id_of(it[0])) is not None}
     return found
 
 
@@ -118,14 +121,13 @@ class DemoDirectory:
         publish(self.at(_OPTIONS), msgspec.json.encode(options))
 
     def read_options(self) -> DemoOptions:
-        """What the run was asked for.
+        """Read the options that the run was started with.
 
         Raises:
             DemoError: there is no run here.
         """
         try:
-            with open(self.at(_OPTIONS), "rb") as f:
-                return msgspec.json.decode(f.read(), type=DemoOptions)
+            return msgspec.json.decode(Path(self.at(_OPTIONS)).read_bytes(), type=DemoOptions)
         except (FileNotFoundError, NotADirectoryError):
             raise DemoError(f"{self.path} holds no demo run: start one without --resume") from None
 
@@ -133,12 +135,10 @@ class DemoDirectory:
         publish(self.at("plan.json"), msgspec.json.encode(plan))
 
     def read_plan(self) -> Plan | None:
-        """The plan; None as long as it is not written."""
-        try:
-            with open(self.at("plan.json"), "rb") as f:
-                return msgspec.json.decode(f.read(), type=Plan)
-        except FileNotFoundError:
-            return None
+        """Read the plan; None as long as it is not written."""
+        with suppress(FileNotFoundError):
+            return msgspec.json.decode(Path(self.at("plan.json")).read_bytes(), type=Plan)
+        return None
 
 
 class Parent:
@@ -163,17 +163,7 @@ class Parent:
 
 
 def publish(path: str, content: bytes) -> None:
-    """Write a file so that it is there whole and durable, or not at all. One writer a path."""
+    """Replace a file, durably, so that it is there whole or not at all. One writer a path."""
     folder, name = os.path.split(path)
-    tmp = os.path.join(folder, f".{name}.tmp")
-    # CRASH: a leftover .tmp is invisible to readers, and the next write of the same path replaces it.
-    with open(tmp, "wb") as f:
-        f.write(content)
-        f.flush()
-        os.fsync(f.fileno())
-    os.rename(tmp, path)
-    folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder_fd)
-    finally:
-        os.close(folder_fd)
+    with closing(Directory(current(), folder)) as directory:
+        replace_file(directory.ops, directory, name, content, durable=True)

@@ -1,4 +1,4 @@
-"""How a rollout or a trainer takes part in a run: what it opens, in which order, and how it ends.
+"""The part that a rollout and a trainer have in common: what each opens, in which order, and how it ends.
 
 A worker joins the stream before it loads anything large, so that a restarted one is back long before the others
 would take it for dead.
@@ -15,22 +15,19 @@ from typing import Literal
 
 from fsqueue.control.controller import DataFlowController
 from fsqueue.control.ledger import FileMetadataStore
-from fsqueue.demo.directory import DemoDirectory, Parent
+from fsqueue.demo.demo_dir import DemoDirectory, Parent
 from fsqueue.demo.journal import Journal
 from fsqueue.demo.options import DemoOptions
 from fsqueue.queue import FileSampleRefQueue
 from fsqueue.records import SampleRef
 
-Queue = FileSampleRefQueue[SampleRef]
-Controller = DataFlowController[SampleRef]
-
 
 @dataclass(frozen=True)
-class Part:
-    """What a worker works with.
+class Worker:
+    """A rollout or a trainer of this process, and all that it works with.
 
     Attributes:
-        name: the worker's, in the stream, in owners and in journals.
+        name: its name in the stream, in owners and in journals.
         index: its number among the rollouts, or its rank.
     """
 
@@ -40,27 +37,26 @@ class Part:
     index: int
     parent: Parent
     journal: Journal
-    queue: Queue
-    controller: Controller
+    queue: FileSampleRefQueue[SampleRef]
+    controller: DataFlowController[SampleRef]
 
 
 @contextmanager
-def opened(demo: DemoDirectory, kind: str, index: int, start: int, parent: Parent) -> Iterator[Part]:
-    """A worker's handles; `start` counts the starts of the same worker."""
+def opened(demo: DemoDirectory, kind: str, index: int, start: int, parent: Parent) -> Iterator[Worker]:
+    """Open a worker's handles; `start` counts the starts of the same worker."""
     options, name = demo.read_options(), f"{kind}-{index}"
-    store: FileMetadataStore[SampleRef] = FileMetadataStore(demo.ledger)
     with (
         closing(Journal(demo.log, name, start)) as journal,
         FileSampleRefQueue(demo.queue, owner=name, heartbeat_s=options.lease_timeout_s / 5) as queue,
-        store,
+        FileMetadataStore[SampleRef](demo.ledger) as store,
     ):
-        controller: Controller = DataFlowController(options.run_id, sample_queue=queue, metadata_store=store)
-        yield Part(demo, options, name, index, parent, journal, queue, controller)
+        controller = DataFlowController[SampleRef](options.run_id, sample_queue=queue, metadata_store=store)
+        yield Worker(demo, options, name, index, parent, journal, queue, controller)
 
 
 @contextmanager
-def taking_part(kind: Literal["rollout", "trainer"]) -> Iterator[Part]:
-    """This process's part, as its command line says: a rollout produces, a trainer consumes.
+def taking_part(kind: Literal["rollout", "trainer"]) -> Iterator[Worker]:
+    """Join the stream as this process's command line says: a rollout produces, a trainer consumes.
 
     Leaving the block normally closes this end of the stream, an exception marks it failed.
     """
@@ -71,8 +67,8 @@ def taking_part(kind: Literal["rollout", "trainer"]) -> Iterator[Part]:
     parser.add_argument("--parent", type=int, help="exit when this process is no longer the parent")
     given = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the supervisor too, which then ends the workers
-    with opened(DemoDirectory(given.directory), kind, given.index, given.start, Parent(given.parent)) as part:
-        join = part.queue.producer if kind == "rollout" else part.queue.consumer
-        expected = part.options.rollouts if kind == "rollout" else part.options.trainers
-        with join(part.name, expected=expected):
-            yield part
+    with opened(DemoDirectory(given.directory), kind, given.index, given.start, Parent(given.parent)) as worker:
+        join = worker.queue.producer if kind == "rollout" else worker.queue.consumer
+        expected = worker.options.rollouts if kind == "rollout" else worker.options.trainers
+        with join(worker.name, expected=expected):
+            yield worker

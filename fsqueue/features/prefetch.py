@@ -1,4 +1,4 @@
-"""Loading batches ahead of need: one thread leases refs, others load what they name."""
+"""Load batches ahead of need: one thread leases refs, others load what they name."""
 
 from __future__ import annotations
 
@@ -6,24 +6,17 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 R = TypeVar("R")
 B = TypeVar("B")
 
 
-class _Coming(NamedTuple, Generic[R, B]):
-    """A batch that is being loaded; without refs, an error of leasing, which comes last."""
-
-    refs: list[R]
-    batch: Future[B]
-
-
-class Ahead(Generic[R, B]):
-    """At most `depth` batches are leased and not yet handed out, in the order of leasing; none after an error.
+class Prefetcher(Generic[R, B]):
+    """Leases and loads at most `depth` batches before they are asked for, in order, and none after an error.
 
     Args:
-        lease: the next batch's refs, [] at the end or once the event is set.
+        lease: returns the next batch's refs, [] at the end or once the event is set.
         load: makes a batch of refs.
         discard: takes back a batch that nobody will use: its refs, or what load returned, or what it raised.
     """
@@ -42,7 +35,8 @@ class Ahead(Generic[R, B]):
         self._discard = discard
         self._stop = threading.Event()
         self._room = threading.Semaphore(depth)
-        self._coming: SimpleQueue[_Coming[R, B] | None] = SimpleQueue()
+        # Refs and the batch that is being loaded of them; without refs, an error of leasing, which comes last.
+        self._coming: SimpleQueue[tuple[list[R], Future[B]] | None] = SimpleQueue()
         self._pool = ThreadPoolExecutor(workers, "fsqueue-load")
         self._feeder = threading.Thread(target=self._feed, name="fsqueue-lease", daemon=True)
         self._feeder.start()
@@ -50,11 +44,11 @@ class Ahead(Generic[R, B]):
     def _feed(self) -> None:
         try:
             while self._room.acquire() and not self._stop.is_set() and (refs := self._lease(self._stop)):
-                self._coming.put(_Coming(refs, self._pool.submit(self._load_or_stop, refs)))
+                self._coming.put((refs, self._pool.submit(self._load_or_stop, refs)))
         except BaseException as error:
             failed: Future[B] = Future()
             failed.set_exception(error)
-            self._coming.put(_Coming([], failed))
+            self._coming.put(([], failed))
         finally:
             self._coming.put(None)
 
@@ -67,7 +61,7 @@ class Ahead(Generic[R, B]):
 
     def __iter__(self) -> Iterator[B]:
         while coming := self._coming.get():
-            batch = coming.batch.result()
+            batch = coming[1].result()
             self._room.release()
             yield batch
 
@@ -78,14 +72,13 @@ class Ahead(Generic[R, B]):
         self._feeder.join()
         try:
             while not self._coming.empty():
-                coming = self._coming.get()
-                if coming is not None:
-                    self._discard_one(coming)
+                if coming := self._coming.get():
+                    self._discard_one(*coming)
         finally:
             self._pool.shutdown()
 
-    def _discard_one(self, coming: _Coming[R, B]) -> None:
-        if coming.batch.cancel():
-            self._discard(coming.refs)
+    def _discard_one(self, refs: list[R], batch: Future[B]) -> None:
+        if batch.cancel():
+            self._discard(refs)
         else:
-            self._discard(coming.batch.exception() or coming.batch.result())
+            self._discard(batch.exception() or batch.result())

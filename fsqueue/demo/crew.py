@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import fsqueue
-from fsqueue.demo.directory import DemoDirectory
+from fsqueue.demo.demo_dir import DemoDirectory
 from fsqueue.demo.journal import starts_of
 from fsqueue.demo.options import DemoError
 
@@ -18,24 +17,22 @@ _TAIL_LINES = 12
 
 
 def available_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class Worker:
+class Process:
     """One process of the demo, through all its starts.
 
     Attributes:
         starts: how often it was started, in this and in earlier runs of the demo in its directory.
-        finished: whether it ended by itself and well.
+        finished: it ended by itself and well.
     """
 
     def __init__(self, demo: DemoDirectory, module: str, arguments: list[str], name: str, threads: int) -> None:
         self._demo = demo
         self._command = [sys.executable, "-m", f"fsqueue.demo.{module}", demo.path, *arguments]
         self._threads = threads
-        self._process: subprocess.Popen[bytes] | None = None
+        self._popen: subprocess.Popen[bytes] | None = None
         self.name = name
         self.starts = starts_of(demo.log, name)
         self.finished = False
@@ -44,47 +41,37 @@ class Worker:
         self.starts += 1
         command = [argument.replace("{start}", str(self.starts)) for argument in self._command]
         with open(self._stderr(), "wb") as stderr:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=stderr,
-                stderr=stderr,
-                env=_environment(self._threads),
+            self._popen = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr, env=_environment(self._threads)
             )
 
     @property
     def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        return self._popen is not None and self._popen.poll() is None
 
     @property
     def pid(self) -> int:
-        return self._process.pid if self._process else 0
+        return self._popen.pid if self._popen else 0
 
     def was_killed(self) -> bool:
-        """Whether a signal has ended the process.
+        """Tell if a signal has ended the process.
 
         Raises:
             DemoError: an error has ended it; it is not started again.
         """
-        if self._process is None or self.finished or (code := self._process.poll()) is None:
+        if self._popen is None or self.finished or (code := self._popen.poll()) is None:
             return False
         if code > 0:
-            raise DemoError(f"{self.name} ended with exit code {code}:\n{self.stderr_tail()}")
+            tail = Path(self._stderr()).read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+            raise DemoError("\n".join([f"{self.name} ended with exit code {code}:", *tail]))
         self.finished = code == 0
         return not self.finished
 
     def kill(self) -> None:
-        """SIGKILL, and wait until it is gone."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGKILL)
-            self._process.wait()
-
-    def stderr_tail(self) -> str:
-        try:
-            lines = Path(self._stderr()).read_text(errors="replace").splitlines()
-        except FileNotFoundError:
-            return ""
-        return "\n".join(lines[-_TAIL_LINES:])
+        """Send SIGKILL, and wait until the process is gone."""
+        if self._popen is not None:
+            self._popen.kill()  # does nothing where it has ended
+            self._popen.wait()
 
     def _stderr(self) -> str:
         return self._demo.at("log", f"{self.name}.{self.starts}.stderr")
@@ -104,8 +91,8 @@ class Crew:
         threads = max(1, cores // (rollouts + trainers))
         self._demo = demo
         self._before_trainer_restart = before_trainer_restart
-        self.prepare = Worker(demo, "prepare", [], "prepare", cores)
-        self.evaluate = Worker(demo, "evaluate", [], "evaluate", cores)
+        self.prepare = Process(demo, "prepare", [], "prepare", cores)
+        self.evaluate = Process(demo, "evaluate", [], "evaluate", cores)
         self.rollouts = [_indexed(demo, "rollout", index, threads) for index in range(rollouts)]
         self.trainers = [_indexed(demo, "trainer", rank, threads) for rank in range(trainers)]
 
@@ -113,44 +100,44 @@ class Crew:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        for worker in self._all():
-            worker.kill()
+        for process in self._all():
+            process.kill()
 
     def start(self) -> None:
         """Start all but the evaluation, and the preparation where that is done: workers load while it goes on."""
         self.prepare.finished = self._demo.read_plan() is not None
-        for worker in (self.prepare, *self.trainers, *self.rollouts):
-            if not worker.finished:
-                worker.start()
+        for process in (self.prepare, *self.trainers, *self.rollouts):
+            if not process.finished:
+                process.start()
 
-    def watch(self) -> list[Worker]:
+    def watch(self) -> list[Process]:
         """Start workers that were killed again; returns them.
 
         Raises:
             DemoError: an error has ended one of them.
         """
-        killed = [worker for worker in self._all() if worker.was_killed()]
-        if any(worker in self.trainers for worker in killed):
+        killed = [process for process in self._all() if process.was_killed()]
+        if any(process in self.trainers for process in killed):
             self._before_trainer_restart()
-        for worker in killed:
-            worker.start()
+        for process in killed:
+            process.start()
         return killed
 
-    def _all(self) -> list[Worker]:
+    def _all(self) -> list[Process]:
         return [self.prepare, self.evaluate, *self.rollouts, *self.trainers]
 
     @property
     def finished(self) -> bool:
-        return all(worker.finished for worker in (*self.rollouts, *self.trainers))
+        return all(process.finished for process in (*self.rollouts, *self.trainers))
 
 
-def _indexed(demo: DemoDirectory, kind: str, index: int, threads: int) -> Worker:
+def _indexed(demo: DemoDirectory, kind: str, index: int, threads: int) -> Process:
     arguments = ["--index", str(index), "--start", "{start}", "--parent", str(os.getpid())]
-    return Worker(demo, kind, arguments, f"{kind}-{index}", threads)
+    return Process(demo, kind, arguments, f"{kind}-{index}", threads)
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """This process's environment, without network look-ups and with its share of the cores."""
+    """Return this process's environment, without network look-ups, and with a number of threads that fits."""
     package_parent = os.path.dirname(os.path.dirname(os.path.abspath(fsqueue.__file__)))
     inherited = os.environ.get("PYTHONPATH")
     return {

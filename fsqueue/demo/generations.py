@@ -1,4 +1,4 @@
-"""How the trainers' ranks and the supervisor agree on a generation, by files alone.
+"""Let the trainers' ranks and the supervisor agree on a generation, by files alone.
 
 The supervisor counts generations up in DIR/rendezvous/generation, each time before it starts a dead rank again.
 Every rank announces itself for the current generation and waits for all the others; only then do they connect
@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
-from fsqueue.demo.directory import DemoDirectory, Parent, publish
+from fsqueue.demo.demo_dir import DemoDirectory, Parent, publish
 
 _NEW_GENERATION_TIMEOUT_S = 60.0
 _POLL_S = 0.02
@@ -24,17 +25,16 @@ class FinishedError(Exception):
     """The training has finished; there is no group to join any more."""
 
 
-class Rendezvous:
+class Generations:
     """The files through which ranks and supervisor agree on a generation."""
 
     def __init__(self, demo: DemoDirectory) -> None:
         self._demo = demo
 
     def generation(self) -> int:
-        """The current generation; 0 before the first."""
+        """Return the current generation; 0 before the first."""
         try:
-            with open(self._at("generation"), encoding="utf-8") as f:
-                return int(f.read())
+            return int(Path(self._at("generation")).read_bytes())
         except FileNotFoundError:
             return 0
 
@@ -42,13 +42,8 @@ class Rendezvous:
         """Begin the next generation. The supervisor alone does this."""
         publish(self._at("generation"), str(self.generation() + 1).encode())
 
-    def announce(self, generation: int, rank: int) -> None:
-        publish(self._at(f"{generation}.rank-{rank}"), str(os.getpid()).encode())
-
-    def all_here(self, generation: int, world_size: int) -> bool:
-        return all(os.path.exists(self._at(f"{generation}.rank-{rank}")) for rank in range(world_size))
-
     def store(self, generation: int) -> str:
+        """Return the path of the file by which torch connects the ranks of a generation."""
         return self._at(f"{generation}.store")
 
     def wait_for_peers(self, rank: int, world_size: int, after: int, parent: Parent) -> int:
@@ -65,9 +60,10 @@ class Rendezvous:
                 raise FinishedError
             generation = self.generation()
             if generation > announced:
-                self.announce(generation, rank)
+                publish(self._at(f"{generation}.rank-{rank}"), str(os.getpid()).encode())
                 announced = generation
-            if announced > after and self.all_here(announced, world_size):
+            ranks = (self._at(f"{announced}.rank-{rank}") for rank in range(world_size))
+            if announced > after and all(map(os.path.exists, ranks)):
                 return announced
             if announced == after and time.monotonic() > deadline:
                 raise SystemExit(f"no generation after {after} began within {_NEW_GENERATION_TIMEOUT_S:.0f} s")
