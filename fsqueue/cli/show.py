@@ -13,8 +13,8 @@ from fsqueue.cli.arguments import as_json, takes_queue_and_one
 from fsqueue.cli.output import age, data, many_json, remark, shown
 from fsqueue.format import names
 from fsqueue.format.codec import Event
-from fsqueue.operate import status
-from fsqueue.operate.status import Detail
+from fsqueue.operate import show as showing
+from fsqueue.operate.show import Detail
 
 
 @click.command(epilog="Example:  fsqueue show /shared/queue s17 --json | jq '.[0].ref'")
@@ -27,7 +27,7 @@ def show(ctx: click.Context, queue: str, id: str, as_json: bool) -> None:
     ID is the sample id. One id may have several files: a live one, and those of its earlier lives in done and
     failed. Exits with 1 where there is none. Takes no lock and writes nothing.
     """
-    found = status.show(queue, id)
+    found = showing.show(queue, id)
     if as_json:
         many_json(_as_dict(detail) for detail in found)
     for detail in [] if as_json else found:
