@@ -1,4 +1,4 @@
-"""Refs that are live twice: pending and leased, leased by two owners, or pending under two names; and live files
+"""Find refs that are live twice: pending and leased, leased by two owners, or pending under two names; and live files
 that have two names in the queue."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _Identity = tuple[int, int]
 
 
 def duplicates(layout: Layout, looks: Looks, copies: list[Copy]) -> Iterator[Violation]:
-    """The copies of one live ref that are too many: all but the one that is to be kept.
+    """Yield the copies of one live ref that are too many: all but the one that is to be kept.
 
     RACE: a file that moves between two listings is seen twice. But two files that each keep their inode from one
     look to the next existed side by side in between.
@@ -28,7 +28,7 @@ def duplicates(layout: Layout, looks: Looks, copies: list[Copy]) -> Iterator[Vio
     linked = any(links > 1 for _, links in there.values())
     if len(there) < 2 or (len(inodes) == 1 and not linked):
         return
-    kept, *others = sorted(there, key=lambda copy: (*_rank(layout, copy), copy.name))
+    kept, *others = sorted(there, key=lambda copy: (_rank(layout, copy), copy.name))
     # With no lock, an id that two processes put at one moment may be queued twice: design, not damage.
     severity: Severity | None = "note" if layout.settings.lock == "none" else None
     for copy in others:
@@ -38,19 +38,15 @@ def duplicates(layout: Layout, looks: Looks, copies: list[Copy]) -> Iterator[Vio
 
 
 def twins(looks: Looks) -> Iterator[Violation]:
-    """Live files that are one file with another name in the queue: a rename onto that name would do nothing."""
+    """Yield live files that have another name in the queue: a rename onto that name would do nothing."""
     for inode, places in looks.linked.items():
         # RACE: a file that moved between two listings was seen under two names, and has one of them now.
-        there = [(state, name) for state, name in places if _inode(looks, state, name) == inode]
+        seen = ((place, _status(looks.directories[place[0]], place[1])) for place in places)
+        there = [place for place, found in seen if found and found.st_ino == inode]
         for state, name in there:
             other = next((place for place in there if place != (state, name)), None)
             if other is not None and state in ("pending", "leased"):
                 yield looks.violation("twin", state, name, f"the same file as {other[0]}/{other[1]}")
-
-
-def _inode(looks: Looks, state: str, name: str) -> int | None:
-    found = _status(looks.places[state], name)
-    return found.st_ino if found else None
 
 
 def _status(directory: Directory, name: str) -> os.stat_result | None:
@@ -65,15 +61,13 @@ def _identity(layout: Layout, copy: Copy) -> _Identity | None:
     return (status.st_ino, status.st_nlink) if status else None
 
 
-def _rank(layout: Layout, copy: Copy) -> tuple[int]:
-    """Which copy is kept: a lease that may be worked on, then one of a dead owner, then a pending one."""
-    if copy.state == "pending":
-        return (2,)
-    return (int(_is_dead(layout, copy)),)
+def _rank(layout: Layout, copy: Copy) -> int:
+    """Return 0 for the copy to keep before others: a lease that may be worked on, then a dead owner's, then pending."""
+    return 2 if copy.state == "pending" else int(_is_dead(layout, copy))
 
 
 def _is_dead(layout: Layout, copy: Copy) -> bool:
-    """Whether nobody works under this lease: it has no owner, or one that is known to be gone."""
+    """Tell whether nobody works under this lease: it has no owner, or one that is known to be gone."""
     if copy.owner is None:
         return True
     record = read_record(layout.ops, layout.owners, copy.owner)
