@@ -1,4 +1,4 @@
-"""Arguments that commands share: which queue is meant, durations, and the common flags.
+"""Parse what commands share: which queue is meant, durations, and the common flags.
 
 One convention for QUEUE: it is the first argument. It may be left out where --queue or $FSQUEUE_DIR names it.
 With --queue, no argument is taken for it. A command that takes any number of ids cannot tell a queue from an id:
@@ -31,7 +31,7 @@ else:
 
 
 class Duration(_ParamType):
-    """A length of time such as 90, 90s, 10m, 1.5h, 2d or 1w, in seconds."""
+    """Read a length of time such as 90, 90s, 10m, 1.5h, 2d or 1w, in seconds."""
 
     name = "duration"
 
@@ -50,7 +50,7 @@ _queue_option = click.option("-q", "--queue", "option", metavar="QUEUE", help="T
 
 
 def takes_queue(command: F) -> F:
-    """``[QUEUE]``: the command gets ``queue``."""
+    """Take ``[QUEUE]``: the command gets ``queue``."""
 
     @click.argument("argument", metavar="[QUEUE]", required=False)
     @_queue_option
@@ -64,7 +64,7 @@ def takes_queue(command: F) -> F:
 
 
 def takes_queue_and_one(what: str) -> Callable[[F], F]:
-    """``[QUEUE] WHAT``: the command gets ``queue`` and, by its name in lower case, the other."""
+    """Take ``[QUEUE] WHAT``: the command gets ``queue`` and, by its name in lower case, the other."""
 
     def decorate(command: F) -> F:
         @click.argument("words", metavar=f"[QUEUE] {what}", nargs=-1)
@@ -87,7 +87,7 @@ def takes_queue_and_one(what: str) -> Callable[[F], F]:
 
 
 def takes_queue_and_ids(command: F) -> F:
-    """``[QUEUE] [ID]...``: the command gets ``queue`` and ``ids``."""
+    """Take ``[QUEUE] [ID]...``: the command gets ``queue`` and ``ids``."""
 
     @click.argument("words", metavar="[QUEUE] [ID]...", nargs=-1)
     @_queue_option

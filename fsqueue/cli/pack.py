@@ -1,4 +1,4 @@
-"""`fsqueue pack`: old done files into segments."""
+"""`fsqueue pack`: move old done files into segments."""
 
 from __future__ import annotations
 

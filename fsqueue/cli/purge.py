@@ -1,4 +1,4 @@
-"""`fsqueue purge`: old files in done and failed."""
+"""`fsqueue purge`: remove old files from done or failed."""
 
 from __future__ import annotations
 

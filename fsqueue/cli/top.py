@@ -18,8 +18,6 @@ from fsqueue.cli.status import as_dict
 from fsqueue.operate import status
 from fsqueue.operate.status import Status
 
-Sight = tuple[Status, "Rates | None"]
-
 
 @click.command(epilog="Example:  fsqueue top /shared/queue --interval 5s")
 @takes_queue
@@ -44,8 +42,8 @@ def top(queue: str, interval: float, count: int | None, as_json: bool) -> None:
             time.sleep(interval)
 
 
-def _looks(queue: str, count: int | None) -> Iterator[Sight]:
-    """One look after the other, each with the rates since the one before."""
+def _looks(queue: str, count: int | None) -> Iterator[tuple[Status, Rates | None]]:
+    """Look again and again; each look comes with the rates since the one before."""
     before: Status | None = None
     for _ in itertools.repeat(None) if count is None else range(count):
         seen = status.status(queue)
@@ -62,6 +60,6 @@ def _line(seen: Status, between: Rates | None) -> str:
 
 
 def _members(seen: Status) -> str:
-    """How many producers and consumers are in each state; nothing where the queue is not used as a stream."""
+    """Count the producers and consumers in each state; empty where the queue is not used as a stream."""
     states = Counter((member.role, member.state) for member in (seen.stream.members if seen.stream else ()))
     return "".join(f"  {role}s {state} {number}" for (role, state), number in states.items())
