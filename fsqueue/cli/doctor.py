@@ -11,7 +11,8 @@ from fsqueue.cli.arguments import as_json
 from fsqueue.cli.ending import sigterm_as_exit
 from fsqueue.cli.output import data, one_json
 from fsqueue.errors import QueueIOError
-from fsqueue.operate.doctor.diagnosis import Diagnosis, diagnose
+from fsqueue.operate.doctor.diagnosis import diagnose
+from fsqueue.operate.doctor.findings import Diagnosis
 from fsqueue.operate.doctor.races import LockFindings, RaceFindings
 
 OPERATIONS = {

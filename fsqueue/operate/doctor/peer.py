@@ -1,4 +1,4 @@
-"""Starts peer processes, here or on another node, and talks to them in JSON lines over stdin and stdout.
+"""Start peer processes, here or on another node, and talk to them in JSON lines over stdin and stdout.
 
 A peer ends when its stdin does, so none outlives whoever started it.
 """
@@ -24,7 +24,7 @@ _START_S = 0.05
 
 
 class PeerError(RuntimeError):
-    """A task failed in a peer, or the peer went away.
+    """Say that a task failed in a peer, or that the peer went away.
 
     Attributes:
         code: the system's error number where the task failed with an OSError, else None.
@@ -36,17 +36,17 @@ class PeerError(RuntimeError):
 
 
 def local_command() -> list[str]:
-    """What starts a peer on this host."""
+    """Return the command that starts a peer on this host."""
     return [sys.executable, "-m", MODULE]
 
 
 def remote_command(prefix: str, python: str) -> list[str]:
-    """What starts a peer through a command such as ``ssh node2``, whose last argument is a shell command."""
+    """Return the command that starts a peer through another, such as ``ssh node2``, which takes a shell command."""
     return [*shlex.split(prefix), shlex.join([python, "-m", MODULE])]
 
 
 class Peer:
-    """One peer process.
+    """Start one peer process, and talk to it.
 
     Args:
         name: what messages call it.
@@ -71,7 +71,7 @@ class Peer:
         self._write({"in_s": in_s})
 
     def receive(self, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
-        """The result of the task sent last.
+        """Return the result of the task sent last.
 
         Raises:
             PeerError: the task failed, or no answer came.
@@ -82,6 +82,7 @@ class Peer:
         return answer["result"]
 
     def call(self, task: str, **arguments: Any) -> Any:
+        """Run a task and return its result."""
         self.send(task, **arguments)
         return self.receive()
 
@@ -129,7 +130,7 @@ class Peer:
 
 
 class Peers:
-    """Several peers, ended on leaving the block."""
+    """Start peers, and end them on leaving the block."""
 
     def __init__(self) -> None:
         self._started: list[Peer] = []
@@ -180,7 +181,7 @@ def side_by_side(work: Sequence[tuple[Peer, str, dict[str, Any]]]) -> list[Any]:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, with this very package importable though it may not be installed."""
+    """Return this process's environment, with this very package importable though it may not be installed."""
     package_parent = str(Path(__file__).resolve().parents[3])
     path = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": package_parent + (os.pathsep + path if path else "")}
