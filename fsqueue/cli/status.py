@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from fsqueue.cli.arguments import Duration, as_json, takes_queue
+from fsqueue.cli.arguments import as_json, duration, takes_queue
 from fsqueue.cli.output import age, data, one_json, shown, table
 from fsqueue.cli.rates import Rates, rates
 from fsqueue.operate import status as look
@@ -23,7 +23,7 @@ Columns = dict[str, Callable[[T], str]]
 
 @click.command(epilog="Example:  fsqueue status /shared/queue --watch 10s")
 @takes_queue
-@click.option("--watch", type=Duration(), help="Look again after so long, and give the rates between the two looks.")
+@click.option("--watch", type=duration, help="Look again after so long, and give the rates between the two looks.")
 @as_json
 def status(queue: str, watch: float | None, as_json: bool) -> None:
     """Show how many refs are in each state, how old the oldest are, who holds leases, and who takes part in the stream.

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import click
 
-from fsqueue.cli.arguments import Duration, as_json, takes_queue
+from fsqueue.cli.arguments import as_json, duration, takes_queue
 from fsqueue.cli.output import age, data
 from fsqueue.cli.rates import Rates, rates
 from fsqueue.cli.status import as_dict
@@ -21,7 +21,7 @@ from fsqueue.operate.status import Status
 
 @click.command(epilog="Example:  fsqueue top /shared/queue --interval 5s")
 @takes_queue
-@click.option("--interval", type=Duration(), default="1s", show_default=True, help="Time between two looks.")
+@click.option("--interval", type=duration, default="1s", show_default=True, help="Time between two looks.")
 @click.option("--count", type=click.IntRange(min=1), help="End after so many looks.")
 @as_json
 def top(queue: str, interval: float, count: int | None, as_json: bool) -> None:

@@ -55,11 +55,18 @@ class StreamStatus:
     quantum: QuantumStatus | None
 
 
+def open_stream(layout: Layout) -> Directory | None:
+    """Open the directory of a queue's stream; None where it has none."""
+    try:
+        return Directory(layout.ops, os.path.join(layout.path, STREAM))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 def stream_status(layout: Layout, now: float) -> StreamStatus | None:
     """Describe the stream of an open queue; None where it has none."""
-    try:
-        directory = Directory(layout.ops, os.path.join(layout.path, STREAM))
-    except (FileNotFoundError, NotADirectoryError):
+    directory = open_stream(layout)
+    if directory is None:
         return None
     with closing(directory):
         found = [member for _, member in read_members(layout.ops, directory, directory.listing(), now)]

@@ -23,7 +23,7 @@ from fsqueue.operate.check.violations import Violation, violation
 
 __all__ = ["Mended", "Violation", "check_queue", "repair"]
 
-_PASSES = 3
+_PASSES = 4
 
 
 def check_queue(path: str | os.PathLike[str], *, notes: bool = False) -> list[Violation]:
@@ -63,25 +63,23 @@ def repair(path: str | os.PathLike[str]) -> list[Mended]:
         QueueIOError: the filesystem refused; what was mended before that stays mended.
     """
     path, ops = os.path.normpath(os.fspath(path)), current()
-    found = check_queue(path, notes=True)
     mended: list[Mended] = []
-    if found and found[0].kind == "missing-directory":
-        for missing in found:
-            with explained("creating", missing.path):
-                ops.mkdir(missing.path, 0o777)
-            mended.append(Mended(missing, True, "created"))
-        found = check_queue(path, notes=True)
     left_alone: set[tuple[str, str]] = set()
-    for number in range(_PASSES):
-        if number:
-            found = check_queue(path, notes=True)
-        found = [each for each in found if (each.path, each.kind) not in left_alone]
+    for _ in range(_PASSES):
+        found = [each for each in check_queue(path, notes=True) if (each.path, each.kind) not in left_alone]
         if not any(each.mendable for each in found):
             break
-        tried = mend_all(path, found)
+        tried = _create(ops, found) if found[0].kind == "missing-directory" else mend_all(path, found)
         left_alone |= {(each.violation.path, each.violation.kind) for each in tried if not each.done}
         mended += tried
     return mended
+
+
+def _create(ops: FileOps, missing: list[Violation]) -> list[Mended]:
+    for each in missing:
+        with explained("creating", each.path):
+            ops.mkdir(each.path, 0o777)
+    return [Mended(each, True, "created") for each in missing]
 
 
 def _missing_directories(ops: FileOps, path: str) -> list[Violation]:

@@ -25,15 +25,15 @@ def examine(layout: Layout) -> list[Violation]:
         seen = (looks.look(where, name) for where in looks.directories for name in looks.names_in(where))
         suspects = [look for look in seen if look.found]
         several = [list(copies) for copies in looks.live.values() if len(copies) > 1]
-        found = [*looks.unfit_directories(), *_confirmed(layout, looks, suspects)]
+        found = [*looks.unfit_directories(), *_confirmed(looks, suspects)]
         for copies in several:
-            found += duplicates(layout, looks, copies)
+            found += duplicates(looks, copies)
         dropped = {violation.path for violation in found if violation.kind == "duplicate"}
         found += (violation for violation in twins(looks) if violation.path not in dropped)
         return sorted(found, key=lambda violation: (violation.path, violation.kind))
 
 
-def _confirmed(layout: Layout, looks: Looks, suspects: list[Look]) -> Iterator[Violation]:
+def _confirmed(looks: Looks, suspects: list[Look]) -> Iterator[Violation]:
     """Yield those problems that an unchanged file shows again.
 
     RACE: at the first look a file may have been moving on, or half written. A file that is another one at every
@@ -42,7 +42,7 @@ def _confirmed(layout: Layout, looks: Looks, suspects: list[Look]) -> Iterator[V
     for _ in range(_LOOKS):
         if not suspects:
             return
-        layout.ops.sleep(_PAUSE_S)
+        looks.layout.ops.sleep(_PAUSE_S)
         looks.refresh()
         changing = []
         for before in suspects:

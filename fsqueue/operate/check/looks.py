@@ -6,7 +6,7 @@ import os
 import re
 import stat as stat_module
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -20,9 +20,11 @@ from fsqueue.format import names, packed
 from fsqueue.format.untyped import Place, RefSight, allows, place_of, sight, type_name
 from fsqueue.operate.check.stream_looks import StreamLooks
 from fsqueue.operate.check.violations import Problem, Severity, Violation, violation
+from fsqueue.operate.stream_status import open_stream
 
 LEFTOVER_S = 3600.0
 FUTURE_S = 3600.0
+_KNOWN = (SETTINGS, STREAM, LEDGER, *DIRECTORIES)
 _replaced_order = re.compile(rf"\.{re.escape(ORDER)}\.[0-9]+\.[0-9a-f]{{12}}\Z").match
 
 Signature = tuple[int, int, int]
@@ -62,25 +64,21 @@ class Looks:
 
     def __init__(self, layout: Layout) -> None:
         self._ops = layout.ops
-        self._layout = layout
+        self.layout = layout
         self._now = layout.ops.time()
         self._participant = self._ops.access(".", os.W_OK, dir_fd=layout.pending.fd)
         self.directories: dict[str, Directory] = {"": layout.root}
         self.directories |= {name: getattr(layout, name) for name in DIRECTORIES}
         self._stream: StreamLooks | None = None
-        self._open_stream()
+        stream = open_stream(layout)
+        if stream is not None:
+            self.directories[STREAM] = stream
+            self._stream = StreamLooks(layout, stream, LEFTOVER_S)
         self.leases: Counter[str] = Counter()
         self.live: dict[str, dict[Copy, None]] = defaultdict(dict)
         self.linked: dict[int, dict[tuple[str, str], None]] = defaultdict(dict)
         self._revisions: set[str] = set()
         self._replaced: set[str] = set()
-
-    def _open_stream(self) -> None:
-        try:
-            self.directories[STREAM] = Directory(self._ops, os.path.join(self._layout.path, STREAM))
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        self._stream = StreamLooks(self._layout, self.directories[STREAM], LEFTOVER_S)
 
     def close(self) -> None:
         """Close what the layout does not."""
@@ -91,10 +89,10 @@ class Looks:
         """Learn anew what one file's problems depend on beside the file."""
         if self._stream is not None:
             self._stream.refresh()
-        parsed = (names.parse_leased(name) for name in self._layout.leased.listing())
+        parsed = (names.parse_leased(name) for name in self.layout.leased.listing())
         self.leases = Counter(lease[1] for lease in parsed if lease)
-        done = packed.read_names(self._layout.done.listing())
-        running = (found for found in done.licences if not is_abandoned(self._layout, found, self._now))
+        done = packed.read_names(self.layout.done.listing())
+        running = (found for found in done.licences if not is_abandoned(self.layout, found, self._now))
         self._revisions = {licence.revision for licence in running}
         self._replaced = {segment.name for segment in done.replaced}
 
@@ -117,16 +115,14 @@ class Looks:
             problems = self._present(where, name, status)
         return Look(where, name, signature, [self.violation(kind, where, name, text) for kind, text in problems])
 
-    def violation(
-        self, kind: str, where: str, name: str, problem: str, *, severity: Severity | None = None
-    ) -> Violation:
+    def violation(self, kind: str, where: str, name: str, problem: str, severity: Severity | None = None) -> Violation:
         """Return a violation at a name in a directory."""
-        return violation(kind, os.path.join(self._layout.path, *filter(None, (where, name))), problem, severity)
+        return violation(kind, os.path.join(self.layout.path, *filter(None, (where, name))), problem, severity)
 
     def _present(self, where: str, name: str, status: os.stat_result) -> Iterator[Problem]:
         if where in STATES:
             return self._ref(where, name, status)
-        looks = {"": self._root, "owners": self._owner, "tmp": self._tmp, STREAM: self._stream_file}
+        looks = {"": self._root, "owners": self._owner, "tmp": self._unfinished, STREAM: self._stream_file}
         return looks[where](name, status)
 
     def _absent(self, where: str, name: str) -> Iterator[Problem]:
@@ -150,15 +146,20 @@ class Looks:
             yield "not-a-file", f"a {type_name(status)} in a ref's place"
             return
         yield from self._permissions(state, status)
+        data = yield from self._data(state, name)
+        if data is not None:
+            yield from self._content(state, name, place, sight(data))
+            yield from self._status(state, name, status)
+
+    def _data(self, state: str, name: str) -> Generator[Problem, None, bytes | None]:
+        """Read a file; None where it is gone, this user cannot read it, or it is no regular one."""
         try:
-            data = self._ops.read_file(self.directories[state].fd, name)
+            return self._ops.read_file(self.directories[state].fd, name)
         except (FileNotFoundError, PermissionError):
-            return
+            return None
         except CorruptRefError as error:
             yield "not-a-file", error.reason
-            return
-        yield from self._content(state, name, place, sight(data))
-        yield from self._status(state, name, status)
+            return None
 
     def _packed(self, name: str, revision: str, status: os.stat_result) -> Iterator[Problem]:
         """Look at a segment, or at what a revision has in hand."""
@@ -174,13 +175,10 @@ class Looks:
             yield from self._segment(segment)
 
     def _segment(self, segment: packed.Segment) -> Iterator[Problem]:
-        try:
-            lines, damaged = packed.whole_lines(self._ops.read_file(self._layout.done.fd, segment.name))
-        except FileNotFoundError:
+        data = yield from self._data("done", segment.name)
+        if data is None:
             return
-        except CorruptRefError as error:
-            yield "not-a-file", error.reason
-            return
+        lines, damaged = packed.whole_lines(data)
         if damaged:
             size = sum(end - start for start, end in damaged)
             yield "segment", f"{size} bytes in it belong to no whole line"
@@ -214,10 +212,11 @@ class Looks:
 
     def _being_renamed(self, state: str, place: Place) -> bool:
         """RACE: a get claims a file by the name it has, and gives it its right name after reading it."""
-        return state == "leased" and place.owner is not None and self._liveness(place.owner) == "alive"
+        return state == "leased" and place.owner is not None and self.liveness(place.owner) == "alive"
 
-    def _liveness(self, owner: str) -> str | None:
-        record = read_record(self._ops, self._layout.owners, owner)
+    def liveness(self, owner: str) -> str | None:
+        """Tell whether an owner's process is "alive", "dead" or "unknown"; None where it has no record."""
+        record = read_record(self._ops, self.layout.owners, owner)
         return record.liveness() if record else None
 
     def _status(self, state: str, name: str, status: os.stat_result) -> Iterator[Problem]:
@@ -236,7 +235,7 @@ class Looks:
             yield "foreign", "no owner's record"
             return
         try:
-            record = read_record(self._ops, self._layout.owners, owner)
+            record = read_record(self._ops, self.layout.owners, owner)
         except PermissionError:
             yield "unreadable", "this user cannot read it"
             return
@@ -249,12 +248,12 @@ class Looks:
         if record.heartbeat_s is not None and ahead_s > FUTURE_S:
             yield "future", f"the last beat is {ahead_s:.0f} s in the future"
 
-    def _tmp(self, name: str, status: os.stat_result) -> Iterator[Problem]:
+    def _unfinished(self, name: str, status: os.stat_result) -> Iterator[Problem]:
         if not stat_module.S_ISREG(status.st_mode):
             yield "foreign", f"a {type_name(status)}"
             return
         owner = name.rpartition(".")[0]
-        liveness = self._liveness(owner) if names.is_owner(owner) else None
+        liveness = self.liveness(owner) if names.is_owner(owner) else None
         if liveness == "dead":
             yield "leftover", "left by a process that is gone"
         elif liveness != "alive" and self._now - status.st_mtime > LEFTOVER_S:
@@ -270,11 +269,7 @@ class Looks:
         elif _replaced_order(name):
             if self._now - status.st_mtime > LEFTOVER_S:
                 yield "leftover", "an order file that was never put in place"
-        elif (
-            name not in (SETTINGS, STREAM, LEDGER, *DIRECTORIES)
-            and not _ignored(name)
-            and not name.startswith("order.lease")
-        ):
+        elif name not in _KNOWN and not _ignored(name) and not name.startswith("order.lease"):
             yield "foreign", "nothing of the queue's"
 
     def _order(self, status: os.stat_result) -> Iterator[Problem]:
@@ -284,7 +279,7 @@ class Looks:
         if self._participant and not allows(status, write=True):
             yield "unreadable", "this user cannot read and write it, so cannot lock it"
         try:
-            data = self._ops.read_file(self._layout.root.fd, ORDER)
+            data = self._ops.read_file(self.layout.root.fd, ORDER)
         except (FileNotFoundError, PermissionError, CorruptRefError):
             return
         header = Header.decode(data[:HEADER_BYTES])
@@ -297,7 +292,7 @@ class Looks:
 
     def unfit_directories(self) -> Iterator[Violation]:
         """Yield the directories that this user cannot write in, or that refs cannot be renamed into."""
-        device = self._ops.fstat(self._layout.root.fd).st_dev
+        device = self._ops.fstat(self.layout.root.fd).st_dev
         for where in filter(None, self.directories):
             fd = self.directories[where].fd
             if self._ops.fstat(fd).st_dev != device:

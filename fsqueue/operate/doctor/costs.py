@@ -45,16 +45,14 @@ def measure_costs(
         ("utime", lambda i: ops.utime(str(i), dir_fd=source.fd, follow_symlinks=False)),
         ("rename", lambda i: ops.rename(str(i), str(i), src_dir_fd=source.fd, dst_dir_fd=target.fd)),
     ]
-    costs = {"create_write_close": _cost(created)}
-    for name, step in steps:
-        costs[name] = _cost(bench.timed(step, count))
-    costs["fsync"] = _cost(bench.fsyncs())
-    costs["fsync_directory"] = _cost(bench.directory_fsyncs())
-    costs["listdir"] = _cost(bench.listings())
-    costs["unlink"] = _cost(bench.unlinks())
+    times = {"create_write_close": created, **{name: bench.timed(step, count) for name, step in steps}}
+    times["fsync"] = bench.fsyncs()
+    times["fsync_directory"] = bench.directory_fsyncs()
+    times["listdir"] = bench.listings()
+    times["unlink"] = bench.unlinks()
     if lock:
-        costs["lock_unlock"] = _cost(bench.locks())
-    return costs
+        times["lock_unlock"] = bench.locks()
+    return {name: _cost(seconds) for name, seconds in times.items()}
 
 
 @dataclass(frozen=True)

@@ -47,12 +47,9 @@ def attribute_cache_s(mount: Mount) -> float:
         return _number(mount, "actimeo", 1.0)
     if mount.type == "fuse.sshfs":
         return _number(mount, "dcache_timeout", 20.0)
-    if mount.type not in NFS_TYPES:
+    if mount.type not in NFS_TYPES or mount.option("noac") is not None:
         return 0.0
-    if mount.option("noac") is not None:
-        return 0.0
-    everything = mount.option("actimeo")
-    if everything is not None:
+    if mount.option("actimeo") is not None:
         return _number(mount, "actimeo", _NFS_ATTRIBUTE_CACHE_S)
     return max(_number(mount, name, _NFS_ATTRIBUTE_CACHE_S) for name in ("acregmax", "acdirmax"))
 

@@ -13,8 +13,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 MODULE = "fsqueue.operate.doctor.peer_tasks"
@@ -61,6 +61,8 @@ class Peer:
         self._process = subprocess.Popen(
             self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment(), bufsize=0
         )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
 
     def send(self, task: str, *, armed: bool = False, **arguments: Any) -> None:
         """Start a task; an armed one says when it is ready and then waits for `go`."""
@@ -92,26 +94,23 @@ class Peer:
 
     def close(self, patience_s: float = _END_PATIENCE_S) -> None:
         """End the process: by the end of its stdin, or by force where that takes too long."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
+        self._stdin.close()
         try:
             self._process.wait(patience_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
         finally:
-            self._process.stdout.close()
+            self._stdout.close()
 
     def _write(self, message: dict[str, Any]) -> None:
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._stdin.write(json.dumps(message).encode() + b"\n")
         except BrokenPipeError:
             raise PeerError(self._gone()) from None
 
     def _line(self, timeout_s: float) -> bytes:
-        assert self._process.stdout is not None
-        fd = self._process.stdout.fileno()
+        fd = self._stdout.fileno()
         deadline = time.monotonic() + timeout_s
         while b"\n" not in self._buffer:
             readable, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
@@ -129,25 +128,13 @@ class Peer:
         return f"{self.name}: the process is gone; `{command}` has to find a Python that can import this fsqueue"
 
 
-class Peers:
-    """Start peers, and end them on leaving the block."""
-
-    def __init__(self) -> None:
-        self._started: list[Peer] = []
+class Peers(ExitStack):
+    """Start peers, and end them on leaving the block: at once where it ends with an error."""
 
     def start(self, name: str, directory: str, command: Sequence[str] | None = None) -> Peer:
         peer = Peer(name, directory, command)
-        self._started.append(peer)
+        self.push(lambda kind, error, trace: peer.close(0.0 if error else _END_PATIENCE_S))
         return peer
-
-    def __enter__(self) -> Peers:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for peer in self._started:
-            peer.close(0.0 if error else _END_PATIENCE_S)
 
 
 def together(peers: Sequence[Peer], task: str, **arguments: Any) -> list[Any]:
