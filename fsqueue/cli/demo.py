@@ -161,16 +161,11 @@ def _rows(report: DemoReport) -> Iterator[tuple[str, str]]:
     yield "top-1 acceptance", f"{before} before, {after} after   (held-out text)"
     yield "time", f"{report.seconds:.0f} s, {report.samples_per_s:.1f} samples/s while training"
     for rank in report.ranks:
-        loss = _number(rank.loss_last)
-        yield (
-            f"trainer {rank.rank}",
-            f"{rank.trained} trained of {rank.deliveries} delivered, loss {loss}, {count(rank.starts, 'start')}",
-        )
+        starts, loss = count(rank.starts, "start"), _number(rank.loss_last)
+        yield f"trainer {rank.rank}", f"{rank.trained} trained of {rank.deliveries} delivered, loss {loss}, {starts}"
     for rollout in report.rollouts:
-        yield (
-            f"rollout {rollout.index}",
-            f"{rollout.put} put, paused {rollout.pauses} times, {count(rollout.starts, 'start')}",
-        )
+        starts = count(rollout.starts, "start")
+        yield f"rollout {rollout.index}", f"{rollout.put} put, paused {rollout.pauses} times, {starts}"
     yield "ranks agree", "yes" if report.ranks_agree else "NO"
     yield "check", count(report.check_violations, "violation") if report.check_violations else "clean"
     yield "directory", report.directory

@@ -38,7 +38,7 @@ COMMANDS = {
 
 
 class _ClosedPipeError(Exception):
-    """Whoever read the output has enough of it."""
+    """Say that whoever read the output has enough of it."""
 
 
 class Program(click.Group):

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 
 from fsqueue.disk.counting import Counts
 from fsqueue.engine.layout import Layout
 from fsqueue.engine.listing import File, count_in, files_in, hinted, id_of, reading, stamp_of
-from fsqueue.engine.owners import OwnerRecord, read_record
+from fsqueue.engine.owners import read_record
 from fsqueue.format import names
 from fsqueue.operate.stream_status import StreamStatus, stream_status
 
@@ -91,7 +92,7 @@ def status(path: str | os.PathLike[str]) -> Status:
 
 
 def elapsed_s(now: float, mtime: float) -> float:
-    """Return the seconds since a stamp, none where this host's clock is behind it."""
+    """Return the seconds since a stamp: 0 where this host's clock is behind it."""
     return max(0.0, now - mtime)
 
 
@@ -125,8 +126,9 @@ def _owners(layout: Layout, leased: list[File], now: float) -> list[OwnerStatus]
 
 def owner_status(layout: Layout, owner: str, leases: int, oldest_s: float | None, now: float) -> OwnerStatus:
     """Describe an owner by its record, where this user can read one, and by what its leases show."""
-    record = _record(layout, owner)
-    beat = None
+    record, beat = None, None
+    with suppress(PermissionError):
+        record = read_record(layout.ops, layout.owners, owner)
     if record is not None and record.heartbeat_s is not None:
         beat = layout.ops.fresh_mtime(layout.owners.fd, names.ref_file(owner))
     return OwnerStatus(
@@ -139,10 +141,3 @@ def owner_status(layout: Layout, owner: str, leases: int, oldest_s: float | None
         heartbeat_s=record.heartbeat_s if record else None,
         heartbeat_age_s=elapsed_s(now, beat) if beat is not None else None,
     )
-
-
-def _record(layout: Layout, owner: str) -> OwnerRecord | None:
-    try:
-        return read_record(layout.ops, layout.owners, owner)
-    except PermissionError:
-        return None

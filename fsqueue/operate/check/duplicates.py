@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from fsqueue.operate.check.looks import Copy, Looks
 from fsqueue.operate.check.violations import Severity, Violation
 
-_Identity = tuple[int, int]
-
 
 def duplicates(looks: Looks, copies: list[Copy]) -> Iterator[Violation]:
     """Yield the copies of one live ref that are too many: all but the one that is to be kept.
@@ -53,7 +51,7 @@ def _status(looks: Looks, state: str, name: str) -> os.stat_result | None:
         return None
 
 
-def _identity(looks: Looks, copy: Copy) -> _Identity | None:
+def _identity(looks: Looks, copy: Copy) -> tuple[int, int] | None:
     status = _status(looks, copy.state, copy.name)
     return (status.st_ino, status.st_nlink) if status else None
 

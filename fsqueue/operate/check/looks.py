@@ -211,7 +211,10 @@ class Looks:
             yield "misnamed", f"holds the ref {ref.sample_id!r}, whose name is {stem}"
 
     def _being_renamed(self, state: str, place: Place) -> bool:
-        """RACE: a get claims a file by the name it has, and gives it its right name after reading it."""
+        """Tell whether a process that runs may be giving a claimed file its right name.
+
+        RACE: a get claims a file by the name it has, and renames it after reading it.
+        """
         return state == "leased" and place.owner is not None and self.liveness(place.owner) == "alive"
 
     def liveness(self, owner: str) -> str | None:

@@ -294,7 +294,7 @@ def _state(directory: Directory) -> str:
 
 
 def _require(found: T | None) -> T:
-    """Return what was found; where it is nothing or false, leave the rest alone."""
+    """Return what was found; where nothing was, leave the violation alone."""
     if not found:
         raise _LeftAloneError("it is gone or changed")
     return found
@@ -302,7 +302,7 @@ def _require(found: T | None) -> T:
 
 @contextmanager
 def _there() -> Iterator[None]:
-    """Leave alone what turns out to be gone, or no regular file, in the block."""
+    """Leave the violation alone where the block finds its file gone, or no regular one."""
     try:
         yield
     except (FileNotFoundError, CorruptRefError):

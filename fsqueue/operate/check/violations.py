@@ -1,4 +1,4 @@
-"""The vocabulary of `fsqueue check`: the kinds of violation, and what is done about each."""
+"""Name the kinds of violation, and what is done about each: the vocabulary of `fsqueue check`."""
 
 from __future__ import annotations
 

@@ -9,14 +9,15 @@ from collections.abc import Callable
 from typing import Any
 
 from fsqueue.disk import fileops
+from fsqueue.disk.directory import Directory
 from fsqueue.errors import LockUnsupportedError
+from fsqueue.operate.doctor.probes import create_new
 from fsqueue.queue import FileSampleRefQueue
 from fsqueue.records import SampleRef
 
 _GET_WAIT_S = 0.2
 _FAIL_EVERY = 7
 _RELEASE_EVERY = 11
-_EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 Queue = FileSampleRefQueue[SampleRef]
 
@@ -131,11 +132,11 @@ class _Churn:
 
     def __init__(self, queue: Queue, directory: str, key: str, count: int, batch: int) -> None:
         self._queue = queue
-        self._markers = os.path.join(directory, "held")
+        self._ops = fileops.current()
+        self._markers = Directory(self._ops, os.path.join(directory, "held"))
         self._to_put = [f"{key}/{number:05d}" for number in range(count)]
         self._batch = batch
         self._seen = 0
-        self._ops = fileops.current()
         self.found: dict[str, Any] = {"put": [], "acked": [], "lost_leases": [], "held_by_two": [], "returned": 0}
 
     def run(self, limit_s: float) -> dict[str, Any]:
@@ -152,9 +153,12 @@ class _Churn:
 
     def _settle(self, refs: list[SampleRef]) -> None:
         done: list[SampleRef] = []
-        marked = [marker for ref in refs if (marker := self._mark(ref.sample_id))]
-        for marker in marked:
-            os.unlink(marker)
+        marked: list[str] = []
+        for ref in refs:
+            alone = create_new(self._ops, self._markers, _marker(ref.sample_id))
+            (marked if alone else self.found["held_by_two"]).append(ref.sample_id)
+        for sample_id in marked:
+            self._ops.unlink(_marker(sample_id), dir_fd=self._markers.fd)
         for ref in refs:
             self._seen += 1
             if self._seen % _FAIL_EVERY == 0:
@@ -171,12 +175,6 @@ class _Churn:
         self.found["returned"] += 1
         self.found["lost_leases"] += lost
 
-    def _mark(self, sample_id: str) -> str | None:
-        """Make a marker of one's own and return its path; None where another holder has made it."""
-        marker = os.path.join(self._markers, sample_id.replace("/", "-"))
-        try:
-            self._ops.close(self._ops.open(marker, _EXCLUSIVE, 0o666))
-        except FileExistsError:
-            self.found["held_by_two"].append(sample_id)
-            return None
-        return marker
+
+def _marker(sample_id: str) -> str:
+    return sample_id.replace("/", "-")
