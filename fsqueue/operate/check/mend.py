@@ -99,7 +99,7 @@ class Mender:
             mended = Mended(violation, True, self._remedies[violation.kind](self._directory(parent), name))
         except _LeftAloneError as why:
             mended = Mended(violation, False, f"left alone: {why}")
-        self._handle.strays.clear()  # whatever it leased for a moment has gone where it belongs
+        self._handle.strays.clear()
         return mended
 
     def finish(self) -> None:
