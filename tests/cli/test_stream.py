@@ -259,6 +259,6 @@ def test_strangers_links_and_a_quantum_that_says_nothing(queue: Queue, path: Pat
 def test_top_writes_escape_sequences_in_a_reason_as_text(queue: Queue, path: Path) -> None:
     with pytest.raises(RuntimeError), queue.producer("p"):
         raise RuntimeError("\x1b[35m")
-    with Terminal([*TOP, str(path), "--count", "1"], {"COLUMNS": "200"}) as terminal:
+    with Terminal([*PROGRAM, "top", str(path), "--count", "1"], {"COLUMNS": "200"}) as terminal:
         text = terminal.end()
     assert "u001b[35m" in text and "\x1b[35m" not in text

@@ -57,8 +57,7 @@ class StreamLooks:
     def _time(self, silent: list[str]) -> float:
         """Return the time by the clock that stamped these files; asked for once, with a touch of the order file.
 
-        Where this user must not touch it, their newest stamp counts as now: a member that another one outlived is
-        silent.
+        Where this user must not touch it, their newest stamp counts as now: whoever was outlived is silent.
         """
         if not silent:
             return 0.0
@@ -75,7 +74,7 @@ class StreamLooks:
             FilesystemClock(self._ops, root).stamp(root, ORDER)
             return self._ops.fresh_mtime(root.fd, ORDER)
         except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EACCES, errno.EROFS, errno.ENOENT):
+            if error.errno not in (errno.EPERM, errno.EACCES, errno.EROFS):
                 raise
             return None
 
