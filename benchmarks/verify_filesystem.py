@@ -20,7 +20,7 @@ from typing import Any
 
 from fsqueue import FsQueueError
 from fsqueue.operate.doctor.diagnosis import scratch_directory
-from fsqueue.operate.doctor.peers import PeerError, Peers, local_command, remote_command
+from fsqueue.operate.doctor.peer import PeerError, Peers, local_command, remote_command
 from measuring.environment import environment, one_line
 from verifying.files import file_checks
 from verifying.leases import lease_checks

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from fsqueue.disk import fileops
 from fsqueue.disk.directory import Directory
 from fsqueue.format import names
-from fsqueue.operate.doctor.peers import side_by_side, together
+from fsqueue.operate.doctor.peer import side_by_side, together
 from verifying.sides import Sides, Verdict, milliseconds
 
 _BATCH = 16

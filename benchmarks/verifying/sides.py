@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fsqueue.disk import fileops
-from fsqueue.operate.doctor.peers import Peer, PeerError
+from fsqueue.operate.doctor.peer import Peer, PeerError
 
 
 @dataclass(frozen=True)

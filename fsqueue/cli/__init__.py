@@ -1,1 +1,1 @@
-"""The `fsqueue` program: one module a command, each imported when it is called."""
+"""Hold the `fsqueue` program: one module a command, each imported when it is called."""

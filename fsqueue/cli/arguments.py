@@ -1,4 +1,4 @@
-"""Arguments that commands share: which queue is meant, durations, and the common flags.
+"""Parse what commands share: which queue is meant, durations, and the common flags.
 
 One convention for QUEUE: it is the first argument. It may be left out where --queue or $FSQUEUE_DIR names it.
 With --queue, no argument is taken for it. A command that takes any number of ids cannot tell a queue from an id:
@@ -11,7 +11,7 @@ import functools
 import os
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -24,84 +24,71 @@ _UNITS = {"": 1.0, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d
 _duration = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([a-z]*)\Z").match
 
 
-if TYPE_CHECKING:
-    _ParamType = click.ParamType[float]
-else:
-    _ParamType = click.ParamType  # not generic in older releases
-
-
-class Duration(_ParamType):
-    """A length of time such as 90, 90s, 10m, 1.5h, 2d or 1w, in seconds."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        match = _duration(str(value))
-        if match is None or match[2] not in _UNITS:
-            self.fail(f"{value!r} is no length of time: write 90s, 10m, 1.5h or 2d", param, ctx)
-        return float(match[1]) * _UNITS[match[2]]
+def duration(text: str) -> float:
+    """Read a length of time such as 90, 90s, 10m, 1.5h, 2d or 1w, in seconds."""
+    match = _duration(text)
+    if match is None or match[2] not in _UNITS:
+        raise click.BadParameter(f"{text!r} is no length of time: write 90s, 10m, 1.5h or 2d")
+    return float(match[1]) * _UNITS[match[2]]
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 dry_run = click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
-_queue_option = click.option("-q", "--queue", "option", metavar="QUEUE", help="The queue, in place of the argument.")
 
 
-def takes_queue(command: F) -> F:
-    """``[QUEUE]``: the command gets ``queue``."""
-
-    @click.argument("argument", metavar="[QUEUE]", required=False)
-    @_queue_option
-    @functools.wraps(command)
-    def wrapper(*args: Any, argument: str | None, option: str | None, **kwargs: Any) -> Any:
-        if argument is not None and option is not None:
-            raise click.UsageError(f"QUEUE is given twice: as the argument {argument!r} and as --queue {option!r}.")
-        return command(*args, queue=argument or option or _from_environment(), **kwargs)
-
-    return wrapper  # type: ignore[return-value]
-
-
-def takes_queue_and_one(what: str) -> Callable[[F], F]:
-    """``[QUEUE] WHAT``: the command gets ``queue`` and, by its name in lower case, the other."""
+def _taking(metavar: str, nargs: int, parse: Callable[[Any, str | None], dict[str, Any]]) -> Callable[[F], F]:
+    """Give a command what parse makes of its words and of --queue."""
 
     def decorate(command: F) -> F:
-        @click.argument("words", metavar=f"[QUEUE] {what}", nargs=-1)
-        @_queue_option
+        @click.argument("words", metavar=metavar, nargs=nargs, required=False)
+        @click.option("-q", "--queue", "option", metavar="QUEUE", help="The queue, in place of the argument.")
         @functools.wraps(command)
-        def wrapper(*args: Any, words: tuple[str, ...], option: str | None, **kwargs: Any) -> Any:
-            expected = (what,) if option is not None else ("QUEUE", what)
-            if not words:
-                raise click.UsageError(f"Missing argument {what}.")
-            if len(words) > len(expected):
-                raise click.UsageError(
-                    f"Expected {' '.join(expected)}, found {len(words)} arguments: {' '.join(words)}."
-                )
-            queue = words[0] if len(words) == 2 else option or _from_environment(words[0], what)
-            return command(*args, queue=queue, **{what.lower(): words[-1]}, **kwargs)
+        def wrapper(*args: Any, words: Any, option: str | None, **kwargs: Any) -> Any:
+            return command(*args, **parse(words, option), **kwargs)
 
         return wrapper  # type: ignore[return-value]
 
     return decorate
 
 
+def takes_queue(command: F) -> F:
+    """Take ``[QUEUE]``: the command gets ``queue``."""
+
+    def parse(argument: str | None, option: str | None) -> dict[str, Any]:
+        if argument is not None and option is not None:
+            raise click.UsageError(f"QUEUE is given twice: as the argument {argument!r} and as --queue {option!r}.")
+        return {"queue": argument or option or _from_environment()}
+
+    return _taking("[QUEUE]", 1, parse)(command)
+
+
+def takes_queue_and_one(what: str) -> Callable[[F], F]:
+    """Take ``[QUEUE] WHAT``: the command gets ``queue`` and, by its name in lower case, the other."""
+
+    def parse(words: tuple[str, ...], option: str | None) -> dict[str, Any]:
+        expected = (what,) if option is not None else ("QUEUE", what)
+        if not words:
+            raise click.UsageError(f"Missing argument {what}.")
+        if len(words) > len(expected):
+            raise click.UsageError(f"Expected {' '.join(expected)}, found {len(words)} arguments: {' '.join(words)}.")
+        queue = words[0] if len(words) == 2 else option or _from_environment(words[0], what)
+        return {"queue": queue, what.lower(): words[-1]}
+
+    return _taking(f"[QUEUE] {what}", -1, parse)
+
+
 def takes_queue_and_ids(command: F) -> F:
-    """``[QUEUE] [ID]...``: the command gets ``queue`` and ``ids``."""
+    """Take ``[QUEUE] [ID]...``: the command gets ``queue`` and ``ids``."""
 
-    @click.argument("words", metavar="[QUEUE] [ID]...", nargs=-1)
-    @_queue_option
-    @functools.wraps(command)
-    def wrapper(*args: Any, words: tuple[str, ...], option: str | None, **kwargs: Any) -> Any:
-        queue, ids = option, words
-        if queue is None and os.environ.get(VARIABLE):
-            queue = os.environ[VARIABLE]
-            _refuse_queue_among(ids)
-        elif queue is None:
-            queue, ids = (words[0], words[1:]) if words else (_from_environment(), ())
-        return command(*args, queue=queue, ids=ids, **kwargs)
+    def parse(words: tuple[str, ...], option: str | None) -> dict[str, Any]:
+        if option is None and os.environ.get(VARIABLE):
+            _refuse_queue_first(words)
+            option = os.environ[VARIABLE]
+        elif option is None:
+            option, words = (words[0], words[1:]) if words else (_from_environment(), ())
+        return {"queue": option, "ids": words}
 
-    return wrapper  # type: ignore[return-value]
+    return _taking("[QUEUE] [ID]...", -1, parse)(command)
 
 
 def _from_environment(only_word: str | None = None, what: str | None = None) -> str:
@@ -114,9 +101,8 @@ def _from_environment(only_word: str | None = None, what: str | None = None) -> 
     )
 
 
-def _refuse_queue_among(ids: tuple[str, ...]) -> None:
-    for word in ids[:1]:
-        if os.path.exists(os.path.join(word, SETTINGS)):
-            raise click.UsageError(
-                f"{word!r} is a queue, but with ${VARIABLE} set all arguments are ids: name a queue with --queue."
-            )
+def _refuse_queue_first(ids: tuple[str, ...]) -> None:
+    if ids and os.path.exists(os.path.join(ids[0], SETTINGS)):
+        raise click.UsageError(
+            f"{ids[0]!r} is a queue, but with ${VARIABLE} set all arguments are ids: name a queue with --queue."
+        )

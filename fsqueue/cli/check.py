@@ -35,11 +35,8 @@ def check(ctx: click.Context, queue: str, repair: bool, dry_run: bool, as_json: 
             data(_line(violation))
     damaged = sum(violation.severity == "damage" for violation in found)
     notes = len(found) - damaged
-    remark(
-        f"{queue}: "
-        + (count(damaged, "violation") if damaged else "clean")
-        + (f", {count(notes, 'note')}" if notes else "")
-    )
+    noted = f", {count(notes, 'note')}" if notes else ""
+    remark(f"{queue}: {count(damaged, 'violation') if damaged else 'clean'}{noted}")
     ctx.exit(1 if damaged else 0)
 
 

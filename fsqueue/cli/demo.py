@@ -1,9 +1,8 @@
-"""`fsqueue demo`: online training of a draft head, live on stderr and as a table or JSON on stdout."""
+"""`fsqueue demo`: train a draft head online, live on stderr, with a table or JSON on stdout."""
 
 from __future__ import annotations
 
 import dataclasses
-import signal
 import sys
 import tempfile
 import time
@@ -14,48 +13,37 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from fsqueue.cli.arguments import as_json
-from fsqueue.cli.output import data, one_json, remark
+from fsqueue.cli.arguments import F, as_json
+from fsqueue.cli.ending import sigterm_as_exit
+from fsqueue.cli.output import count, data, one_json, remark
 from fsqueue.demo.demo_dir import DemoDirectory
 from fsqueue.demo.options import DemoOptions, DemoReport, Snapshot, how_to_install, missing_packages
 
 _PLAIN_EVERY_S = 5.0
-_DEFAULTS = DemoOptions("")
+_COMMAND_LINE = ParameterSource.COMMANDLINE
+
+
+def _option(flag: str, option: str, text: str | None) -> Callable[[F], F]:
+    return click.option(flag, option, default=getattr(DemoOptions(""), option), show_default=True, help=text)
 
 
 @click.command(epilog="Example:  fsqueue demo /tmp/demo --kill")
 @click.argument("directory", required=False, type=click.Path(file_okay=False))
-@click.option("--samples", default=_DEFAULTS.samples, show_default=True, help="Chunks of text to capture.")
-@click.option("--passes", default=_DEFAULTS.passes, show_default=True, help="How often each chunk is put.")
-@click.option("--tokens", default=_DEFAULTS.tokens, show_default=True, help="Tokens in a chunk.")
-@click.option("--rollouts", default=_DEFAULTS.rollouts, show_default=True, help="Rollout processes.")
-@click.option("--trainers", default=_DEFAULTS.trainers, show_default=True, help="Trainer processes, one rank each.")
-@click.option("--batch", default=_DEFAULTS.batch_size, show_default=True, help="Refs of a rank in one optimizer step.")
-@click.option("--high", default=_DEFAULTS.high_watermark, show_default=True, help="Pending refs that pause rollouts.")
-@click.option("--low", default=_DEFAULTS.low_watermark, show_default=True, help="Pending refs that resume them.")
+@_option("--samples", "samples", "Chunks of text to capture.")
+@_option("--passes", "passes", "How often each chunk is put.")
+@_option("--tokens", "tokens", "Tokens in a chunk.")
+@_option("--rollouts", "rollouts", "Rollout processes.")
+@_option("--trainers", "trainers", "Trainer processes, one rank each.")
+@_option("--batch", "batch_size", "Refs of a rank in one optimizer step.")
+@_option("--high", "high_watermark", "Pending refs that pause rollouts.")
+@_option("--low", "low_watermark", "Pending refs that resume them.")
 @click.option("--target", type=click.Path(exists=True, file_okay=False), help="A local Hugging Face causal model.")
 @click.option("--kill", is_flag=True, help="SIGKILL one rollout and one trainer in mid-run.")
-@click.option("--seed", default=_DEFAULTS.seed, show_default=True)
+@_option("--seed", "seed", None)
 @click.option("--resume", is_flag=True, help="Go on with the run in DIR, from its last checkpoint.")
 @as_json
 @click.pass_context
-def demo(
-    ctx: click.Context,
-    directory: str | None,
-    samples: int,
-    passes: int,
-    tokens: int,
-    rollouts: int,
-    trainers: int,
-    batch: int,
-    high: int,
-    low: int,
-    target: str | None,
-    kill: bool,
-    seed: int,
-    resume: bool,
-    as_json: bool,
-) -> None:
+def demo(ctx: click.Context, /, directory: str | None, resume: bool, as_json: bool, **given: Any) -> None:
     """Train a draft head for a real language model, by processes that share nothing but DIR.
 
     Rollouts run the frozen target over English text, store its hidden states in DIR/features and commit refs;
@@ -64,34 +52,15 @@ def demo(
     checkpoint is trained again, and nothing else. Exits with 1 where a sample was lost, failed, committed twice or not
     trained exactly once, or the queue is left damaged.
     """
-    if resume:
-        target = _options_of(ctx, directory).target
+    target = _options_of(ctx, directory).target if resume else given["target"]
     missing = missing_packages(target)
     if missing:
         raise click.ClickException(how_to_install(missing))
     from fsqueue.demo.run import resume_demo, run_demo
 
-    options = DemoOptions(
-        directory or tempfile.mkdtemp(prefix="fsqueue-demo-"),
-        samples=samples,
-        passes=passes,
-        tokens=tokens,
-        rollouts=rollouts,
-        trainers=trainers,
-        batch_size=batch,
-        high_watermark=high,
-        low_watermark=low,
-        target=target,
-        kill=kill,
-        seed=seed,
-    )
-    # A SIGTERM ends the program in the way Ctrl-C does, so that the processes go.
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        with _display() as show:
-            report = resume_demo(options.directory, show) if resume else run_demo(options, show)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    directory = directory or tempfile.mkdtemp(prefix="fsqueue-demo-")
+    with sigterm_as_exit(), _display() as show:
+        report = resume_demo(directory, show) if resume else run_demo(DemoOptions(directory, **given), show)
     if as_json:
         one_json({**dataclasses.asdict(report), "ok": report.ok})
     else:
@@ -100,19 +69,19 @@ def demo(
 
 
 def _options_of(ctx: click.Context, directory: str | None) -> DemoOptions:
-    """What the run in a directory was started with, and goes on with."""
+    """Read what the run in a directory was started with, and goes on with."""
     if directory is None:
         raise click.UsageError("--resume needs the DIR of the run.")
-    given = [name for name in ctx.params if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-    others = sorted(set(given) - {"directory", "resume", "as_json"})
+    typed = (each for each in ctx.command.params if ctx.get_parameter_source(each.name or "") is _COMMAND_LINE)
+    others = sorted(each.opts[0] for each in typed if each.name not in ("directory", "resume", "as_json"))
     if others:
-        raise click.UsageError(f"--resume takes the options that the run was started with: leave out --{others[0]}.")
+        raise click.UsageError(f"--resume takes the options that the run was started with: leave out {others[0]}.")
     return DemoDirectory(directory).read_options()
 
 
 @contextmanager
 def _display() -> Iterator[Callable[[Snapshot], None]]:
-    """A live display on a terminal, otherwise a line now and then; both on stderr."""
+    """Show a live display on a terminal, otherwise a line now and then; both on stderr."""
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False)
@@ -132,7 +101,7 @@ def _display() -> Iterator[Callable[[Snapshot], None]]:
 
 
 class _PlainLines:
-    """One line every few seconds, and one for each message."""
+    """Print a line every few seconds, and one for each message."""
 
     def __init__(self) -> None:
         self._last = 0.0
@@ -155,7 +124,7 @@ def _one_line(snapshot: Snapshot) -> str:
 
 
 def _panel(snapshot: Snapshot) -> Any:
-    """The live display's content."""
+    """Lay out the live display's content."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
 
@@ -192,21 +161,15 @@ def _rows(report: DemoReport) -> Iterator[tuple[str, str]]:
     yield "top-1 acceptance", f"{before} before, {after} after   (held-out text)"
     yield "time", f"{report.seconds:.0f} s, {report.samples_per_s:.1f} samples/s while training"
     for rank in report.ranks:
-        loss = _number(rank.loss_last)
-        yield (
-            f"trainer {rank.rank}",
-            f"{rank.trained} trained of {rank.deliveries} delivered, loss {loss}, {_starts(rank.starts)}",
-        )
+        starts, loss = count(rank.starts, "start"), _number(rank.loss_last)
+        yield f"trainer {rank.rank}", f"{rank.trained} trained of {rank.deliveries} delivered, loss {loss}, {starts}"
     for rollout in report.rollouts:
-        yield f"rollout {rollout.index}", f"{rollout.put} put, paused {rollout.pauses} times, {_starts(rollout.starts)}"
+        starts = count(rollout.starts, "start")
+        yield f"rollout {rollout.index}", f"{rollout.put} put, paused {rollout.pauses} times, {starts}"
     yield "ranks agree", "yes" if report.ranks_agree else "NO"
-    yield "check", "clean" if not report.check_violations else f"{report.check_violations} violations"
+    yield "check", count(report.check_violations, "violation") if report.check_violations else "clean"
     yield "directory", report.directory
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
-
-
-def _starts(starts: int) -> str:
-    return "1 start" if starts == 1 else f"{starts} starts"

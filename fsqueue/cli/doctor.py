@@ -1,16 +1,18 @@
-"""`fsqueue doctor`: what the mount under a directory can do, as text or JSON."""
+"""`fsqueue doctor`: tell what the mount under a directory can do, as text or JSON."""
 
 from __future__ import annotations
 
-import json
-import signal
 import sys
 from collections.abc import Iterator
 
 import click
 
+from fsqueue.cli.arguments import as_json
+from fsqueue.cli.ending import sigterm_as_exit
+from fsqueue.cli.output import data, one_json
 from fsqueue.errors import QueueIOError
-from fsqueue.operate.doctor.diagnosis import Diagnosis, diagnose
+from fsqueue.operate.doctor.diagnosis import diagnose
+from fsqueue.operate.doctor.findings import Diagnosis
 from fsqueue.operate.doctor.races import LockFindings, RaceFindings
 
 OPERATIONS = {
@@ -36,28 +38,28 @@ _STAMPED_BY = {
 @click.argument(
     "directory", metavar="[DIR]", envvar="FSQUEUE_DIR", default=".", type=click.Path(exists=True, file_okay=False)
 )
-@click.option("--json", "as_json", is_flag=True, help="Everything found, as one JSON object.")
+@as_json
 def doctor(directory: str, as_json: bool) -> None:
     """Find out what the filesystem under DIR can do for a queue, and what settings suit it.
 
     DIR may be a queue or any directory; without it, $FSQUEUE_DIR or the current directory. Everything happens in a
     fresh subdirectory of DIR, which is removed. Exits with 1 where a promise of the queue cannot be kept there.
     """
-    # A SIGTERM ends the program in the way Ctrl-C does, so that the subdirectory and the children go.
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        found = diagnose(directory, progress=_progress)
+        with sigterm_as_exit():
+            found = diagnose(directory, progress=_progress)
     except QueueIOError as error:
         raise click.ClickException(str(error)) from None
     finally:
         _progress("")
-        signal.signal(signal.SIGTERM, before)
-    click.echo(json.dumps(found.as_json(), indent=2) if as_json else "\n".join(text(found)))
+    if as_json:
+        one_json(found.as_json())
+    else:
+        data("\n".join(_lines(found)))
     sys.exit(0 if found.fit else 1)
 
 
-def text(found: Diagnosis) -> Iterator[str]:
-    """The report's lines."""
+def _lines(found: Diagnosis) -> Iterator[str]:
     mount = found.mount
     where = f"{mount.type} ({mount.source} on {mount.point})" if mount else "an unknown filesystem"
     yield f"{found.directory} is on {where}"
@@ -161,11 +163,7 @@ def _advice(found: Diagnosis) -> Iterator[str]:
 
 
 def _progress(what: str) -> None:
-    """What is being tried, on one line of stderr, where that is a terminal."""
+    """Show what is being tried, on one line of stderr, where that is a terminal."""
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\x1b[K{what}" + (" ..." if what else ""))
         sys.stderr.flush()
-
-
-if __name__ == "__main__":
-    doctor()

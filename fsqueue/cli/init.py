@@ -6,7 +6,7 @@ import os
 
 import click
 
-from fsqueue.cli.arguments import Duration, dry_run, takes_queue
+from fsqueue.cli.arguments import dry_run, duration, takes_queue
 from fsqueue.cli.output import remark
 from fsqueue.disk.fileops import current
 from fsqueue.engine.layout import LOCK_MODES, SETTINGS, ensure_queue
@@ -18,7 +18,7 @@ from fsqueue.queue import FileSampleRefQueue
 @click.command(epilog="Example:  fsqueue init /shared/queue --lease-timeout 10m")
 @takes_queue
 @click.option(
-    "--lease-timeout", type=Duration(), help="How long an unrenewed lease lasts, such as 10m; default: for ever."
+    "--lease-timeout", type=duration, help="How long an unrenewed lease lasts, such as 10m; default: for ever."
 )
 @click.option("--lock", type=click.Choice(LOCK_MODES), help="What orders put and get; default: flock.")
 @click.option("--run-id", help="Handles that name another run are refused.")

@@ -1,4 +1,4 @@
-"""Sample refs from JSON Lines: each line is checked for everything that a put would refuse, and for typing errors."""
+"""Read sample refs from JSON Lines, checking each line for all that a put would refuse, and for mistyped keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _split_path = re.compile(r"(.*) - at `([^`]+)`\Z", re.DOTALL).match
 
 
 class BadLine(NamedTuple):
-    """Why a line holds no sample ref.
+    """Say why a line holds no sample ref.
 
     Attributes:
         number: the line's, from 1.
@@ -29,7 +29,7 @@ class BadLine(NamedTuple):
 
 
 class LineReader:
-    """Reads lines into sample refs."""
+    """Read lines into sample refs."""
 
     def __init__(self) -> None:
         self._codec = Codec(SampleRef)
@@ -37,6 +37,7 @@ class LineReader:
         self._decode_any = msgspec.json.Decoder().decode
 
     def read(self, number: int, line: bytes) -> SampleRef | BadLine:
+        """Read the line of this number."""
         try:
             ref = self._decode(line)
             stem_of(ref.sample_id)
@@ -51,16 +52,12 @@ class LineReader:
 
 
 def _unknown_key(given: Any, kept: Any, where: str) -> str | None:
-    """The path of the first key that reading the record dropped; a file's own bookkeeping is meant to be."""
+    """Return the path of the first key that reading dropped, but for a file's own bookkeeping, which is meant to be."""
     if not isinstance(given, dict) or not isinstance(kept, dict):
         return None
     for key, value in given.items():
         path = f"{where}.{key}"
-        if key not in kept:
-            if path == f"$.{RESERVED}":
-                continue
-            return path
-        found = _unknown_key(value, kept[key], path)
-        if found:
+        found = _unknown_key(value, kept[key], path) if key in kept else path
+        if found and found != f"$.{RESERVED}":
             return found
     return None

@@ -9,7 +9,7 @@ import click
 from fsqueue.cli.arguments import as_json, takes_queue
 from fsqueue.cli.output import age, data, many_json, shown, table
 from fsqueue.engine.layout import STATES
-from fsqueue.operate.status import Entry, entries
+from fsqueue.operate.show import Entry, entries
 
 
 @click.command(epilog="Example:  fsqueue ls /shared/queue --state failed --long")

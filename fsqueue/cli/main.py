@@ -1,4 +1,4 @@
-"""The `fsqueue` program: its commands, its exit codes, and what becomes of errors.
+"""Run the `fsqueue` program: its commands, its exit codes, and what becomes of errors.
 
 Exit codes: 0 ok, 1 failed or found damage, 2 usage, 3 not a queue or unknown format, 4 timed out, 130 interrupted,
 141 the reader of the output went away.
@@ -38,11 +38,11 @@ COMMANDS = {
 
 
 class _ClosedPipeError(Exception):
-    """Whoever read the output has enough of it."""
+    """Say that whoever read the output has enough of it."""
 
 
 class Program(click.Group):
-    """A group that imports a command when it is called, and turns errors into one line and an exit code."""
+    """Import a command when it is called, and turn errors into one line and an exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -55,7 +55,7 @@ class Program(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The table of commands, without importing any of them."""
+        """Write the table of commands, without importing any of them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
@@ -132,7 +132,7 @@ def cli(ctx: click.Context) -> None:
 
 
 def main() -> None:
-    """The entry point of the program."""
+    """Run the program."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""How commands print: data to stdout, everything else to stderr."""
+"""Print what commands say: data to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ _UNITS = (("d", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0))
 
 
 def data(text: str = "") -> None:
-    """A line of the command's result."""
+    """Print a line of the command's result."""
     click.echo(text)
 
 
 def remark(text: str) -> None:
-    """A line for the person in front of it."""
+    """Print a line for the person in front of it."""
     click.echo(text, err=True)
 
 
 def one_json(value: Any) -> None:
-    """One JSON document."""
+    """Print one JSON document."""
     data(json.dumps(value, ensure_ascii=False, indent=2))
 
 
 def many_json(values: Iterable[Any]) -> None:
-    """A JSON array, with one element a line."""
+    """Print a JSON array, one element a line."""
     lines = [json.dumps(value, ensure_ascii=False) for value in values]
     data("[" + ("\n " if lines else "") + ",\n ".join(lines) + ("\n" if lines else "") + "]")
 
 
 def age(seconds: float | None) -> str:
-    """A length of time in its largest unit that fits."""
+    """Write a length of time in the largest unit that fits."""
     if seconds is None:
         return "-"
     unit, size = next((unit for unit in _UNITS if seconds >= unit[1]), _UNITS[-1])
@@ -41,14 +41,14 @@ def age(seconds: float | None) -> str:
 
 
 def shown(text: str) -> str:
-    """Text that a terminal can be given: ids and reasons may hold line feeds and escape sequences."""
+    """Make text safe for a terminal: ids and reasons may hold line feeds and escape sequences."""
     if text and text.isprintable() and text == text.strip():
         return text
     return json.dumps(text, ensure_ascii=not text.isprintable())
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Columns, left-aligned; the last one as long as it needs to be."""
+    """Print columns, left-aligned; the last one as long as it needs to be."""
     lines = [list(header), *(list(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header) - 1)]
     for number, line in enumerate(lines):
@@ -57,5 +57,5 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def count(number: int, noun: str) -> str:
-    """``1 ref``, ``2 refs``."""
+    """Write ``1 ref``, ``2 refs``."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")

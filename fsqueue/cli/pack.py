@@ -1,4 +1,4 @@
-"""`fsqueue pack`: old done files into segments."""
+"""`fsqueue pack`: move old done files into segments."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import dataclasses
 
 import click
 
-from fsqueue.cli.arguments import Duration, as_json, dry_run, takes_queue
+from fsqueue.cli.arguments import as_json, dry_run, duration, takes_queue
 from fsqueue.cli.output import count, one_json, remark
 from fsqueue.operate import operator
 
 
 @click.command(epilog="Example:  fsqueue pack /shared/queue --older-than 1h")
 @takes_queue
-@click.option("--older-than", type=Duration(), default="1h", show_default=True, help="Age, such as 2d or 12h; 0: all.")
+@click.option("--older-than", type=duration, default="1h", show_default=True, help="Age, such as 2d or 12h; 0: all.")
 @dry_run
 @as_json
 def pack(queue: str, older_than: float, dry_run: bool, as_json: bool) -> None:

@@ -1,10 +1,10 @@
-"""`fsqueue purge`: old files in done and failed."""
+"""`fsqueue purge`: remove old files from done or failed."""
 
 from __future__ import annotations
 
 import click
 
-from fsqueue.cli.arguments import Duration, dry_run, takes_queue
+from fsqueue.cli.arguments import dry_run, duration, takes_queue
 from fsqueue.cli.output import count, data, remark
 from fsqueue.operate import operator
 
@@ -12,7 +12,7 @@ from fsqueue.operate import operator
 @click.command(epilog="Example:  fsqueue purge /shared/queue --state done --older-than 2d")
 @takes_queue
 @click.option("--state", type=click.Choice(("done", "failed")), required=True, help="Where to remove files.")
-@click.option("--older-than", type=Duration(), required=True, help="Age, such as 2d or 12h; 0 removes all.")
+@click.option("--older-than", type=duration, required=True, help="Age, such as 2d or 12h; 0 removes all.")
 @dry_run
 def purge(queue: str, state: str, older_than: float, dry_run: bool) -> None:
     """Remove the files of refs that were done or failed long ago; prints their names.

@@ -1,4 +1,4 @@
-"""`fsqueue put`: refs from a JSON Lines file."""
+"""`fsqueue put`: put refs from a JSON Lines file."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def put(ctx: click.Context, queue: str, file: str, skip_bad: bool, batch: int, d
 
 @contextmanager
 def _opened(file: str) -> Iterator[BinaryIO]:
-    """FILE, such that it can be read twice: what cannot be rewound is copied to a temporary file."""
+    """Open FILE so that it can be read twice: what cannot be rewound is copied to a temporary file."""
     with ExitStack() as stack:
         try:
             source: BinaryIO = sys.stdin.buffer if file == "-" else stack.enter_context(open(file, "rb"))
@@ -92,7 +92,7 @@ def _put(queue: str, lines: BinaryIO, batch: int, durable: bool) -> None:
 
 @contextmanager
 def _progress(what: str, lines: BinaryIO) -> Iterator[Advance]:
-    """A progress bar over the bytes of a file, on stderr, where that is a terminal."""
+    """Show a progress bar over the bytes of a file, on stderr, where that is a terminal."""
     if not sys.stderr.isatty():
         yield lambda size: None
         return

@@ -1,4 +1,4 @@
-"""Rates between two looks at a queue."""
+"""Compute the rates between two looks at a queue."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fsqueue.operate.status import Status
 
 
 class Rates(NamedTuple):
-    """Refs a second.
+    """Hold rates in refs a second.
 
     Attributes:
         seconds: between the two looks.
@@ -22,14 +22,17 @@ class Rates(NamedTuple):
     failed_per_s: float
     pending_per_s: float
 
+    def texts(self) -> dict[str, str]:
+        """Return what is shown beside each state, and beside "put"."""
+        gains = {"put": self.put_per_s, "done": self.done_per_s, "failed": self.failed_per_s}
+        return {name: f"{gain:.1f}/s" for name, gain in gains.items()} | {"pending": f"{self.pending_per_s:+.1f}/s"}
+
     def __str__(self) -> str:
-        return (
-            f"put {self.put_per_s:.1f}/s, done {self.done_per_s:.1f}/s, failed {self.failed_per_s:.1f}/s, "
-            f"pending {self.pending_per_s:+.1f}/s"
-        )
+        return ", ".join(f"{name} {text}" for name, text in self.texts().items())
 
 
 def rates(before: Status, after: Status) -> Rates:
+    """Return the rates between two looks."""
     seconds = max(after.at - before.at, 1e-9)
     old, new = before.counts, after.counts
     return Rates(

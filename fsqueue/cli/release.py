@@ -1,11 +1,11 @@
-"""`fsqueue release`: what a dead node leases, now."""
+"""`fsqueue release`: take back what a dead node leases, now."""
 
 from __future__ import annotations
 
 import click
 
 from fsqueue.cli.arguments import dry_run, takes_queue
-from fsqueue.cli.requeue import report
+from fsqueue.cli.requeue import print_outcomes
 from fsqueue.operate import operator
 
 
@@ -22,4 +22,4 @@ def release(ctx: click.Context, queue: str, owner: str, force: bool, dry_run: bo
     process is known to run on this host. Prints the ids that were moved.
     """
     outcomes = operator.release(queue, owner, force=force, dry_run=dry_run)
-    report(ctx, outcomes, "would release" if dry_run else "released")
+    print_outcomes(ctx, outcomes, "would release" if dry_run else "released")

@@ -1,4 +1,4 @@
-"""`fsqueue requeue`: once more from the start."""
+"""`fsqueue requeue`: move refs back to pending, with no attempts counted."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def requeue(
         outcomes = requeueing.requeue(queue, ids, dry_run=dry_run)
     else:
         outcomes = requeueing.requeue_failed(queue, owner=owner, dry_run=dry_run)
-    report(ctx, outcomes, "would requeue" if dry_run else "requeued")
+    print_outcomes(ctx, outcomes, "would requeue" if dry_run else "requeued")
 
 
-def report(ctx: click.Context, outcomes: list[operator.Outcome], verb: str) -> None:
-    """Ids that were moved to stdout, the others with the reason to stderr; exits with 1 where there are any."""
+def print_outcomes(ctx: click.Context, outcomes: list[operator.Outcome], verb: str) -> None:
+    """Print the ids that were moved to stdout, the others with the reason to stderr; exit with 1 if there are any."""
     moved = [outcome for outcome in outcomes if outcome.moved]
     for outcome in moved:
         data(shown(outcome.sample_id))

@@ -1,4 +1,4 @@
-"""`fsqueue rewind`: back to a checkpoint."""
+"""`fsqueue rewind`: go back to a checkpoint."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _rewind(queue: str, after_step: int, ledger: str | None, force: bool) -> Rew
 
 
 def _would_rewind(queue: str, after_step: int, ledger: str | None, force: bool) -> Rewound:
-    """As `_rewind`, with its refusals, and without its changes."""
+    """Return what `_rewind` would, with its refusals, and change nothing."""
     returned, live = outlook(queue, after_step, force)
     if ledger is None:
         return Rewound(returned, [])

@@ -1,4 +1,4 @@
-"""The full-screen view of `fsqueue top`."""
+"""Show `fsqueue top` on the full screen."""
 
 from __future__ import annotations
 
@@ -9,26 +9,31 @@ import termios
 import time
 import tty
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from fsqueue.cli.output import age
 from fsqueue.cli.rates import Rates
-from fsqueue.cli.status import oldest_lease, oldest_pending, quantum_text
-from fsqueue.operate.status import OwnerStatus, Status
-from fsqueue.operate.stream_status import MemberStatus
+from fsqueue.cli.status import MEMBERS, OWNERS, Columns, count_rows, quantum_text
+from fsqueue.operate.status import Status
+
+T = TypeVar("T")
 
 _BARS, _ASCII_BARS = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
 _HISTORY = 60
 _OTHER_LINES = 12
-_REASON_WIDTH = 28
-_STYLES = {"alive": "green", "dead": "red", "unknown": "yellow"}
-_MEMBER_STYLES = {"open": "green", "closed": "dim", "failed": "red", "silent": "red"}
+_LEFT_OUT = ("HOST", "PID")
+_WIDTHS = {"REASON": 28}
+_STYLED = ("PROCESS", "STATE")
+_STYLES = {
+    "alive": "green", "dead": "red", "unknown": "yellow", "open": "green", "closed": "dim", "failed": "red",
+    "silent": "red",
+}  # fmt: skip
 
 
 def watch(looks: Iterator[tuple[Status, Rates | None]], interval_s: float) -> None:
@@ -45,13 +50,13 @@ def watch(looks: Iterator[tuple[Status, Rates | None]], interval_s: float) -> No
 
 
 class _Wait:
-    """Sleeps, unless q is pressed on the terminal."""
+    """Sleep, unless q is pressed on the terminal."""
 
     def __init__(self, fd: int | None) -> None:
         self._fd = fd
 
     def __call__(self, seconds: float) -> bool:
-        """Wait so long; returns at once, with True, when q is pressed."""
+        """Wait so long; return True, at once, when q is pressed."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             if self._fd is None:
@@ -67,7 +72,7 @@ class _Wait:
 
 @contextmanager
 def _keys() -> Iterator[_Wait]:
-    """The terminal, such that keys come one by one and are not echoed."""
+    """Let keys come from the terminal one by one, not echoed, within the block."""
     if not sys.stdin.isatty():
         yield _Wait(None)
         return
@@ -93,17 +98,18 @@ def _view(seen: Status, between: Rates | None, done_per_s: list[float], console:
     members = seen.stream.members if seen.stream else []
     if members:
         shown = members[: room // 2]
-        parts += [_members(shown), Text()]
+        parts += [_table(MEMBERS, shown), Text()]
         room -= len(shown) + 2
     if seen.stream and seen.stream.quantum:
         parts += [Text(f"quantum  {quantum_text(seen.stream.quantum)}", no_wrap=True), Text()]
         room -= 2
-    parts.append(_owners(seen.owners, max(1, room)))
+    busiest = sorted(seen.owners, key=lambda each: (-each.leases, each.owner))
+    parts.append(_table(OWNERS, busiest[: max(1, room)]))
     return Group(*parts)
 
 
 def sparkline(values: list[float], bars: str = _BARS) -> str:
-    """One character a value, the largest being the highest."""
+    """Draw one character a value, the largest as the highest."""
     top = max(values, default=0.0)
     if top <= 0:
         return bars[0] * len(values)
@@ -112,51 +118,22 @@ def sparkline(values: list[float], bars: str = _BARS) -> str:
 
 def _counts(seen: Status, between: Rates | None) -> Table:
     grid = Table.grid(padding=(0, 2))
-    for _ in range(4):
-        grid.add_column(no_wrap=True)
-    grid.columns[1].justify = grid.columns[2].justify = "right"
-    changes = {
-        "pending": f"{between.pending_per_s:+.1f}/s" if between else "",
-        "done": f"{between.done_per_s:.1f}/s" if between else "",
-        "failed": f"{between.failed_per_s:.1f}/s" if between else "",
-    }
-    notes = {"pending": oldest_pending(seen), "leased": oldest_lease(seen)}
-    for state, number in seen.counts._asdict().items():
-        grid.add_row(Text(state), Text(f"{number:,}"), Text(changes.get(state, "")), Text(notes.get(state, "")))
-    grid.add_row(Text("put"), Text(), Text(f"{between.put_per_s:.1f}/s" if between else ""), Text())
+    for justify in ("left", "right", "right", "left"):
+        grid.add_column(no_wrap=True, justify=justify)
+    changes = between.texts() if between else {}
+    for state, number, note in count_rows(seen):
+        grid.add_row(*map(Text, (state, number, changes.get(state, ""), note)))
+    grid.add_row(*map(Text, ("put", "", changes.get("put", ""), "")))
     return grid
 
 
-def _members(members: list[MemberStatus]) -> Table:
+def _table(columns: Columns[T], rows: Iterable[T]) -> Table:
+    """Lay out a table of `fsqueue status` without the columns that a screen has no room for."""
+    kept = {name: cell for name, cell in columns.items() if name not in _LEFT_OUT}
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("ROLE", "NAME", "STATE", "PROCESS", "LAST SEEN", "REASON"):
-        table.add_column(name, no_wrap=True)
-    for member in members:
-        reason = Text(member.reason or "")
-        reason.truncate(_REASON_WIDTH, overflow="ellipsis")
-        table.add_row(
-            Text(member.role),
-            Text(member.name),
-            Text(member.state, style=_MEMBER_STYLES[member.state]),
-            Text(member.process, style=_STYLES[member.process]),
-            Text(f"{age(member.last_seen_s)} ago"),
-            reason,
-        )
-    return table
-
-
-def _owners(owners: list[OwnerStatus], room: int) -> Table:
-    """The owners with the most leases, as many as fit."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("OWNER", "PROCESS", "LEASES", "OLDEST", "HEARTBEAT"):
-        table.add_column(name, no_wrap=True)
-    for owner in sorted(owners, key=lambda each: (-each.leases, each.owner))[:room]:
-        beat = "none" if owner.heartbeat_s is None else age(owner.heartbeat_age_s)
-        table.add_row(
-            Text(owner.owner),
-            Text(owner.process, style=_STYLES[owner.process]),
-            Text(f"{owner.leases:,}"),
-            Text(age(owner.oldest_lease_age_s)),
-            Text(beat),
-        )
+    for name in kept:
+        table.add_column(name, no_wrap=True, max_width=_WIDTHS.get(name))
+    for row in rows:
+        cells = ((name, cell(row)) for name, cell in kept.items())
+        table.add_row(*(Text(text, style=_STYLES[text] if name in _STYLED else "") for name, text in cells))
     return table

@@ -1,4 +1,4 @@
-"""`fsqueue show`: everything about one ref."""
+"""`fsqueue show`: show everything about one ref."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from datetime import datetime
 from typing import Any
 
 import click
+import msgspec
 
 from fsqueue.cli.arguments import as_json, takes_queue_and_one
 from fsqueue.cli.output import age, data, many_json, remark, shown
 from fsqueue.format import names
-from fsqueue.format.codec import Event
-from fsqueue.operate import status
-from fsqueue.operate.status import Detail
+from fsqueue.operate import show as showing
+from fsqueue.operate.show import Detail
 
 
 @click.command(epilog="Example:  fsqueue show /shared/queue s17 --json | jq '.[0].ref'")
@@ -27,7 +27,7 @@ def show(ctx: click.Context, queue: str, id: str, as_json: bool) -> None:
     ID is the sample id. One id may have several files: a live one, and those of its earlier lives in done and
     failed. Exits with 1 where there is none. Takes no lock and writes nothing.
     """
-    found = status.show(queue, id)
+    found = showing.show(queue, id)
     if as_json:
         many_json(_as_dict(detail) for detail in found)
     for detail in [] if as_json else found:
@@ -38,19 +38,14 @@ def show(ctx: click.Context, queue: str, id: str, as_json: bool) -> None:
 
 
 def _hint(text: str) -> str:
-    """For those who gave a file's name in place of an id."""
+    """Name the id that is meant where a file's name was given in its place."""
     stem = text.rpartition("/")[2].partition("@")[0].removesuffix(names.SUFFIX)
     meant = names.id_of(stem) if names.is_stem(stem) else None
     return f": did you mean {shown(meant)}?" if meant and meant != text else ""
 
 
 def _as_dict(detail: Detail) -> dict[str, Any]:
-    fields = dataclasses.asdict(detail)
-    return {**fields, "history": [_event(event) for event in detail.history]}
-
-
-def _event(event: Event) -> dict[str, Any]:
-    return {"event": event.event, "at": event.at, "owner": event.owner, "reason": event.reason}
+    return {**dataclasses.asdict(detail), "history": [msgspec.structs.asdict(event) for event in detail.history]}
 
 
 def _print(detail: Detail) -> None:

@@ -1,26 +1,29 @@
-"""`fsqueue status`: a queue at one glance."""
+"""`fsqueue status`: show a queue at one glance, in tables that `fsqueue top` shows too."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import click
 
-from fsqueue.cli.arguments import Duration, as_json, takes_queue
+from fsqueue.cli.arguments import as_json, duration, takes_queue
 from fsqueue.cli.output import age, data, one_json, shown, table
 from fsqueue.cli.rates import Rates, rates
 from fsqueue.operate import status as look
 from fsqueue.operate.status import OwnerStatus, Status
-from fsqueue.operate.stream_status import MemberStatus, QuantumStatus, StreamStatus
+from fsqueue.operate.stream_status import MemberStatus, QuantumStatus
 
-_COLOURS = {"alive": "green", "dead": "red"}
+T = TypeVar("T")
+Columns = dict[str, Callable[[T], str]]
+"""The cells of a table's rows, by the header of their column."""
 
 
 @click.command(epilog="Example:  fsqueue status /shared/queue --watch 10s")
 @takes_queue
-@click.option("--watch", type=Duration(), help="Look again after so long, and give the rates between the two looks.")
+@click.option("--watch", type=duration, help="Look again after so long, and give the rates between the two looks.")
 @as_json
 def status(queue: str, watch: float | None, as_json: bool) -> None:
     """Show how many refs are in each state, how old the oldest are, who holds leases, and who takes part in the stream.
@@ -30,7 +33,8 @@ def status(queue: str, watch: float | None, as_json: bool) -> None:
     """
     seen, between = look.status(queue), None
     if watch is not None:
-        before, seen = seen, _later(queue, watch)
+        time.sleep(watch)
+        before, seen = seen, look.status(queue)
         between = rates(before, seen)
     if as_json:
         one_json(as_dict(seen, between))
@@ -38,13 +42,8 @@ def status(queue: str, watch: float | None, as_json: bool) -> None:
         _print(seen, between)
 
 
-def _later(queue: str, seconds: float) -> Status:
-    time.sleep(seconds)
-    return look.status(queue)
-
-
 def as_dict(seen: Status, between: Rates | None) -> dict[str, Any]:
-    """The stable keys of `--json`."""
+    """Return the stable keys of `--json`."""
     fields = dataclasses.asdict(seen)
     fields["counts"] = seen.counts._asdict()
     fields["rates"] = between._asdict() if between else None
@@ -55,44 +54,38 @@ def _print(seen: Status, between: Rates | None) -> None:
     timeout = "none" if seen.lease_timeout_s is None else age(seen.lease_timeout_s)
     run = f", run {shown(seen.run_id)}" if seen.run_id else ""
     data(f"{seen.queue}  lease timeout {timeout}, lock {seen.lock}{run}")
-    details = {"pending": oldest_pending(seen), "leased": oldest_lease(seen)}
-    for state, number in seen.counts._asdict().items():
-        data(f"{state:<8}{number:>10,}  {details.get(state, '')}".rstrip())
+    for state, number, note in count_rows(seen):
+        data(f"{state:<8}{number:>10}  {note}".rstrip())
     if between is not None:
         data(f"over {age(between.seconds)}: {between}")
-    if seen.owners:
-        data()
-        table(
-            ("OWNER", "HOST", "PID", "PROCESS", "LEASES", "OLDEST", "HEARTBEAT"),
-            (_row(owner) for owner in seen.owners),
-        )
+    _print_table(OWNERS, seen.owners)
     if seen.stream is not None:
-        _print_stream(seen.stream)
+        _print_table(MEMBERS, seen.stream.members)
+        if seen.stream.quantum is not None:
+            data()
+            data(f"quantum  {quantum_text(seen.stream.quantum)}")
 
 
-def _print_stream(stream: StreamStatus) -> None:
-    if stream.members:
+def _print_table(columns: Columns[T], rows: list[T]) -> None:
+    if rows:
         data()
-        table(_MEMBER_COLUMNS, map(_member_row, stream.members))
-    if stream.quantum is not None:
-        data()
-        data(f"quantum  {quantum_text(stream.quantum)}")
+        table(list(columns), ([cell(row) for cell in columns.values()] for row in rows))
 
 
-_MEMBER_COLUMNS = ("ROLE", "NAME", "STATE", "HOST", "PID", "PROCESS", "LAST SEEN", "REASON")
+def count_rows(seen: Status) -> Iterator[tuple[str, str, str]]:
+    """Yield each state with its count and what is to be said of its oldest ref."""
+    notes = {"pending": _oldest_pending(seen)}
+    if seen.oldest_lease_age_s is not None:
+        notes["leased"] = f"oldest {age(seen.oldest_lease_age_s)}"
+    for state, number in seen.counts._asdict().items():
+        yield state, f"{number:,}", notes.get(state, "")
 
 
-def _member_row(member: MemberStatus) -> tuple[str, ...]:
-    return (
-        member.role,
-        shown(member.name),
-        member.state,
-        member.host,
-        str(member.pid),
-        member.process,
-        f"{age(member.last_seen_s)} ago",
-        "" if member.reason is None else shown(member.reason),
-    )
+def _oldest_pending(seen: Status) -> str:
+    if seen.oldest_pending_id is None:
+        return ""
+    sampled = " (the oldest of a sample: the order names none)" if seen.oldest_pending_is_estimate else ""
+    return f"oldest {age(seen.oldest_pending_age_s)}: {shown(seen.oldest_pending_id)}{sampled}"
 
 
 def quantum_text(quantum: QuantumStatus) -> str:
@@ -100,25 +93,22 @@ def quantum_text(quantum: QuantumStatus) -> str:
     return f"{quantum.refs:,} refs at a time: {factors}"
 
 
-def oldest_pending(seen: Status) -> str:
-    if seen.oldest_pending_id is None:
-        return ""
-    sampled = " (the oldest of a sample: the order names none)" if seen.oldest_pending_is_estimate else ""
-    return f"oldest {age(seen.oldest_pending_age_s)}: {shown(seen.oldest_pending_id)}{sampled}"
-
-
-def oldest_lease(seen: Status) -> str:
-    return f"oldest {age(seen.oldest_lease_age_s)}" if seen.oldest_lease_age_s is not None else ""
-
-
-def _row(owner: OwnerStatus) -> tuple[str, ...]:
-    beat = "none" if owner.heartbeat_s is None else f"{age(owner.heartbeat_age_s)} ago"
-    return (
-        owner.owner,
-        owner.host or "?",
-        str(owner.pid),
-        owner.process,
-        f"{owner.leases:,}",
-        age(owner.oldest_lease_age_s),
-        beat,
-    )
+OWNERS: Columns[OwnerStatus] = {
+    "OWNER": lambda owner: owner.owner,
+    "HOST": lambda owner: owner.host or "?",
+    "PID": lambda owner: str(owner.pid),
+    "PROCESS": lambda owner: owner.process,
+    "LEASES": lambda owner: f"{owner.leases:,}",
+    "OLDEST": lambda owner: age(owner.oldest_lease_age_s),
+    "HEARTBEAT": lambda owner: "none" if owner.heartbeat_s is None else f"{age(owner.heartbeat_age_s)} ago",
+}
+MEMBERS: Columns[MemberStatus] = {
+    "ROLE": lambda member: member.role,
+    "NAME": lambda member: shown(member.name),
+    "STATE": lambda member: member.state,
+    "HOST": lambda member: member.host,
+    "PID": lambda member: str(member.pid),
+    "PROCESS": lambda member: member.process,
+    "LAST SEEN": lambda member: f"{age(member.last_seen_s)} ago",
+    "REASON": lambda member: "" if member.reason is None else shown(member.reason),
+}

@@ -11,19 +11,17 @@ from collections.abc import Iterator
 
 import click
 
-from fsqueue.cli.arguments import Duration, as_json, takes_queue
+from fsqueue.cli.arguments import as_json, duration, takes_queue
 from fsqueue.cli.output import age, data
 from fsqueue.cli.rates import Rates, rates
 from fsqueue.cli.status import as_dict
 from fsqueue.operate import status
 from fsqueue.operate.status import Status
 
-Sight = tuple[Status, "Rates | None"]
-
 
 @click.command(epilog="Example:  fsqueue top /shared/queue --interval 5s")
 @takes_queue
-@click.option("--interval", type=Duration(), default="1s", show_default=True, help="Time between two looks.")
+@click.option("--interval", type=duration, default="1s", show_default=True, help="Time between two looks.")
 @click.option("--count", type=click.IntRange(min=1), help="End after so many looks.")
 @as_json
 def top(queue: str, interval: float, count: int | None, as_json: bool) -> None:
@@ -44,8 +42,8 @@ def top(queue: str, interval: float, count: int | None, as_json: bool) -> None:
             time.sleep(interval)
 
 
-def _looks(queue: str, count: int | None) -> Iterator[Sight]:
-    """One look after the other, each with the rates since the one before."""
+def _looks(queue: str, count: int | None) -> Iterator[tuple[Status, Rates | None]]:
+    """Look again and again; each look comes with the rates since the one before."""
     before: Status | None = None
     for _ in itertools.repeat(None) if count is None else range(count):
         seen = status.status(queue)
@@ -62,6 +60,6 @@ def _line(seen: Status, between: Rates | None) -> str:
 
 
 def _members(seen: Status) -> str:
-    """How many producers and consumers are in each state; nothing where the queue is not used as a stream."""
+    """Count the producers and consumers in each state; empty where the queue is not used as a stream."""
     states = Counter((member.role, member.state) for member in (seen.stream.members if seen.stream else ()))
     return "".join(f"  {role}s {state} {number}" for (role, state), number in states.items())

@@ -1,1 +1,1 @@
-"""For people: look at a queue, move refs, mend it."""
+"""Look at a queue, move its refs, mend it: what people do."""

@@ -1,8 +1,8 @@
-"""The operator's moves: release, purge, pack, name_stranded; and what those share that requeue.py makes.
+"""Move refs for an operator: release, purge, pack, name_stranded; and what requeue.py and mend.py share.
 
-They are made as a handle makes its own: a ref is first renamed to a leased name of the operator's, which fences
-everybody else off, changed there, and renamed to where it goes. A crash in between leaves an ordinary lease of a
-process that is gone, which the next get on this host takes back.
+A ref moves as a handle moves its own: it is first renamed to a leased name of the operator's, which fences everybody
+else off, changed there, and renamed to where it goes. A crash in between leaves an ordinary lease of a process that
+is gone, which the next get on this host takes back.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fsqueue.disk.fileops import current, explained
 from fsqueue.engine.claim import Claimer
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import open_layout
-from fsqueue.engine.listing import owner_matches, reading
+from fsqueue.engine.listing import directory_of, owner_matches, reading
 from fsqueue.engine.moves import Change, record
 from fsqueue.engine.owners import new_owner, read_record
 from fsqueue.engine.packing import pack as packing
@@ -27,13 +27,10 @@ from fsqueue.errors import QueueConfigError
 from fsqueue.format import names
 from fsqueue.format.untyped import place_of
 
-_BATCH = 256
-_LOOKS = 3
-
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one ref.
+    """Say what became of one ref.
 
     Attributes:
         moved: whether it was moved, or would be in a dry run.
@@ -47,7 +44,7 @@ class Outcome:
 
 @contextmanager
 def operator(path: str) -> Iterator[Handle]:
-    """A handle of one's own, announced in owners/, for moves by hand.
+    """Open a handle of one's own, announced in owners/, for moves by hand.
 
     Raises:
         NotAQueueError: there is no queue at this path.
@@ -63,7 +60,7 @@ def operator(path: str) -> Iterator[Handle]:
 
 
 def fetch(handle: Handle, source: Directory, name: str, stem: str) -> bool:
-    """Make a file anywhere in the queue a lease of this handle's; False where it was gone.
+    """Make a file anywhere in the queue a lease of this handle's; return False where it was gone.
 
     Should an error end what follows, close() gives the ref back to pending/.
     """
@@ -77,7 +74,8 @@ def fetch(handle: Handle, source: Directory, name: str, stem: str) -> bool:
 def hand_in(handle: Handle, stem: str, change: Change, back: list[str]) -> bool:
     """Move a ref that this handle leases to pending/, or to failed/ where it turns out to hold no ref.
 
-    False where the lease was lost. The caller names the stems collected in back in the order.
+    Returns False where the lease was lost. Adds the stem to back once it is pending: the caller then names it in the
+    order.
     """
     bookkeeping = handle.moves.annotate(stem, change)
     moved = False
@@ -91,7 +89,7 @@ def hand_in(handle: Handle, stem: str, change: Change, back: list[str]) -> bool:
 
 
 def hand_in_all(handle: Handle, stems: list[str], change: Change) -> None:
-    """As `hand_in`, for several refs; names in the order those that are pending again."""
+    """Hand several refs in, and name in the order those that are pending again."""
     back: list[str] = []
     try:
         for stem in stems:
@@ -152,10 +150,10 @@ def purge(path: str, state: str, older_than_s: float, *, dry_run: bool = False) 
         with reading(path) as layout:
             limit = layout.ops.time() - older_than_s
             segments = packing.old_segments(layout, look(layout), limit) if state == "done" else []
-            return segments + _old(getattr(layout, state), state, limit)
+            return segments + _old(directory_of(layout, state), state, limit)
     with operator(path) as handle:
         segments = packing.purge(handle, older_than_s) if state == "done" else []
-        directory: Directory = getattr(handle.layout, state)
+        directory = directory_of(handle.layout, state)
         old = _old(directory, state, handle.clock.now() - older_than_s)
         return segments + [name for name in old if handle.ops.remove(directory.fd, name)]
 
@@ -187,6 +185,6 @@ def pack(path: str, older_than_s: float, *, dry_run: bool = False) -> Packed:
 
 
 def name_stranded(path: str) -> int:
-    """Name every pending ref in the order that no line names; returns how many there were."""
+    """Name in the order every pending ref that no line names; return how many there were."""
     with operator(path) as handle:
         return Claimer(handle).name_stranded()

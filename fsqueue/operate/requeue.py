@@ -1,4 +1,4 @@
-"""Requeue: dead letters and refs that were done go to the tail of pending/ again."""
+"""Requeue dead letters, and refs that were done: move them to the tail of pending/."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOOKS = 3
 
 
 class _Letter:
-    """A ref in failed/ or done/ that is to be requeued.
+    """Hold a ref in failed/ or done/ that is to be requeued.
 
     Attributes:
         name: the file that it has, or will have once it is unpacked.
@@ -78,7 +78,7 @@ def requeue_failed(path: str, *, owner: str | None = None, dry_run: bool = False
 
 
 def _letters(layout: Layout, stems: list[str]) -> dict[str, _Letter]:
-    """The dead letter of each ref, or else what was done last.
+    """Find the dead letter of each ref, or else what was done last.
 
     RACE: a done file that is packed while its places are looked at is looked for again.
     """
@@ -94,7 +94,7 @@ def _letters(layout: Layout, stems: list[str]) -> dict[str, _Letter]:
 
 
 def _done_by_stem(layout: Layout, stems: set[str]) -> dict[str, list[File]]:
-    """Where these refs are done; segments are read where there are any."""
+    """Find where these refs are done; segments are read where there are any."""
     found: dict[str, list[File]] = {}
     for file in chain(files_in(layout, "done"), packed_in(layout)):
         if file.place.stem in stems:
@@ -103,7 +103,7 @@ def _done_by_stem(layout: Layout, stems: set[str]) -> dict[str, list[File]]:
 
 
 def _done_last(layout: Layout, files: list[File]) -> _Letter | None:
-    """What was done last."""
+    """Return what was done last."""
     stamps = {file: found.mtime for file in files if (found := stamp_of(layout, file))}
     last = sorted(stamps, key=lambda file: stamps[file], reverse=True)
     return next(filter(None, (_read_letter(layout.done, file.ref_name, file) for file in last)), None)
@@ -141,7 +141,7 @@ def _requeue(path: str, letters: dict[str, _Letter], dry_run: bool) -> list[Outc
 
 
 def _requeue_batch(handle: Handle, batch: list[tuple[str, _Letter]]) -> list[Outcome]:
-    fetched: dict[str, str] = {}
+    fetched: list[str] = []
     outcomes = []
     # RACE: under the lock no put is between its look for the id and its publishing, and a put that comes later
     # finds the ref leased. Without the lock, the id may be queued twice, as with two puts.
@@ -156,17 +156,20 @@ def _requeue_batch(handle: Handle, batch: list[tuple[str, _Letter]]) -> list[Out
                 where = "requeued" if stem in fetched else where
                 outcomes.append(Outcome(sample_id, False, f"{where} already: {letter.where} stays"))
             elif fetch(handle, letter.directory, letter.name, stem) or _fetch_packed(handle, letter, stem):
-                fetched[stem] = sample_id
+                fetched.append(stem)
                 live.add(stem)  # another dead letter of this id would replace it
                 outcomes.append(Outcome(sample_id, True, f"from {letter.where}"))
             else:
                 outcomes.append(Outcome(sample_id, False, f"{letter.where} is gone: somebody else moved it"))
-    hand_in_all(handle, list(fetched), _requeued(handle.clock.now(), handle.owner))
+    hand_in_all(handle, fetched, _requeued(handle.clock.now(), handle.owner))
     return outcomes
 
 
 def _fetch_packed(handle: Handle, letter: _Letter, stem: str) -> bool:
-    """RACE: a packing has claimed the file since it was looked at."""
+    """Fetch a ref that is packed by now.
+
+    RACE: a packing has claimed the file since it was looked at.
+    """
     if letter.directory.path != handle.layout.done.path:
         return False
     unpack(handle, lambda packed, step: names.done_file(packed, step) == letter.name)

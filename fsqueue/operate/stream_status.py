@@ -1,8 +1,9 @@
-"""Who takes part in a queue's stream, for whoever looks at it without taking part: no lock, no writing."""
+"""Look at who takes part in a queue's stream, without taking part: no lock, no writing."""
 
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from dataclasses import dataclass
 
 from fsqueue.disk.directory import Directory
@@ -13,7 +14,7 @@ from fsqueue.stream.stream import read_quantum
 
 @dataclass(frozen=True)
 class MemberStatus:
-    """One producer or consumer.
+    """Describe one producer or consumer.
 
     Attributes:
         state: "open", "closed", "failed", or "silent": open, but without a sign of life, so that the others take it
@@ -38,7 +39,7 @@ class MemberStatus:
 
 @dataclass(frozen=True)
 class QuantumStatus:
-    """What the consumers take at a time; refs is the product."""
+    """Say what the consumers take at a time; refs is the product."""
 
     dp_size: int
     batch_size: int
@@ -48,23 +49,28 @@ class QuantumStatus:
 
 @dataclass(frozen=True)
 class StreamStatus:
-    """The stream's members, by role and name, and the published quantum."""
+    """Hold the stream's members, by role and name, and the published quantum."""
 
     members: list[MemberStatus]
     quantum: QuantumStatus | None
 
 
-def stream_status(layout: Layout, now: float) -> StreamStatus | None:
-    """The stream of an open queue; None where it has none."""
+def open_stream(layout: Layout) -> Directory | None:
+    """Open the directory of a queue's stream; None where it has none."""
     try:
-        directory = Directory(layout.ops, os.path.join(layout.path, STREAM))
+        return Directory(layout.ops, os.path.join(layout.path, STREAM))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    try:
+
+
+def stream_status(layout: Layout, now: float) -> StreamStatus | None:
+    """Describe the stream of an open queue; None where it has none."""
+    directory = open_stream(layout)
+    if directory is None:
+        return None
+    with closing(directory):
         found = [member for _, member in read_members(layout.ops, directory, directory.listing(), now)]
         quantum = read_quantum(layout.ops, directory)
-    finally:
-        directory.close()
     # CRASH: a member that died while it failed has both an open and a failed file; failed counts.
     failed = {_identity(member) for member in found if member.state == "failed"}
     kept = [_status(m) for m in found if m.state == "failed" or _identity(m) not in failed]

@@ -254,3 +254,11 @@ def test_strangers_links_and_a_quantum_that_says_nothing(queue: Queue, path: Pat
     }
     repair(path)
     assert sorted(os.listdir(path / "stream")) == [".nfs0001", "notes.txt", "producer@p-x.1.abcdef@open.json"]
+
+
+def test_top_writes_escape_sequences_in_a_reason_as_text(queue: Queue, path: Path) -> None:
+    with pytest.raises(RuntimeError), queue.producer("p"):
+        raise RuntimeError("\x1b[35m")
+    with Terminal([*PROGRAM, "top", str(path), "--count", "1"], {"COLUMNS": "200"}) as terminal:
+        text = terminal.end()
+    assert "u001b[35m" in text and "\x1b[35m" not in text

@@ -27,6 +27,7 @@ from fsqueue.format.packed import Line, encode_line, whole_lines
 from fsqueue.operate import operator, status
 from fsqueue.operate.check import check_queue, repair
 from fsqueue.operate.requeue import requeue
+from fsqueue.operate.show import entries, show
 from tests.support import (
     GUARD_S,
     Child,
@@ -90,14 +91,14 @@ def test_packed_refs_are_counted_listed_and_shown_as_before(path: Path, queue: Q
     acked(queue, numbered(20), step=3)
     queue.put(refs("live"))
     before = queue.counts()
-    listed = {(entry.id, entry.step) for entry in status.entries(path, ["done"])}
-    (shown,) = status.show(path, "s00007")
+    listed = {(entry.id, entry.step) for entry in entries(path, ["done"])}
+    (shown,) = show(path, "s00007")
     assert queue.pack(older_than_s=0.0) == packing.Packed(refs=20, segments=1)
     (segment,) = segments_in(path)
     assert names_in(path, "done") == [segment.name]
     assert queue.counts() == before == status.status(path).counts
-    assert {(entry.id, entry.step) for entry in status.entries(path, ["done"], details=True)} == listed
-    (detail,) = status.show(path, "s00007")
+    assert {(entry.id, entry.step) for entry in entries(path, ["done"], details=True)} == listed
+    (detail,) = show(path, "s00007")
     assert detail.path == str(segment)
     assert (detail.ref, detail.step, detail.state) == (shown.ref, 3, "done")
     assert abs(detail.age_s - shown.age_s) < GUARD_S
@@ -189,7 +190,7 @@ def test_each_acknowledgement_of_a_ref_put_again_is_a_life_of_its_own(path: Path
     queue.pack(older_than_s=0.0)
     acked(queue, refs("s"), step=9)
     assert queue.counts().done == 2
-    assert [detail.step for detail in status.show(path, "s")] == [5, 9]
+    assert [detail.step for detail in show(path, "s")] == [5, 9]
     assert queue.rewind(after_step=7) == ["s"]
     assert everything(path) == {"s": ["pending", "done"]}
 
@@ -322,7 +323,7 @@ def test_a_torn_line_is_recognised_and_never_read(path: Path, queue: Queue, dama
     segment.write_bytes(torn)
     left = {stem for text, stem in whole.items() if text + b"\n" in torn}
     assert 0 < len(left) < 4
-    assert {entry.id for entry in status.entries(path, ["done"])} == left
+    assert {entry.id for entry in entries(path, ["done"])} == left
     assert [(found.kind, found.path) for found in check_queue(path)] == [("segment", str(segment))]
     assert [mended.done for mended in repair(path)] == [True]
     assert check_queue(path, notes=True) == []
@@ -555,7 +556,7 @@ def test_what_a_killed_packer_left_is_noted_and_mended(path: Path, queue: Queue)
         assert child.receive() == "before the commit"
         child.kill()
     assert [name.endswith(".json") for name in names_in(path, "done")] == [False] * 4
-    assert queue.counts().done == 3 and len(status.entries(path, ["done"])) == 3
+    assert queue.counts().done == 3 and len(entries(path, ["done"])) == 3
     assert {found.kind for found in check_queue(path, notes=True)} == {"packing", "owner-gone"}
     assert check_queue(path) == []
     assert all(mended.done for mended in repair(path))

@@ -17,7 +17,7 @@ from fsqueue.disk.mounts import Mount
 from fsqueue.operate.doctor import probes
 from fsqueue.operate.doctor.advice import advise, rounded_up
 from fsqueue.operate.doctor.costs import Cost
-from fsqueue.operate.doctor.diagnosis import Diagnosis
+from fsqueue.operate.doctor.findings import Diagnosis
 from fsqueue.operate.doctor.notes import attribute_cache_s, lock_is_node_local, notes
 from fsqueue.operate.doctor.probes import ClockFindings, GranularityFindings, NameFindings
 from fsqueue.operate.doctor.races import LockFindings, RaceFindings

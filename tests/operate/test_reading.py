@@ -13,7 +13,8 @@ import pytest
 
 from fsqueue import FileSampleRefQueue, NotAQueueError
 from fsqueue.engine.owners import describe_self
-from fsqueue.operate.status import Status, entries, show, status
+from fsqueue.operate.show import entries, show
+from fsqueue.operate.status import Status, status
 from tests.support import Child, Tap, lease_and_obey, numbered, ref, refs
 from tests.support.other_user import as_nobody, readable_by_all
 

@@ -1,4 +1,4 @@
-"""Checking a queue against its format, and mending what is damaged.
+"""Check a queue against its format, and mend what is damaged.
 
 violations.py   what can be wrong, and what is done about each
 looks.py        a look at one directory entry
@@ -17,21 +17,21 @@ from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, current, explained
 from fsqueue.engine.layout import DIRECTORIES, open_layout
 from fsqueue.errors import QueueIOError
-from fsqueue.operate.check.examine import Examination
+from fsqueue.operate.check.examine import examine
 from fsqueue.operate.check.mend import Mended, mend_all
-from fsqueue.operate.check.violations import REMEDIES, Violation
+from fsqueue.operate.check.violations import Violation, violation
 
 __all__ = ["Mended", "Violation", "check_queue", "repair"]
 
-_PASSES = 3
+_PASSES = 4
 
 
 def check_queue(path: str | os.PathLike[str], *, notes: bool = False) -> list[Violation]:
-    """What is wrong with a queue; empty when it is clean. Takes no lock and writes nothing; only the
-    order file is touched, to read the filesystem's clock, where members of a stream may have fallen silent.
+    """Return what is wrong with a queue: nothing when it is clean.
 
-    What is legal at some instant of a running queue, or after a kill at any instant, is no damage. Costs a stat
-    and a read of every file, and a second look at those with a problem.
+    A state that a running queue passes through, or that a kill at any instant leaves, is no damage. Takes no lock
+    and writes nothing; only the order file is touched, to read the filesystem's clock, where members of a stream may
+    have fallen silent. Costs a stat and a read of every file, and a second look at those with a problem.
 
     Args:
         notes: include what costs nothing, such as leftovers of killed processes and a damaged order hint.
@@ -50,48 +50,40 @@ def check_queue(path: str | os.PathLike[str], *, notes: bool = False) -> list[Vi
             raise
         return missing
     with explained("checking", path), closing(layout):
-        found = Examination(layout).run()
-    return [violation for violation in found if notes or violation.severity == "damage"]
+        return [found for found in examine(layout) if notes or found.severity == "damage"]
 
 
 def repair(path: str | os.PathLike[str]) -> list[Mended]:
     """Mend what `check_queue` finds, notes included, and what comes to light by that; report on each.
 
-    No ref is lost by it. A file that a packing had in hand, for instance, is looked into once it is a done file again.
-
-    Safe on a running queue: refs are moved as its handles move them, one rename each.
+    No ref is lost by it. Safe on a running queue: refs are moved as its handles move them, one rename each. What one
+    remedy uncovers is mended too: a file that a packing had in hand is looked into once it is a done file again.
 
     Raises:
         QueueIOError: the filesystem refused; what was mended before that stays mended.
     """
     path, ops = os.path.normpath(os.fspath(path)), current()
-    found = check_queue(path, notes=True)
     mended: list[Mended] = []
-    if found and found[0].kind == "missing-directory":
-        for violation in found:
-            with explained("creating", violation.path):
-                ops.mkdir(violation.path, 0o777)
-            mended.append(Mended(violation, True, "created"))
-        found = check_queue(path, notes=True)
     left_alone: set[tuple[str, str]] = set()
-    for number in range(_PASSES):
-        if number:
-            found = check_queue(path, notes=True)
-        found = [violation for violation in found if (violation.path, violation.kind) not in left_alone]
-        if not any(violation.mendable for violation in found):
+    for _ in range(_PASSES):
+        found = [each for each in check_queue(path, notes=True) if (each.path, each.kind) not in left_alone]
+        if not any(each.mendable for each in found):
             break
-        tried = mend_all(path, found)
+        tried = _create(ops, found) if found[0].kind == "missing-directory" else mend_all(path, found)
         left_alone |= {(each.violation.path, each.violation.kind) for each in tried if not each.done}
         mended += tried
     return mended
 
 
+def _create(ops: FileOps, missing: list[Violation]) -> list[Mended]:
+    for each in missing:
+        with explained("creating", each.path):
+            ops.mkdir(each.path, 0o777)
+    return [Mended(each, True, "created") for each in missing]
+
+
 def _missing_directories(ops: FileOps, path: str) -> list[Violation]:
-    """The queue's directories that are not there; nothing else can be checked before they are."""
-    root = Directory(ops, path)
-    try:
+    """Name the queue's directories that are not there; nothing else can be checked before they are."""
+    with closing(Directory(ops, path)) as root:
         missing = sorted(set(DIRECTORIES) - set(root.listing()))
-    finally:
-        root.close()
-    kind = "missing-directory"
-    return [Violation(os.path.join(path, name), "missing", REMEDIES[kind], kind, "damage") for name in missing]
+    return [violation("missing-directory", os.path.join(path, name), "missing") for name in missing]

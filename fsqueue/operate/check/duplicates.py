@@ -1,4 +1,4 @@
-"""Refs that are live twice: pending and leased, leased by two owners, or pending under two names; and live files
+"""Find refs that are live twice: pending and leased, leased by two owners, or pending under two names; and live files
 that have two names in the queue."""
 
 from __future__ import annotations
@@ -6,75 +6,61 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from fsqueue.disk.directory import Directory
-from fsqueue.engine.layout import Layout
-from fsqueue.engine.owners import read_record
 from fsqueue.operate.check.looks import Copy, Looks
 from fsqueue.operate.check.violations import Severity, Violation
 
-_Identity = tuple[int, int]
 
-
-def duplicates(layout: Layout, looks: Looks, copies: list[Copy]) -> Iterator[Violation]:
-    """The copies of one live ref that are too many: all but the one that is to be kept.
+def duplicates(looks: Looks, copies: list[Copy]) -> Iterator[Violation]:
+    """Yield the copies of one live ref that are too many: all but the one that is to be kept.
 
     RACE: a file that moves between two listings is seen twice. But two files that each keep their inode from one
     look to the next existed side by side in between.
     """
-    first = [_identity(layout, copy) for copy in copies]
-    second = [_identity(layout, copy) for copy in copies]
+    first = [_identity(looks, copy) for copy in copies]
+    second = [_identity(looks, copy) for copy in copies]
     there = {copy: seen for copy, seen, again in zip(copies, first, second, strict=True) if seen and seen == again}
     inodes = {inode for inode, _ in there.values()}
     linked = any(links > 1 for _, links in there.values())
     if len(there) < 2 or (len(inodes) == 1 and not linked):
         return
-    kept, *others = sorted(there, key=lambda copy: (*_rank(layout, copy), copy.name))
+    kept, *others = sorted(there, key=lambda copy: (_rank(looks, copy), copy.name))
     # With no lock, an id that two processes put at one moment may be queued twice: design, not damage.
-    severity: Severity | None = "note" if layout.settings.lock == "none" else None
+    severity: Severity | None = "note" if looks.layout.settings.lock == "none" else None
     for copy in others:
-        kind = "two-leases" if copy.state == "leased" and not _is_dead(layout, copy) else "duplicate"
+        kind = "two-leases" if copy.state == "leased" and not _is_dead(looks, copy) else "duplicate"
         problem = f"its ref is live twice: also {kept.state}/{kept.name}"
-        yield looks.violation(kind, copy.state, copy.name, problem, severity=severity)
+        yield looks.violation(kind, copy.state, copy.name, problem, severity)
 
 
 def twins(looks: Looks) -> Iterator[Violation]:
-    """Live files that are one file with another name in the queue: a rename onto that name would do nothing."""
+    """Yield live files that have another name in the queue: a rename onto that name would do nothing."""
     for inode, places in looks.linked.items():
         # RACE: a file that moved between two listings was seen under two names, and has one of them now.
-        there = [(state, name) for state, name in places if _inode(looks, state, name) == inode]
+        seen = ((place, _status(looks, *place)) for place in places)
+        there = [place for place, found in seen if found and found.st_ino == inode]
         for state, name in there:
             other = next((place for place in there if place != (state, name)), None)
             if other is not None and state in ("pending", "leased"):
                 yield looks.violation("twin", state, name, f"the same file as {other[0]}/{other[1]}")
 
 
-def _inode(looks: Looks, state: str, name: str) -> int | None:
-    found = _status(looks.places[state], name)
-    return found.st_ino if found else None
-
-
-def _status(directory: Directory, name: str) -> os.stat_result | None:
+def _status(looks: Looks, state: str, name: str) -> os.stat_result | None:
     try:
-        return directory.ops.stat(name, dir_fd=directory.fd, follow_symlinks=False)
+        return looks.layout.ops.stat(name, dir_fd=looks.directories[state].fd, follow_symlinks=False)
     except FileNotFoundError:
         return None
 
 
-def _identity(layout: Layout, copy: Copy) -> _Identity | None:
-    status = _status(layout.leased if copy.state == "leased" else layout.pending, copy.name)
+def _identity(looks: Looks, copy: Copy) -> tuple[int, int] | None:
+    status = _status(looks, copy.state, copy.name)
     return (status.st_ino, status.st_nlink) if status else None
 
 
-def _rank(layout: Layout, copy: Copy) -> tuple[int]:
-    """Which copy is kept: a lease that may be worked on, then one of a dead owner, then a pending one."""
-    if copy.state == "pending":
-        return (2,)
-    return (int(_is_dead(layout, copy)),)
+def _rank(looks: Looks, copy: Copy) -> int:
+    """Return 0 for the copy to keep before others: a lease that may be worked on, then a dead owner's, then pending."""
+    return 2 if copy.state == "pending" else int(_is_dead(looks, copy))
 
 
-def _is_dead(layout: Layout, copy: Copy) -> bool:
-    """Whether nobody works under this lease: it has no owner, or one that is known to be gone."""
-    if copy.owner is None:
-        return True
-    record = read_record(layout.ops, layout.owners, copy.owner)
-    return record is not None and record.liveness() == "dead"
+def _is_dead(looks: Looks, copy: Copy) -> bool:
+    """Tell whether nobody works under this lease: it has no owner, or one that is known to be gone."""
+    return copy.owner is None or looks.liveness(copy.owner) == "dead"

@@ -1,4 +1,4 @@
-"""A look at one directory entry of a queue: what is wrong with it, by itself."""
+"""Look at one directory entry of a queue for what is wrong with it, by itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import os
 import re
 import stat as stat_module
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 from fsqueue.disk.directory import Directory
@@ -18,17 +19,19 @@ from fsqueue.errors import CorruptRefError
 from fsqueue.format import names, packed
 from fsqueue.format.untyped import Place, RefSight, allows, place_of, sight, type_name
 from fsqueue.operate.check.stream_looks import StreamLooks
-from fsqueue.operate.check.violations import NOTES, REMEDIES, Severity, Violation
+from fsqueue.operate.check.violations import Problem, Severity, Violation, violation
+from fsqueue.operate.stream_status import open_stream
 
 LEFTOVER_S = 3600.0
 FUTURE_S = 3600.0
+_KNOWN = (SETTINGS, STREAM, LEDGER, *DIRECTORIES)
 _replaced_order = re.compile(rf"\.{re.escape(ORDER)}\.[0-9]+\.[0-9a-f]{{12}}\Z").match
 
 Signature = tuple[int, int, int]
 
 
 class Copy(NamedTuple):
-    """One file of a live ref."""
+    """Name one file of a live ref."""
 
     state: str
     name: str
@@ -36,23 +39,24 @@ class Copy(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What was seen at a name.
+    """Hold what was seen at a name.
 
     Attributes:
-        place: the directory, "" for the queue's own.
+        where: the directory, "" for the queue's own.
         signature: which file it was, in which version; None: there was none.
     """
 
-    place: str
+    where: str
     name: str
     signature: Signature | None
     found: list[Violation]
 
 
 class Looks:
-    """Looks at the entries of one open queue.
+    """Look at the entries of one open queue.
 
     Attributes:
+        directories: those to look at, by name; "" for the queue's own.
         leases: how many leases each owner holds, as of the last `refresh`.
         live: the files in pending/ and leased/ by sample id, as far as they were looked at.
         linked: by inode, (state, name) of the refs' files that have several hard links.
@@ -60,81 +64,75 @@ class Looks:
 
     def __init__(self, layout: Layout) -> None:
         self._ops = layout.ops
-        self._layout = layout
+        self.layout = layout
         self._now = layout.ops.time()
         self._participant = self._ops.access(".", os.W_OK, dir_fd=layout.pending.fd)
-        self.places: dict[str, Directory] = {"": layout.root, **{name: getattr(layout, name) for name in DIRECTORIES}}
+        self.directories: dict[str, Directory] = {"": layout.root}
+        self.directories |= {name: getattr(layout, name) for name in DIRECTORIES}
         self._stream: StreamLooks | None = None
-        self._open_stream()
+        stream = open_stream(layout)
+        if stream is not None:
+            self.directories[STREAM] = stream
+            self._stream = StreamLooks(layout, stream, LEFTOVER_S)
         self.leases: Counter[str] = Counter()
         self.live: dict[str, dict[Copy, None]] = defaultdict(dict)
         self.linked: dict[int, dict[tuple[str, str], None]] = defaultdict(dict)
         self._revisions: set[str] = set()
         self._replaced: set[str] = set()
 
-    def _open_stream(self) -> None:
-        try:
-            self.places[STREAM] = Directory(self._ops, os.path.join(self._layout.path, STREAM))
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        self._stream = StreamLooks(self._layout, self.places[STREAM], LEFTOVER_S)
-
     def close(self) -> None:
         """Close what the layout does not."""
         if self._stream is not None:
-            self.places[STREAM].close()
+            self.directories[STREAM].close()
 
     def refresh(self) -> None:
         """Learn anew what one file's problems depend on beside the file."""
         if self._stream is not None:
             self._stream.refresh()
-        parsed = (names.parse_leased(name) for name in self._layout.leased.listing())
+        parsed = (names.parse_leased(name) for name in self.layout.leased.listing())
         self.leases = Counter(lease[1] for lease in parsed if lease)
-        done = packed.read_names(self._layout.done.listing())
-        running = (found for found in done.licences if not is_abandoned(self._layout, found, self._now))
+        done = packed.read_names(self.layout.done.listing())
+        running = (found for found in done.licences if not is_abandoned(self.layout, found, self._now))
         self._revisions = {licence.revision for licence in running}
         self._replaced = {segment.name for segment in done.replaced}
 
-    def names_in(self, place: str) -> list[str]:
-        """The names to look at: those that are there, and those that ought to be."""
-        listed = self.places[place].listing()
-        if place == "":
+    def names_in(self, where: str) -> list[str]:
+        """Return the names to look at: those that are there, and those that ought to be."""
+        listed = self.directories[where].listing()
+        if where == "":
             listed.append(ORDER)
-        elif place == "owners":
+        elif where == "owners":
             listed += [names.ref_file(owner) for owner in self.leases]
         return list(dict.fromkeys(listed))
 
-    def look(self, place: str, name: str) -> Look:
-        try:
-            status = self._ops.stat(name, dir_fd=self.places[place].fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return Look(place, name, None, list(self._absent(place, name)))
-        if place in STATES:
-            found = self._ref(place, name, status)
-        elif place == "owners":
-            found = self._owner(name, status)
-        elif place == "tmp":
-            found = self._tmp(name, status)
-        elif place == STREAM:
-            found = self._stream_file(name, status)
-        else:
-            found = self._root(name, status)
-        return Look(place, name, (status.st_ino, status.st_size, status.st_mtime_ns), list(found))
+    def look(self, where: str, name: str) -> Look:
+        """Look at a name in a directory, whether it is there or not."""
+        signature: Signature | None = None
+        problems = self._absent(where, name)
+        with suppress(FileNotFoundError):
+            status = self._ops.stat(name, dir_fd=self.directories[where].fd, follow_symlinks=False)
+            signature = (status.st_ino, status.st_size, status.st_mtime_ns)
+            problems = self._present(where, name, status)
+        return Look(where, name, signature, [self.violation(kind, where, name, text) for kind, text in problems])
 
-    def violation(
-        self, kind: str, place: str, name: str, problem: str, *, severity: Severity | None = None
-    ) -> Violation:
-        path = os.path.join(self._layout.path, *filter(None, (place, name)))
-        return Violation(path, problem, REMEDIES[kind], kind, severity or ("note" if kind in NOTES else "damage"))
+    def violation(self, kind: str, where: str, name: str, problem: str, severity: Severity | None = None) -> Violation:
+        """Return a violation at a name in a directory."""
+        return violation(kind, os.path.join(self.layout.path, *filter(None, (where, name))), problem, severity)
 
-    def _absent(self, place: str, name: str) -> Iterator[Violation]:
-        owner = names.parse_owner(name) if place == "owners" else None
+    def _present(self, where: str, name: str, status: os.stat_result) -> Iterator[Problem]:
+        if where in STATES:
+            return self._ref(where, name, status)
+        looks = {"": self._root, "owners": self._owner, "tmp": self._unfinished, STREAM: self._stream_file}
+        return looks[where](name, status)
+
+    def _absent(self, where: str, name: str) -> Iterator[Problem]:
+        owner = names.parse_owner(name) if where == "owners" else None
         if owner and self.leases[owner]:
-            yield self.violation("no-record", place, name, f"missing, though leases name it: {self.leases[owner]}")
-        if (place, name) == ("", ORDER):
-            yield self.violation("order", place, name, "missing")
+            yield "no-record", f"missing, though leases name it: {self.leases[owner]}"
+        if (where, name) == ("", ORDER):
+            yield "order", "missing"
 
-    def _ref(self, state: str, name: str, status: os.stat_result) -> Iterator[Violation]:
+    def _ref(self, state: str, name: str, status: os.stat_result) -> Iterator[Problem]:
         if _ignored(name):
             return
         if state == "done" and (revision := packed.revision_of(name)) is not None:
@@ -142,169 +140,170 @@ class Looks:
             return
         place = place_of(state, name)
         if place is None and not name.endswith(names.SUFFIX):
-            yield self.violation("foreign", state, name, "no file of the queue's")
+            yield "foreign", "no file of the queue's"
             return
         if not stat_module.S_ISREG(status.st_mode):
-            yield self.violation("not-a-file", state, name, f"a {type_name(status)} in a ref's place")
+            yield "not-a-file", f"a {type_name(status)} in a ref's place"
             return
-        yield from self._permissions(state, name, status)
-        try:
-            data = self._ops.read_file(self.places[state].fd, name)
-        except (FileNotFoundError, PermissionError):
-            return
-        except CorruptRefError as error:
-            yield self.violation("not-a-file", state, name, error.reason)
-            return
-        yield from self._content(state, name, place, sight(data))
-        yield from self._status(state, name, status)
+        yield from self._permissions(state, status)
+        data = yield from self._data(state, name)
+        if data is not None:
+            yield from self._content(state, name, place, sight(data))
+            yield from self._status(state, name, status)
 
-    def _packed(self, name: str, revision: str, status: os.stat_result) -> Iterator[Violation]:
-        """A segment, or what a revision has in hand."""
+    def _data(self, state: str, name: str) -> Generator[Problem, None, bytes | None]:
+        """Read a file; None where it is gone, this user cannot read it, or it is no regular one."""
+        try:
+            return self._ops.read_file(self.directories[state].fd, name)
+        except (FileNotFoundError, PermissionError):
+            return None
+        except CorruptRefError as error:
+            yield "not-a-file", error.reason
+            return None
+
+    def _packed(self, name: str, revision: str, status: os.stat_result) -> Iterator[Problem]:
+        """Look at a segment, or at what a revision has in hand."""
         segment = packed.parse_segment(name)
         if not stat_module.S_ISREG(status.st_mode):
-            yield self.violation("not-a-file", "done", name, f"a {type_name(status)} in the place of packed refs")
+            yield "not-a-file", f"a {type_name(status)} in the place of packed refs"
         elif segment is None or name in self._replaced:
             if revision not in self._revisions:
-                yield self.violation("packing", "done", name, "of a packing that was cut short")
+                yield "packing", "of a packing that was cut short"
         elif not allows(status, write=False):
-            yield self.violation("unreadable", "done", name, "this user cannot read it")
+            yield "unreadable", "this user cannot read it"
         else:
             yield from self._segment(segment)
 
-    def _segment(self, segment: packed.Segment) -> Iterator[Violation]:
-        try:
-            lines, damaged = packed.whole_lines(self._ops.read_file(self.places["done"].fd, segment.name))
-        except FileNotFoundError:
+    def _segment(self, segment: packed.Segment) -> Iterator[Problem]:
+        data = yield from self._data("done", segment.name)
+        if data is None:
             return
-        except CorruptRefError as error:
-            yield self.violation("not-a-file", "done", segment.name, error.reason)
-            return
+        lines, damaged = packed.whole_lines(data)
         if damaged:
             size = sum(end - start for start, end in damaged)
-            yield self.violation("segment", "done", segment.name, f"{size} bytes in it belong to no whole line")
+            yield "segment", f"{size} bytes in it belong to no whole line"
         elif len(lines) != segment.refs:
-            problem = f"it holds {len(lines)} refs, its name says {segment.refs}"
-            yield self.violation("segment", "done", segment.name, problem)
+            yield "segment", f"it holds {len(lines)} refs, its name says {segment.refs}"
 
-    def _permissions(self, state: str, name: str, status: os.stat_result) -> Iterator[Violation]:
+    def _permissions(self, state: str, status: os.stat_result) -> Iterator[Problem]:
         if not allows(status, write=False):
-            yield self.violation("unreadable", state, name, "this user cannot read it")
+            yield "unreadable", "this user cannot read it"
         elif self._participant and state in ("pending", "leased") and not allows(status, write=True):
-            yield self.violation("unreadable", state, name, "this user cannot write it, so cannot lease it")
+            yield "unreadable", "this user cannot write it, so cannot lease it"
 
-    def _content(self, state: str, name: str, place: Place | None, ref: RefSight) -> Iterator[Violation]:
+    def _content(self, state: str, name: str, place: Place | None, ref: RefSight) -> Iterator[Problem]:
         if ref.torn:
             # CRASH: a process that died while it wrote history leaves a leased file so.
             kind = "torn-lease" if state == "leased" else "torn"
-            yield self.violation(kind, state, name, "its bookkeeping does not decode")
+            yield kind, "its bookkeeping does not decode"
         if ref.sample_id is None:
             if place is None:
-                yield self.violation("foreign", state, name, f"no file of the queue's: it {ref.problem}")
+                yield "foreign", f"no file of the queue's: it {ref.problem}"
             elif state != "failed" or ref.bookkeeping.reason is None:
-                yield self.violation("undecodable" if ref.fields is None else "no-id", state, name, f"it {ref.problem}")
+                yield "undecodable" if ref.fields is None else "no-id", f"it {ref.problem}"
             return
         if state in ("pending", "leased"):
             self.live[ref.sample_id][Copy(state, name, place.owner if place else None)] = None
         stem = names.stem_of(ref.sample_id)
         if state == "leased" and place is None:
-            yield self.violation("unowned", state, name, f"holds the ref {ref.sample_id!r}, but its name has no owner")
+            yield "unowned", f"holds the ref {ref.sample_id!r}, but its name has no owner"
         elif place is None or (place.stem != stem and not self._being_renamed(state, place)):
-            yield self.violation("misnamed", state, name, f"holds the ref {ref.sample_id!r}, whose name is {stem}")
+            yield "misnamed", f"holds the ref {ref.sample_id!r}, whose name is {stem}"
 
     def _being_renamed(self, state: str, place: Place) -> bool:
-        """RACE: a get claims a file by the name it has, and gives it its right name after reading it."""
-        return state == "leased" and place.owner is not None and self._liveness(place.owner) == "alive"
+        """Tell whether a process that runs may be giving a claimed file its right name.
 
-    def _liveness(self, owner: str) -> str | None:
-        record = read_record(self._ops, self._layout.owners, owner)
+        RACE: a get claims a file by the name it has, and renames it after reading it.
+        """
+        return state == "leased" and place.owner is not None and self.liveness(place.owner) == "alive"
+
+    def liveness(self, owner: str) -> str | None:
+        """Tell whether an owner's process is "alive", "dead" or "unknown"; None where it has no record."""
+        record = read_record(self._ops, self.layout.owners, owner)
         return record.liveness() if record else None
 
-    def _status(self, state: str, name: str, status: os.stat_result) -> Iterator[Violation]:
+    def _status(self, state: str, name: str, status: os.stat_result) -> Iterator[Problem]:
         ahead_s = status.st_mtime - self._now
         if state == "leased" and ahead_s > FUTURE_S:
-            yield self.violation("future", state, name, f"stamped {ahead_s:.0f} s in the future: expires so much later")
+            yield "future", f"stamped {ahead_s:.0f} s in the future: expires so much later"
         if status.st_nlink > 1:
             self.linked[status.st_ino][state, name] = None
-            yield self.violation("linked", state, name, f"it has {status.st_nlink} hard links")
+            yield "linked", f"it has {status.st_nlink} hard links"
 
-    def _owner(self, name: str, status: os.stat_result) -> Iterator[Violation]:
+    def _owner(self, name: str, status: os.stat_result) -> Iterator[Problem]:
         if _ignored(name):
             return
         owner = names.parse_owner(name)
         if owner is None or not stat_module.S_ISREG(status.st_mode):
-            yield self.violation("foreign", "owners", name, "no owner's record")
+            yield "foreign", "no owner's record"
             return
         try:
-            record = read_record(self._ops, self._layout.owners, owner)
+            record = read_record(self._ops, self.layout.owners, owner)
         except PermissionError:
-            yield self.violation("unreadable", "owners", name, "this user cannot read it")
+            yield "unreadable", "this user cannot read it"
             return
         if record is None or record.owner != owner:
-            yield self.violation("owner-unreadable", "owners", name, "holds no record of this owner")
+            yield "owner-unreadable", "holds no record of this owner"
             return
         if record.liveness() == "dead" and not self.leases[owner]:
-            yield self.violation("owner-gone", "owners", name, "the process is gone and holds no lease")
+            yield "owner-gone", "the process is gone and holds no lease"
         ahead_s = status.st_mtime - self._now
         if record.heartbeat_s is not None and ahead_s > FUTURE_S:
-            yield self.violation("future", "owners", name, f"the last beat is {ahead_s:.0f} s in the future")
+            yield "future", f"the last beat is {ahead_s:.0f} s in the future"
 
-    def _tmp(self, name: str, status: os.stat_result) -> Iterator[Violation]:
+    def _unfinished(self, name: str, status: os.stat_result) -> Iterator[Problem]:
         if not stat_module.S_ISREG(status.st_mode):
-            yield self.violation("foreign", "tmp", name, f"a {type_name(status)}")
+            yield "foreign", f"a {type_name(status)}"
             return
         owner = name.rpartition(".")[0]
-        liveness = self._liveness(owner) if names.is_owner(owner) else None
+        liveness = self.liveness(owner) if names.is_owner(owner) else None
         if liveness == "dead":
-            yield self.violation("leftover", "tmp", name, "left by a process that is gone")
+            yield "leftover", "left by a process that is gone"
         elif liveness != "alive" and self._now - status.st_mtime > LEFTOVER_S:
-            yield self.violation("leftover", "tmp", name, "unfinished for more than an hour")
+            yield "leftover", "unfinished for more than an hour"
 
-    def _stream_file(self, name: str, status: os.stat_result) -> Iterator[Violation]:
-        if self._stream is None or _ignored(name):
-            return
-        for kind, problem in self._stream.problems(name, status):
-            yield self.violation(kind, STREAM, name, problem)
+    def _stream_file(self, name: str, status: os.stat_result) -> Iterator[Problem]:
+        if self._stream is not None and not _ignored(name):
+            yield from self._stream.problems(name, status)
 
-    def _root(self, name: str, status: os.stat_result) -> Iterator[Violation]:
+    def _root(self, name: str, status: os.stat_result) -> Iterator[Problem]:
         if name == ORDER:
             yield from self._order(status)
         elif _replaced_order(name):
             if self._now - status.st_mtime > LEFTOVER_S:
-                yield self.violation("leftover", "", name, "an order file that was never put in place")
-        elif (
-            name not in (SETTINGS, STREAM, LEDGER, *DIRECTORIES)
-            and not _ignored(name)
-            and not name.startswith("order.lease")
-        ):
-            yield self.violation("foreign", "", name, "nothing of the queue's")
+                yield "leftover", "an order file that was never put in place"
+        elif name not in _KNOWN and not _ignored(name) and not name.startswith("order.lease"):
+            yield "foreign", "nothing of the queue's"
 
-    def _order(self, status: os.stat_result) -> Iterator[Violation]:
+    def _order(self, status: os.stat_result) -> Iterator[Problem]:
         if not stat_module.S_ISREG(status.st_mode):
-            yield self.violation("not-a-file", "", ORDER, f"a {type_name(status)}: nobody can lock or write it")
+            yield "not-a-file", f"a {type_name(status)}: nobody can lock or write it"
             return
         if self._participant and not allows(status, write=True):
-            yield self.violation("unreadable", "", ORDER, "this user cannot read and write it, so cannot lock it")
+            yield "unreadable", "this user cannot read and write it, so cannot lock it"
         try:
-            data = self._ops.read_file(self._layout.root.fd, ORDER)
+            data = self._ops.read_file(self.layout.root.fd, ORDER)
         except (FileNotFoundError, PermissionError, CorruptRefError):
             return
         header = Header.decode(data[:HEADER_BYTES])
         if data and (header is None or header.cursor > len(data)):
-            yield self.violation("order", "", ORDER, "its header is damaged")
+            yield "order", "its header is damaged"
         lines = data[header.cursor :].decode("ascii", "replace").split("\n") if header else []
         garbage = sum(1 for line in lines if line and line[0] != "#" and not names.is_stem(line))
         if garbage:
-            yield self.violation("order", "", ORDER, f"lines that name nothing: {garbage}")
+            yield "order", f"lines that name nothing: {garbage}"
 
-    def directories(self) -> Iterator[Violation]:
-        device = self._ops.fstat(self._layout.root.fd).st_dev
-        for place in filter(None, self.places):
-            if self._ops.fstat(self.places[place].fd).st_dev != device:
-                yield self.violation("other-filesystem", place, "", "refs cannot be renamed between it and the others")
-            if not self._ops.access(".", os.W_OK | os.X_OK, dir_fd=self.places[place].fd):
-                yield self.violation("not-writable", place, "", "this user cannot change it")
+    def unfit_directories(self) -> Iterator[Violation]:
+        """Yield the directories that this user cannot write in, or that refs cannot be renamed into."""
+        device = self._ops.fstat(self.layout.root.fd).st_dev
+        for where in filter(None, self.directories):
+            fd = self.directories[where].fd
+            if self._ops.fstat(fd).st_dev != device:
+                yield self.violation("other-filesystem", where, "", "refs cannot be renamed between it and the others")
+            if not self._ops.access(".", os.W_OK | os.X_OK, dir_fd=fd):
+                yield self.violation("not-writable", where, "", "this user cannot change it")
 
 
 def _ignored(name: str) -> bool:
-    """Names that no part of fsqueue looks at: dot files, .nfs..., editors' backups."""
+    """Tell whether no part of fsqueue looks at such names: dot files, .nfs..., editors' backups."""
     return name.startswith(".") or name.endswith("~")

@@ -1,4 +1,4 @@
-"""The remedies of `fsqueue check --repair`. No ref is lost by any of them.
+"""Carry out the remedies of `fsqueue check --repair`. No ref is lost by any of them.
 
 A file is first made a lease of the mender's own, which fences everybody else off, then read once more, and only
 then moved to where it belongs. Of two copies of a live ref one is dropped only where both hold the same ref.
@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from fsqueue.disk.directory import Directory
 from fsqueue.engine.claim import Claimer
@@ -27,14 +30,18 @@ from fsqueue.operate.check.violations import Violation
 from fsqueue.operate.operator import fetch, operator
 from fsqueue.stream.members import DEAD_AFTER_S
 
+T = TypeVar("T")
+
 _TRIES = 3
-_GONE = "left alone: it is gone or changed"
-_WORKED_ON = "left alone: the process that leases it runs"
+
+
+class _LeftAloneError(Exception):
+    """Say why something is not mended."""
 
 
 @dataclass(frozen=True)
 class Mended:
-    """What became of one violation.
+    """Say what became of one violation.
 
     Attributes:
         done: whether it is mended.
@@ -57,12 +64,15 @@ def mend_all(path: str, violations: list[Violation]) -> list[Mended]:
 
 
 class Mender:
-    """Mends one violation after the other in one handle's name."""
+    """Mend one violation after the other in one handle's name."""
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
         self._back: list[str] = []
-        self._stream: Directory | None = None
+        layout = handle.layout
+        known = (layout.root, layout.owners, layout.tmp, layout.pending, layout.leased, layout.done, layout.failed)
+        self._directories = {directory.path: directory for directory in known}
+        self._opened = ExitStack()
         self._remedies = {
             "undecodable": self._bury_no_ref,
             "no-id": self._bury_no_ref,
@@ -83,55 +93,43 @@ class Mender:
         }
 
     def mend(self, violation: Violation) -> Mended:
+        """Carry out the remedy for one violation, unless it is gone or must be left alone."""
         parent, name = os.path.split(violation.path)
-        outcome = self._remedies[violation.kind](self._directory(parent), name)
+        try:
+            mended = Mended(violation, True, self._remedies[violation.kind](self._directory(parent), name))
+        except _LeftAloneError as why:
+            mended = Mended(violation, False, f"left alone: {why}")
         self._handle.strays.clear()
-        return Mended(violation, not outcome.startswith("left"), outcome)
+        return mended
 
     def finish(self) -> None:
         """Name what came back to pending/ in the order."""
         self._handle.order.append_soon(self._back)
-        self._back = []
-        if self._stream is not None:
-            self._stream.close()
+        self._opened.close()
 
     def _directory(self, path: str) -> Directory:
-        layout = self._handle.layout
-        known = [layout.root, layout.owners, layout.tmp, layout.pending, layout.leased, layout.done, layout.failed]
-        for directory in known:
-            if directory.path == path:
-                return directory
-        if self._stream is None:
-            self._stream = Directory(self._handle.ops, path)
-        return self._stream
+        if path not in self._directories:
+            self._directories[path] = self._opened.enter_context(closing(Directory(self._handle.ops, path)))
+        return self._directories[path]
 
-    def _state(self, directory: Directory) -> str:
-        return os.path.basename(directory.path)
-
-    def _read(self, directory: Directory, name: str) -> RefSight | None:
-        try:
+    def _read(self, directory: Directory, name: str) -> RefSight:
+        with _there():
             return sight(self._handle.ops.read_file(directory.fd, name))
-        except (FileNotFoundError, CorruptRefError):
-            return None
 
-    def _is_worked_on(self, directory: Directory, name: str) -> bool:
-        """Whether it is a lease of a process that runs on this host."""
-        place = place_of(self._state(directory), name)
-        if place is None or place.owner is None:
-            return False
-        found = read_record(self._handle.ops, self._handle.layout.owners, place.owner)
-        return found is not None and found.liveness() == "alive"
+    def _refuse_worked_on(self, directory: Directory, name: str, then: str = "") -> None:
+        """Leave a lease alone whose process runs on this host."""
+        place = place_of(_state(directory), name)
+        owner = place.owner if place else None
+        found = read_record(self._handle.ops, self._handle.layout.owners, owner) if owner else None
+        if found is not None and found.liveness() == "alive":
+            raise _LeftAloneError(f"the process that leases it runs{then}")
 
     def _bury_no_ref(self, directory: Directory, name: str) -> str:
-        place = place_of(self._state(directory), name)
-        seen = self._read(directory, name)
-        if place is None or seen is None or seen.problem is None:
-            return _GONE
-        if self._is_worked_on(directory, name):
-            return "left alone: the process that leases it runs, and buries it"
-        if not fetch(self._handle, directory, name, place.stem):
-            return _GONE
-        return self._bury(place.stem, f"found in {self._state(directory)}/: it {seen.problem}")
+        place = _require(place_of(_state(directory), name))
+        problem = _require(self._read(directory, name).problem)
+        self._refuse_worked_on(directory, name, ", and buries it")
+        self._lease(directory, name, place.stem)
+        return self._bury(place.stem, f"found in {_state(directory)}/: it {problem}")
 
     def _bury(self, stem: str, reason: str) -> str:
         """Move a lease of one's own to failed/, under a new name where a dead letter has that name."""
@@ -140,24 +138,24 @@ class Mender:
             target = names.stem_of(f"{stem}.{secrets.token_hex(3)}")
             handle.moves.rename_leased(stem, target)
         event = record("failed", handle.clock.now(), handle.owner, reason)
-        buried = bury(handle, target, event, reason)
-        return f"moved to failed/{names.ref_file(target)}" if buried else _GONE
+        _require(bury(handle, target, event, reason))
+        return f"moved to failed/{names.ref_file(target)}"
 
     def _rename(self, directory: Directory, name: str) -> str:
         """Give a file the name of the ref inside; one that is live goes through a lease of one's own."""
-        seen = self._read(directory, name)
-        if seen is None or seen.sample_id is None:
-            return _GONE
-        stem, state = names.stem_of(seen.sample_id), self._state(directory)
-        if state in ("done", "failed"):
+        stem = names.stem_of(_require(self._read(directory, name).sample_id))
+        if _state(directory) in ("done", "failed"):
             return self._rename_settled(directory, name, stem)
-        if self._is_worked_on(directory, name):
-            return _WORKED_ON
-        return self._settle_live(stem) if self._fetch(directory, name, stem) else _GONE
+        self._refuse_worked_on(directory, name)
+        # RACE: under the lock, no put is between its look for the id and its publishing.
+        with self._handle.order_file.held_soon():
+            self._lease(directory, name, stem)
+        return self._settle_live(stem)
 
     def _part(self, directory: Directory, name: str) -> str:
         """Give a live ref whose file has another name in the queue a file of its own."""
-        return self._rename(directory, name) if self._links(directory, name) > 1 else _GONE
+        _require(self._links(directory, name) > 1)
+        return self._rename(directory, name)
 
     def _links(self, directory: Directory, name: str) -> int:
         try:
@@ -165,17 +163,16 @@ class Mender:
         except FileNotFoundError:
             return 0
 
-    def _fetch(self, directory: Directory, name: str, stem: str) -> bool:
-        # RACE: under the lock, no put is between its look for the id and its publishing.
-        with self._handle.order_file.held_soon():
-            return fetch(self._handle, directory, name, stem)
+    def _lease(self, directory: Directory, name: str, stem: str) -> None:
+        _require(fetch(self._handle, directory, name, stem))
 
     def _rename_settled(self, directory: Directory, name: str, stem: str) -> str:
-        handle, place = self._handle, place_of(self._state(directory), name)
+        handle, place = self._handle, place_of(_state(directory), name)
         target = names.done_file(stem, place.step if place else None)
         if handle.ops.exists(directory.fd, target):
-            return f"left alone: {target} is there already; remove one of them by hand"
-        return f"renamed to {target}" if handle.moves.move(directory, name, directory, target) else _GONE
+            raise _LeftAloneError(f"{target} is there already; remove one of them by hand")
+        _require(handle.moves.move(directory, name, directory, target))
+        return f"renamed to {target}"
 
     def _settle_live(self, stem: str) -> str:
         """Move a lease of one's own to pending/, unless another copy of its ref is live."""
@@ -199,11 +196,9 @@ class Mender:
         handle, leased = self._handle, self._handle.layout.leased
         if self._links(leased, mine) > 1:
             handle.moves.part(stem)
-        seen = self._read(leased, mine)
-        if seen is not None and seen.torn:
+        if self._read(leased, mine).torn:
             handle.moves.annotate(stem, self._torn(False))
-        if not handle.moves.give_back(stem):
-            return _GONE
+        _require(handle.moves.give_back(stem))
         self._back.append(stem)
         return f"moved to pending/{names.ref_file(stem)}"
 
@@ -217,16 +212,17 @@ class Mender:
 
     def _drop_torn_end(self, directory: Directory, name: str) -> str:
         seen = self._read(directory, name)
-        if seen is None or not seen.torn or seen.sample_id is None:
-            return _GONE
+        _require(seen.torn)
+        stem = names.stem_of(_require(seen.sample_id))
         if directory is self._handle.layout.pending:
-            mended = self._rewrite_pending(name, names.stem_of(seen.sample_id))
+            self._lease(directory, name, stem)
+            self._give_back(stem, names.leased_file(stem, self._handle.owner))
         else:
-            mended = self._rewrite_settled(directory, name)
-        return "dropped the torn end" if mended else _GONE
+            self._rewrite_settled(directory, name)
+        return "dropped the torn end"
 
     def _torn(self, settled: bool) -> Change:
-        """A new beginning of a history; the file of a settled ref says why it is where it is."""
+        """Begin a new history; the file of a settled ref says why it is where it is."""
         reason = "the history before this was torn"
         event = record("repaired", self._handle.clock.now(), self._handle.owner, reason)
 
@@ -236,45 +232,34 @@ class Mender:
 
         return change
 
-    def _rewrite_pending(self, name: str, stem: str) -> bool:
-        handle = self._handle
-        if not fetch(handle, handle.layout.pending, name, stem):
-            return False
-        return self._give_back(stem, names.leased_file(stem, handle.owner)) != _GONE
-
-    def _rewrite_settled(self, directory: Directory, name: str) -> bool:
+    def _rewrite_settled(self, directory: Directory, name: str) -> None:
         """Write in place: a lease would make a settled ref live again, should this process die meanwhile."""
         ops = self._handle.ops
-        try:
+        with _there(), ExitStack() as stack:
             fd = ops.open_for_update(directory.fd, name)
-        except FileNotFoundError:
-            return False
-        try:
+            stack.callback(ops.close, fd)
             data = ops.read_regular(fd)
             offset, bookkeeping = split(data)
-            self._torn(self._state(directory) == "failed")(bookkeeping)
+            self._torn(_state(directory) == "failed")(bookkeeping)
             ops.update_in_place(fd, bookkeeping_tail(bookkeeping), offset, len(data))
             ops.fsync(fd)
-        except CorruptRefError:
-            return False
-        finally:
-            ops.close(fd)
-        return True
 
     def _stamp(self, directory: Directory, name: str) -> str:
-        return "stamped with the present time" if self._handle.clock.stamp(directory, name) else _GONE
+        _require(self._handle.clock.stamp(directory, name))
+        return "stamped with the present time"
 
     def _mend_segment(self, directory: Directory, name: str) -> str:
-        try:
+        with _there():
             letter = mend_segment(self._handle, name)
-        except FileNotFoundError:
-            return _GONE
         return f"damaged bytes moved to failed/{letter}" if letter else "counted anew"
 
     def _end_packing(self, directory: Directory, name: str) -> str:
-        if self._handle.ops.exists(directory.fd, name):
+        exists = self._handle.ops.exists
+        if exists(directory.fd, name):
             recover(self._handle, alone=False)
-        return "left alone: its packer may be at work" if self._handle.ops.exists(directory.fd, name) else "ended"
+        if exists(directory.fd, name):
+            raise _LeftAloneError("its packer may be at work")
+        return "ended"
 
     def _rebuild_order(self, directory: Directory, name: str) -> str:
         """Keep the lines that name something, under a new header, and add what is pending and not named."""
@@ -294,10 +279,31 @@ class Mender:
         return "rebuilt"
 
     def _remove(self, directory: Directory, name: str) -> str:
-        return "removed" if self._handle.ops.remove(directory.fd, name) else _GONE
+        _require(self._handle.ops.remove(directory.fd, name))
+        return "removed"
 
     def _remove_silent(self, directory: Directory, name: str) -> str:
         beat = self._handle.ops.fresh_mtime(directory.fd, name)
         if beat is not None and self._handle.clock.now() - beat <= DEAD_AFTER_S:
-            return f"left alone: it was stamped less than {DEAD_AFTER_S:.0f} s ago"
+            raise _LeftAloneError(f"it was stamped less than {DEAD_AFTER_S:.0f} s ago")
         return self._remove(directory, name)
+
+
+def _state(directory: Directory) -> str:
+    return os.path.basename(directory.path)
+
+
+def _require(found: T | None) -> T:
+    """Return what was found; where nothing was, leave the violation alone."""
+    if not found:
+        raise _LeftAloneError("it is gone or changed")
+    return found
+
+
+@contextmanager
+def _there() -> Iterator[None]:
+    """Leave the violation alone where the block finds its file gone, or no regular one."""
+    try:
+        yield
+    except (FileNotFoundError, CorruptRefError):
+        _require(None)

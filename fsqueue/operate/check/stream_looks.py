@@ -1,4 +1,4 @@
-"""What is wrong with a file of stream/, by itself and beside the others."""
+"""Look at a file of stream/ for what is wrong with it, by itself and beside the others."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from fsqueue.engine.layout import ORDER, Layout
 from fsqueue.errors import CorruptRefError
 from fsqueue.format.codec import UNDECODABLE
 from fsqueue.format.untyped import type_name
+from fsqueue.operate.check.violations import Problem
 from fsqueue.stream.members import Member, parse_member, read_members
 from fsqueue.stream.stream import QUANTUM, read_quantum
 
@@ -23,22 +24,19 @@ _is_agreement = re.compile(
     r"(?:rank@[^@]+\.\d+\.\d+@\d+\.(?:ready|starved)|verdict@[^@]+@\d+\.(?:go|end))\.json\Z"
 ).match
 
-Problem = tuple[str, str]
-"""A kind of violation, and what it is in words."""
-
 
 class _Signed(msgspec.Struct):
-    """Who a post, or a verdict, is of."""
+    """Name the owner of a post, or those whom a verdict binds."""
 
     owner: str = ""
     owners: list[str] = []
 
 
 class StreamLooks:
-    """Looks at the files of an open queue's stream/.
+    """Look at the files of an open queue's stream/.
 
     Args:
-        leftover_s: age from which the ranks' posts and verdicts of nobody who is there are leftovers, seconds.
+        leftover_s: seconds after which posts and verdicts are leftovers, where none of their ranks is there.
     """
 
     def __init__(self, layout: Layout, directory: Directory, leftover_s: float) -> None:
@@ -57,9 +55,9 @@ class StreamLooks:
         self._members = dict(read_members(self._ops, self._directory, listing, self._now))
 
     def _time(self, silent: list[str]) -> float:
-        """Now, by the clock that stamped these files; asked for once, with a touch of the order file.
+        """Return the time by the clock that stamped these files; asked for once, with a touch of the order file.
 
-        Where this user must not touch it, their newest stamp: silent is then who was outlived by another.
+        Where this user must not touch it, their newest stamp counts as now: whoever was outlived is silent.
         """
         if not silent:
             return 0.0
@@ -76,11 +74,12 @@ class StreamLooks:
             FilesystemClock(self._ops, root).stamp(root, ORDER)
             return self._ops.fresh_mtime(root.fd, ORDER)
         except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EACCES, errno.EROFS, errno.ENOENT):
+            if error.errno not in (errno.EPERM, errno.EACCES, errno.EROFS):
                 raise
             return None
 
     def problems(self, name: str, status: os.stat_result) -> Iterator[Problem]:
+        """Yield what is wrong with a file."""
         if not stat_module.S_ISREG(status.st_mode):
             yield "foreign", f"a {type_name(status)}"
         elif name == QUANTUM:
@@ -104,7 +103,7 @@ class StreamLooks:
             yield "member-silent", f"{found.describe()} gives no sign of life: the others stop"
 
     def _replaced(self, member: Member) -> bool:
-        """Whether this member died while it failed, or its successor while it took this one's place."""
+        """Tell whether this member died while it failed, or its successor while it took this one's place."""
         for other in self._members.values():
             if (other.role, other.record.name) != (member.role, member.record.name):
                 continue
@@ -114,7 +113,7 @@ class StreamLooks:
         return False
 
     def _is_of_somebody(self, name: str) -> bool:
-        """Whether a member that has not left wrote it, or is bound by it."""
+        """Tell whether a member that has not left wrote it, or is bound by it."""
         try:
             signed = msgspec.json.decode(self._ops.read_file(self._directory.fd, name), type=_Signed)
         except (FileNotFoundError, CorruptRefError, *UNDECODABLE):

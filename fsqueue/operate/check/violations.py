@@ -1,4 +1,4 @@
-"""What can be wrong with a queue, and what is done about each: the vocabulary of `fsqueue check`."""
+"""Name the kinds of violation, and what is done about each: the vocabulary of `fsqueue check`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 Severity = Literal["damage", "note"]
-BY_HAND = "none"
+Problem = tuple[str, str]
+"""A kind of violation, and what is wrong in words."""
 
 
 @dataclass(frozen=True)
 class Violation:
-    """One thing in a queue that is not as it should be.
+    """Name one thing in a queue that is not as it should be.
 
     Attributes:
         remedy: what `repair` does about it; "none: ..." where it leaves that to a person or to time.
@@ -27,23 +28,24 @@ class Violation:
 
     @property
     def mendable(self) -> bool:
-        return not self.remedy.startswith(BY_HAND)
+        return self.kind in _MENDED
 
 
-REMEDIES = {
+def violation(kind: str, path: str, problem: str, severity: Severity | None = None) -> Violation:
+    """Return a violation with its kind's remedy and, unless another is given, its kind's severity."""
+    remedy = _MENDED[kind] if kind in _MENDED else f"none: {_LEFT_ALONE[kind]}"
+    return Violation(path, problem, remedy, kind, severity or ("note" if kind in _NOTES else "damage"))
+
+
+_MENDED = {
     "missing-directory": "create it",
-    "other-filesystem": "none: move it onto the queue's filesystem",
-    "not-a-file": "none: remove it by hand",
-    "unreadable": "none: give this user read and write permission",
     "undecodable": "move it to failed/ with its bytes inside",
     "no-id": "move it to failed/ with the reason inside",
     "misnamed": "rename it; where that id is live already, drop it if it is the same ref, else move it to failed/",
     "unowned": "move it to pending/; where its id is live already, drop it if it is the same ref, else to failed/",
     "torn": "drop the torn end: the ref before it is whole",
-    "torn-lease": "none: whoever takes the lease back writes a new one",
     "duplicate": "drop it if it is the same ref, else move it to failed/",
     "twin": "give it a file of its own; where the same ref is live under another name, drop it",
-    "two-leases": "none: each lease ends by itself, or by `fsqueue release --owner`",
     "future": "stamp it with the present time",
     "segment": "move the damaged bytes to failed/, and keep the whole lines in a new segment",
     "packing": "complete it or undo it: its refs are done all the same",
@@ -51,13 +53,22 @@ REMEDIES = {
     "leftover": "remove it",
     "owner-gone": "remove it",
     "owner-unreadable": "remove it: leases then expire by their own stamps",
-    "no-record": "none: its leases expire by the lease timeout, or end now by `fsqueue release --owner`",
     "member-unreadable": "remove it, unless it beats: a member that is started again joins anew",
-    "member-silent": "none: start it again under the same name, or remove its file to go on without it",
     "quantum-unreadable": "remove it: the consumers publish it anew",
-    "foreign": "none: it is left alone",
-    "linked": "none: history written under one of its names shows under the others",
-    "not-writable": "none: this user can look, but neither put nor get",
 }
-_NOTES = "order packing torn-lease leftover owner-gone owner-unreadable no-record foreign linked not-writable"
-NOTES = frozenset(_NOTES.split()) | {"member-silent", "quantum-unreadable"}
+_LEFT_ALONE = {
+    "other-filesystem": "move it onto the queue's filesystem",
+    "not-a-file": "remove it by hand",
+    "unreadable": "give this user read and write permission",
+    "torn-lease": "whoever takes the lease back writes a new one",
+    "two-leases": "each lease ends by itself, or by `fsqueue release --owner`",
+    "no-record": "its leases expire by the lease timeout, or end now by `fsqueue release --owner`",
+    "member-silent": "start it again under the same name, or remove its file to go on without it",
+    "foreign": "it is left alone",
+    "linked": "history written under one of its names shows under the others",
+    "not-writable": "this user can look, but neither put nor get",
+}
+_NOTES = {
+    "order", "packing", "torn-lease", "leftover", "owner-gone", "owner-unreadable", "no-record", "foreign", "linked",
+    "not-writable", "member-silent", "quantum-unreadable",
+}  # fmt: skip

@@ -1,17 +1,10 @@
-"""Settings that suit a mount, with the reasons in plain words: pure functions of what was found."""
+"""Choose settings that suit a mount, with the reasons in plain words: pure functions of what was found."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
-
+from fsqueue.operate.doctor.findings import Advice, Diagnosis, Lock
 from fsqueue.operate.doctor.notes import NFS_TYPES, VOLATILE_TYPES, attribute_cache_s, lock_is_node_local
 from fsqueue.operate.doctor.probes import NAME_BYTES_NEEDED
-
-if TYPE_CHECKING:
-    from fsqueue.operate.doctor.diagnosis import Diagnosis
-
-Lock = Literal["flock", "lease", "none"]
 
 BEATS_PER_LEASE = 4
 _LOCAL_FLOOR_S = 2.0
@@ -26,25 +19,8 @@ _SKEW_WORTH_SAYING_S = 1.0
 _ROUND = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 90, 120, 180, 300, 600, 900, 1800, 3600)
 
 
-@dataclass(frozen=True)
-class Advice:
-    """Arguments for `FileSampleRefQueue` on this mount.
-
-    Attributes:
-        lease_timeout_s: the smallest that is sensible; work between get and ack takes longer, or keeps a heartbeat.
-        remarks: the reasons, and what else to know.
-    """
-
-    lease_timeout_s: float
-    heartbeat_s: float
-    poll_interval_s: float
-    lock: Lock
-    durable: bool
-    remarks: tuple[str, ...]
-
-
 def advise(found: Diagnosis) -> Advice:
-    """The advice for one diagnosis."""
+    """Return the advice for one diagnosis."""
     remarks: list[str] = []
     lease_timeout_s = _lease_timeout_s(found, remarks)
     lock = _lock(found, remarks)
@@ -61,7 +37,7 @@ def advise(found: Diagnosis) -> Advice:
 
 
 def rounded_up(seconds: float) -> float:
-    """The next duration that a person would choose."""
+    """Return the next duration that a person would choose."""
     return float(next((step for step in _ROUND if step >= seconds), seconds))
 
 
@@ -85,7 +61,7 @@ def _lease_timeout_s(found: Diagnosis, remarks: list[str]) -> float:
 
 
 def _poll_interval_s(found: Diagnosis) -> float:
-    """A twentieth of the time at most goes into looking."""
+    """Return an interval that spends at most a twentieth of the time on looking."""
     look_us = sum(found.costs[name].median_us for name in ("stat", "lock_unlock") if name in found.costs)
     floor_s = _REMOTE_POLL_FLOOR_S if found.remote else _POLL_FLOOR_S
     return min(rounded_up(max(floor_s, _POLL_SHARE * look_us / 1e6)), _POLL_CEILING_S)

@@ -1,4 +1,4 @@
-"""What each file operation of a queue costs on a mount, in microseconds."""
+"""Measure what each file operation of a queue costs on a mount, in microseconds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LISTED = 100
 
 @dataclass(frozen=True)
 class Cost:
-    """Microseconds a call; with fewer than 100 samples, p99_us is the slowest of them."""
+    """Hold microseconds a call; with fewer than 100 samples, p99_us is the slowest of them."""
 
     median_us: float
     p99_us: float
@@ -29,7 +29,7 @@ class Cost:
 def measure_costs(
     ops: FileOps, source: Directory, target: Directory, budget_s: float, lock: bool = True
 ) -> dict[str, Cost]:
-    """The cost of each operation, one after the other, by one process.
+    """Measure each operation, one after the other, by one process.
 
     Args:
         source, target: two empty directories; they are empty again afterwards.
@@ -45,29 +45,27 @@ def measure_costs(
         ("utime", lambda i: ops.utime(str(i), dir_fd=source.fd, follow_symlinks=False)),
         ("rename", lambda i: ops.rename(str(i), str(i), src_dir_fd=source.fd, dst_dir_fd=target.fd)),
     ]
-    costs = {"create_write_close": _cost(created)}
-    for name, step in steps:
-        costs[name] = _cost(bench.timed(step, count))
-    costs["fsync"] = _cost(bench.fsyncs())
-    costs["fsync_directory"] = _cost(bench.directory_fsyncs())
-    costs["listdir"] = _cost(bench.listings())
-    costs["unlink"] = _cost(bench.unlinks())
+    times = {"create_write_close": created, **{name: bench.timed(step, count) for name, step in steps}}
+    times["fsync"] = bench.fsyncs()
+    times["fsync_directory"] = bench.directory_fsyncs()
+    times["listdir"] = bench.listings()
+    times["unlink"] = bench.unlinks()
     if lock:
-        costs["lock_unlock"] = _cost(bench.locks())
-    return costs
+        times["lock_unlock"] = bench.locks()
+    return {name: _cost(seconds) for name, seconds in times.items()}
 
 
+@dataclass(frozen=True)
 class _Bench:
-    def __init__(self, ops: FileOps, source: Directory, target: Directory, budget_s: float) -> None:
-        self._ops = ops
-        self._source = source
-        self._target = target
-        self._budget_s = budget_s
+    ops: FileOps
+    source: Directory
+    target: Directory
+    budget_s: float
 
     def timed(self, step: Callable[[int], object], count: int) -> list[float]:
-        """Seconds of each of up to count calls of ``step(i)``, fewer when the budget is used up."""
+        """Time up to count calls of ``step(i)``, in seconds; fewer when the budget is used up."""
         seconds: list[float] = []
-        end = time.perf_counter() + self._budget_s
+        end = time.perf_counter() + self.budget_s
         for index in range(count):
             started = time.perf_counter()
             step(index)
@@ -78,61 +76,61 @@ class _Bench:
         return seconds
 
     def fsyncs(self) -> list[float]:
-        """Of a file with one fresh write each; only the fsync is timed."""
+        """Time the fsync of a file after one write, without the write."""
         fds: list[int] = []
         try:
             for _ in range(_SAMPLES // 4):
-                fds.append(self._ops.create(self._source.fd, f"fsync{len(fds)}", _CONTENT))
-            return self.timed(lambda i: self._ops.fsync(fds[i]), len(fds))
+                fds.append(self.ops.create(self.source.fd, f"fsync{len(fds)}", _CONTENT))
+            return self.timed(lambda i: self.ops.fsync(fds[i]), len(fds))
         finally:
             for index, fd in enumerate(fds):
-                self._ops.close(fd)
-                self._ops.remove(self._source.fd, f"fsync{index}")
+                self.ops.close(fd)
+                self.ops.remove(self.source.fd, f"fsync{index}")
 
     def directory_fsyncs(self) -> list[float]:
-        """Of a directory in which one file was made since the last."""
+        """Time the fsync of a directory after one file was made in it."""
         seconds: list[float] = []
         for index in range(_SAMPLES // 4):
-            self._ops.close(self._ops.create(self._source.fd, "entry", _CONTENT))
-            seconds += self.timed(lambda _: self._source.sync(), 1)
-            self._ops.remove(self._source.fd, "entry")
-            if sum(seconds) > self._budget_s and index >= _FEWEST:
+            self.ops.close(self.ops.create(self.source.fd, "entry", _CONTENT))
+            seconds += self.timed(lambda _: self.source.sync(), 1)
+            self.ops.remove(self.source.fd, "entry")
+            if sum(seconds) > self.budget_s and index >= _FEWEST:
                 break
         return seconds
 
     def listings(self) -> list[float]:
-        """Of a directory of `_LISTED` files, opened anew each time."""
+        """Time listings of a directory of `_LISTED` files, opened anew each time."""
         names = [f"listed{index}" for index in range(_LISTED)]
         try:
             for name in names:
-                self._ops.close(self._ops.create(self._source.fd, name, b""))
-            return self.timed(lambda _: self._source.listing(), _SAMPLES)
+                self.ops.close(self.ops.create(self.source.fd, name, b""))
+            return self.timed(lambda _: self.source.listing(), _SAMPLES)
         finally:
             for name in names:
-                self._ops.remove(self._source.fd, name)
+                self.ops.remove(self.source.fd, name)
 
     def unlinks(self) -> list[float]:
-        """Of the files that the renames have left; both directories are empty afterwards."""
-        names = self._target.listing()
-        seconds = self.timed(lambda i: self._ops.unlink(names[i], dir_fd=self._target.fd), len(names))
-        for directory in (self._source, self._target):
+        """Time the unlinks of what the renames have left, and empty both directories."""
+        names = self.target.listing()
+        seconds = self.timed(lambda i: self.ops.unlink(names[i], dir_fd=self.target.fd), len(names))
+        for directory in (self.source, self.target):
             for name in directory.listing():
-                self._ops.remove(directory.fd, name)
+                self.ops.remove(directory.fd, name)
         return seconds
 
     def locks(self) -> list[float]:
-        """Of a lock that nobody else wants, on a descriptor that is kept open."""
-        fd = self._ops.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666, dir_fd=self._source.fd)
+        """Time a lock that nobody else wants, on a descriptor that is kept open."""
+        fd = self.ops.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666, dir_fd=self.source.fd)
 
         def cycle(_: int) -> None:
-            self._ops.lock(fd)
-            self._ops.unlock(fd)
+            self.ops.lock(fd)
+            self.ops.unlock(fd)
 
         try:
             return self.timed(cycle, _SAMPLES)
         finally:
-            self._ops.close(fd)
-            self._ops.remove(self._source.fd, "lock")
+            self.ops.close(fd)
+            self.ops.remove(self.source.fd, "lock")
 
 
 def _cost(seconds: list[float]) -> Cost:

@@ -1,4 +1,4 @@
-"""Runs every probe in a scratch directory, in order, and judges whether a queue's promises can be kept there."""
+"""Run every probe in a scratch directory, in order, and judge whether a queue's promises can be kept there."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 from fsqueue.disk import fileops
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, explained
-from fsqueue.disk.mounts import Mount, mount_of
+from fsqueue.disk.mounts import mount_of
 from fsqueue.operate.doctor import probes, races
-from fsqueue.operate.doctor.advice import Advice, advise
-from fsqueue.operate.doctor.costs import Cost, measure_costs
-from fsqueue.operate.doctor.notes import Note, notes
-from fsqueue.operate.doctor.peers import Peer, PeerError, Peers
-from fsqueue.operate.doctor.races import LockFindings, RaceFindings
+from fsqueue.operate.doctor.advice import advise
+from fsqueue.operate.doctor.costs import measure_costs
+from fsqueue.operate.doctor.findings import Diagnosis
+from fsqueue.operate.doctor.notes import notes
+from fsqueue.operate.doctor.peer import Peer, PeerError, Peers
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is tried.
+    """Say how much is tried.
 
     Attributes:
         processes: those that race for a rename; two of them also race for the lock.
@@ -41,54 +41,9 @@ class Effort:
     cost_budget_s: float = 0.3
 
 
-@dataclass
-class Diagnosis:
-    """What was found out about one directory's mount.
-
-    Attributes:
-        problems: why a queue's promises cannot be kept here; empty where they can.
-    """
-
-    directory: str
-    mount: Mount | None
-    mount_notes: list[Note] = field(default_factory=list)
-    rename_race: RaceFindings | None = None
-    lock: LockFindings | None = None
-    create_race: RaceFindings | None = None
-    rename_times: probes.RenameFindings | None = None
-    hard_links: bool | None = None
-    exclusive_create: bool | None = None
-    clock: probes.ClockFindings | None = None
-    granularity: probes.GranularityFindings | None = None
-    names: probes.NameFindings | None = None
-    costs: dict[str, Cost] = field(default_factory=dict)
-    advice: Advice | None = None
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def fit(self) -> bool:
-        return not self.problems
-
-    @property
-    def remote(self) -> bool:
-        return self.mount is not None and self.mount.is_remote
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values under stable keys; a probe that failed is null."""
-        result = {"fit": self.fit, "problems": self.problems, **asdict(self)}
-        result["mount_notes"] = [note._asdict() for note in self.mount_notes]
-        if self.mount is not None:
-            result["mount"]["remote"] = self.remote
-        for key, verdict in (("rename_race", "decided"), ("create_race", "decided"), ("lock", "excludes")):
-            findings = getattr(self, key)
-            if findings is not None:
-                result[key][verdict] = getattr(findings, verdict)
-        return result
-
-
 @contextmanager
 def scratch_directory(parent: str, prefix: str) -> Iterator[str]:
-    """A fresh directory inside parent, removed with everything in it on leaving the block, whatever happens.
+    """Make a directory inside parent; it is removed with everything in it on leaving the block, whatever happens.
 
     The prefix should begin with a dot: in a queue's directory, names that do are nobody's business.
     """
@@ -122,47 +77,45 @@ def diagnose(
     return found
 
 
+@dataclass(frozen=True)
 class _Doctor:
-    def __init__(
-        self, ops: FileOps, scratch: str, effort: Effort, found: Diagnosis, progress: Callable[[str], None]
-    ) -> None:
-        self._ops = ops
-        self._scratch = scratch
-        self._effort = effort
-        self._found = found
-        self._progress = progress
+    ops: FileOps
+    scratch: str
+    effort: Effort
+    found: Diagnosis
+    progress: Callable[[str], None]
 
     def run(self) -> None:
         with ExitStack() as stack:
             self._probe_alone(self._opened(stack, "a"), self._opened(stack, "b"))
         with Peers() as peers:
             racing = self._path("race")
-            self._race([peers.start(f"p{number}", racing) for number in range(self._effort.processes)])
+            self._race([peers.start(f"p{number}", racing) for number in range(self.effort.processes)])
         with ExitStack() as stack:
             self._time(self._opened(stack, "c"), self._opened(stack, "d"))
         self._judge()
 
     def _path(self, name: str) -> str:
-        path = os.path.join(self._scratch, name)
-        self._ops.mkdir(path, 0o777)
+        path = os.path.join(self.scratch, name)
+        self.ops.mkdir(path, 0o777)
         return path
 
     def _opened(self, stack: ExitStack, name: str) -> Directory:
-        directory = Directory(self._ops, self._path(name))
+        directory = Directory(self.ops, self._path(name))
         stack.callback(directory.close)
         return directory
 
     def _attempt(self, what: str, probe: Callable[[], T]) -> T | None:
-        """A probe's result; where the filesystem refuses, None and a problem."""
-        self._progress(what)
+        """Return a probe's result; where the filesystem refuses, note a problem and return None."""
+        self.progress(what)
         try:
             return probe()
         except (OSError, PeerError) as error:
-            self._found.problems.append(f"{what}: {error}")
+            self.found.problems.append(f"{what}: {error}")
             return None
 
     def _probe_alone(self, a: Directory, b: Directory) -> None:
-        ops, found = self._ops, self._found
+        ops, found = self.ops, self.found
         found.hard_links = self._attempt("hard links", lambda: probes.hard_links(ops, a))
         found.exclusive_create = self._attempt("exclusive creation", lambda: probes.exclusive_create(ops, a))
         found.rename_times = self._attempt("times after a rename", lambda: probes.rename_times(ops, a, b))
@@ -171,7 +124,7 @@ class _Doctor:
         found.names = self._attempt("names", lambda: probes.name_limits(ops, a))
 
     def _race(self, peers: list[Peer]) -> None:
-        ops, found, effort, path = self._ops, self._found, self._effort, peers[0].directory
+        ops, found, effort, path = self.ops, self.found, self.effort, peers[0].directory
         found.rename_race = self._attempt(
             "a race for renames", lambda: races.rename_race(ops, path, peers, effort.files)
         )
@@ -184,15 +137,15 @@ class _Doctor:
         )
 
     def _time(self, c: Directory, d: Directory) -> None:
-        has_lock = self._found.lock is not None and self._found.lock.supported
+        has_lock = self.found.lock is not None and self.found.lock.supported
         costs = self._attempt(
             "the cost of each operation",
-            lambda: measure_costs(self._ops, c, d, self._effort.cost_budget_s, lock=has_lock),
+            lambda: measure_costs(self.ops, c, d, self.effort.cost_budget_s, lock=has_lock),
         )
-        self._found.costs = costs or {}
+        self.found.costs = costs or {}
 
     def _judge(self) -> None:
-        found = self._found
+        found = self.found
         race, granularity = found.rename_race, found.granularity
         if race is not None and not race.decided:
             found.problems.append(

@@ -1,4 +1,4 @@
-"""What a mount's type and options mean for a queue: pure functions of a `Mount`."""
+"""Say what a mount's type and options mean for a queue: pure functions of a `Mount`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NFS_ATTRIBUTE_CACHE_S = 60.0
 
 
 class Note(NamedTuple):
-    """What one option, or the type itself, means.
+    """Say what one option, or the type itself, means.
 
     Attributes:
         option: the option as mounted, or the filesystem's type.
@@ -26,7 +26,7 @@ class Note(NamedTuple):
 
 
 def notes(mount: Mount) -> list[Note]:
-    """Everything worth knowing about a mount, the most general first."""
+    """Return everything worth knowing about a mount, the most general first."""
     found: list[Note] = []
     if mount.option("ro") is not None:
         found.append(Note("ro", "warning", "mounted read-only: no queue can work here"))
@@ -42,23 +42,20 @@ def notes(mount: Mount) -> list[Note]:
 
 
 def attribute_cache_s(mount: Mount) -> float:
-    """The longest time, in seconds, that this client may believe an old mtime or name without asking."""
+    """Return for how many seconds, at most, this client may believe an old mtime or name without asking."""
     if mount.type in SMB_TYPES:
         return _number(mount, "actimeo", 1.0)
     if mount.type == "fuse.sshfs":
         return _number(mount, "dcache_timeout", 20.0)
-    if mount.type not in NFS_TYPES:
+    if mount.type not in NFS_TYPES or mount.option("noac") is not None:
         return 0.0
-    if mount.option("noac") is not None:
-        return 0.0
-    everything = mount.option("actimeo")
-    if everything is not None:
+    if mount.option("actimeo") is not None:
         return _number(mount, "actimeo", _NFS_ATTRIBUTE_CACHE_S)
     return max(_number(mount, name, _NFS_ATTRIBUTE_CACHE_S) for name in ("acregmax", "acdirmax"))
 
 
 def lock_is_node_local(mount: Mount) -> bool:
-    """Whether the mount says by its options or type that flock does not reach other nodes."""
+    """Tell whether the mount's options or type say that flock does not reach other nodes."""
     if mount.type in NFS_TYPES:
         return mount.option("nolock") is not None or mount.option("local_lock") in ("flock", "all")
     if mount.type in SMB_TYPES:

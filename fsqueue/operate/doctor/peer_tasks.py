@@ -1,4 +1,4 @@
-"""What a peer process does: one task a line on stdin, one answer a line on stdout, both JSON.
+"""Serve as a peer process: one task a line on stdin, one answer a line on stdout, both JSON.
 
     {"task": "status", "arguments": {"directory": "/mnt/q", "name": "x"}}   ->   {"result": ...}
                                                                     or   {"error": "...", "errno": 2}
@@ -16,17 +16,18 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from typing import Any
 
 import fsqueue
 from fsqueue.disk import fileops
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.mounts import mount_of
+from fsqueue.operate.doctor.probes import create_new
 from fsqueue.operate.doctor.queue_tasks import QueueTasks
 
 LOCKED = "locked"
 MARKER = "inside"
-_EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _PAUSE_S = 0.0005
 _FEWEST_ROUNDS = 20
 _PATIENCE_S = 120.0  # a server that has just started grants no locks for 90 s
@@ -36,7 +37,7 @@ ops = fileops.current()
 
 
 def hello(directory: str) -> dict[str, Any]:
-    """Who the peer is, and what it sees under the directory."""
+    """Say who the peer is, and what it sees under the directory."""
     mount = mount_of(directory)
     return {
         "host": socket.gethostname(),
@@ -60,93 +61,82 @@ def lock_rounds(directory: str, key: str, rounds: int, limit_s: float) -> dict[s
     limit_s seconds where that is sooner, though not before a few rounds, however slow they are.
     """
     found = {"rounds": 0, "waits": 0, "overlaps": 0}
-    place = Directory(ops, directory)
-    fd = ops.open(LOCKED, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666, dir_fd=place.fd)
     soon = ops.monotonic() + limit_s
     late = soon + _PATIENCE_S
-    try:
+    with _opened(directory) as folder, ExitStack() as stack:
+        fd = ops.open(LOCKED, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666, dir_fd=folder.fd)
+        stack.callback(ops.close, fd)
         while found["rounds"] < rounds and ops.monotonic() < (soon if found["rounds"] >= _FEWEST_ROUNDS else late):
-            if not ops.lock(fd):
+            if ops.lock(fd):
+                found["overlaps"] += _occupy(folder, fd)
+                ops.unlock(fd)
+                found["rounds"] += 1
+            else:
                 found["waits"] += 1
-                ops.sleep(_PAUSE_S * ops.random())
-                continue
-            found["overlaps"] += _occupy(place, fd)
-            ops.unlock(fd)
-            found["rounds"] += 1
             ops.sleep(_PAUSE_S * ops.random())
-    finally:
-        ops.close(fd)
-        place.close()
     return found
 
 
-def _occupy(place: Directory, fd: int) -> bool:
+def _opened(*path: str) -> closing[Directory]:
+    return closing(Directory(ops, os.path.join(*path)))
+
+
+def _occupy(folder: Directory, fd: int) -> bool:
     """Count one visit; True where somebody else was inside meanwhile."""
-    try:
-        ops.close(ops.open(MARKER, _EXCLUSIVE, 0o666, dir_fd=place.fd))
-        alone = True
-    except FileExistsError:
-        alone = False
+    alone = create_new(ops, folder, MARKER)
     counted = read_counter(ops.pread(fd, 32, 0))
     ops.sleep(_PAUSE_S * ops.random())
     ops.pwrite_all(fd, b"%020d" % (counted + 1), 0)
-    return not (alone and ops.remove(place.fd, MARKER))
+    return not (alone and ops.remove(folder.fd, MARKER))
 
 
 def read_counter(data: bytes) -> int:
-    """A counter as `lock_rounds` writes it; 0 where the file is empty or torn."""
+    """Read a counter as `lock_rounds` writes it; 0 where the file is empty or torn."""
     return int(data) if data.isdigit() else 0
 
 
 def rename_race(directory: str, key: str, count: int) -> list[int]:
-    """Try to take each of count files by a rename to a name of one's own; the numbers of those that were won."""
-    source, target = (Directory(ops, os.path.join(directory, name)) for name in ("from", "to"))
+    """Try to take each of count files by a rename to a name of one's own; return the numbers of those won."""
     won: list[int] = []
-    for number in range(count):
-        try:
-            ops.rename(str(number), f"{number}@{key}", src_dir_fd=source.fd, dst_dir_fd=target.fd)
-            won.append(number)
-            ops.sleep(_LEAD_S)
-        except FileNotFoundError:
-            continue
-    source.close()
-    target.close()
+    with _opened(directory, "from") as source, _opened(directory, "to") as target:
+        for number in range(count):
+            if _renamed(source, str(number), target, f"{number}@{key}"):
+                won.append(number)
+                ops.sleep(_LEAD_S)
     return won
 
 
 def create_race(directory: str, key: str, count: int) -> list[int]:
-    """Try to create each of count names with O_EXCL; the numbers of those that were created."""
-    place = Directory(ops, os.path.join(directory, "made"))
+    """Try to create each of count names with O_EXCL; return the numbers of those created."""
     won: list[int] = []
-    for number in range(count):
-        try:
-            ops.close(ops.open(str(number), _EXCLUSIVE, 0o666, dir_fd=place.fd))
-            won.append(number)
-            ops.sleep(_LEAD_S)
-        except FileExistsError:
-            continue
-    place.close()
+    with _opened(directory, "made") as folder:
+        for number in range(count):
+            if create_new(ops, folder, str(number)):
+                won.append(number)
+                ops.sleep(_LEAD_S)
     return won
 
 
 def make(directory: str, name: str) -> None:
     """Create a file in the way that put does: elsewhere, then renamed to its place."""
-    place = Directory(ops, directory)
-    ops.close(ops.create(place.fd, f".{name}.{os.getpid()}", b"x"))
-    ops.rename(f".{name}.{os.getpid()}", name, src_dir_fd=place.fd, dst_dir_fd=place.fd)
-    place.close()
+    unfinished = f".{name}.{os.getpid()}"
+    with _opened(directory) as folder:
+        ops.close(ops.create(folder.fd, unfinished, b"x"))
+        ops.rename(unfinished, name, src_dir_fd=folder.fd, dst_dir_fd=folder.fd)
 
 
 def rename(directory: str, name: str, new_name: str) -> bool:
     """Rename a file; False where it is not there."""
-    place = Directory(ops, directory)
+    with _opened(directory) as folder:
+        return _renamed(folder, name, folder, new_name)
+
+
+def _renamed(source: Directory, name: str, target: Directory, new_name: str) -> bool:
     try:
-        ops.rename(name, new_name, src_dir_fd=place.fd, dst_dir_fd=place.fd)
-        return True
+        ops.rename(name, new_name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
     except FileNotFoundError:
         return False
-    finally:
-        place.close()
+    return True
 
 
 def touch(directory: str, name: str) -> dict[str, float]:
@@ -159,7 +149,7 @@ def touch(directory: str, name: str) -> dict[str, float]:
 
 
 def status(directory: str, name: str, fresh: bool) -> int | None:
-    """A file's mtime in ns, None where it seems not to exist; fresh: by open and fstat instead of stat."""
+    """Return a file's mtime in ns, None where it seems not to exist; fresh: by open and fstat instead of stat."""
     path = os.path.join(directory, name)
     try:
         if not fresh:
@@ -174,12 +164,9 @@ def status(directory: str, name: str, fresh: bool) -> int | None:
 
 
 def listing(directory: str) -> list[str]:
-    """The names in a directory that is opened anew."""
-    place = Directory(ops, directory)
-    try:
-        return place.listing()
-    finally:
-        place.close()
+    """List a directory that is opened anew."""
+    with _opened(directory) as folder:
+        return folder.listing()
 
 
 TASKS: dict[str, Callable[..., Any]] = {
@@ -205,7 +192,7 @@ def serve() -> None:
 
 
 def _run(queues: QueueTasks, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """A task's answer; a failure is an answer too."""
+    """Return a task's answer; a failure is an answer too."""
     try:
         task = TASKS[name] if name in TASKS else queues.task(name)
         return {"result": task(**arguments)}

@@ -1,4 +1,4 @@
-"""What one process can find out about a filesystem by itself, in a scratch directory.
+"""Find out what one process can about a filesystem, in a scratch directory.
 
 Each probe makes and removes its own files. None sleeps: where a timestamp has to move on, a file is touched
 until it does.
@@ -30,7 +30,7 @@ _EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 @dataclass(frozen=True)
 class RenameFindings:
-    """What a rename does to a file's times."""
+    """Say what a rename does to a file's times."""
 
     keeps_mtime: bool
     updates_ctime: bool
@@ -38,7 +38,7 @@ class RenameFindings:
 
 @dataclass(frozen=True)
 class ClockFindings:
-    """The clock that stamps files, compared with this host's.
+    """Compare the clock that stamps files with this host's.
 
     Attributes:
         stamped_by: "this_host" where nothing contradicts it on a local filesystem, "another_clock" where the
@@ -58,7 +58,7 @@ class ClockFindings:
 
 @dataclass(frozen=True)
 class GranularityFindings:
-    """The smallest step seen between two mtimes, seconds; None where it did not move within some seconds."""
+    """Hold the smallest step seen between two mtimes, in seconds; None where it did not move within some seconds."""
 
     file_s: float | None
     directory_s: float | None
@@ -66,7 +66,7 @@ class GranularityFindings:
 
 @dataclass(frozen=True)
 class NameFindings:
-    """What names may be.
+    """Say what names may be.
 
     Attributes:
         longest_bytes: the longest name that could be made, at most 255 tried.
@@ -79,7 +79,7 @@ class NameFindings:
 
 
 def hard_links(ops: FileOps, directory: Directory) -> bool:
-    """Whether a second name can be given to a file."""
+    """Tell whether a file can be given a second name."""
     _make(ops, directory, "link-source")
     try:
         ops.link("link-source", "link-target", src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
@@ -94,19 +94,25 @@ def hard_links(ops: FileOps, directory: Directory) -> bool:
 
 
 def exclusive_create(ops: FileOps, directory: Directory) -> bool:
-    """Whether O_EXCL refuses a name that exists."""
+    """Tell whether O_EXCL refuses a name that exists."""
     _make(ops, directory, "exclusive")
     try:
-        ops.close(ops.open("exclusive", _EXCLUSIVE, 0o666, dir_fd=directory.fd))
-        return False
-    except FileExistsError:
-        return True
+        return not create_new(ops, directory, "exclusive")
     finally:
         ops.remove(directory.fd, "exclusive")
 
 
+def create_new(ops: FileOps, directory: Directory, name: str) -> bool:
+    """Create an empty file with O_EXCL; return False where the name exists."""
+    try:
+        ops.close(ops.open(name, _EXCLUSIVE, 0o666, dir_fd=directory.fd))
+    except FileExistsError:
+        return False
+    return True
+
+
 def rename_times(ops: FileOps, source: Directory, target: Directory) -> RenameFindings:
-    """What a rename between two directories does to mtime and ctime."""
+    """Find out what a rename between two directories does to mtime and ctime."""
     _make(ops, source, "renamed")
     before = _fresh_status(ops, source, "renamed")
     _wait_for_tick(ops, source, before.st_ctime_ns)
@@ -148,7 +154,7 @@ def clock(ops: FileOps, directory: Directory, remote: bool) -> ClockFindings:
 
 
 def granularity(ops: FileOps, source: Directory, target: Directory) -> GranularityFindings:
-    """The smallest steps in which a file's and a directory's mtime advance, each change included."""
+    """Find the smallest steps in which a file's and a directory's mtime advance, with the time of a change in them."""
     _make(ops, source, "step")
 
     def touched() -> int:
@@ -169,7 +175,7 @@ def granularity(ops: FileOps, source: Directory, target: Directory) -> Granulari
 
 
 def name_limits(ops: FileOps, directory: Directory) -> NameFindings:
-    """Whether names that differ in case are one, and how long they may be."""
+    """Find out whether names that differ in case are one, and how long they may be."""
     _make(ops, directory, "CASE")
     case_insensitive = ops.exists(directory.fd, "case")
     ops.remove(directory.fd, "CASE")
@@ -223,7 +229,7 @@ def _write_skew_s(ops: FileOps, directory: Directory) -> float:
 
 
 def _smallest_step_s(ops: FileOps, change: Callable[[], int]) -> float | None:
-    """The smallest positive difference between the times that change returns."""
+    """Return the smallest positive difference between the times that change returns."""
     deadline = ops.monotonic() + _STEP_LIMIT_S
     steps_ns: list[int] = []
     last_ns = change()

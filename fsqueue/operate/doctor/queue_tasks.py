@@ -1,4 +1,4 @@
-"""What a peer process does with real queues: the same calls that a trainer or a rollout worker makes."""
+"""Do in a peer process what a trainer or a rollout worker does: call real queues."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from collections.abc import Callable
 from typing import Any
 
 from fsqueue.disk import fileops
+from fsqueue.disk.directory import Directory
 from fsqueue.errors import LockUnsupportedError
+from fsqueue.operate.doctor.probes import create_new
 from fsqueue.queue import FileSampleRefQueue
 from fsqueue.records import SampleRef
 
 _GET_WAIT_S = 0.2
 _FAIL_EVERY = 7
 _RELEASE_EVERY = 11
-_EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 Queue = FileSampleRefQueue[SampleRef]
 
@@ -34,13 +35,13 @@ def sample(sample_id: str) -> SampleRef:
 
 
 class QueueTasks:
-    """The queues that this peer has open, by their paths, and the tasks on them."""
+    """Hold the queues that this peer has open, by their paths, and run tasks on them."""
 
     def __init__(self) -> None:
         self._queues: dict[str, Queue] = {}
 
     def task(self, name: str) -> Callable[..., Any]:
-        """A task by its name, which is that of a method called ``queue_...`` here.
+        """Return a task by its name, which is that of a method called ``queue_...`` here.
 
         Raises:
             ValueError: there is none.
@@ -60,7 +61,7 @@ class QueueTasks:
         return self._queues[queue].owner
 
     def queue_lock_error(self, queue: str) -> str | None:
-        """Why a queue with lock="flock" cannot be opened here; None where it can."""
+        """Say why a queue with lock="flock" cannot be opened here; None where it can."""
         try:
             FileSampleRefQueue(queue).close()
         except LockUnsupportedError as error:
@@ -89,7 +90,7 @@ class QueueTasks:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def queue_ping(self, directory: str, key: str, there: str, back: str, rounds: int) -> list[float]:
-        """Seconds of each round trip: a ref through one queue and another one back through a second."""
+        """Time round trips, in seconds: a ref goes through one queue, and another one comes back through a second."""
         out, home = self._queues[os.path.join(directory, there)], self._queues[os.path.join(directory, back)]
         seconds: list[float] = []
         for number in range(rounds):
@@ -103,7 +104,7 @@ class QueueTasks:
         return seconds
 
     def queue_pong(self, directory: str, key: str, there: str, back: str, rounds: int) -> None:
-        """The other side of queue_ping."""
+        """Answer queue_ping."""
         out, home = self._queues[os.path.join(directory, there)], self._queues[os.path.join(directory, back)]
         for number in range(rounds):
             refs = out.get(1, timeout_s=60.0)
@@ -123,7 +124,7 @@ class QueueTasks:
 
 
 class _Churn:
-    """One peer's share of the torture.
+    """Do one peer's share of the torture.
 
     Attributes:
         found: ids put and acked here, and what must not be: leases lost, refs found to be held by two.
@@ -131,11 +132,11 @@ class _Churn:
 
     def __init__(self, queue: Queue, directory: str, key: str, count: int, batch: int) -> None:
         self._queue = queue
-        self._markers = os.path.join(directory, "held")
+        self._ops = fileops.current()
+        self._markers = Directory(self._ops, os.path.join(directory, "held"))
         self._to_put = [f"{key}/{number:05d}" for number in range(count)]
         self._batch = batch
         self._seen = 0
-        self._ops = fileops.current()
         self.found: dict[str, Any] = {"put": [], "acked": [], "lost_leases": [], "held_by_two": [], "returned": 0}
 
     def run(self, limit_s: float) -> dict[str, Any]:
@@ -152,9 +153,12 @@ class _Churn:
 
     def _settle(self, refs: list[SampleRef]) -> None:
         done: list[SampleRef] = []
-        marked = [ref.sample_id for ref in refs if self._mark(ref.sample_id)]
+        marked: list[str] = []
+        for ref in refs:
+            alone = create_new(self._ops, self._markers, _marker(ref.sample_id))
+            (marked if alone else self.found["held_by_two"]).append(ref.sample_id)
         for sample_id in marked:
-            os.unlink(self._marker(sample_id))
+            self._ops.unlink(_marker(sample_id), dir_fd=self._markers.fd)
         for ref in refs:
             self._seen += 1
             if self._seen % _FAIL_EVERY == 0:
@@ -171,13 +175,6 @@ class _Churn:
         self.found["returned"] += 1
         self.found["lost_leases"] += lost
 
-    def _marker(self, sample_id: str) -> str:
-        return os.path.join(self._markers, sample_id.replace("/", "-"))
 
-    def _mark(self, sample_id: str) -> bool:
-        try:
-            self._ops.close(self._ops.open(self._marker(sample_id), _EXCLUSIVE, 0o666))
-        except FileExistsError:
-            self.found["held_by_two"].append(sample_id)
-            return False
-        return True
+def _marker(sample_id: str) -> str:
+    return sample_id.replace("/", "-")

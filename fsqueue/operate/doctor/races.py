@@ -1,17 +1,18 @@
-"""What it takes several processes to find out: whether a lock excludes them, and whether a rename decides."""
+"""Find out with several processes whether a lock excludes them, and whether a rename decides a race."""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps
+from fsqueue.operate.doctor.peer import Peer, PeerError, together
 from fsqueue.operate.doctor.peer_tasks import LOCKED, read_counter
-from fsqueue.operate.doctor.peers import Peer, PeerError, together
 
 _NO_LOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _LOCK_ATTEMPTS = 3
@@ -21,7 +22,7 @@ _FEWEST_FILES = 20
 
 @dataclass(frozen=True)
 class LockFindings:
-    """Whether flock, as the queue takes it, excludes.
+    """Say whether flock, as the queue takes it, excludes.
 
     Attributes:
         error: the errno's name where the mount has no such lock.
@@ -40,13 +41,13 @@ class LockFindings:
 
     @property
     def excludes(self) -> bool:
-        """Whether nothing speaks against it; `waits` tells how much that is worth."""
+        """Tell whether nothing speaks against it; `waits` tells how much that is worth."""
         return self.supported and self.rounds > 0 and self.overlaps == 0 and self.lost_updates == 0
 
 
 @dataclass(frozen=True)
 class RaceFindings:
-    """What became of files, or names, that several processes wanted at once.
+    """Say what became of files, or names, that several processes wanted at once.
 
     Attributes:
         one_winner, several_winners: how many were claimed by one, or by more than one process.
@@ -83,11 +84,8 @@ def lock_race(ops: FileOps, directory: str, peers: Sequence[Peer], rounds: int, 
         if error.code not in _NO_LOCK:
             raise
         return LockFindings(False, errno.errorcode[error.code], len(peers))
-    place = Directory(ops, directory)
-    try:
-        counted = read_counter(ops.read_file(place.fd, LOCKED))
-    finally:
-        place.close()
+    with closing(Directory(ops, directory)) as folder:
+        counted = read_counter(ops.read_file(folder.fd, LOCKED))
     total = {key: sum(visit[key] for visit in visits) for key in ("rounds", "waits", "overlaps")}
     lost = total["rounds"] - counted
     return LockFindings(True, None, len(peers), total["rounds"], total["waits"], total["overlaps"], lost)
@@ -103,19 +101,15 @@ def rename_race(ops: FileOps, directory: str, peers: Sequence[Peer], files: int)
         ops.mkdir(os.path.join(directory, name), 0o777)
     count = _prepare(ops, os.path.join(directory, "from"), files)
     claims = together(peers, "rename_race", count=count)
-    place = Directory(ops, os.path.join(directory, "to"))
-    try:
-        present = place.listing()
-    finally:
-        place.close()
-    found: dict[int, list[str]] = {}
+    with closing(Directory(ops, os.path.join(directory, "to"))) as folder:
+        present = folder.listing()
+    found, claimed = defaultdict[int, list[str]](list), defaultdict[int, list[str]](list)
     for name in sorted(set(present)):
         number, _, key = name.partition("@")
-        found.setdefault(int(number), []).append(key)
-    claimed: dict[int, list[str]] = {}
+        found[int(number)].append(key)
     for peer, numbers in zip(peers, claims, strict=True):
         for number in numbers:
-            claimed.setdefault(number, []).append(peer.name)
+            claimed[number].append(peer.name)
     return _judge(count, claimed, found, tuple(len(numbers) for numbers in claims))
 
 
@@ -130,7 +124,7 @@ def create_race(ops: FileOps, directory: str, peers: Sequence[Peer], names: int)
 
 
 def _judge(
-    count: int, claimed: dict[int, list[str]], found: dict[int, list[str]], wins: tuple[int, ...]
+    count: int, claimed: Mapping[int, list[str]], found: Mapping[int, list[str]], wins: tuple[int, ...]
 ) -> RaceFindings:
     one = several = unreported = gone = 0
     for number in range(count):
@@ -148,13 +142,10 @@ def _judge(
 
 def _prepare(ops: FileOps, path: str, files: int) -> int:
     """Make files to race for, fewer where that takes long; returns how many."""
-    place = Directory(ops, path)
     deadline = ops.monotonic() + _PREPARE_S
-    try:
+    with closing(Directory(ops, path)) as folder:
         for number in range(files):
-            ops.close(ops.create(place.fd, str(number), b""))
+            ops.close(ops.create(folder.fd, str(number), b""))
             if number >= _FEWEST_FILES and ops.monotonic() > deadline:
                 return number + 1
-    finally:
-        place.close()
     return files

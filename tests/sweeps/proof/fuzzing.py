@@ -20,6 +20,7 @@ from fsqueue.disk.fileops import FileOps
 from fsqueue.operate import operator, status
 from fsqueue.operate.check import check_queue, repair
 from fsqueue.operate.requeue import requeue, requeue_failed
+from fsqueue.operate.show import entries, show
 from tests.support.implementations import make_ref
 from tests.sweeps.proof.verdict import StoppedClock
 
@@ -154,8 +155,8 @@ class Workout:
         for look in (
             lambda: check_queue(path, notes=True),
             lambda: status.status(path),
-            lambda: status.entries(path, ["pending", "leased", "done", "failed"], details=True),
-            lambda: status.show(path, "victim"),
+            lambda: entries(path, ["pending", "leased", "done", "failed"], details=True),
+            lambda: show(path, "victim"),
             lambda: requeue_failed(path),
             lambda: repair(path),
             lambda: requeue(path, ["victim"]),

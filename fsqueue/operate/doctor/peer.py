@@ -1,4 +1,4 @@
-"""Starts peer processes, here or on another node, and talks to them in JSON lines over stdin and stdout.
+"""Start peer processes, here or on another node, and talk to them in JSON lines over stdin and stdout.
 
 A peer ends when its stdin does, so none outlives whoever started it.
 """
@@ -13,8 +13,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 MODULE = "fsqueue.operate.doctor.peer_tasks"
@@ -24,7 +24,7 @@ _START_S = 0.05
 
 
 class PeerError(RuntimeError):
-    """A task failed in a peer, or the peer went away.
+    """Say that a task failed in a peer, or that the peer went away.
 
     Attributes:
         code: the system's error number where the task failed with an OSError, else None.
@@ -36,17 +36,17 @@ class PeerError(RuntimeError):
 
 
 def local_command() -> list[str]:
-    """What starts a peer on this host."""
+    """Return the command that starts a peer on this host."""
     return [sys.executable, "-m", MODULE]
 
 
 def remote_command(prefix: str, python: str) -> list[str]:
-    """What starts a peer through a command such as ``ssh node2``, whose last argument is a shell command."""
+    """Return the command that starts a peer through another, such as ``ssh node2``, which takes a shell command."""
     return [*shlex.split(prefix), shlex.join([python, "-m", MODULE])]
 
 
 class Peer:
-    """One peer process.
+    """Start one peer process, and talk to it.
 
     Args:
         name: what messages call it.
@@ -61,6 +61,8 @@ class Peer:
         self._process = subprocess.Popen(
             self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment(), bufsize=0
         )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
 
     def send(self, task: str, *, armed: bool = False, **arguments: Any) -> None:
         """Start a task; an armed one says when it is ready and then waits for `go`."""
@@ -71,7 +73,7 @@ class Peer:
         self._write({"in_s": in_s})
 
     def receive(self, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
-        """The result of the task sent last.
+        """Return the result of the task sent last.
 
         Raises:
             PeerError: the task failed, or no answer came.
@@ -82,6 +84,7 @@ class Peer:
         return answer["result"]
 
     def call(self, task: str, **arguments: Any) -> Any:
+        """Run a task and return its result."""
         self.send(task, **arguments)
         return self.receive()
 
@@ -91,26 +94,23 @@ class Peer:
 
     def close(self, patience_s: float = _END_PATIENCE_S) -> None:
         """End the process: by the end of its stdin, or by force where that takes too long."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
+        self._stdin.close()
         try:
             self._process.wait(patience_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
         finally:
-            self._process.stdout.close()
+            self._stdout.close()
 
     def _write(self, message: dict[str, Any]) -> None:
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._stdin.write(json.dumps(message).encode() + b"\n")
         except BrokenPipeError:
             raise PeerError(self._gone()) from None
 
     def _line(self, timeout_s: float) -> bytes:
-        assert self._process.stdout is not None
-        fd = self._process.stdout.fileno()
+        fd = self._stdout.fileno()
         deadline = time.monotonic() + timeout_s
         while b"\n" not in self._buffer:
             readable, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
@@ -128,25 +128,13 @@ class Peer:
         return f"{self.name}: the process is gone; `{command}` has to find a Python that can import this fsqueue"
 
 
-class Peers:
-    """Several peers, ended on leaving the block."""
-
-    def __init__(self) -> None:
-        self._started: list[Peer] = []
+class Peers(ExitStack):
+    """Start peers, and end them on leaving the block: at once where it ends with an error."""
 
     def start(self, name: str, directory: str, command: Sequence[str] | None = None) -> Peer:
         peer = Peer(name, directory, command)
-        self._started.append(peer)
+        self.push(lambda kind, error, trace: peer.close(0.0 if error else _END_PATIENCE_S))
         return peer
-
-    def __enter__(self) -> Peers:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for peer in self._started:
-            peer.close(0.0 if error else _END_PATIENCE_S)
 
 
 def together(peers: Sequence[Peer], task: str, **arguments: Any) -> list[Any]:
@@ -180,7 +168,7 @@ def side_by_side(work: Sequence[tuple[Peer, str, dict[str, Any]]]) -> list[Any]:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, with this very package importable though it may not be installed."""
+    """Return this process's environment, with this very package importable though it may not be installed."""
     package_parent = str(Path(__file__).resolve().parents[3])
     path = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": package_parent + (os.pathsep + path if path else "")}
