@@ -1,4 +1,4 @@
-"""Puts files into memory where there is room, and gives the tests what they share."""
+"""Puts temporary files into memory where there is room; gives the tests their fixtures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ROOM_BYTES
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where the test's queue is to lie; nothing is there yet."""
+    """The path of the test's queue; nothing is there yet."""
     return tmp_path / "q"
 
 

@@ -107,7 +107,7 @@ def test_only_what_a_lock_failed_at_speaks_of_locks(code: int) -> None:
 
 
 def test_raised_errors_pickle(tmp_path: Path) -> None:
-    """What the public methods raise crosses a process boundary whole."""
+    """Errors of the public methods cross a process boundary whole."""
     queue = FileSampleRefQueue(tmp_path / "q")
     for work in (
         lambda: queue.put([ref("a", metadata={"x": float("nan")})]),
@@ -269,7 +269,7 @@ def test_put_refuses_a_batch_as_a_whole(tmp_path: Path) -> None:
 
 
 def test_a_ref_too_long_to_read_back_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What put accepts comes back: a ref above the size that get reads is refused by put."""
+    """A ref above the size that get reads is refused by put, so that all that it accepts comes back."""
     from fsqueue.disk import fileops
 
     monkeypatch.setattr(fileops, "FILE_LIMIT_BYTES", 1 << 17)

@@ -120,7 +120,7 @@ def test_tensors_are_found_with_their_path(value: Any, path: str) -> None:
     ids=lambda value: type(value).__name__,
 )
 def test_other_values_pass(value: Any) -> None:
-    """What is no tensor passes: scalars, containers, records, and objects with some of the attributes only."""
+    """Everything that is no tensor passes: scalars, containers, records, objects with some of the attributes only."""
     assert_no_tensors(value)
 
 

@@ -152,7 +152,7 @@ def test_what_is_no_queue_is_not_made_one(tmp_path: Path) -> None:
 
 
 def test_the_ledger_that_the_controller_noted_is_rewound_too(tmp_path: Path) -> None:
-    """What comes back can be leased and trained through the controller, each sample once."""
+    """Rewound refs can be leased and trained through the controller, each sample once."""
     it = Run(tmp_path)
     result = run("rewind", it.queue, "--after-step", 4)
     assert (result.exit_code, result.stdout) == (0, "b\nc\n")

@@ -1,4 +1,4 @@
-"""Who takes part in a stream, as `fsqueue status`, `top` and `check` show it."""
+"""The members of a stream, as `fsqueue status`, `top` and `check` show them."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_a_member_without_a_sign_of_life_is_a_note_for_a_person(queue: Queue, pa
 
 @pytest.mark.parametrize("skew_s", [-3600.0, 0.0, 3600.0])
 def test_silence_is_measured_by_the_filesystems_clock(queue: Queue, path: Path, skew_s: float) -> None:
-    """Whatever this host's clock says: who has just been seen is not silent, and who has not been is."""
+    """A member just seen is not silent, and one not seen for long is, whatever this host's clock says."""
     gone = silent_producer(path, "gone")
     beating = silent_producer(path, "beating")
     age(beating, -DEAD_AFTER_S)

@@ -1,4 +1,4 @@
-"""Gives the contract's tests each implementation that they hold for."""
+"""Fixtures of the contract's tests: the implementations that each of them holds for."""
 
 from __future__ import annotations
 

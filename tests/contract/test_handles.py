@@ -10,7 +10,7 @@ from tests.support.implementations import LEASE_S, Implementation, make_ref, mak
 
 
 def test_another_handle_sees_a_put_at_once(shared_queue: Implementation) -> None:
-    """What one handle puts, another counts and leases in its very next call, also right after an empty get."""
+    """A handle counts and leases in its very next call what another has put, also right after an empty get."""
     producer, consumer = shared_queue.open(), shared_queue.open()
     for round_number in range(3):
         assert consumer.get(1) == []
@@ -50,7 +50,7 @@ def test_ack_by_a_handle_that_never_leased(shared_queue: Implementation) -> None
 
 
 def test_ack_of_a_pending_ref(shared_queue: Implementation) -> None:
-    """What a ledger knows as trained is settled though it is still pending."""
+    """A ref that a ledger knows as trained is settled though it is still pending."""
     left, right = shared_queue.open(), shared_queue.open()
     left.put(numbered(2))
     assert not right.ack(make_refs("s000"))

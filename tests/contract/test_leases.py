@@ -1,4 +1,4 @@
-"""What fsqueue's own queues promise beyond the common contract: fencing, attempts, dead letters, counts."""
+"""The promises of fsqueue's own queues beyond the common contract: fencing, attempts, dead letters, counts."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ class Pair:
 
 @pytest.mark.parametrize("verb", ["ack", "fail", "fail for good", "release", "renew"])
 def test_a_late_call_cannot_touch_another_lease(tmp_path: Path, verb: str) -> None:
-    """Whatever a handle that lost its lease calls, the new owner's lease stands, and the id is returned."""
+    """The new owner's lease stands, whatever the handle that lost it calls, and the id is returned."""
     with Pair(tmp_path / "queue") as pair:
         late = pair.overtaken()
         calls = {

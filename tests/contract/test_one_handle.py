@@ -70,7 +70,7 @@ def test_waiting_get_sees_a_later_put(any_queue: Implementation) -> None:
 
 
 def test_leased_refs_are_not_handed_out_again(any_queue: Implementation) -> None:
-    """What is leased and has not expired is invisible to get."""
+    """A lease that has not expired is invisible to get."""
     queue = any_queue.open()
     queue.put(numbered(3))
     assert len(queue.get(3)) == 3
@@ -150,7 +150,7 @@ def test_an_acked_id_may_be_put_again(any_queue: Implementation) -> None:
 
 
 def test_a_failed_id_may_be_put_again(any_queue: Implementation) -> None:
-    """What failed for good may be put again and is delivered."""
+    """A ref that failed for good may be put again and is delivered."""
     queue = any_queue.open()
     queue.put(make_refs("a"))
     queue.fail(queue.get(1), "broken", retryable=False)
@@ -186,7 +186,7 @@ def test_the_only_partition_is_everything(any_queue: Implementation) -> None:
 
 
 def test_a_partitioned_get_does_not_wait_while_anything_is_pending(any_queue: Implementation) -> None:
-    """Where only other partitions' refs are pending, a partitioned get returns empty at once."""
+    """A partitioned get returns empty at once if only other partitions' refs are pending."""
     queue = any_queue.open(poll_interval_s=LONG_S)
     mine = next(i for i in range(10) if dp_partition(f"s{i:03d}", 2) == 0)
     queue.put([make_ref(f"s{mine:03d}")])

@@ -129,7 +129,7 @@ def test_tuples_survive_retries(any_queue: Implementation) -> None:
 
 
 def test_a_delivered_ref_is_the_caller_s_own(any_queue: Implementation) -> None:
-    """What a caller does to the dicts of a ref that it put or leased does not show in the next delivery."""
+    """A caller's changes to the dicts of a ref that it put or leased do not show in the next delivery."""
     queue = any_queue.open()
     ref = make_ref("s", metadata={"x": [1]})
     queue.put([ref])

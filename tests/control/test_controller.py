@@ -270,7 +270,7 @@ def test_who_takes_part() -> None:
 
 
 def log_of(tap: Tap) -> list[str]:
-    """What a tapped controller does from now on to files, as 'operation: what'."""
+    """Return a list that gets, from now on, what a tapped controller does to files, as 'operation what'."""
     seen: list[str] = []
 
     def note(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -339,7 +339,7 @@ def test_an_acknowledged_sample_is_not_leased_though_it_is_in_the_queue(tmp_path
 
 
 def test_an_error_of_the_ledger_leaves_nothing_leased(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was leased before the ledger could be asked goes back to pending, and comes with the next lease."""
+    """Refs that were leased before the ledger could be asked go back to pending, and come with the next lease."""
     queue = FileSampleRefQueue(tmp_path / "queue", durable=False)
     with FileMetadataStore[SampleRef](tmp_path / "ledger", durable=False) as store:
         controller: Controller = DataFlowController("run", sample_queue=queue, metadata_store=store)

@@ -54,7 +54,7 @@ def test_an_id_is_committed_once(store: Store) -> None:
 
 
 def test_a_sample_that_two_nodes_committed_at_once_counts_once(tmp_path: Path) -> None:
-    """As where the lock did not exclude: the first record counts, and what follows is in place."""
+    """Two records of one id, as a lock that does not exclude leaves them: the first counts, what follows is there."""
     with File(tmp_path / "ledger") as store:
         store.commit_samples([ref("a", num_tokens=1), ref("b")])
     log = segment(tmp_path / "ledger", "commits")
@@ -110,7 +110,7 @@ def test_ids_are_acknowledged_before_they_are_committed(store: Store) -> None:
 
 
 def test_the_backlog_counts_refs_and_bytes(store: Store) -> None:
-    """What is committed and not acknowledged, by estimated_bytes."""
+    """Samples that are committed and not acknowledged count, by estimated_bytes."""
     store.commit_samples([ref("a", estimated_bytes=10), ref("b", estimated_bytes=100), ref("c")])
     assert store.backlog() == (3, 110)
     store.record_train_ack(["a"], global_step=1, optimizer_durable=False)
@@ -287,7 +287,7 @@ def test_a_file_is_no_ledger(tmp_path: Path) -> None:
 
 
 def test_a_closed_store_says_so(tmp_path: Path) -> None:
-    """Whatever is called; closing twice is fine."""
+    """Every call says that it is closed; closing twice is fine."""
     store = File(tmp_path / "deep" / "ledger")
     store.close()
     store.close()

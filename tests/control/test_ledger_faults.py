@@ -36,7 +36,7 @@ def state(store: File) -> tuple[list[str], Any]:
 
 
 def end_of(path: Path) -> int:
-    """Where the last record of a segment ends."""
+    """Return where the last record of a segment ends."""
     return len(path.read_bytes().rstrip(b"\n")) + 1
 
 
@@ -46,7 +46,7 @@ def end_of(path: Path) -> int:
 @pytest.mark.parametrize("kind", ["commits", "acks"])
 @pytest.mark.parametrize("rest", [b"", b"\0" * 300, b"\n" * 300, b"\xff{}" * 100], ids=["cut", "NUL", "LF", "noise"])
 def test_a_tail_torn_at_any_byte_is_cut_and_never_misread(tmp_path: Path, kind: str, rest: bytes) -> None:
-    """Whatever is left of the last record and whatever comes after it, the ledger holds exactly the records before."""
+    """The ledger holds exactly the records before, whatever is left of the last one and whatever follows it."""
     path = tmp_path / "ledger"
     with File(path, durable=False) as store:
         store.commit_samples(refs("a", "b"))
@@ -284,7 +284,7 @@ def test_a_record_that_its_writer_did_not_live_to_sync_is_synced_before_it_is_re
 
 
 def test_a_segment_that_the_server_no_longer_knows_is_opened_again(tmp_path: Path, faulty: Faulty) -> None:
-    """Whatever was being done: reading a ref, looking for news, appending."""
+    """Reading a ref, looking for news and appending all go on after it."""
     with File(tmp_path / "ledger") as other:
         store = faulty.open(tmp_path / "ledger")
         store.commit_samples(refs("a", "b"))

@@ -60,7 +60,7 @@ class Site:
         return DataFlowController("run", sample_queue=queue, metadata_store=store)
 
     def live(self) -> Counter[str]:
-        """How often each id is pending or leased."""
+        """Count how often each id is pending or leased."""
         pending = [names.parse_ref(name) for name in names_in(self.queue, "pending")]
         leases = [names.parse_leased(name) for name in names_in(self.queue, "leased")]
         return Counter(stem for stem in [*pending, *(lease[0] for lease in leases if lease)] if stem)
@@ -150,7 +150,7 @@ def test_an_acknowledgement_on_the_queue_alone_does_not_count(site: Site) -> Non
 
 
 def test_dead_letters_stay_where_they_are(site: Site) -> None:
-    """What was failed for good does not come back with every restart; put again by hand, it is a ref like others."""
+    """A ref that failed for good does not come back with every restart; put again by hand, it is one like others."""
     controller = site.controller()
     controller.commit_samples("w0", refs("a", "b", "c"))
     controller.lease_train_refs("t0", 2)
@@ -208,7 +208,7 @@ def test_another_packages_refs(tmp_path: Path) -> None:
 
 
 def test_a_dead_predecessor_is_settled_at_once(site: Site) -> None:
-    """What a killed process leased is pending when reconciling returns, with the attempt counted."""
+    """A killed process's leases are pending when reconciling returns, with the attempt counted."""
     site.controller().commit_samples("w0", refs("a", "b", "c"))
     with Child(lease_and_obey, site.queue, 2, {"owner": "trainer-0"}) as child:
         child.receive()
@@ -253,7 +253,7 @@ def test_a_live_namesake_is_not_robbed(site: Site, where: str) -> None:
 
 
 def test_a_namesake_on_another_node(site: Site) -> None:
-    """Whether it lives cannot be seen: an error, unless the caller knows that it is gone."""
+    """An owner of whom nobody can see if it lives is an error, unless the caller knows that it is gone."""
     controller = site.controller("trainer-0")
     controller.commit_samples("w0", refs("a", "b"))
     elsewhere = "trainer-0.4711.9f3a01"
@@ -441,7 +441,7 @@ def die_and_reconcile(tmp_path: Path, work: Callable[[Path], None], stride: int)
 def test_dying_at_any_file_operation_and_reconciling(
     tmp_path: Path, apart: Apart, work: Callable[[Path], None], stride: int
 ) -> None:
-    """Wherever a controller dies, the next one finds every sample once: acknowledged, or in the queue."""
+    """The next controller finds every sample once, acknowledged or in the queue, wherever the last one died."""
     apart(die_and_reconcile, tmp_path, work, stride)
 
 

@@ -1,4 +1,4 @@
-"""Gives the demo's tests what they share."""
+"""Fixtures of the demo's tests."""
 
 from __future__ import annotations
 

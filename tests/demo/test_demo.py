@@ -101,7 +101,7 @@ class Stages:
         return [sample_id for event in self.events(kind) for sample_id in event.ids]
 
     def in_checkpoint(self) -> list[str]:
-        """What the last checkpoint says was trained into it."""
+        """Return the ids that the last checkpoint says were trained into it."""
         state = TrainingState(self.plan)
         state.load(self.demo)
         return state.trained_ids()
@@ -170,7 +170,7 @@ def test_restarted_rollout_commits_exactly_what_is_missing(stages: Callable[...,
 
 
 def stages_without_the_last_two_commits(it: Stages) -> list[Sample]:
-    """As if the rollout had been killed two samples before its end: the ledger is that of the first ten."""
+    """Leave the stages as if the rollout had been killed two samples before its end: the ledger has the first ten."""
     shutil.rmtree(it.demo.ledger)
     refs = {ref.sample_id: ref for ref in it.queue.get(12)}
     unput, missing = it.samples[9], it.samples[10:]
@@ -221,7 +221,7 @@ def test_after_the_loss_of_all_trainers_exactly_the_steps_after_the_checkpoint_a
 def test_a_sample_that_is_in_the_state_and_comes_again_is_acknowledged_and_not_trained(
     stages: Callable[..., Stages], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after the kill of a trainer between the checkpoint and its acknowledgement."""
+    """Leave the stages as after the kill of a trainer between the checkpoint and its acknowledgement."""
     it = stages(passes=1, checkpoint_every_steps=1)
     it.roll_out()
     with monkeypatch.context() as killed:

@@ -110,7 +110,7 @@ def group_members(group: int) -> list[int]:
 
 
 def in_the_state(demo: DemoDirectory) -> list[str]:
-    """What the final checkpoint counts as trained into it."""
+    """Return the ids that the final checkpoint counts as trained into it."""
     plan = demo.read_plan()
     assert plan is not None
     state = TrainingState(plan)

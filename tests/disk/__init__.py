@@ -1,1 +1,1 @@
-"""Tests of `fsqueue.disk`: mounts, counting, operations side by side, a full disk."""
+"""Tests of `fsqueue.disk`: mounts, counting, operations in parallel, a full disk."""

@@ -1,4 +1,4 @@
-"""Which filesystem a path lies on."""
+"""Mounts: the filesystem that a path lies on."""
 
 from __future__ import annotations
 

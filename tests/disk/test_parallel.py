@@ -52,7 +52,7 @@ def test_on_a_slow_mount_stamps_reads_and_writes_overlap(shared: Tap, tmp_path: 
 
 
 def test_a_local_disk_gets_no_threads(tmp_path: Path) -> None:
-    """Where nothing is waited for, every operation but an fsync is made by the caller's own thread."""
+    """On a local disk every operation but an fsync is made by the caller's own thread."""
     tap, threads = Tap(), set()
     queue = open_tapped(tap, tmp_path / "q")
     tap.before = lambda name, args, _: threads.add(threading.get_ident()) if name != "fsync" else None
@@ -117,7 +117,7 @@ def test_a_disk_that_fills_up_leaves_nothing_of_a_put(shared: Tap, tmp_path: Pat
 def test_a_short_backlog_is_listed_a_long_one_is_asked_for(
     shared: Tap, tmp_path: Path, backlog: int, lookups: int
 ) -> None:
-    """Whether ids are pending already costs one listing where few are, and a lookup each where many are."""
+    """Finding out which ids are pending already costs one listing if few are, and a lookup each if many are."""
     queue = open_tapped(shared, tmp_path / "q", durable=False)
     queue.put(numbered(backlog, prefix="old"))
     queue.put(refs("warm up"))

@@ -1,4 +1,4 @@
-"""Gives the engine's tests what they share."""
+"""Fixtures of the engine's tests."""
 
 from __future__ import annotations
 

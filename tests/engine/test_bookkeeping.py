@@ -1,4 +1,4 @@
-"""What a file says about its past: attempts, history, reasons, and what a torn update costs."""
+"""Bookkeeping in a ref's file: attempts, history, reasons, and the price of a torn update."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ assert len(BUDGET) == 6, "every row of the table is read"
 @pytest.mark.parametrize("durable", [False, True], ids=["", "durable"])
 @pytest.mark.parametrize("row", BUDGET, ids=lambda row: " ".join(row[:2]))
 def test_the_budget_is_what_format_says(path: Path, row: tuple[str, ...], durable: bool) -> None:
-    """What a ref and a call cost, from two batches that differ by 100 refs, is what the table in FORMAT.md states."""
+    """A ref and a call cost what the table in FORMAT.md states, by two batches that differ by 100 refs."""
     call, mount, *numbers = row
     few, many = (spent_on(call, mount, path / str(batch), batch, durable) for batch in (10, 110))
     stated = [int(number) for number in (numbers[4:] if durable else numbers[:4])]
@@ -62,7 +62,7 @@ def test_the_budget_is_what_format_says(path: Path, row: tuple[str, ...], durabl
 
 
 def spent_on(call: str, mount: str, path: Path, batch: int, durable: bool) -> tuple[int, int]:
-    """How many file operations a call makes, and how many of them modify something."""
+    """Count the file operations that a call makes, and those of them that modify something."""
     tap = Tap()
     if "shared" in mount:
         tap.ops.filesystem_type = lambda path: "nfs4"
@@ -102,7 +102,7 @@ def test_listing_folders_by_descriptor(tmp_path: Path) -> None:
 
 
 def cycle(queue: Queue, tap: Tap, batch: int, partition: tuple[int, int] | None) -> dict[str, Counter[str]]:
-    """What one put, one get and one ack of a batch cost, in file operations."""
+    """Count the file operations of one put, one get and one ack of a batch."""
     spent: dict[str, Counter[str]] = {}
     fresh = numbered(batch, prefix="fresh")
     taken: list[Any] = []
@@ -181,7 +181,7 @@ def test_an_idle_consumer_makes_few_operations(path: Path, mount: str) -> None:
 
 
 def test_a_waiting_get_notices_an_expired_lease_in_time(path: Path) -> None:
-    """However long nothing has happened, a lease that was seen is reclaimed when its time has come."""
+    """A lease that was seen is reclaimed when its time has come, however long nothing has happened."""
     tap, now = Tap(), [1_000.0]
     tap.ops.monotonic = lambda: now[0]
 

@@ -224,7 +224,7 @@ def test_invalid_arguments_make_no_queue(tmp_path: Path, arguments: Any) -> None
 
 @pytest.mark.parametrize("made", [(), ("owners", "tmp"), ("owners", "tmp", *STATES), ("owners", "tmp", "order.lock")])
 def test_half_created_queue_is_completed(tmp_path: Path, made: tuple[str, ...]) -> None:
-    """What a creator that was killed before fsqueue.json appeared left behind becomes a queue."""
+    """The remains of a creator that was killed before fsqueue.json appeared become a queue."""
     path = tmp_path / "q"
     path.mkdir()
     for name in made:

@@ -1,4 +1,4 @@
-"""What other programs leave in the directories: ignored, or buried, never followed."""
+"""Files that other programs leave in the directories are ignored or buried, and never followed."""
 
 from __future__ import annotations
 

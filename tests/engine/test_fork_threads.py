@@ -78,7 +78,7 @@ def test_child_acks_by_id(path: Path) -> None:
 
 
 def test_childs_leases_end_with_the_child(path: Path) -> None:
-    """What a forked child leased comes back when it is gone, though its parent lives and has the same handle."""
+    """A forked child's leases come back when it is gone, though its parent lives and has the same handle."""
     queue = FileSampleRefQueue(path)
     queue.put(refs("a"))
 

@@ -133,7 +133,7 @@ def lost_lease(path: Path, clock: FakeClock, *, held_by_b: bool) -> tuple[Queue,
 
 @pytest.mark.parametrize("end", ["ack", "fail", "fail for good", "release", "renew"])
 def test_late_end_does_not_touch_another_owner(path: Path, end: str) -> None:
-    """Whatever an owner does about a lease it has lost, the new owner keeps it, and the loss is reported."""
+    """A lost lease stays with its new owner, whatever the former one calls, and the loss is reported."""
     a, b = lost_lease(path, FakeClock(), held_by_b=True)
     before = (path / "leased" / f"s@{b.owner}.json").read_bytes()
     assert finish(a, end) == ["s"]
@@ -282,7 +282,7 @@ def test_renew_after_a_take_over_is_told(path: Path) -> None:
 
 
 def test_drained_by_the_survivor(path: Path) -> None:
-    """Whatever mix of ends two handles gave to their refs, draining finds each of them exactly once."""
+    """Draining finds each ref exactly once, whatever mix of ends two handles gave to them."""
     clock = FakeClock()
     a, b = two_handles(path, clock)
     a.put(numbered(40))

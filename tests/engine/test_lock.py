@@ -244,7 +244,7 @@ def test_a_replacement_that_the_filesystem_gets_wrong(path: Path, impatient: Non
 
 
 def test_warning_as_an_error_does_not_stop_the_replacement(path: Path, impatient: None) -> None:
-    """Where warnings are errors, a put past a stuck lock fails at most once."""
+    """With warnings as errors, a put past a stuck lock fails at most once."""
     queue = FileSampleRefQueue(path, durable=False)
     with Child(hold_the_lock, path) as holder, warnings.catch_warnings():
         holder.receive()

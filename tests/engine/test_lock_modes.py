@@ -26,7 +26,7 @@ from tests.support import (
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_missing_flock_is_an_error_that_says_what_to_mount(path: Path, code: int) -> None:
-    """Where the mount has no flock, opening fails with the mount option to use; nothing is downgraded silently."""
+    """On a mount without flock, opening fails with the mount option to use; nothing is downgraded silently."""
     tap = Tap()
 
     def unsupported(name: str, *_: Any) -> None:

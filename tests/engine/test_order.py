@@ -72,7 +72,7 @@ DAMAGES: dict[str, Damage] = {
 @pytest.mark.parametrize("partitioned", [False, True])
 @pytest.mark.parametrize("name", DAMAGES)
 def test_damaged_hint_hides_no_ref(path: Path, name: str, partitioned: bool, when: str) -> None:
-    """Whatever happens to the hint, every ref is handed out exactly once, by a get that never says "none" before."""
+    """Every ref is handed out exactly once, whatever happens to the hint, by a get that never says "none" before."""
     with FileSampleRefQueue(path, durable=False) as queue:
         queue.put(numbered(30))
         found = [] if when == "before" else ids(queue.get(7))

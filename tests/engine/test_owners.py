@@ -69,7 +69,7 @@ def test_stopped_process_is_not_dead(path: Path) -> None:
 
 
 def test_another_users_hidden_process_is_not_dead(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where /proc hides other users' processes (hidepid), a living process is not taken for a dead one."""
+    """A living process of another user, hidden by /proc (hidepid), is not taken for a dead one."""
     with Child(lease_and_obey, path, 1, {}) as child:
         owner, _ = child.receive()
         record = json.loads((path / "owners" / f"{owner}.json").read_bytes())

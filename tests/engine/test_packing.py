@@ -278,7 +278,7 @@ def test_done_refs_take_one_inode_for_a_segment(path: Path, queue: Queue, monkey
 def test_packing_often_leaves_no_more_segments_than_packing_once(
     path: Path, queue: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is new fills up the segment that was not full; two segments always hold more than one could."""
+    """New refs fill up the segment that was not full; two segments always hold more than one could."""
     monkeypatch.setattr(packing, "SEGMENT_REFS", 20)
     for number in range(30):
         acked(queue, [ref(f"s{number}-{k}") for k in range(3)], step=number)
@@ -314,7 +314,7 @@ def _first_half_lost(data: bytes) -> bytes:
 
 @pytest.mark.parametrize("damage", [_cut, _zeroed, _flipped, _renamed, _first_half_lost])
 def test_a_torn_line_is_recognised_and_never_read(path: Path, queue: Queue, damage: Callable[[bytes], bytes]) -> None:
-    """What is whole around it is found; check reports it; repair moves its bytes to failed/ and loses no whole line."""
+    """Whole lines around it are found; check reports it; repair moves its bytes to failed/ and loses no whole line."""
     acked(queue, numbered(4), step=9)
     queue.pack(older_than_s=0.0)
     (segment,) = segments_in(path)

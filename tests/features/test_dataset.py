@@ -84,7 +84,7 @@ def test_epochs_with_lasting_workers(store: SharedDirFeatureStore, queue: FileSa
 
 
 def test_leaving_an_epoch_early(store: SharedDirFeatureStore, queue: FileSampleRefQueue[SampleRef]) -> None:
-    """What workers had loaded ahead when the loop was left is given back, and comes in the next epoch; nothing else."""
+    """Samples that workers had loaded ahead when the loop was left come in the next epoch, and no others."""
     queue.put(publish(store, 40))
     dataset: FeatureDataset[SampleRef] = FeatureDataset(store, queue=queue, lease=2)
     trained: list[str] = []

@@ -162,7 +162,7 @@ def test_a_failed_settling_can_be_repeated(site: Callable[..., Site], kind: str)
 
 
 def test_a_failed_ack_of_the_loop_gives_back(site: Callable[..., Site]) -> None:
-    """Where the loop's own ack is refused, the error comes out, and nothing stays leased; the samples come again."""
+    """When the loop's own ack is refused, the error comes out, and nothing stays leased; the samples come again."""
     here = site()
     with refuse_once(here.trainer, "ack"), pytest.raises(OSError, match="full"):
         list(here.loader())

@@ -124,7 +124,7 @@ def test_generations(store: SharedDirFeatureStore) -> None:
 
 
 def test_replaced_and_removed_under_a_mapping(store: SharedDirFeatureStore) -> None:
-    """What was read stays as it was when its file is replaced, and when it is removed."""
+    """Features that were read stay as they were when its file is replaced, and when it is removed."""
     found = store.get(ref_of(store.put("s1", tensors(1))))
     store.put("s1", tensors(2))
     assert same(found, tensors(1))
@@ -260,7 +260,7 @@ def test_a_writer_killed_at_random_instants(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
 def test_every_operation_of_a_put_fails_once(tmp_path: Path, code: int) -> None:
-    """Whatever operation of a put fails, the error names cause and path, what was there stays, and a repeat works."""
+    """A put whose n-th operation fails names cause and path, leaves what was there, and can be repeated."""
     failures = number = 0
     while True:
         tap = Tap()
@@ -403,7 +403,7 @@ def test_addresses_stay_inside(store: SharedDirFeatureStore, change: Any) -> Non
     "sample_id", ["../../up", "/etc/passwd", ".hidden", "a\0b", "x" * 500, "Ü/ö", "a.released", "~"]
 )
 def test_ids_stay_inside(store: SharedDirFeatureStore, sample_id: str) -> None:
-    """Whatever the id, its features lie in the store, and come back, as do those of an id that looks like them."""
+    """Every id's features lie in the store and come back, as do those of an id that looks like it."""
     refs = [ref_of(store.put(name, tensors(n))) for n, name in enumerate((sample_id, sample_id + "@released"))]
     assert [same(store.get(ref), tensors(n)) for n, ref in enumerate(refs)] == [True, True]
     assert file_of(store, refs[0]).resolve().is_relative_to(store.root)
@@ -422,7 +422,7 @@ def test_unusable_ids(store: SharedDirFeatureStore, sample_id: Any) -> None:
 
 @pytest.mark.parametrize("bad", [[1.0], 3, None, torch.ones(2).to_sparse(), torch.ones(2, dtype=torch.complex128)])
 def test_what_is_no_tensor(store: SharedDirFeatureStore, bad: Any) -> None:
-    """What safetensors cannot hold is refused before anything is written, and the error names it."""
+    """A tensor that safetensors cannot hold is refused before anything is written, and the error names it."""
     with pytest.raises(FeatureSpecError, match="'bad'"):
         store.put("s1", {**tensors(1), "bad": bad})
     assert store.health().samples == 0 and leftovers(store) == []

@@ -108,7 +108,7 @@ def test_a_torn_update_costs_history_at_most(
 
 @given(bookkeepings, st.data())
 def test_tuples_survive_a_torn_update(old: Bookkeeping, data: st.DataObject) -> None:
-    """What the ref carries is no history: its tuples are still tuples after an update that was cut short."""
+    """The ref's own fields are no history: its tuples are still tuples after an update that was cut short."""
     plain = loose.encode(Loose("s", {"pair": (1, 2)}))
     before = annotated(plain, old)
     offset, found = split(before)

@@ -93,7 +93,7 @@ def test_what_is_no_id(sample_id: object) -> None:
 
 @given(sample_ids)
 def test_names_parse_back(sample_id: str) -> None:
-    """What the file functions build, the parse functions take apart again."""
+    """The parse functions take apart what the file functions build."""
     stem = names.stem_of(sample_id)
     assert names.parse_ref(names.ref_file(stem)) == stem
     assert names.parse_leased(names.leased_file(stem, OWNER)) == (stem, OWNER)

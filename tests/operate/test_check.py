@@ -110,7 +110,7 @@ def cut(where: str, to_bytes: int) -> Breakage:
 
 
 def torn(path: Path, where: str) -> None:
-    """What a write of history that was cut short leaves."""
+    """Leave behind half of what an update of the history writes."""
     (path / where).write_bytes((path / where).read_bytes()[:-2] + b'\n,"_fsqueue":{"att')
 
 
@@ -244,7 +244,7 @@ def record_of_lease(path: Path) -> Path:
 
 
 def place(path: Path, where: str) -> str:
-    """Where a case's problem is: LEASE and RECORD stand for names that differ from run to run."""
+    """Return the place of a case's problem: LEASE and RECORD stand for names that differ from run to run."""
     if where == "LEASE":
         return f"leased/{lease(path).name}"
     return f"owners/{record_of_lease(path).name}" if where == "RECORD" else where
@@ -402,7 +402,7 @@ def test_torn_history_is_dropped_and_the_ref_kept(path: Path) -> None:
 
 
 def test_a_misnamed_ref_is_not_renamed_over_another_file(path: Path) -> None:
-    """What is done twice stays so until a person removes one of them."""
+    """A ref that is done twice stays so until a person removes one of them."""
     (done,) = [file for file in (path / "done").iterdir() if file.name.endswith(".json")][:1]
     twin = done.with_name("other.json" if "@" not in done.name else f"other@{done.name.partition('@')[2]}")
     twin.write_bytes(done.read_bytes())

@@ -1,4 +1,4 @@
-"""What one process finds out about a mount, what its options mean, and the advice that follows."""
+"""The doctor's advice: from the findings of one process and from the mount's options."""
 
 from __future__ import annotations
 

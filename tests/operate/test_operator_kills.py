@@ -130,7 +130,7 @@ def test_killed_at_any_operation_the_next_try_completes_it(
 
 
 def _again(name: str, path: Path) -> None:
-    """What an operator does after a command that was killed: the same again."""
+    """Give the command again, as an operator does after one that was killed."""
     if name == "release" and not any(ELSEWHERE in lease for lease in names_in(path, "leased")):
         return
     ACTIONS[name][0](path)

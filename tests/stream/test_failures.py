@@ -130,7 +130,7 @@ def test_watching_the_consumers_costs_one_look_while_nobody_comes_or_goes(tmp_pa
 
 
 def test_watching_reads_no_member_because_ranks_agree_on_windows(tmp_path: Path) -> None:
-    """What ranks write into stream/ at every step costs the producers a listing each, whoever takes part."""
+    """A rank's file in stream/ at every step costs the producers a listing each, whoever takes part."""
     tap, now = Tap(), [1_000.0]
     tap.ops.monotonic = lambda: now[0]
     with open_tapped(tap, tmp_path / "q", durable=False) as queue, Child(consume, tmp_path / "q") as child:

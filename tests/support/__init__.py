@@ -1,4 +1,4 @@
-"""What the core tests share: refs, clocks, taps on the file operations, and real processes that are always reaped."""
+"""Shared by the tests: refs, clocks, taps on the file operations, and real processes that are always reaped."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def open_descriptors() -> int:
 
 
 def running(pid: int) -> bool:
-    """Whether a process runs; one that died and was not reaped yet does not."""
+    """Tell if a process runs; one that died and was not reaped yet does not."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except FileNotFoundError:

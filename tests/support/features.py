@@ -1,4 +1,4 @@
-"""What the tests of feature stores and loaders share."""
+"""Shared by the tests of feature stores and loaders: samples whose content tells their number."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def publish(store: SharedDirFeatureStore, count: int) -> list[SampleRef]:
 
 
 def file_of(store: SharedDirFeatureStore, ref: SampleRef) -> Path:
-    """Where a ref's features lie, as the format says."""
+    """Return where a ref's features lie, as the format says."""
     return Path(store.root) / ref.feature_store_uri.split("/", 3)[3].partition("?")[0]
 
 

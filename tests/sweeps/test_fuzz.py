@@ -1,4 +1,4 @@
-"""Whatever lies in a queue's directories: no crash, no hang, nothing outside touched, nothing executed."""
+"""Anything may lie in a queue's directories: no crash, no hang, nothing outside touched, nothing executed."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def arena() -> Iterator[tuple[Path, Path]]:
 
 
 def assert_goods_delivered(workout: Workout) -> None:
-    """What was planted costs itself, not the refs beside it."""
+    """A planted file costs itself, not the refs beside it."""
     got = [sample_id for sample_id in workout.delivered if sample_id in (*GOODS, "late")]
     assert sorted(got) == sorted((*GOODS, "late")), f"delivered {workout.delivered}, raised {workout.errors}"
 

@@ -92,7 +92,7 @@ def test_get_that_was_interrupted_loses_nothing(
 
 
 def test_interrupted_in_one_partition_and_asked_for_another(path: Path) -> None:
-    """What an interrupted partitioned get had leased is not withheld from a get for other partitions."""
+    """The leases of an interrupted partitioned get are not withheld from a get for other partitions."""
     tap = Tap()
     queue = open_tapped(tap, path, durable=False)
     queue.put(numbered(40))

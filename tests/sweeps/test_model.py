@@ -194,7 +194,7 @@ class ManyHandles(RuleBasedStateMachine):
 
     @invariant()
     def mtimes_are_the_models(self) -> None:
-        """What the filesystem's clock stamped is stamped by the model's, so that a run repeats itself exactly."""
+        """Stamp by the model's clock what the filesystem's has stamped, so that a run repeats itself exactly."""
         for name in os.listdir(self.path / "pending") if self.queues else ():
             if os.stat(self.path / "pending" / name).st_mtime > self.model.now:
                 os.utime(self.path / "pending" / name, (self.model.now, self.model.now))
@@ -269,7 +269,7 @@ COMMON: dict[str, Any] = {
 
 
 def test_handles_and_hands_against_the_model() -> None:
-    """Whatever the handles do and a hand moves, the directories say what the model says."""
+    """The directories say what the model says, whatever the handles do and a hand moves."""
     run_state_machine_as_test(ManyHandles, settings=settings(max_examples=80, stateful_step_count=40, **COMMON))
 
 

@@ -54,7 +54,7 @@ def test_every_entry_for_itself_in_every_script(tmp_path: Path, script: str) -> 
 
 @pytest.mark.parametrize("script", ["create", "put_one", "pack_more"])
 def test_without_durability_the_queue_can_be_mended(tmp_path: Path, script: str) -> None:
-    """Whatever is gone, check --repair ends with a consistent queue that goes on working."""
+    """check --repair ends with a consistent queue that goes on working, whatever is gone."""
     cut(tmp_path, script, "journalled", durable=False)
 
 

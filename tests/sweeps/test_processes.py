@@ -51,7 +51,7 @@ def occupy(marker: Path) -> None:
 
 
 class Log:
-    """What one process did, one line each, whole even when it is killed."""
+    """The log of one process: a line for each thing it did, whole even when it is killed."""
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -147,7 +147,7 @@ def finished(queue: Queue, scratch: Path, living: list[str]) -> bool:
 
 
 def logged(scratch: Path, word: str) -> Counter[str]:
-    """How often the processes logged this word for each id."""
+    """Count how often the processes logged this word for each id."""
     found: Counter[str] = Counter()
     for file in (scratch / "logs").iterdir():
         found.update(line.split(" ")[1] for line in file.read_text().splitlines() if line.startswith(f"{word} "))

@@ -1,4 +1,4 @@
-"""What is going on when the power fails: short scripts, each on a queue of its own."""
+"""Short scripts that are under way when the power fails, each on a queue of its own."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def requeue(stage: Stage) -> None:
 
 
 def rewind(stage: Stage) -> None:
-    """What was acknowledged after a checkpoint comes back."""
+    """Take back what was acknowledged after a checkpoint."""
     queue = stage.open()
     stage.put(queue, "a", "b")
     stage.settled("ack", ["a", "b"], queue.ack(queue.get(2), step=3))

@@ -71,7 +71,7 @@ def journalled(records: Sequence[Record]) -> Iterator[Tree]:
 
 
 def _durable(records: Sequence[Record]) -> int:
-    """How many changes of entries are surely on disk."""
+    """Count the changes of entries that are surely on disk."""
     seen = durable = 0
     last_change: dict[int, int] = {}
     for record in records:
@@ -155,7 +155,7 @@ def _tree(entries: dict[tuple[int, str], int | None]) -> Tree:
 
 
 def variants(records: Sequence[Record], node: int) -> list[bytes]:
-    """What a file may hold: the synced content, all that was written, and everything in between."""
+    """List what a file may hold: the synced content, all that was written, and everything in between."""
     synced = b""
     current = b""
     since: list[Write | Truncate] = []

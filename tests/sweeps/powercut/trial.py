@@ -1,4 +1,4 @@
-"""What the queue makes of one state of the disk: opened, checked, mended, drained."""
+"""The trial of one state of the disk: its queue is opened, checked, mended and drained."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _decode = Codec(SampleRef).decode
 
 @dataclass
 class Trial:
-    """What came of one state.
+    """The findings in one state.
 
     Attributes:
         delivered: how often each id came out.
@@ -98,7 +98,7 @@ def _drain(path: Path, trial: Trial, ops: FileOps) -> None:
 
 
 def _settled(folder: Path) -> Counter[str]:
-    """How often each id is there, in a file or a line that decodes."""
+    """Count how often each id is there, in a file or a line that decodes."""
     found: Counter[str] = Counter()
     for name in os.listdir(folder):
         data = (folder / name).read_bytes()
@@ -111,7 +111,7 @@ def _settled(folder: Path) -> Counter[str]:
 
 
 def _after_a_while(queue: FileSampleRefQueue[SampleRef], path: Path, ops: FileOps) -> list[SampleRef]:
-    """What comes when every lease has run out."""
+    """Return what comes when every lease has run out."""
     for name in os.listdir(path / "leased"):
         os.utime(path / "leased" / name, ns=(LONG_AGO_NS, LONG_AGO_NS))
     ops.sleep(A_WHILE_S)
@@ -135,7 +135,7 @@ def _hasty() -> FileOps:
 
 @dataclass
 class Promises:
-    """What the calls that had returned before the power cut have promised.
+    """The promises of the calls that had returned before the power cut.
 
     Attributes:
         kept: ids that must be there.

@@ -112,7 +112,7 @@ def _assert_repairable(path: Path) -> None:
 
 
 def checked(path: Path, notes: bool = False) -> list[Violation]:
-    """What a check finds, in a time that passes only in its own pauses."""
+    """Check the queue, in a time that passes only in the check's own pauses."""
     with fileops.using(StoppedClock()):
         return check_queue(path, notes=notes)
 

@@ -115,7 +115,7 @@ class Injector:
 
 @dataclass
 class Outcome:
-    """What a fault led to.
+    """The outcome of one fault.
 
     Attributes:
         call: the file operation that failed; None: the operation has fewer of them.

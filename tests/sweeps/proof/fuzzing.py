@@ -42,7 +42,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _is_pythons_own() -> bool:
-    """Whether Python is importing a module, or evaluating a class's annotations."""
+    """Tell if Python is importing a module, or evaluating a class's annotations."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         if frame.f_code.co_name in ("get_type_hints", "get_class_annotations", "_find_and_load"):

@@ -1,4 +1,4 @@
-"""What a queue with several handles must do, written down in sets and lists: the model that the real one is held to."""
+"""The model of a queue with several handles, in sets and lists; the real one is held to it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Lease:
 
 @dataclass
 class Book:
-    """What a ref's file says of its past.
+    """A ref's past, as its file tells it.
 
     Attributes:
         dead: it was a dead letter, and then moved back by hand: the next attempt counts as the first.
@@ -37,7 +37,7 @@ class Book:
 
 @dataclass
 class View:
-    """What one handle believes: the refs that it leases, and how its earlier leases ended."""
+    """One handle's view: the refs that it leases, and how its earlier leases ended."""
 
     holds: set[str] = field(default_factory=set)
     endings: dict[str, Ending] = field(default_factory=dict)
@@ -103,7 +103,7 @@ class Model:
         book.dead = True
 
     def candidates(self, partition: tuple[int, int] | None) -> list[str]:
-        """What a get may return, in order."""
+        """Return what a get may return, in order."""
         return [i for i in self.pending if partition is None or dp_partition(i, partition[1]) == partition[0]]
 
     def lease(self, handle: int, sample_id: str) -> None:
@@ -134,7 +134,7 @@ class Model:
         return lost
 
     def _own_ending(self, handle: int, sample_id: str, how: Ending) -> Ending | Literal["now"] | None:
-        """How the handle's latest lease on a ref ended; "now" where it has one, which ends so."""
+        """Tell how the handle's latest lease on a ref ended; "now" where it has one, which ends so."""
         view = self.views[handle]
         if sample_id in view.holds:
             if self._has(handle, sample_id):

@@ -1,4 +1,4 @@
-"""What must hold after a crash or a fault: nothing lost, nothing doubled, everything delivered in time."""
+"""The verdict after a crash or a fault: nothing lost, nothing doubled, everything delivered in time."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def assert_landed(found: dict[str, list[str]], batch: list[SampleRef], operation
 
 @dataclass
 class Drained:
-    """What a second consumer got, and how long the last of it took, in seconds of its own clock."""
+    """A second consumer's refs, and the seconds by its own clock until the last of them."""
 
     refs: list[SampleRef]
     took_s: float
