@@ -7,9 +7,9 @@ import click
 from fsqueue.cli.arguments import as_json, dry_run, takes_queue
 from fsqueue.cli.output import count, data, one_json, remark, shown
 from fsqueue.control.ledger import FileMetadataStore
-from fsqueue.control.link import linked_ledger, require_ledger
-from fsqueue.control.restart import Rewound, side_of
-from fsqueue.control.restart import rewind as rewind_both
+from fsqueue.control.ledger.noted import linked_ledger, require_ledger
+from fsqueue.control.reconcile import Rewound, side_of
+from fsqueue.control.reconcile import rewind as rewind_both
 from fsqueue.engine.listing import reading
 from fsqueue.engine.rewind import outlook
 from fsqueue.format import names

@@ -12,12 +12,12 @@ import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
-from fsqueue.control import settling
+from fsqueue.control import sample_queue
 from fsqueue.control.backpressure import BackpressureController
-from fsqueue.control.link import link
+from fsqueue.control.ledger.metadata_store import InMemoryMetadataStore, MetadataStore, id_of
+from fsqueue.control.ledger.noted import link
 from fsqueue.control.prompts import PromptPool
-from fsqueue.control.restart import Report, reconcile, rewind, side_of
-from fsqueue.control.store import InMemoryMetadataStore, MetadataStore, id_of
+from fsqueue.control.reconcile import Report, reconcile, rewind, side_of
 from fsqueue.control.train_lease import TrainLease
 from fsqueue.engine.memory import MemorySampleRefQueue
 from fsqueue.records import PromptTask, assert_no_tensors
@@ -180,9 +180,9 @@ class DataFlowController(Generic[R]):
             refs: list[R] = list(self.sample_queue.get(max_refs, timeout_s=timeout_s, **options))
             try:
                 stale = self._acked(refs)
-                settling.ack(self.sample_queue, self.store, stale)
+                sample_queue.ack(self.sample_queue, self.store, stale)
             except BaseException:
-                settling.give_back(self.sample_queue, refs)
+                sample_queue.give_back(self.sample_queue, refs)
                 raise
             if not stale:
                 return refs
@@ -216,7 +216,7 @@ class DataFlowController(Generic[R]):
         ids = list(sample_ids)
         self._link()
         self.store.record_train_ack(ids, global_step=global_step, optimizer_durable=optimizer_durable)
-        return settling.ack(self.sample_queue, self.store, dict.fromkeys(ids, global_step))
+        return sample_queue.ack(self.sample_queue, self.store, dict.fromkeys(ids, global_step))
 
     def _link(self) -> None:
         """Let the queue name its ledger before the two can differ; once for each queue."""
@@ -226,13 +226,13 @@ class DataFlowController(Generic[R]):
 
     def fail_refs(self, owner: str, sample_ids: Iterable[str], reason: str, retryable: bool) -> list[str]:
         """Give samples back to the queue, or take them out of it for good; returns the ids that were lost before."""
-        refs = settling.refs_of(self.sample_queue, self.store, sample_ids)
+        refs = sample_queue.refs_of(self.sample_queue, self.store, sample_ids)
         return list(self.sample_queue.fail(refs, reason, retryable) or ())
 
     # -- restarts -----------------------------------------------------------------------------------------------
 
     def reconcile_on_restart(self, feature_store: Any = None, *, predecessor_gone: bool = False) -> Report:
-        """Make the queue say what the ledger says; see `fsqueue.control.restart` for what becomes of each sample.
+        """Make the queue say what the ledger says; see `fsqueue.control.reconcile` for what becomes of each sample.
 
         To be called once, by a controller that has just been started. Idempotent.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from fsqueue.control.store import id_of
+from fsqueue.control.ledger.metadata_store import id_of
 
 if TYPE_CHECKING:
     from fsqueue.control.controller import DataFlowController

@@ -22,7 +22,7 @@ from fsqueue import (
 )
 from fsqueue.control.controller import DataFlowController
 from fsqueue.control.ledger import FileMetadataStore
-from fsqueue.control.store import InMemoryMetadataStore
+from fsqueue.control.ledger.metadata_store import InMemoryMetadataStore
 from fsqueue.operate.requeue import requeue
 from tests.support import GUARD_S, Tap, folder_of, ids, names_in, numbered, open_tapped, ref, refs
 

@@ -12,8 +12,8 @@ from zlib import crc32
 
 import msgspec
 
-from fsqueue.control.index import Index
-from fsqueue.control.log import Log
+from fsqueue.control.ledger.index import Index
+from fsqueue.control.ledger.log import Log
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, silently_remove
 

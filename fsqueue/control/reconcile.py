@@ -21,7 +21,7 @@ from itertools import chain, islice
 from typing import Any, NamedTuple, TypedDict
 
 from fsqueue.control.errors import LiveNamesakeError
-from fsqueue.control.store import MetadataStore
+from fsqueue.control.ledger.metadata_store import MetadataStore
 from fsqueue.disk import fileops
 from fsqueue.disk.fileops import explained
 from fsqueue.engine import rewind as rewinding

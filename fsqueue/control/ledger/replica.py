@@ -7,14 +7,14 @@ from collections.abc import Iterator
 
 import msgspec
 
-from fsqueue.control import snapshot
-from fsqueue.control.entries import Ack, Commit, ack_body, commit_body, parse_ack, parse_commit, ref_offsets
 from fsqueue.control.errors import LedgerFormatError
-from fsqueue.control.flock import wait_for_lock
-from fsqueue.control.follower import Spans
-from fsqueue.control.index import NO_STEP, Index
-from fsqueue.control.log import Log
-from fsqueue.control.segments import open_directory
+from fsqueue.control.ledger import snapshot
+from fsqueue.control.ledger.entries import Ack, Commit, ack_body, commit_body, parse_ack, parse_commit, ref_offsets
+from fsqueue.control.ledger.files import open_directory
+from fsqueue.control.ledger.flock import wait_for_lock
+from fsqueue.control.ledger.index import NO_STEP, Index
+from fsqueue.control.ledger.log import Log
+from fsqueue.control.ledger.log_reader import Spans
 from fsqueue.disk.fileops import FileOps
 
 COMPACT_FROM_BYTES = 1 << 22

@@ -16,8 +16,8 @@ from contextlib import suppress
 import msgspec
 
 from fsqueue.control.errors import LedgerDamagedError, LedgerFormatError
-from fsqueue.control.flock import wait_for_lock
-from fsqueue.control.segments import Segments
+from fsqueue.control.ledger.files import Segments
+from fsqueue.control.ledger.flock import wait_for_lock
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps
 from fsqueue.format import framing

@@ -1,6 +1,6 @@
 """One append-only log that several processes and nodes write: the ground that the ledger stands on.
 
-    acquire  take the lock, read what others wrote since, hand it to the reader (follower.py)
+    acquire  take the lock, read what others wrote since, hand it to the reader (log_reader.py)
     append   one record, one write, one fsync; under the lock
     replace  switch to a new segment that says the same in fewer bytes; under the lock
 
@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 
-from fsqueue.control.follower import FLAGS, Follower, seal
+from fsqueue.control.ledger.log_reader import FLAGS, Follower, seal
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps
 from fsqueue.format import framing

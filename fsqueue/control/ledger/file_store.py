@@ -1,7 +1,7 @@
 """`FileMetadataStore`: the ledger in a directory, shared by processes and nodes.
 
-    store.py       the contract               replica.py   what one process knows of it, and the transactions
-    entries.py     what records say           follower.py  following what others append
+    metadata_store.py       the contract               replica.py   what one process knows of it, and the transactions
+    entries.py     what records say           log_reader.py  following what others append
     ../framing.py  their frame                log.py       appending durably
     packed.py    the directory, its files   snapshot.py  opening it again
 
@@ -22,12 +22,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Generic, TypeVar, cast
 
-from fsqueue.control.entries import Ack
 from fsqueue.control.errors import LedgerClosedError, LedgerDamagedError, LedgerError
-from fsqueue.control.index import NO_STEP, UNACKED
-from fsqueue.control.log import Log
-from fsqueue.control.replica import Replica
-from fsqueue.control.store import Marker, MetadataStore, id_of, weight_of
+from fsqueue.control.ledger.entries import Ack
+from fsqueue.control.ledger.index import NO_STEP, UNACKED
+from fsqueue.control.ledger.log import Log
+from fsqueue.control.ledger.metadata_store import Marker, MetadataStore, id_of, weight_of
+from fsqueue.control.ledger.replica import Replica
 from fsqueue.disk import fileops
 from fsqueue.disk.fileops import explained
 from fsqueue.errors import CorruptRefError

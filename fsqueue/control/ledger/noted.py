@@ -12,7 +12,7 @@ import msgspec
 
 from fsqueue.control.errors import LedgerFormatError
 from fsqueue.control.ledger import FileMetadataStore
-from fsqueue.control.segments import SETTINGS
+from fsqueue.control.ledger.files import SETTINGS
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, current, explained
 from fsqueue.engine.layout import LEDGER
