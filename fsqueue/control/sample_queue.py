@@ -1,55 +1,87 @@
-"""Acknowledging, failing and giving back on a sample queue of whatever kind, by ids that the ledger knows."""
+"""The queue under a controller: the contract that any queue keeps, and what fsqueue's own queues do beyond it."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
-from fsqueue.engine.memory import MemorySampleRefQueue
-from fsqueue.queue import FileSampleRefQueue
+from fsqueue.control.ledger.metadata_store import MetadataStore
+from fsqueue.engine.claim import Partition
+
+R = TypeVar("R")
+Lost = Iterable[str] | None
+"""The ids whose lease was lost before, from queues that tell."""
+
+
+class SampleQueue(Protocol[R]):
+    """All that a controller asks of a queue. ``partition`` is passed only where the trainer gives one."""
+
+    def put(self, refs: list[R]) -> object: ...
+    def get(
+        self, max_refs: int, timeout_s: float | None = None, *, partition: Partition | None = None
+    ) -> Iterable[R]: ...
+    def ack(self, refs: list[R]) -> Lost: ...
+    def fail(self, refs: list[R], reason: str, retryable: bool) -> Lost: ...
+    def depth(self) -> int: ...
+    def in_flight(self) -> int: ...
+
+
+@runtime_checkable
+class Releases(Protocol):
+    """Takes refs back without counting an attempt."""
+
+    def release(self, refs: list[Any]) -> Lost: ...
+
+
+@runtime_checkable
+class Renews(Protocol):
+    """Starts the lease timeout of refs anew."""
+
+    def renew(self, refs: list[Any]) -> Lost: ...
+
+
+@runtime_checkable
+class OwnQueue(Releases, Renews, Protocol):
+    """A queue of fsqueue's own: it looks at nothing but a ref's ``sample_id``, and keeps the step of an ack."""
+
+    def ack(self, refs: list[Any], *, step: int | None = None) -> Lost: ...
+    def reclaim(self) -> int: ...
+    def counts(self) -> Any: ...
 
 
 class _Named(NamedTuple):
-    """All that fsqueue's own queues look at in a ref that is acknowledged or failed."""
+    """Stands for a ref in an `OwnQueue`."""
 
     sample_id: str
 
 
-def refs_of(queue: Any, store: Any, sample_ids: Iterable[str]) -> list[Any]:
-    """Refs to acknowledge or fail by; for a foreign queue whole ones, of which the ledger must know."""
-    if isinstance(queue, (FileSampleRefQueue, MemorySampleRefQueue)):
-        return [_Named(sample_id) for sample_id in sample_ids]
+def refs_of(queue: SampleQueue[R], store: MetadataStore[R], sample_ids: Iterable[str]) -> list[R]:
+    """Return refs to acknowledge or fail by; for a foreign queue whole ones, of which the ledger must know."""
+    if isinstance(queue, OwnQueue):
+        return cast("list[R]", [_Named(sample_id) for sample_id in sample_ids])
     return [ref for ref in map(store.get_committed, sample_ids) if ref is not None]
 
 
-def ack(queue: Any, store: Any, steps: Mapping[str, int | None]) -> list[str]:
+def ack(queue: SampleQueue[R], store: MetadataStore[R], steps: Mapping[str, int | None]) -> list[str]:
     """Acknowledge ids, each at its step where the queue takes one; returns those that were lost, where it tells."""
     lost: list[str] = []
-    kind: Any = type(queue)
-    takes_step = _takes_step(kind)
     for step in dict.fromkeys(steps.values()):
         refs = refs_of(queue, store, [sample_id for sample_id, found in steps.items() if found == step])
         if refs:
-            lost += queue.ack(refs, **({"step": step} if takes_step else {})) or ()
+            lost += _ack_at(queue, refs, step) or ()
     return lost
 
 
-def give_back(queue: Any, refs: list[Any]) -> None:
-    """Return what an error kept from the trainer; should that fail too, the first error is the one to report."""
-    with suppress(Exception):
-        if hasattr(queue, "release"):
-            queue.release(refs)
-        else:
-            queue.fail(refs, "the ledger could not be asked", True)
-
-
-@lru_cache(maxsize=64)
-def _takes_step(kind: Any) -> bool:
-    """Whether a queue class's ack has a parameter ``step``; the contract does not ask for one."""
+def _ack_at(queue: SampleQueue[R], refs: list[R], step: int | None) -> Lost:
+    if isinstance(queue, OwnQueue):
+        return queue.ack(refs, step=step)
     try:
-        return "step" in inspect.signature(kind.ack).parameters
-    except (TypeError, ValueError, AttributeError):
-        return False
+        return queue.ack(refs, step=step)  # type: ignore[call-arg]
+    except TypeError:
+        # The contract has no step, and a call that does not fit the signature has done nothing.
+        return queue.ack(refs)
+
+
+def give_back(queue: SampleQueue[R], refs: list[R], reason: str) -> list[str]:
+    """Release refs, or fail them as retryable where the queue cannot; returns those that were lost, where it tells."""
+    return list((queue.release(refs) if isinstance(queue, Releases) else queue.fail(refs, reason, True)) or ())

@@ -1,8 +1,8 @@
-"""The files of a ledger's directory: creating it, and which segment of each log is the current one.
+"""The files of a ledger's directory: make it, and find, write and replace the file of each log.
 
 fsledger.json             {"format": 1, "created_at": ...}: written last, a directory is a ledger from then on
 create.lock               held while the directory is made
-<kind>.json               the pointer: {"segment": "<kind>-3f2a9c01.jsonl"}
+<kind>.json               the pointer to the log's current file: {"segment": "<kind>-3f2a9c01.jsonl"}
 <kind>-3f2a9c01.jsonl     records, one a line
 commits.index             a hint (snapshot.py)
 .<name>                   being written
@@ -12,22 +12,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 
 import msgspec
 
 from fsqueue.control.errors import LedgerFormatError
+from fsqueue.control.ledger.flock import wait_for_lock
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, silently_remove
+from fsqueue.disk.publish import make_directory, replace_file, sync_parent, write_file
 
 FORMAT = 1
 SETTINGS = "fsledger.json"
 CREATE_LOCK = "create.lock"
 KINDS = ("commits", "acks")
+CHUNK_BYTES = 1 << 22
 _LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _is_ours = re.compile(r"\..*|create\.lock|commits\.index|(commits|acks)(\.json|-[0-9a-f]{8}\.jsonl)\Z").match
-
-Lock = Callable[[int, str], None]
 
 
 class _Settings(msgspec.Struct):
@@ -35,110 +35,83 @@ class _Settings(msgspec.Struct):
     created_at: float
 
 
-class _Pointer(msgspec.Struct):
-    segment: str
+class _Pointer(msgspec.Struct, rename={"file": "segment"}):
+    file: str
 
 
-class Segments:
-    """The segments of one log in an open ledger directory."""
+class LogFiles:
+    """Finds, writes and replaces the files of one log, of which one at a time is the current one."""
 
     def __init__(self, ops: FileOps, root: Directory, kind: str, durable: bool) -> None:
-        self._ops = ops
-        self._root = root
+        self.ops = ops
+        self.root = root
         self._kind = kind
-        self._durable = durable
+        self.durable = durable
 
     def current(self) -> str:
-        """The segment to begin with.
+        """Return the name of the current file.
 
         Raises:
             LedgerFormatError: the pointer is missing or damaged.
         """
-        self._root.refresh()  # NFS: a client may remember the pointer that another one has replaced
+        self.root.refresh()  # NFS: a client may remember the pointer that another one has replaced
         name = f"{self._kind}.json"
         try:
-            return msgspec.json.decode(self._ops.read_file(self._root.fd, name), type=_Pointer).segment
+            return msgspec.json.decode(self.ops.read_file(self.root.fd, name), type=_Pointer).file
         except FileNotFoundError:
-            raise LedgerFormatError(self._root.path, f"has lost its {name}: restore it") from None
+            raise LedgerFormatError(self.root.path, f"has lost its {name}: restore it") from None
         except msgspec.DecodeError as error:
-            raise LedgerFormatError(self._root.path, f"has a damaged {name} ({error}): restore it") from None
+            raise LedgerFormatError(self.root.path, f"has a damaged {name} ({error}): restore it") from None
 
     def write(self, content: bytes) -> str:
-        """Write a new segment, durably, that nothing refers to yet; returns its name."""
-        name = f"{self._kind}-{int(self._ops.random() * 2**32):08x}.jsonl"
-        self._write_file(name, content)
-        self._sync()
+        """Write a new file, durably, that nothing refers to yet; returns its name."""
+        name = f"{self._kind}-{int(self.ops.random() * 2**32):08x}.jsonl"
+        write_file(self.ops, self.root, name, content, self.durable)
+        if self.durable:
+            self.root.sync()
         return name
 
     def point_at(self, name: str) -> None:
-        """Make a segment the one that everybody begins with."""
-        tmp = f".{name}.{os.getpid()}"
-        try:
-            self._write_file(tmp, msgspec.json.encode(_Pointer(name)) + b"\n")
-            self._ops.rename(tmp, f"{self._kind}.json", src_dir_fd=self._root.fd, dst_dir_fd=self._root.fd)
-        except OSError:
-            self.discard(tmp)
-            raise
-        self._sync()
+        """Make a file the current one, with which everybody begins."""
+        pointer = msgspec.json.encode(_Pointer(name)) + b"\n"
+        replace_file(self.ops, self.root, f"{self._kind}.json", pointer, self.durable)
 
     def discard(self, name: str) -> None:
-        silently_remove(self._ops, self._root.fd, [name])
+        silently_remove(self.ops, self.root.fd, [name])
 
     def discard_others(self, current: str) -> None:
-        """Unlink all segments but the current one: former ones, and those of switches that were not completed."""
-        others = [name for name in self._root.listing() if name.startswith(f"{self._kind}-") and name != current]
-        silently_remove(self._ops, self._root.fd, others)
-
-    def _write_file(self, name: str, content: bytes) -> None:
-        fd = self._ops.create(self._root.fd, name, content)
-        try:
-            if self._durable:
-                self._ops.fsync(fd)
-        except OSError:
-            self.discard(name)
-            raise
-        finally:
-            self._ops.close(fd)
-
-    def _sync(self) -> None:
-        if self._durable:
-            self._root.sync()
+        """Unlink all files but the current one: former ones, and those of switches that were not completed."""
+        others = [name for name in self.root.listing() if name.startswith(f"{self._kind}-") and name != current]
+        silently_remove(self.ops, self.root.fd, others)
 
 
-def open_directory(ops: FileOps, path: str, durable: bool, lock: Lock) -> Directory:
+def read_to_end(ops: FileOps, fd: int, offset: int) -> bytes:
+    """Read an open file of any size, from an offset on."""
+    parts = [ops.pread(fd, CHUNK_BYTES, offset)]
+    while parts[-1]:
+        offset += len(parts[-1])
+        parts.append(ops.pread(fd, CHUNK_BYTES, offset))
+    return b"".join(parts)
+
+
+def open_directory(ops: FileOps, path: str, durable: bool, lock_timeout_s: float) -> Directory:
     """Open a ledger's directory; where it is missing or empty, make it one.
-
-    Args:
-        lock: waits for the lock on an open file.
 
     Raises:
         LedgerFormatError: there is something else, or a format that this version does not know.
     """
-    _make_directories(ops, path)
+    make_directory(ops, path)
     try:
         root = Directory(ops, path)
     except NotADirectoryError:
         raise LedgerFormatError(path, "is a file: a ledger is a directory") from None
     try:
         if not _is_ledger(ops, root):
-            _create_once(ops, root, durable, lock)
+            _create_once(ops, root, durable, lock_timeout_s)
     except BaseException:
         root.close()
         raise
     return root
-
-
-def _make_directories(ops: FileOps, path: str) -> None:
-    try:
-        ops.mkdir(path, 0o777)
-    except FileExistsError:
-        pass
-    except FileNotFoundError:
-        parent = os.path.dirname(path)
-        if parent == path:
-            raise
-        _make_directories(ops, parent)
-        _make_directories(ops, path)
 
 
 def _is_ledger(ops: FileOps, root: Directory) -> bool:
@@ -155,7 +128,7 @@ def _is_ledger(ops: FileOps, root: Directory) -> bool:
     return True
 
 
-def _create_once(ops: FileOps, root: Directory, durable: bool, lock: Lock) -> None:
+def _create_once(ops: FileOps, root: Directory, durable: bool, lock_timeout_s: float) -> None:
     """Make an empty directory a ledger; of several processes that try, one does.
 
     CRASH: until fsledger.json is there, what lies here is nobody's, and the next creator begins anew.
@@ -163,7 +136,7 @@ def _create_once(ops: FileOps, root: Directory, durable: bool, lock: Lock) -> No
     _refuse_strangers(ops, root)
     fd = ops.open(CREATE_LOCK, _LOCK_FLAGS, 0o666, dir_fd=root.fd)
     try:
-        lock(fd, CREATE_LOCK)
+        wait_for_lock(ops, fd, os.path.join(root.path, CREATE_LOCK), ops.monotonic(), lock_timeout_s)
         try:
             root.refresh()
             if not _is_ledger(ops, root):
@@ -188,20 +161,8 @@ def _refuse_strangers(ops: FileOps, root: Directory) -> None:
 
 def _create_locked(ops: FileOps, root: Directory, durable: bool) -> None:
     for kind in KINDS:
-        segments = Segments(ops, root, kind, durable)
-        segments.point_at(segments.write(b""))
-    tmp = f".{SETTINGS}"
-    fd = ops.create(root.fd, tmp, msgspec.json.encode(_Settings(FORMAT, ops.time())) + b"\n")
-    try:
-        if durable:
-            ops.fsync(fd)
-    finally:
-        ops.close(fd)
-    ops.rename(tmp, SETTINGS, src_dir_fd=root.fd, dst_dir_fd=root.fd)
+        log = LogFiles(ops, root, kind, durable)
+        log.point_at(log.write(b""))
+    replace_file(ops, root, SETTINGS, msgspec.json.encode(_Settings(FORMAT, ops.time())) + b"\n", durable)
     if durable:
-        root.sync()
-        parent = Directory(ops, os.path.dirname(root.path))
-        try:
-            parent.sync()
-        finally:
-            parent.close()
+        sync_parent(ops, root.path)

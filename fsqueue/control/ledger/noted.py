@@ -1,58 +1,67 @@
-"""Which ledger speaks for a queue: ``ledger.json`` in the queue's directory.
+"""Note in a queue's directory, as ``ledger.json``, which ledger speaks for it.
 
-A controller writes it before its first acknowledgement, for programs that would change acked state on the queue
-alone: the ledger would take such a change back.
+A controller does so before its first acknowledgement, for programs that would change acked state on the queue alone:
+the ledger would take such a change back.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
 from fsqueue.control.errors import LedgerFormatError
-from fsqueue.control.ledger import FileMetadataStore
 from fsqueue.control.ledger.files import SETTINGS
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, current, explained
+from fsqueue.disk.publish import replace_file
 from fsqueue.engine.layout import LEDGER
 from fsqueue.errors import CorruptRefError, QueueConfigError
 from fsqueue.format.codec import UNDECODABLE
-from fsqueue.queue import FileSampleRefQueue
 
 
-class _Link(msgspec.Struct):
-    """Where the ledger lies, relative to the queue: both may be mounted elsewhere on another node."""
+class _Note(msgspec.Struct):
+    """Says where the ledger lies, relative to the queue: both may be mounted elsewhere on another node."""
 
     path: str
 
 
-def link(queue: object, store: object) -> None:
-    """Note a ledger in its queue's directory, durably; nothing where either of them is not on files."""
-    if not (isinstance(queue, FileSampleRefQueue) and isinstance(store, FileMetadataStore)):
-        return
-    wanted = _Link(os.path.relpath(os.path.realpath(store.path), os.path.realpath(queue.path)))
+@runtime_checkable
+class OnFiles(Protocol):
+    """A queue in a directory."""
+
+    path: str
+    ops: FileOps
+
+
+def note_ledger(queue: OnFiles, ledger: str) -> None:
+    """Note a ledger in its queue's directory, durably, unless it is noted there already."""
+    wanted = _Note(os.path.relpath(os.path.realpath(ledger), os.path.realpath(queue.path)))
     with explained("noting the ledger in", queue.path):
         root = Directory(queue.ops, queue.path)
         try:
-            if not _says(queue.ops, root, wanted):
-                _write(queue.ops, root, wanted)
+            with suppress(QueueConfigError):
+                if _read(root) == wanted:
+                    return
+            # CRASH: a dot file is nobody's business.
+            replace_file(queue.ops, root, LEDGER, msgspec.json.encode(wanted) + b"\n", durable=True)
         finally:
             root.close()
 
 
-def linked_ledger(path: str) -> str | None:
-    """The ledger over a queue; None where no controller has noted one.
+def noted_ledger(path: str) -> str | None:
+    """Return the ledger over a queue; None where no controller has noted one.
 
     Raises:
         LedgerFormatError: one is noted, and there is no ledger at that place.
         QueueConfigError: the note is damaged.
     """
-    ops = current()
     with explained("reading", path):
-        root = Directory(ops, path)
+        root = Directory(current(), path)
         try:
-            found = _read(ops, root)
+            found = _read(root)
         finally:
             root.close()
     if found is None:
@@ -70,30 +79,11 @@ def require_ledger(path: str) -> None:
         )
 
 
-def _read(ops: FileOps, root: Directory) -> _Link | None:
+def _read(root: Directory) -> _Note | None:
     try:
-        return msgspec.json.decode(ops.read_file(root.fd, LEDGER), type=_Link)
+        return msgspec.json.decode(root.ops.read_file(root.fd, LEDGER), type=_Note)
     except FileNotFoundError:
         return None
     except (CorruptRefError, *UNDECODABLE) as error:
         problem = f"has a damaged {LEDGER} ({error}): name the ledger of this run, as with --ledger"
         raise QueueConfigError(root.path, problem) from None
-
-
-def _says(ops: FileOps, root: Directory, wanted: _Link) -> bool:
-    try:
-        return _read(ops, root) == wanted
-    except QueueConfigError:
-        return False
-
-
-def _write(ops: FileOps, root: Directory, wanted: _Link) -> None:
-    # CRASH: a dot file is nobody's business, and the next controller of this pid replaces it.
-    tmp = f".{LEDGER}.{os.getpid()}"
-    fd = ops.create(root.fd, tmp, msgspec.json.encode(wanted) + b"\n")
-    try:
-        ops.fsync(fd)
-    finally:
-        ops.close(fd)
-    ops.rename(tmp, LEDGER, src_dir_fd=root.fd, dst_dir_fd=root.fd)
-    root.sync()
