@@ -75,9 +75,12 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
         return PlainSqliteQueue(str(tmp_path / "queue.db")) if request.param == "sqlite" else MemorySampleRefQueue()
 
     def build(run_id: str = "run", **options: Any) -> Controller:
-        store = {"file": lambda: FileMetadataStore(tmp_path / "ledger", durable=False), "foreign store": ForeignStore}
+        kinds: dict[str, Any] = {
+            "file": lambda: FileMetadataStore(tmp_path / "ledger", durable=False),
+            "foreign store": ForeignStore,
+        }
         made: Controller = DataFlowController(
-            run_id, sample_queue=queue(), metadata_store=store.get(request.param, InMemoryMetadataStore)(), **options
+            run_id, sample_queue=queue(), metadata_store=kinds.get(request.param, InMemoryMetadataStore)(), **options
         )
         opened.extend((made.sample_queue, made.store))
         return made
