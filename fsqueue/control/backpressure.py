@@ -1,4 +1,4 @@
-"""When producers pause: watermarks with hysteresis, caps on one worker and one lease, counts of starvation."""
+"""Decide when producers pause: watermarks with hysteresis, caps on one worker and one lease, counts of starvation."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fsqueue.errors import FsQueueError
 
 
 class CapacityReporter(Protocol):
-    """Knows how much was produced and not consumed yet: a feature store, or the controller itself."""
+    """Know how much was produced and not consumed yet: a feature store, or the controller itself."""
 
     def health(self) -> Mapping[str, Any]:
         """Return at least ``resident_bytes``; ``resident_refs`` or ``resident_samples`` for watermarks by refs."""
 
 
 class BackpressurePolicy(Protocol):
-    """Decides about pausing and caps for a controller."""
+    """Decide about pausing and caps for a controller."""
 
     def should_pause_prompts(self) -> bool: ...
     def cap_prompt_grant(self, worker_inflight: int, requested: int) -> int: ...
@@ -31,13 +31,13 @@ class BackpressurePolicy(Protocol):
 
 @runtime_checkable
 class TakesCapacity(Protocol):
-    """Needs somebody to ask for the load."""
+    """Accept somebody to ask for the load."""
 
     def offer_capacity(self, capacity: CapacityReporter) -> None: ...
 
 
 class BackpressureConfigError(FsQueueError, ValueError):
-    """Watermarks or caps that contradict each other."""
+    """Say which watermarks or caps contradict each other."""
 
 
 _AT_LEAST_ONE = (
@@ -51,7 +51,7 @@ _COUNTERS = ("rollout_starved", "trainer_starved", "pause_transitions", "resume_
 
 @dataclass(frozen=True)
 class BackpressureConfig:
-    """Limits; None leaves one out.
+    """Limit what is produced and leased; None leaves a limit out.
 
     Attributes:
         high_watermark_bytes, high_watermark_refs: prompt leasing pauses when either is reached.
@@ -84,7 +84,7 @@ class BackpressureConfig:
 
 
 class BackpressureController:
-    """Decides about pausing and caps; holds no refs. Thread-safe.
+    """Decide about pausing and caps; holds no refs. Thread-safe.
 
     Args:
         config: the limits; none unless given.

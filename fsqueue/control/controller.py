@@ -27,13 +27,13 @@ R = TypeVar("R")
 
 
 class Aborts(Protocol):
-    """A feature store, as far as reconciling needs it."""
+    """Abort features, as a feature store does when reconciling asks for it."""
 
     def abort(self, sample_id: str, *, reason: str) -> object: ...
 
 
 class DataFlowController(Generic[R]):
-    """Runs the control plane of one run. Several may work over one queue and one ledger, in several processes.
+    """Run the control plane of one run. Several may work over one queue and one ledger, in several processes.
 
     Prompts live in this object's memory; samples and acknowledgements live in the queue and the ledger. Thread-safe
     as far as those two are.

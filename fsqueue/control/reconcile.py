@@ -41,7 +41,7 @@ _BATCH = 1024
 
 
 class Report(TypedDict):
-    """Says what reconciling found and did; ids are in commit order.
+    """Say what reconciling found and did; ids are in commit order.
 
     Attributes:
         released: acknowledged in the ledger, and now live nowhere in the queue.
@@ -93,7 +93,7 @@ def reconcile(side: ContractSide, store: MetadataStore[Any]) -> Report:
 
 
 class Rewound(NamedTuple):
-    """Says what a rewind brought back.
+    """Say what a rewind brought back.
 
     Attributes:
         returned: ids put back into pending/, in the order of their steps.
@@ -123,7 +123,7 @@ def rewind(side: ContractSide, store: MetadataStore[Any], after_step: int, force
 
 
 class ContractSide:
-    """Reconciles any queue through put and ack alone; both may be told what they know already."""
+    """Reconcile any queue through put and ack alone; both may be told what they know already."""
 
     def __init__(self, queue: SampleQueue[Any], store: MetadataStore[Any]) -> None:
         self._queue = queue
@@ -166,7 +166,7 @@ class ContractSide:
 
 
 class FileSide(ContractSide):
-    """Reconciles a file queue, through a handle of its own, which has no leases to fence off."""
+    """Reconcile a file queue, through a handle of its own, which has no leases to fence off."""
 
     def __init__(self, queue: FileSampleRefQueue[Any], store: MetadataStore[Any], handle: Handle) -> None:
         super().__init__(queue, store)

@@ -1,4 +1,4 @@
-"""The queue under a controller: the contract that any queue keeps, and what fsqueue's own queues do beyond it."""
+"""Say what a controller asks of any queue, and acknowledge, fail and give back on it by ids."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Lost = Iterable[str] | None
 
 
 class SampleQueue(Protocol[R]):
-    """All that a controller asks of a queue. ``partition`` is passed only where the trainer gives one."""
+    """Do all that a controller asks of a queue. ``partition`` is passed only where the trainer gives one."""
 
     def put(self, refs: list[R]) -> object: ...
     def get(self, max_refs: int, timeout_s: float | None = None, *, partition: Partition | None = None) -> list[R]: ...
@@ -26,21 +26,21 @@ class SampleQueue(Protocol[R]):
 
 @runtime_checkable
 class Releases(Protocol):
-    """Takes refs back without counting an attempt."""
+    """Take refs back without counting an attempt."""
 
     def release(self, refs: list[Any]) -> Lost: ...
 
 
 @runtime_checkable
 class Renews(Protocol):
-    """Starts the lease timeout of refs anew."""
+    """Start the lease timeout of refs anew."""
 
     def renew(self, refs: list[Any]) -> Lost: ...
 
 
 @runtime_checkable
 class OwnQueue(Releases, Renews, Protocol):
-    """A queue of fsqueue's own: it looks at nothing but a ref's ``sample_id``, and keeps the step of an ack."""
+    """Settle refs as fsqueue's own queues do, by nothing but their ``sample_id``, keeping the step of an ack."""
 
     def ack(self, refs: list[Any], *, step: int | None = None) -> Lost: ...
     def reclaim(self) -> int: ...
@@ -48,7 +48,7 @@ class OwnQueue(Releases, Renews, Protocol):
 
 
 class _Named(NamedTuple):
-    """Stands for a ref in an `OwnQueue`."""
+    """Stand for a ref in an `OwnQueue`."""
 
     sample_id: str
 

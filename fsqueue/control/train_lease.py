@@ -13,7 +13,7 @@ R = TypeVar("R")
 
 
 class Trainable(Protocol[R]):
-    """What a lease needs of its controller."""
+    """Do for a lease what a controller does."""
 
     sample_queue: SampleQueue[R]
 
@@ -27,7 +27,7 @@ class Trainable(Protocol[R]):
 
 
 class TrainLease(Generic[R]):
-    """Leases and acknowledges through the controller, so that the ledger knows of every acknowledgement.
+    """Lease and acknowledge through the controller, so that the ledger knows of every acknowledgement.
 
     Attributes:
         trainer_id: in whose name.

@@ -191,6 +191,34 @@ def test_a_train_lease_is_a_queue_for_one_trainer(make: Make) -> None:
     assert controller.status()["trainers"] == 1
 
 
+def test_another_packages_queue_gets_the_step_where_its_ack_takes_one(tmp_path: Path) -> None:
+    """One whose ack has no step goes without; a TypeError of its own is not taken for that."""
+
+    class Stepped(PlainSqliteQueue):
+        steps: list[int | None] = []  # noqa: RUF012
+
+        def ack(self, refs: Any, *, step: int | None = None) -> None:
+            self.steps.append(step)
+            super().ack(refs)
+
+    class Broken(PlainSqliteQueue):
+        def ack(self, refs: Any) -> None:
+            raise TypeError("of its own")
+
+    for kind in (Stepped, Broken):
+        queue = kind(str(tmp_path / kind.__name__))
+        controller: Controller = DataFlowController("run", sample_queue=queue)
+        controller.commit_samples("w0", refs("a"))
+        leased = ids(controller.lease_train_refs("t0", 1))
+        if kind is Stepped:
+            controller.ack_train_refs("t0", leased, global_step=4)
+            assert (Stepped.steps, queue.in_flight()) == ([4], 0)
+        else:
+            with pytest.raises(TypeError, match="of its own"):
+                controller.ack_train_refs("t0", leased, global_step=4)
+        queue.close()
+
+
 def test_a_partitioned_lease(make: Make) -> None:
     """Each data-parallel rank gets its own samples, all of them together."""
     controller = make()

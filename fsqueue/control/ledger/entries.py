@@ -21,7 +21,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Commit(msgspec.Struct):
-    """Holds one transaction's samples, without their refs."""
+    """Hold one transaction's samples, without their refs."""
 
     ids: list[str]
     sizes: list[int]
@@ -29,7 +29,7 @@ class Commit(msgspec.Struct):
 
 
 class Ack(msgspec.Struct):
-    """Holds one acknowledgement; or, with forget_after_step, the taking back of all those of later steps."""
+    """Hold one acknowledgement; or, with forget_after_step, the taking back of all those of later steps."""
 
     ids: list[str] = []
     global_step: int | None = None

@@ -30,7 +30,7 @@ _STEP_LIMIT = 2**63
 
 
 class FileMetadataStore(MetadataStore[R], Generic[R]):
-    """Keeps a ledger in a directory of its own, durably; several processes may have it open.
+    """Keep a ledger in a directory of its own, durably; several processes may have it open.
 
     What was found true stays in memory: `is_committed` of a known id costs no file operation, everything else one
     look at what others have written since. An object may be used by several threads, and by a forked child.

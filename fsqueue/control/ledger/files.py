@@ -1,4 +1,4 @@
-"""The files of a ledger's directory: make it, and find, write and replace the file of each log.
+"""Make a ledger's directory, and find, write and replace the file of each of its logs.
 
 fsledger.json             {"format": 1, "created_at": ...}: written last, a directory is a ledger from then on
 create.lock               held while the directory is made
@@ -40,7 +40,7 @@ class _Pointer(msgspec.Struct, rename={"file": "segment"}):
 
 
 class LogFiles:
-    """Finds, writes and replaces the files of one log, of which one at a time is the current one."""
+    """Find, write and replace the files of one log, of which one at a time is the current one."""
 
     def __init__(self, ops: FileOps, root: Directory, kind: str, durable: bool) -> None:
         self.ops = ops

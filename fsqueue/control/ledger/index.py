@@ -16,7 +16,7 @@ Ints = Sequence[int]
 
 
 class Index:
-    """Ids in commit order. Acknowledgements of ids that are not committed are kept, too, in early.
+    """Hold ids in commit order, and in ``early`` acknowledgements of ids that are not committed.
 
     Attributes:
         numbers: id to its number in commit order.

@@ -23,7 +23,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Log(LogReader):
-    """One log of a ledger. Not thread-safe: its store has a mutex."""
+    """Append to one log of a ledger. Not thread-safe: its store has a mutex."""
 
     _size_bytes = 0
     _synced_bytes = 0

@@ -33,7 +33,7 @@ class _Seal(msgspec.Struct):
 
 
 class LogReader:
-    """One process's view of a log, which it may write to while it holds the lock.
+    """Follow a log for one process, which may write to it while it holds the lock.
 
     Args:
         receive: called with new records as ``receive(data, spans, offset)``, in order: for each (start, end) of

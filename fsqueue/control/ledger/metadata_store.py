@@ -1,4 +1,4 @@
-"""What a controller asks of a ledger, the ledger in memory, and how another package's ledger is used."""
+"""Say what a controller asks of a ledger; a ledger in memory, and a coat for those of other packages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ R = TypeVar("R")
 
 
 class Marker(TypedDict):
-    """Says what the trainer has durably done.
+    """Say what the trainer has durably done.
 
     Attributes:
         acked: ids of the samples that are in the optimizer state.
@@ -27,7 +27,7 @@ class Marker(TypedDict):
 
 
 class CommonLedger(Protocol[R]):
-    """What every ledger has, also those of other packages; `as_store` makes a `MetadataStore` of one."""
+    """Do what every ledger does, also those of other packages; `as_store` makes a `MetadataStore` of one."""
 
     @abstractmethod
     def commit_sample(self, ref: R) -> bool:
@@ -54,7 +54,7 @@ class CommonLedger(Protocol[R]):
 
 @runtime_checkable
 class MetadataStore(CommonLedger[R], Protocol[R]):
-    """A ledger: which samples were committed, and which of them are acknowledged as trained.
+    """Remember which samples were committed, and which of them are acknowledged as trained.
 
     The methods after `forget_acks` have defaults, some of which copy all acknowledged ids.
     """
@@ -96,7 +96,7 @@ class MetadataStore(CommonLedger[R], Protocol[R]):
 
 
 class InMemoryMetadataStore(MetadataStore[R]):
-    """A ledger within one process, for tests and runs that need not survive."""
+    """Keep a ledger within one process, for tests and runs that need not survive."""
 
     def __init__(self) -> None:
         self._mutex = threading.RLock()
@@ -176,7 +176,7 @@ def as_store(ledger: CommonLedger[R]) -> MetadataStore[R]:
 
 
 class _Foreign:
-    """Another package's ledger. It is not asked which ids are acknowledged: it would answer by a copy of them all."""
+    """Wrap another package's ledger, never asking which ids are acknowledged: it would copy them all to answer."""
 
     def __init__(self, ledger: Any) -> None:
         self._ledger = ledger

@@ -23,14 +23,14 @@ from fsqueue.format.codec import UNDECODABLE
 
 
 class _Note(msgspec.Struct):
-    """Says where the ledger lies, relative to the queue: both may be mounted elsewhere on another node."""
+    """Say where the ledger lies, relative to the queue: both may be mounted elsewhere on another node."""
 
     path: str
 
 
 @runtime_checkable
 class OnFiles(Protocol):
-    """A queue in a directory."""
+    """Say where a queue on files lies, and how it reaches them."""
 
     path: str
     ops: FileOps

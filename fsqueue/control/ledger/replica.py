@@ -21,7 +21,7 @@ IDS_A_RECORD = 4096
 
 
 class Replica:
-    """An open ledger. Transactions need the lock of their log, which `Log.acquire` takes.
+    """Hold an open ledger. Transactions need the lock of their log, which `Log.acquire` takes.
 
     Attributes:
         index: what is committed and what is acknowledged.

@@ -26,7 +26,7 @@ _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class _Head(msgspec.Struct, rename={"file": "segment"}):
-    """Says what a snapshot is of.
+    """Say what a snapshot is of.
 
     Attributes:
         file: the log's file.
