@@ -7,9 +7,9 @@ import click
 from fsqueue.cli.arguments import as_json, dry_run, takes_queue
 from fsqueue.cli.output import count, data, one_json, remark, shown
 from fsqueue.control.ledger import FileMetadataStore
-from fsqueue.control.link import linked_ledger, require_ledger
-from fsqueue.control.restart import Rewound, side_of
-from fsqueue.control.restart import rewind as rewind_both
+from fsqueue.control.ledger.noted import noted_ledger, require_ledger
+from fsqueue.control.reconcile import Rewound, side_of
+from fsqueue.control.reconcile import rewind as rewind_both
 from fsqueue.engine.listing import reading
 from fsqueue.engine.rewind import outlook
 from fsqueue.format import names
@@ -35,7 +35,7 @@ def rewind(queue: str, after_step: int, ledger: str | None, force: bool, dry_run
     with reading(queue):
         pass
     if ledger is None:
-        ledger = linked_ledger(queue)
+        ledger = noted_ledger(queue)
     else:
         require_ledger(ledger)
     found = (_would_rewind if dry_run else _rewind)(queue, after_step, ledger, force)

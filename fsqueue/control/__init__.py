@@ -12,7 +12,7 @@ from fsqueue.control.errors import (
     LiveNamesakeError,
 )
 from fsqueue.control.ledger import FileMetadataStore
-from fsqueue.control.store import InMemoryMetadataStore, MetadataStore
+from fsqueue.control.ledger.metadata_store import InMemoryMetadataStore, MetadataStore
 from fsqueue.control.train_lease import TrainLease
 
 __all__ = [

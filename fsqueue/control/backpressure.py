@@ -1,4 +1,4 @@
-"""When producers pause: watermarks with hysteresis, caps on one worker and one lease, counts of starvation."""
+"""Decide when producers pause: watermarks with hysteresis, caps on one worker and one lease, counts of starvation."""
 
 from __future__ import annotations
 
@@ -6,20 +6,38 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from fsqueue.errors import FsQueueError
 
 
 class CapacityReporter(Protocol):
-    """Whatever knows how much was produced and not consumed yet: a feature store, or the controller itself."""
+    """Know how much was produced and not consumed yet: a feature store, or the controller itself."""
 
     def health(self) -> Mapping[str, Any]:
-        """At least ``resident_bytes``; ``resident_refs`` or ``resident_samples`` for watermarks by refs."""
+        """Return at least ``resident_bytes``; ``resident_refs`` or ``resident_samples`` for watermarks by refs."""
+
+
+class BackpressurePolicy(Protocol):
+    """Decide about pausing and caps for a controller."""
+
+    def should_pause_prompts(self) -> bool: ...
+    def cap_prompt_grant(self, worker_inflight: int, requested: int) -> int: ...
+    def cap_train_lease(self, requested: int) -> int: ...
+    def note_rollout_starved(self) -> None: ...
+    def note_trainer_starved(self) -> None: ...
+    def snapshot(self) -> Mapping[str, Any]: ...
+
+
+@runtime_checkable
+class TakesCapacity(Protocol):
+    """Accept somebody to ask for the load."""
+
+    def offer_capacity(self, capacity: CapacityReporter) -> None: ...
 
 
 class BackpressureConfigError(FsQueueError, ValueError):
-    """Watermarks or caps that contradict each other."""
+    """Say which watermarks or caps contradict each other."""
 
 
 _AT_LEAST_ONE = (
@@ -33,7 +51,7 @@ _COUNTERS = ("rollout_starved", "trainer_starved", "pause_transitions", "resume_
 
 @dataclass(frozen=True)
 class BackpressureConfig:
-    """Limits; None leaves one out.
+    """Limit what is produced and leased; None leaves a limit out.
 
     Attributes:
         high_watermark_bytes, high_watermark_refs: prompt leasing pauses when either is reached.
@@ -66,7 +84,7 @@ class BackpressureConfig:
 
 
 class BackpressureController:
-    """Decides about pausing and caps; holds no refs. Thread-safe.
+    """Decide about pausing and caps; holds no refs. Thread-safe.
 
     Args:
         config: the limits; none unless given.
@@ -80,16 +98,22 @@ class BackpressureController:
         self._paused = False
         self._counts: Counter[str] = Counter()
 
+    def offer_capacity(self, capacity: CapacityReporter) -> None:
+        """Ask this reporter for the load, where there is none yet."""
+        self.capacity = capacity if self.capacity is None else self.capacity
+
     def should_pause_prompts(self) -> bool:
-        """Whether prompt leasing pauses: from reaching a high watermark until both loads are down to the low ones."""
+        """Tell whether prompt leasing pauses: from a high watermark until both loads are down to the low ones."""
         config = self.config
         if self.capacity is None or (config.high_watermark_bytes is None and config.high_watermark_refs is None):
             return False
         resident_bytes, refs = _load(self.capacity.health())
-        over = _reached(resident_bytes, config.high_watermark_bytes) or _reached(refs, config.high_watermark_refs)
-        under = not _exceeded(resident_bytes, config.low_watermark_bytes) and not _exceeded(
-            refs, config.low_watermark_refs
+        limits = (
+            (resident_bytes, config.high_watermark_bytes, config.low_watermark_bytes),
+            (refs, config.high_watermark_refs, config.low_watermark_refs),
         )
+        over = any(high is not None and load >= high for load, high, _ in limits)
+        under = all(low is None or load <= low for load, _, low in limits)
         with self._mutex:
             if not self._paused and over:
                 self._paused = True
@@ -100,27 +124,27 @@ class BackpressureController:
             return self._paused
 
     def cap_prompt_grant(self, worker_inflight: int, requested: int) -> int:
-        """How many of the requested prompts a worker may get that holds worker_inflight already."""
+        """Return how many of the requested prompts a worker may get that holds worker_inflight already."""
         cap = self.config.max_inflight_prompts_per_worker
         return max(0, requested if cap is None else min(requested, cap - worker_inflight))
 
     def cap_train_lease(self, requested: int) -> int:
-        """How many of the requested refs one lease call may return."""
+        """Return how many of the requested refs one lease call may return."""
         cap = self.config.max_train_lease
         return requested if cap is None else min(requested, cap)
 
     def note_rollout_starved(self) -> None:
-        """A worker asked for prompts while they were paused."""
+        """Count that a worker asked for prompts while they were paused."""
         with self._mutex:
             self._counts["rollout_starved"] += 1
 
     def note_trainer_starved(self) -> None:
-        """A trainer asked for refs and there were none."""
+        """Count that a trainer asked for refs and there were none."""
         with self._mutex:
             self._counts["trainer_starved"] += 1
 
     def snapshot(self) -> dict[str, Any]:
-        """State and counters, and the load where it is known."""
+        """Return state and counters, and the load where it is known."""
         with self._mutex:
             found: dict[str, Any] = {
                 "paused": self._paused,
@@ -140,14 +164,6 @@ class BackpressureController:
 
 
 def _load(health: Mapping[str, Any]) -> tuple[int, int]:
-    """(bytes, refs) that were produced and not consumed."""
+    """Return the bytes and refs that were produced and not consumed."""
     refs = health.get("resident_refs", health.get("resident_samples", 0))
     return int(health.get("resident_bytes", 0)), int(refs)
-
-
-def _reached(load: int, high: int | None) -> bool:
-    return high is not None and load >= high
-
-
-def _exceeded(load: int, low: int | None) -> bool:
-    return low is not None and load > low

@@ -10,23 +10,30 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Mapping
-from typing import Any, Generic, TypeVar
+from contextlib import suppress
+from typing import Any, Generic, Protocol, TypeVar
 
-from fsqueue.control import settling
-from fsqueue.control.backpressure import BackpressureController
-from fsqueue.control.link import link
+from fsqueue.control.backpressure import BackpressurePolicy, TakesCapacity
+from fsqueue.control.ledger.metadata_store import CommonLedger, InMemoryMetadataStore, MetadataStore, as_store
 from fsqueue.control.prompts import PromptPool
-from fsqueue.control.restart import Report, reconcile, rewind, side_of
-from fsqueue.control.store import InMemoryMetadataStore, MetadataStore, id_of
+from fsqueue.control.reconcile import Report, reconcile, rewind, side_of
+from fsqueue.control.sample_queue import SampleQueue, ack, give_back, refs_of
 from fsqueue.control.train_lease import TrainLease
+from fsqueue.engine.claim import Partition
 from fsqueue.engine.memory import MemorySampleRefQueue
-from fsqueue.records import PromptTask, assert_no_tensors
+from fsqueue.records import PromptTask, assert_no_tensors, id_of_ref
 
 R = TypeVar("R")
 
 
+class Aborts(Protocol):
+    """Abort features, as a feature store does when reconciling asks for it."""
+
+    def abort(self, sample_id: str, *, reason: str) -> object: ...
+
+
 class DataFlowController(Generic[R]):
-    """The control plane of one run. Several may work over one queue and one ledger, in several processes.
+    """Run the control plane of one run. Several may work over one queue and one ledger, in several processes.
 
     Prompts live in this object's memory; samples and acknowledgements live in the queue and the ledger. Thread-safe
     as far as those two are.
@@ -47,21 +54,21 @@ class DataFlowController(Generic[R]):
         self,
         run_id: str,
         *,
-        sample_queue: Any = None,
-        metadata_store: Any = None,
-        backpressure: Any = None,
+        sample_queue: SampleQueue[R] | None = None,
+        metadata_store: CommonLedger[R] | None = None,
+        backpressure: BackpressurePolicy | None = None,
         max_prompt_attempts: int | None = None,
     ) -> None:
         self.run_id = run_id
-        self.sample_queue: Any = MemorySampleRefQueue() if sample_queue is None else sample_queue
-        self.store: Any = InMemoryMetadataStore() if metadata_store is None else metadata_store
-        self.backpressure: Any = backpressure
+        self.sample_queue: SampleQueue[R] = MemorySampleRefQueue() if sample_queue is None else sample_queue
+        self.store: MetadataStore[R] = InMemoryMetadataStore() if metadata_store is None else as_store(metadata_store)
+        self.backpressure = backpressure
         self.max_prompt_attempts = max_prompt_attempts
-        if isinstance(backpressure, BackpressureController) and backpressure.capacity is None:
-            backpressure.capacity = self
+        if isinstance(backpressure, TakesCapacity):
+            backpressure.offer_capacity(self)
         self._prompts = PromptPool(run_id, max_prompt_attempts)
         self._mutex = threading.Lock()
-        self._linked: Any = None  # the queue that names the ledger
+        self._noted_in: object = None  # the queue that names the ledger
         self._owed: list[R] = []  # committed, and the put failed
         self._workers: dict[str, dict[str, Any]] = {}
         self._trainers: dict[str, dict[str, Any]] = {}
@@ -84,7 +91,7 @@ class DataFlowController(Generic[R]):
         return name
 
     def train_lease(self, trainer_id: str | None = None) -> TrainLease[R]:
-        """One trainer's client with get, ack and fail."""
+        """Return one trainer's client, with get, ack and fail."""
         return TrainLease(self, self.register_trainer({"role": "trainer"}) if trainer_id is None else trainer_id)
 
     # -- prompts ------------------------------------------------------------------------------------------------
@@ -108,11 +115,11 @@ class DataFlowController(Generic[R]):
         return self._prompts.lease(worker_id, max_tasks)
 
     def fail_prompt_tasks(self, worker_id: str, task_ids: Iterable[str], reason: str, retryable: bool) -> None:
-        """Back to the tail with attempt + 1, or failed where not retryable or out of attempts; others' leases stay."""
+        """End leases of a worker: back to the tail with one attempt more, or failed; see `PromptPool.fail`."""
         self._prompts.fail(worker_id, task_ids, reason, retryable)
 
     def failed_prompts(self) -> dict[str, str]:
-        """Task id to reason, of prompts that failed for good."""
+        """Return task id to reason, of prompts that failed for good."""
         return self._prompts.failed()
 
     # -- samples ------------------------------------------------------------------------------------------------
@@ -126,16 +133,10 @@ class DataFlowController(Generic[R]):
         Raises:
             TensorInRefError: there is a tensor in one; none was recorded.
         """
-        self._commit(list(refs))
-
-    def enqueue_offline_refs(self, refs: Iterable[R]) -> None:
-        """As `commit_samples`, for samples that no worker of this run produced."""
-        self._commit(list(refs))
-
-    def _commit(self, refs: list[R]) -> None:
+        refs = list(refs)
         for ref in refs:
             assert_no_tensors(ref)
-        fresh = self._record(refs)
+        fresh = [ref for ref, is_new in zip(refs, self.store.commit_samples(refs), strict=True) if is_new]
         self._prompts.finish(getattr(ref, "source_task_id", None) for ref in refs)
         with self._mutex:
             owed, self._owed = self._owed, []
@@ -147,11 +148,9 @@ class DataFlowController(Generic[R]):
                     self._owed += owed + fresh
                 raise
 
-    def _record(self, refs: list[R]) -> list[R]:
-        """The refs that the ledger did not have before."""
-        batch = getattr(self.store, "commit_samples", None)
-        flags = batch(refs) if batch is not None else [self.store.commit_sample(ref) for ref in refs]
-        return [ref for ref, fresh in zip(refs, flags, strict=True) if fresh]
+    def enqueue_offline_refs(self, refs: Iterable[R]) -> None:
+        """Record and put samples that no worker of this run produced; see `commit_samples`."""
+        self.commit_samples("offline", refs)
 
     def lease_train_refs(
         self,
@@ -159,7 +158,7 @@ class DataFlowController(Generic[R]):
         max_refs: int,
         timeout_s: float | None = None,
         *,
-        partition: tuple[int, int] | None = None,
+        partition: Partition | None = None,
     ) -> list[R]:
         """Lease samples that are not acknowledged, the oldest first; perhaps fewer, perhaps none.
 
@@ -177,25 +176,18 @@ class DataFlowController(Generic[R]):
     def _lease(self, max_refs: int, timeout_s: float | None, options: dict[str, Any]) -> list[R]:
         deadline = time.monotonic() + (timeout_s or 0.0)
         while True:
-            refs: list[R] = list(self.sample_queue.get(max_refs, timeout_s=timeout_s, **options))
+            refs = list(self.sample_queue.get(max_refs, timeout_s=timeout_s, **options))
             try:
-                stale = self._acked(refs)
-                settling.ack(self.sample_queue, self.store, stale)
+                stale = self.store.acked_steps([id_of_ref(ref) for ref in refs]) if refs else {}
+                ack(self.sample_queue, self.store, stale)
             except BaseException:
-                settling.give_back(self.sample_queue, refs)
+                with suppress(Exception):  # the first error is the one to report
+                    give_back(self.sample_queue, refs, "the ledger could not be asked")
                 raise
-            if not stale:
-                return refs
-            fresh = [ref for ref in refs if id_of(ref) not in stale]
-            if fresh:
+            fresh = [ref for ref in refs if id_of_ref(ref) not in stale]
+            if fresh or not stale:
                 return fresh
             timeout_s = max(0.0, deadline - time.monotonic()) if timeout_s else timeout_s
-
-    def _acked(self, refs: list[R]) -> dict[str, int | None]:
-        """Those that are acknowledged; a foreign store cannot be asked without copying all it knows."""
-        if not refs or not isinstance(self.store, MetadataStore):
-            return {}
-        return self.store.acked_steps([id_of(ref) for ref in refs])
 
     def ack_train_refs(
         self,
@@ -214,25 +206,21 @@ class DataFlowController(Generic[R]):
             The ids whose lease had been lost, where the queue tells.
         """
         ids = list(sample_ids)
-        self._link()
+        if self._noted_in is not self.sample_queue:  # it names its ledger before the two can differ
+            self.store.note_in(self.sample_queue)
+            self._noted_in = self.sample_queue
         self.store.record_train_ack(ids, global_step=global_step, optimizer_durable=optimizer_durable)
-        return settling.ack(self.sample_queue, self.store, dict.fromkeys(ids, global_step))
-
-    def _link(self) -> None:
-        """Let the queue name its ledger before the two can differ; once for each queue."""
-        if self._linked is not self.sample_queue:
-            link(self.sample_queue, self.store)
-            self._linked = self.sample_queue
+        return ack(self.sample_queue, self.store, dict.fromkeys(ids, global_step))
 
     def fail_refs(self, owner: str, sample_ids: Iterable[str], reason: str, retryable: bool) -> list[str]:
         """Give samples back to the queue, or take them out of it for good; returns the ids that were lost before."""
-        refs = settling.refs_of(self.sample_queue, self.store, sample_ids)
+        refs = refs_of(self.sample_queue, self.store, sample_ids)
         return list(self.sample_queue.fail(refs, reason, retryable) or ())
 
     # -- restarts -----------------------------------------------------------------------------------------------
 
-    def reconcile_on_restart(self, feature_store: Any = None, *, predecessor_gone: bool = False) -> Report:
-        """Make the queue say what the ledger says; see `fsqueue.control.restart` for what becomes of each sample.
+    def reconcile_on_restart(self, feature_store: Aborts | None = None, *, predecessor_gone: bool = False) -> Report:
+        """Make the queue say what the ledger says; see `fsqueue.control.reconcile` for what becomes of each sample.
 
         To be called once, by a controller that has just been started. Idempotent.
 
@@ -277,19 +265,19 @@ class DataFlowController(Generic[R]):
     # -- looking ------------------------------------------------------------------------------------------------
 
     def health(self) -> dict[str, int]:
-        """How much is in the queue: refs, and bytes by their estimated_bytes, both pending and leased.
+        """Say how much is pending or leased in the queue: refs, and bytes by their estimated_bytes.
 
         Bytes are those of the ledger's unacknowledged samples, less the share of samples that left the queue as
         dead letters.
         """
         refs = self.sample_queue.depth() + self.sample_queue.in_flight()
-        waiting, waiting_bytes = self.store.backlog() if isinstance(self.store, MetadataStore) else (0, 0)
+        waiting, waiting_bytes = self.store.backlog()
         share = waiting_bytes if refs >= waiting else waiting_bytes * refs // waiting
         return {"resident_refs": refs, "resident_bytes": share}
 
     def status(self) -> dict[str, Any]:
-        """Counts of prompts, samples, leases and members, and the last durable step."""
-        acked, global_step = self._progress()
+        """Count prompts, samples, leases and members, and name the last durable step."""
+        acked, global_step = self.store.progress()
         committed = self.store.committed_count()
         with self._mutex:
             members = {"rollout_workers": len(self._workers), "trainers": len(self._trainers)}
@@ -307,10 +295,3 @@ class DataFlowController(Generic[R]):
         if self.backpressure is not None:
             found["backpressure"] = self.backpressure.snapshot()
         return found
-
-    def _progress(self) -> tuple[int, int | None]:
-        """How many samples are acknowledged, and the step."""
-        if isinstance(self.store, MetadataStore):
-            return self.store.progress()
-        marker = self.store.durable_marker()
-        return len(marker["acked"]), marker["global_step"]

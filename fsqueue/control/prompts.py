@@ -1,4 +1,4 @@
-"""The prompts of a run, in the controller's memory: pending, leased to a worker, failed."""
+"""Keep the prompts of a run in the controller's memory: pending, leased to a worker, failed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fsqueue.records import PromptTask, assert_no_tensors
 
 
 class PromptPool:
-    """Prompts are handed out in the order in which they came; those that fail go to the tail.
+    """Hand out prompts in the order in which they came; those that fail go to the tail.
 
     Args:
         max_attempts: failures after which a prompt is failed for good; None: it never is.
@@ -74,7 +74,7 @@ class PromptPool:
             return [self._tasks[task_id] for task_id in chosen]
 
     def finish(self, task_ids: Iterable[str | None]) -> None:
-        """The samples of these prompts are committed: nobody needs to roll them out again."""
+        """Drop prompts whose samples are committed: nobody needs to roll them out again."""
         with self._mutex:
             for task_id in task_ids:
                 if task_id is not None and task_id in self._tasks:
@@ -107,7 +107,7 @@ class PromptPool:
             self._in_flight[holder] -= 1
 
     def failed(self) -> dict[str, str]:
-        """Task id to reason."""
+        """Return task id to reason."""
         with self._mutex:
             return dict(self._failed)
 

@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-from fsqueue.control.store import id_of
-
-if TYPE_CHECKING:
-    from fsqueue.control.controller import DataFlowController
+from fsqueue.control.sample_queue import Renews, SampleQueue, give_back
+from fsqueue.engine.claim import Partition
+from fsqueue.records import id_of_ref
 
 R = TypeVar("R")
 
 
+class Trainable(Protocol[R]):
+    """Do for a lease what a controller does."""
+
+    sample_queue: SampleQueue[R]
+
+    def lease_train_refs(
+        self, trainer_id: str, max_refs: int, timeout_s: float | None, *, partition: Partition | None
+    ) -> list[R]: ...
+    def ack_train_refs(
+        self, trainer_id: str, sample_ids: Iterable[str], *, global_step: int | None, optimizer_durable: bool
+    ) -> list[str]: ...
+    def fail_refs(self, owner: str, sample_ids: Iterable[str], reason: str, retryable: bool) -> list[str]: ...
+
+
 class TrainLease(Generic[R]):
-    """Leases and acknowledges through the controller, so that the ledger knows of every acknowledgement.
+    """Lease and acknowledge through the controller, so that the ledger knows of every acknowledgement.
 
     Attributes:
         trainer_id: in whose name.
     """
 
-    def __init__(self, controller: DataFlowController[R], trainer_id: str) -> None:
+    def __init__(self, controller: Trainable[R], trainer_id: str) -> None:
         self.trainer_id = trainer_id
         self._controller = controller
 
-    def get(
-        self, max_refs: int, timeout_s: float | None = None, *, partition: tuple[int, int] | None = None
-    ) -> list[R]:
-        """As `DataFlowController.lease_train_refs`."""
+    def get(self, max_refs: int, timeout_s: float | None = None, *, partition: Partition | None = None) -> list[R]:
+        """Lease samples; see `DataFlowController.lease_train_refs`."""
         return self._controller.lease_train_refs(self.trainer_id, max_refs, timeout_s, partition=partition)
 
     def ack(
@@ -38,8 +49,10 @@ class TrainLease(Generic[R]):
         optimizer_durable: bool = False,
         step: int | None = None,
     ) -> list[str]:
-        """As `ack_ids`, by refs."""
-        return self.ack_ids(map(id_of, refs), global_step=global_step, optimizer_durable=optimizer_durable, step=step)
+        """Acknowledge refs; see `ack_ids`."""
+        return self.ack_ids(
+            map(id_of_ref, refs), global_step=global_step, optimizer_durable=optimizer_durable, step=step
+        )
 
     def ack_ids(
         self,
@@ -49,35 +62,28 @@ class TrainLease(Generic[R]):
         optimizer_durable: bool = False,
         step: int | None = None,
     ) -> list[str]:
-        """As `DataFlowController.ack_train_refs`; step is another word for global_step, the queue's."""
+        """Acknowledge ids; see `DataFlowController.ack_train_refs`. ``step`` is the queue's word for global_step."""
         return self._controller.ack_train_refs(
             self.trainer_id,
-            list(sample_ids),
+            sample_ids,
             global_step=step if global_step is None else global_step,
             optimizer_durable=optimizer_durable,
         )
 
     def fail(self, refs: Iterable[R], reason: str, retryable: bool) -> None:
-        self._controller.fail_refs(self.trainer_id, list(map(id_of, refs)), reason, retryable)
+        self._controller.fail_refs(self.trainer_id, map(id_of_ref, refs), reason, retryable)
 
     def release(self, refs: Iterable[R]) -> list[str]:
-        """Give refs back without counting an attempt, where the queue can; fails them as retryable where not."""
-        return self._pass_on("release", list(refs))
+        """Give refs back without counting an attempt, where the queue can; fail them as retryable where not."""
+        return give_back(self._controller.sample_queue, list(refs), "released")
 
     def renew(self, refs: Iterable[R]) -> list[str]:
         """Start the lease timeout anew, where the queue can; returns the ids that were lost."""
-        return self._pass_on("renew", list(refs))
-
-    def _pass_on(self, method: str, refs: list[R]) -> list[str]:
-        call: Any = getattr(self._controller.sample_queue, method, None)
-        if call is not None:
-            return list(call(refs) or ())
-        if method == "release":
-            self.fail(refs, "released", retryable=True)
-        return []
+        queue = self._controller.sample_queue
+        return list(queue.renew(list(refs)) or ()) if isinstance(queue, Renews) else []
 
     def depth(self) -> int:
-        return int(self._controller.sample_queue.depth())
+        return self._controller.sample_queue.depth()
 
     def in_flight(self) -> int:
-        return int(self._controller.sample_queue.in_flight())
+        return self._controller.sample_queue.in_flight()

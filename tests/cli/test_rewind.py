@@ -190,7 +190,8 @@ def test_a_queue_that_keeps_no_done_files_says_what_the_controller_has_to_put_an
     assert json.loads(result.stdout)["missing"] == ["b", "c"] and "reconciles" in result.stderr
     with it.controller(keep_done=False) as controller:
         assert controller.reconcile_on_restart()["requeued"] == ["b", "c"]
-        assert sorted(drain(controller.sample_queue)) == ["b", "c"]
+        queue: Any = controller.sample_queue
+        assert sorted(drain(queue)) == ["b", "c"]
 
 
 def test_a_damaged_note_is_an_error_until_the_next_acknowledgement_writes_it_anew(tmp_path: Path) -> None:

@@ -167,6 +167,9 @@ def test_someone_elses_policy() -> None:
         def note_trainer_starved(self) -> None:
             self.told.append("trainer")
 
+        def cap_prompt_grant(self, worker_inflight: int, requested: int) -> int:
+            return requested
+
         def cap_train_lease(self, requested: int) -> int:
             return min(requested, 1)
 

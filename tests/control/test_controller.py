@@ -22,7 +22,7 @@ from fsqueue import (
 )
 from fsqueue.control.controller import DataFlowController
 from fsqueue.control.ledger import FileMetadataStore
-from fsqueue.control.store import InMemoryMetadataStore
+from fsqueue.control.ledger.metadata_store import InMemoryMetadataStore
 from fsqueue.operate.requeue import requeue
 from tests.support import GUARD_S, Tap, folder_of, ids, names_in, numbered, open_tapped, ref, refs
 
@@ -75,9 +75,12 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
         return PlainSqliteQueue(str(tmp_path / "queue.db")) if request.param == "sqlite" else MemorySampleRefQueue()
 
     def build(run_id: str = "run", **options: Any) -> Controller:
-        store = {"file": lambda: FileMetadataStore(tmp_path / "ledger", durable=False), "foreign store": ForeignStore}
+        kinds: dict[str, Any] = {
+            "file": lambda: FileMetadataStore(tmp_path / "ledger", durable=False),
+            "foreign store": ForeignStore,
+        }
         made: Controller = DataFlowController(
-            run_id, sample_queue=queue(), metadata_store=store.get(request.param, InMemoryMetadataStore)(), **options
+            run_id, sample_queue=queue(), metadata_store=kinds.get(request.param, InMemoryMetadataStore)(), **options
         )
         opened.extend((made.sample_queue, made.store))
         return made
@@ -186,6 +189,34 @@ def test_a_train_lease_is_a_queue_for_one_trainer(make: Make) -> None:
     assert lease.renew(lease.get(9)) == []
     assert controller.train_lease().trainer_id.startswith("trainer-")
     assert controller.status()["trainers"] == 1
+
+
+def test_another_packages_queue_gets_the_step_where_its_ack_takes_one(tmp_path: Path) -> None:
+    """One whose ack has no step goes without; a TypeError of its own is not taken for that."""
+
+    class Stepped(PlainSqliteQueue):
+        steps: list[int | None] = []  # noqa: RUF012
+
+        def ack(self, refs: Any, *, step: int | None = None) -> None:
+            self.steps.append(step)
+            super().ack(refs)
+
+    class Broken(PlainSqliteQueue):
+        def ack(self, refs: Any) -> None:
+            raise TypeError("of its own")
+
+    for kind in (Stepped, Broken):
+        queue = kind(str(tmp_path / kind.__name__))
+        controller: Controller = DataFlowController("run", sample_queue=queue)
+        controller.commit_samples("w0", refs("a"))
+        leased = ids(controller.lease_train_refs("t0", 1))
+        if kind is Stepped:
+            controller.ack_train_refs("t0", leased, global_step=4)
+            assert (Stepped.steps, queue.in_flight()) == ([4], 0)
+        else:
+            with pytest.raises(TypeError, match="of its own"):
+                controller.ack_train_refs("t0", leased, global_step=4)
+        queue.close()
 
 
 def test_a_partitioned_lease(make: Make) -> None:

@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 
 from fsqueue import InvalidRefError, SampleRef, TensorInRefError
-from fsqueue.control import replica
 from fsqueue.control.errors import LedgerClosedError, LedgerError, LedgerFormatError
-from fsqueue.control.ledger import FileMetadataStore
-from fsqueue.control.store import InMemoryMetadataStore, MetadataStore
+from fsqueue.control.ledger import FileMetadataStore, replica
+from fsqueue.control.ledger.metadata_store import InMemoryMetadataStore, MetadataStore
 from tests.support import Child, InThread, Tap, content, in_fork, numbered, ref, refs
 from tests.support.foreign_records import Loose, foreign_ref
 from tests.support.foreign_records import SampleRef as ForeignRef

@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 
 from fsqueue import LockTimeoutError, QueueIOError, SampleRef, StaleLockWarning
-from fsqueue.control import flock, replica
 from fsqueue.control.errors import LedgerDamagedError, LedgerLockedError, LedgerLockUnsupportedError
-from fsqueue.control.ledger import FileMetadataStore
+from fsqueue.control.ledger import FileMetadataStore, flock, replica
 from fsqueue.disk.fileops import FileOps, using, wrapped
 from tests.support import GUARD_S, Child, InThread, Tap, content, numbered, ref, refs, wait_until
 from tests.support.dying import died

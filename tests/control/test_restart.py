@@ -142,7 +142,8 @@ def test_an_acknowledgement_on_the_queue_alone_does_not_count(site: Site) -> Non
     """The ledger decides: the sample's own file comes back from done/, so that it is there once."""
     controller = site.controller()
     controller.commit_samples("w0", refs("a", "b"))
-    controller.sample_queue.ack(controller.sample_queue.get(2), step=5)
+    queue: Any = controller.sample_queue
+    queue.ack(queue.get(2), step=5)
     assert names_in(site.queue, "done") == ["a@5.json", "b@5.json"]
     assert controller.reconcile_on_restart()["requeued"] == ["a", "b"]
     assert names_in(site.queue, "done") == []
@@ -226,7 +227,8 @@ def test_a_handle_that_was_closed_in_this_process_is_a_dead_predecessor(site: Si
     before = site.controller("trainer-0")
     before.commit_samples("w0", refs("a", "b"))
     before.lease_train_refs("t0", 2)
-    before.sample_queue.close()
+    queue: Any = before.sample_queue
+    queue.close()
     controller = site.controller("trainer-0")
     controller.reconcile_on_restart()
     assert names_in(site.queue, "pending") == ["a.json", "b.json"]
@@ -417,7 +419,7 @@ def die_and_reconcile(tmp_path: Path, work: Callable[[Path], None], stride: int)
         for step in (3, 4):
             before.ack_train_refs("t", ids(before.lease_train_refs("t", 1)), global_step=step)
         before.store.commit_samples(refs("unput"))
-        before.store.record_train_ack(["c"], global_step=5)
+        before.store.record_train_ack(["c"], global_step=5, optimizer_durable=False)
         before.sample_queue.ack(refs("d"))
         site.close()
         ended = not died(work, path, number)

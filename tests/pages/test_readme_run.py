@@ -1,4 +1,4 @@
-"""README's disaggregated run: the program as it stands, in two processes, one of them killed and started again."""
+"""The guide's disaggregated run: the program as it stands, in two processes, one of them killed and started again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytest.importorskip("safetensors")
 
 from fsqueue.operate.check import check_queue
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "fsqueue" / "control" / "GUIDE.md").read_text(encoding="utf-8")
 GUARD_S = 200.0
 
 
@@ -32,7 +32,7 @@ def start(folder: Path, role: str) -> subprocess.Popen[str]:
 
 def test_the_disaggregated_run_survives_the_kill_of_its_trainer(tmp_path: Path) -> None:
     """Under 60 lines; after a SIGKILL in mid-run and a restart, the checkpoint has seen every sample once."""
-    section = README.partition("\n## A disaggregated run\n")[2]
+    section = GUIDE.partition("\n## A disaggregated run\n")[2]
     program = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)[0]
     assert len(program.splitlines()) < 60
     (tmp_path / "run.py").write_text(program)

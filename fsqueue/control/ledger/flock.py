@@ -1,4 +1,4 @@
-"""The lock of a log: its file's own flock, polled, and never gone without."""
+"""Wait for a log's lock: its file's own flock, polled, and never gone without."""
 
 from __future__ import annotations
 

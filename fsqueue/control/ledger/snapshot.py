@@ -1,4 +1,4 @@
-"""A copy of the index of the commit log, so that opening a large ledger does not read all refs again.
+"""Keep a copy of the index of the commit log, so that opening a large ledger does not read all refs again.
 
 ``commits.index`` is a hint: it may be missing, torn or out of date, and is believed only when it verifies and the
 record that it ends with stands in the log as it did. Its first line is JSON, then come the ids, and three arrays.
@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
+from itertools import accumulate, pairwise
 from zlib import crc32
 
 import msgspec
 
-from fsqueue.control.index import Index
-from fsqueue.control.log import Log
+from fsqueue.control.ledger.files import CHUNK_BYTES
+from fsqueue.control.ledger.index import Index
+from fsqueue.control.ledger.log import Log
 from fsqueue.disk.directory import Directory
-from fsqueue.disk.fileops import FileOps, silently_remove
+from fsqueue.disk.fileops import FileOps
+from fsqueue.disk.publish import replace_file
 
 NAME = "commits.index"
-_CHUNK_BYTES = 1 << 22
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-class _Head(msgspec.Struct):
-    """What a snapshot is of.
+class _Head(msgspec.Struct, rename={"file": "segment"}):
+    """Say what a snapshot is of.
 
     Attributes:
-        segment: the log's segment.
+        file: the log's file.
         last_bytes: where its last record begins.
         end_bytes: where that record ends.
         last_crc: of that record.
@@ -35,7 +38,7 @@ class _Head(msgspec.Struct):
         crc: of those parts.
     """
 
-    segment: str
+    file: str
     last_bytes: int
     end_bytes: int
     last_crc: int
@@ -48,15 +51,11 @@ def save(ops: FileOps, root: Directory, index: Index, log: Log) -> None:
     """Write the snapshot; where that fails, the next opening takes longer, and nothing else."""
     parts = [msgspec.json.encode(list(index.numbers)), *index.places_as_bytes()]
     body = b"".join(parts)
-    tmp = f".{NAME}.{os.getpid()}"
-    try:
+    with suppress(OSError):
         last_crc = crc32(log.read(log.end_bytes - log.last_bytes, log.last_bytes))
         lengths = [len(part) for part in parts]
         head = _Head(log.name, log.last_bytes, log.end_bytes, last_crc, sys.byteorder, lengths, crc32(body))
-        ops.close(ops.create(root.fd, tmp, msgspec.json.encode(head) + b"\n" + body))
-        ops.rename(tmp, NAME, src_dir_fd=root.fd, dst_dir_fd=root.fd)
-    except OSError:
-        silently_remove(ops, root.fd, [tmp])
+        replace_file(ops, root, NAME, msgspec.json.encode(head) + b"\n" + body, durable=False)
 
 
 def load(ops: FileOps, root: Directory, index: Index, log: Log) -> int:
@@ -64,7 +63,7 @@ def load(ops: FileOps, root: Directory, index: Index, log: Log) -> int:
     try:
         line, _, body = _read(ops, root).partition(b"\n")
         head = msgspec.json.decode(line, type=_Head)
-        if (head.segment, head.byteorder) != (log.name, sys.byteorder) or crc32(body) != head.crc:
+        if (head.file, head.byteorder) != (log.name, sys.byteorder) or crc32(body) != head.crc:
             return 0
         if crc32(log.read(head.end_bytes - head.last_bytes, head.last_bytes)) != head.last_crc:
             return 0
@@ -78,17 +77,14 @@ def load(ops: FileOps, root: Directory, index: Index, log: Log) -> int:
 def _read(ops: FileOps, root: Directory) -> bytes:
     fd = ops.open(NAME, _FLAGS, dir_fd=root.fd)
     try:
-        parts = [ops.read(fd, _CHUNK_BYTES)]
+        parts = [ops.read(fd, CHUNK_BYTES)]
         while parts[-1]:
-            parts.append(ops.read(fd, _CHUNK_BYTES))
+            parts.append(ops.read(fd, CHUNK_BYTES))
         return b"".join(parts)
     finally:
         ops.close(fd)
 
 
 def _split(body: bytes, lengths: list[int]) -> list[bytes]:
-    parts, start = [], 0
-    for length in lengths:
-        parts.append(body[start : start + length])
-        start += length
-    return parts
+    ends = list(accumulate(lengths, initial=0))
+    return [body[start:end] for start, end in pairwise(ends)]

@@ -1,9 +1,9 @@
-"""Following one append-only log that several processes and nodes write: its lock, and what is new in it.
+"""Lock one append-only log that several processes and nodes write, and read what is new in it.
 
-A log is read and written only under the lock of its segment, which is the segment's own flock: that excludes, and on
-NFS it makes the content fresh. A record that verifies was written whole; what follows the last one that does is the
-rest of a write that never returned. A segment whose last record is ``{"next": ...}``, the seal, takes no more: whoever
-reads it goes on in the next one.
+A log is read and written only under the flock of its current file: that excludes others, and on NFS it makes the
+content fresh. A record that verifies was written whole; what follows the last one that does is the rest of a write
+that never returned. A file whose last record is ``{"next": ...}``, the seal, takes no more: whoever reads it goes on
+in the next one.
 """
 
 from __future__ import annotations
@@ -16,62 +16,53 @@ from contextlib import suppress
 import msgspec
 
 from fsqueue.control.errors import LedgerDamagedError, LedgerFormatError
-from fsqueue.control.flock import wait_for_lock
-from fsqueue.control.segments import Segments
-from fsqueue.disk.directory import Directory
-from fsqueue.disk.fileops import FileOps
+from fsqueue.control.ledger.files import CHUNK_BYTES, LogFiles, read_to_end
+from fsqueue.control.ledger.flock import wait_for_lock
 from fsqueue.format import framing
 
 FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEXT = b'"next":'
 _LOOK_BYTES = 4096
-_CHUNK_BYTES = 1 << 22
 
 Spans = list[tuple[int, int]]
-Reader = Callable[[bytes, Spans, int], None]
+Receiver = Callable[[bytes, Spans, int], None]
 
 
 class _Seal(msgspec.Struct):
     next: str
 
 
-class Follower:
-    """One process's view of a log, which it may write to while it holds the lock.
+class LogReader:
+    """Follow a log for one process, which may write to it while it holds the lock.
+
+    Args:
+        receive: called with new records as ``receive(data, spans, offset)``, in order: for each (start, end) of
+            spans, ``data[start:end]`` is a record; offset is where data begins in the file.
+        begin: called when a file is about to be read, from the offset that it returns; what was read before is void.
 
     Attributes:
-        fd, name: the current segment.
+        fd, name: the current file.
         last_bytes: where the last record begins.
         end_bytes: where the next record goes.
     """
 
-    def __init__(self, ops: FileOps, root: Directory, kind: str, durable: bool, lock_timeout_s: float) -> None:
+    def __init__(self, files: LogFiles, lock_timeout_s: float, receive: Receiver, begin: Callable[[], int]) -> None:
         self.fd = -1
         self.name = ""
         self.last_bytes = 0
         self.end_bytes = 0
-        self._ops = ops
-        self._root = root
-        self._segments = Segments(ops, root, kind, durable)
-        self._reader: Reader
-        self._begin: Callable[[], int]
+        self._ops = files.ops
+        self._root = files.root
+        self._files = files
         self._lock_timeout_s = lock_timeout_s
+        self._receive = receive
+        self._begin = begin
         self._path = ""
         self._next: str | None = None
         self._torn = False
 
-    def on_read(self, reader: Reader, begin: Callable[[], int]) -> None:
-        """Say who gets the records.
-
-        Args:
-            reader: called as ``reader(data, spans, offset)``, in order: for each (start, end) of spans,
-                ``data[start:end]`` is a record; offset is where data begins in the segment.
-            begin: called when a segment is about to be read, from the offset that it returns; what was read before
-                is void.
-        """
-        self._reader, self._begin = reader, begin
-
     def read(self, size_bytes: int, offset: int) -> bytes:
-        """Bytes of the current segment; needs no lock, since what was once written there stays."""
+        """Return bytes of the current file; needs no lock, since what was once written there stays."""
         return self._ops.pread(self.fd, size_bytes, offset)
 
     def close(self) -> None:
@@ -82,7 +73,7 @@ class Follower:
     # -- the lock -----------------------------------------------------------------------------------------------
 
     def acquire(self) -> int:
-        """Lock the current segment and read what was written since; returns the descriptor to release.
+        """Lock the current file and read what was written since; returns the descriptor to release.
 
         Raises:
             LedgerLockedError: the lock could not be had within lock_timeout_s seconds.
@@ -108,7 +99,7 @@ class Follower:
             self.close()
 
     def release(self, locked_fd: int) -> None:
-        """Unlock the segment that acquire locked, which this log may have left meanwhile.
+        """Unlock the file that acquire locked, which this log may have left meanwhile.
 
         Where unlocking fails, closing the file does it, and what was written stays written: nobody need know.
         """
@@ -117,23 +108,20 @@ class Follower:
         except OSError:
             if locked_fd == self.fd:
                 self.fd = -1
-            with suppress(OSError):
-                self._ops.close(locked_fd)
-            return
         if locked_fd != self.fd:
             with suppress(OSError):
                 self._ops.close(locked_fd)
 
     def _open_current(self) -> None:
-        """Open the segment that the pointer names, to be read from its start."""
+        """Open the file that the pointer names, to be read from its start."""
         while True:
-            name = self._segments.current()
+            name = self._files.current()
             try:
                 self._open(name)
                 return
             except FileNotFoundError:
                 # RACE: another process may have switched since the pointer was read, and unlinked the file.
-                if self._segments.current() == name:
+                if self._files.current() == name:
                     raise LedgerFormatError(self._root.path, f"has lost its {name}: restore it") from None
 
     def _open(self, name: str) -> None:
@@ -150,33 +138,33 @@ class Follower:
     def _complete_switch(self) -> None:
         """Let the pointer follow the seal, where whoever wrote the seal died before doing so.
 
-        RACE: only under the sealed segment's lock may its successor be entered for it, and only for it: nobody can
+        RACE: only under the sealed file's lock may its successor be entered for it, and only for it: nobody can
         have switched again before that.
         """
-        if self._next is not None and self._segments.current() == self.name:
-            self._segments.point_at(self._next)
+        if self._next is not None and self._files.current() == self.name:
+            self._files.point_at(self._next)
 
     # -- reading ------------------------------------------------------------------------------------------------
 
     def _read_on(self) -> bool:
-        """Hand what is new to the reader; False where the segment turns out to be sealed."""
+        """Hand over what is new; False where the file turns out to be sealed."""
         wanted = _LOOK_BYTES
         while self._next is None:
             data = self._ops.pread(self.fd, wanted, self.end_bytes)
             if data[:1] in (b"", b"\n"):
                 self._torn = False
                 return True
-            if self._hand_over(data) or wanted < _CHUNK_BYTES:
-                wanted = _CHUNK_BYTES
+            if self._hand_over(data) or wanted < CHUNK_BYTES:
+                wanted = CHUNK_BYTES
             else:
-                rest = self._read_all(self.end_bytes)
+                rest = read_to_end(self._ops, self.fd, self.end_bytes)
                 if not self._hand_over(rest):
                     self._check_tail(rest)
                     return True
         return False
 
     def _hand_over(self, data: bytes) -> bool:
-        """Hand the whole records at the beginning of data, which was read at the end, to the reader."""
+        """Hand over the whole records with which data begins, as read from end_bytes on; False where none is."""
         spans = framing.scan(data)
         if not spans:
             return False
@@ -184,7 +172,7 @@ class Follower:
         if seal is not None:
             spans.pop()
         if spans:
-            self._reader(data, spans, self.end_bytes)
+            self._receive(data, spans, self.end_bytes)
             self.last_bytes = self.end_bytes + spans[-1][0]
             self.end_bytes += spans[-1][1]
         self._next = seal
@@ -198,21 +186,14 @@ class Follower:
             raise LedgerDamagedError(self._root.path, self.name, self.end_bytes, problem)
         self._torn = True
 
-    def _read_all(self, offset: int) -> bytes:
-        parts = [self._ops.pread(self.fd, _CHUNK_BYTES, offset)]
-        while parts[-1]:
-            offset += len(parts[-1])
-            parts.append(self._ops.pread(self.fd, _CHUNK_BYTES, offset))
-        return b"".join(parts)
-
 
 def seal(name: str) -> bytes:
-    """The record that ends a segment, which goes on in the one named."""
+    """Return the record that ends a file and names the one in which the log goes on."""
     return _NEXT + msgspec.json.encode(name)
 
 
 def _seal_in(data: bytes, start: int, end: int) -> str | None:
-    """The segment that a record names as the next one; None where the record is no seal."""
+    """Return the file that a record names as the next one; None where the record is no seal."""
     if not data.startswith(_NEXT, start + framing.PREFIX_BYTES):
         return None
     return msgspec.json.decode(framing.fields(data, start, end), type=_Seal).next

@@ -1,20 +1,18 @@
-"""One process's copy of a ledger: the index and the marker, kept by reading both logs, and the transactions."""
+"""Keep one process's copy of a ledger, by reading both logs, and make its transactions."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import msgspec
 
-from fsqueue.control import snapshot
-from fsqueue.control.entries import Ack, Commit, ack_body, commit_body, parse_ack, parse_commit, ref_offsets
 from fsqueue.control.errors import LedgerFormatError
-from fsqueue.control.flock import wait_for_lock
-from fsqueue.control.follower import Spans
-from fsqueue.control.index import NO_STEP, Index
-from fsqueue.control.log import Log
-from fsqueue.control.segments import open_directory
+from fsqueue.control.ledger import snapshot
+from fsqueue.control.ledger.entries import Ack, Commit, ack_body, commit_body, parse_ack, parse_commit, ref_offsets
+from fsqueue.control.ledger.files import KINDS, LogFiles, open_directory
+from fsqueue.control.ledger.index import NO_STEP, Index
+from fsqueue.control.ledger.log import Log
+from fsqueue.control.ledger.log_reader import Spans
 from fsqueue.disk.fileops import FileOps
 
 COMPACT_FROM_BYTES = 1 << 22
@@ -23,7 +21,7 @@ IDS_A_RECORD = 4096
 
 
 class Replica:
-    """An open ledger. Transactions need the lock of their log, which `Log.acquire` takes.
+    """Hold an open ledger. Transactions need the lock of their log, which `Log.acquire` takes.
 
     Attributes:
         index: what is committed and what is acknowledged.
@@ -32,23 +30,19 @@ class Replica:
     """
 
     def __init__(self, ops: FileOps, path: str, durable: bool, lock_timeout_s: float) -> None:
-        def lock(fd: int, name: str) -> None:
-            wait_for_lock(ops, fd, os.path.join(path, name), ops.monotonic(), lock_timeout_s)
-
         self.index = Index()
         self._ops = ops
         self._saved_bytes = 0
         self.global_step: int | None = None
         self.optimizer_durable = False
-        self._root = open_directory(ops, path, durable, lock)
-        self.commits = Log(ops, self._root, "commits", durable, lock_timeout_s)
-        self.commits.on_read(self._read_commits, self._begin_commits)
-        self.acks = Log(ops, self._root, "acks", durable, lock_timeout_s)
-        self.acks.on_read(self._read_acks, self._begin_acks)
+        self._root = open_directory(ops, path, durable, lock_timeout_s)
+        files = {kind: LogFiles(ops, self._root, kind, durable) for kind in KINDS}
+        self.commits = Log(files["commits"], lock_timeout_s, self._receive_commits, self._begin_commits)
+        self.acks = Log(files["acks"], lock_timeout_s, self._receive_acks, self._begin_acks)
 
     # -- reading ------------------------------------------------------------------------------------------------
 
-    def _read_commits(self, data: bytes, spans: Spans, offset: int) -> None:
+    def _receive_commits(self, data: bytes, spans: Spans, offset: int) -> None:
         all_of_them = Commit([], [], [])
         offsets: list[int] = []
         for start, end in spans:
@@ -62,7 +56,7 @@ class Replica:
             offsets += ref_offsets(commit.sizes, offset + refs_at)
         self.index.commit(all_of_them.ids, offsets, all_of_them.sizes, all_of_them.weights)
 
-    def _read_acks(self, data: bytes, spans: Spans, offset: int) -> None:
+    def _receive_acks(self, data: bytes, spans: Spans, offset: int) -> None:
         for start, end in spans:
             try:
                 ack = parse_ack(data, start, end)

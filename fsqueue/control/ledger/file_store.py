@@ -1,15 +1,4 @@
-"""`FileMetadataStore`: the ledger in a directory, shared by processes and nodes.
-
-    store.py       the contract               replica.py   what one process knows of it, and the transactions
-    entries.py     what records say           follower.py  following what others append
-    ../framing.py  their frame                log.py       appending durably
-    packed.py    the directory, its files   snapshot.py  opening it again
-
-Two logs: ``commits`` holds the refs, each once, and never shrinks; ``acks`` holds acknowledgements and is
-compacted when most of it says what fewer records could say. A transaction is one record, a line of JSON::
-
-    jq -c '.refs[]?' ledger/commits-*.jsonl
-"""
+"""`FileMetadataStore`: the ledger in a directory, shared by processes and nodes."""
 
 from __future__ import annotations
 
@@ -18,21 +7,21 @@ import operator
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Generic, TypeVar, cast
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Generic, Literal, TypeVar, cast
 
-from fsqueue.control.entries import Ack
 from fsqueue.control.errors import LedgerClosedError, LedgerDamagedError, LedgerError
-from fsqueue.control.index import NO_STEP, UNACKED
-from fsqueue.control.log import Log
-from fsqueue.control.replica import Replica
-from fsqueue.control.store import Marker, MetadataStore, id_of, weight_of
+from fsqueue.control.ledger.entries import Ack
+from fsqueue.control.ledger.index import NO_STEP, UNACKED
+from fsqueue.control.ledger.metadata_store import Marker, MetadataStore, weight_of
+from fsqueue.control.ledger.noted import OnFiles, note_ledger
+from fsqueue.control.ledger.replica import Replica
 from fsqueue.disk import fileops
 from fsqueue.disk.fileops import explained
 from fsqueue.errors import CorruptRefError
 from fsqueue.format.codec import Codec
-from fsqueue.records import SampleRef
+from fsqueue.records import SampleRef, id_of_ref
 
 R = TypeVar("R")
 
@@ -41,7 +30,7 @@ _STEP_LIMIT = 2**63
 
 
 class FileMetadataStore(MetadataStore[R], Generic[R]):
-    """A durable ledger in a directory of its own, which several processes may have open.
+    """Keep a ledger in a directory of its own, durably; several processes may have it open.
 
     What was found true stays in memory: `is_committed` of a known id costs no file operation, everything else one
     look at what others have written since. An object may be used by several threads, and by a forked child.
@@ -89,9 +78,9 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
 
     def refresh(self) -> None:
         """Read what others have written since."""
-        with self._commits():
+        with self._held("commits"):
             pass
-        with self._acks():
+        with self._held("acks"):
             pass
 
     # -- commits ------------------------------------------------------------------------------------------------
@@ -103,12 +92,12 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
             InvalidRefError: a ref holds a tensor or a value that JSON would change; nothing was written.
             QueueIOError: the filesystem refused; the ledger is unchanged.
         """
-        wanted = [(id_of(ref), ref) for ref in refs]
+        wanted = [(id_of_ref(ref), ref) for ref in refs]
         encoded: dict[str, tuple[bytes, int]] = {}
         for sample_id, ref in wanted:
             if sample_id not in encoded:
                 encoded[sample_id] = (self._encode(ref), weight_of(ref))
-        with self._commits("writing") as replica:
+        with self._held("commits", "writing") as replica:
             known = replica.index.numbers
             fresh = {sample_id: found for sample_id, found in encoded.items() if sample_id not in known}
             if fresh:
@@ -128,11 +117,11 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
         with self._mutex:
             if sample_id in self._here().index.numbers:
                 return True
-            with self._commits() as replica:
+            with self._held("commits") as replica:
                 return sample_id in replica.index.numbers
 
     def get_committed(self, sample_id: str) -> R | None:
-        """The ref, read from the ledger.
+        """Read a ref from the ledger.
 
         Raises:
             LedgerDamagedError: what is read back is not that ref.
@@ -146,19 +135,19 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
             ref = self._decode(data)
         except CorruptRefError:
             ref = None
-        if ref is None or id_of(ref) != sample_id:
+        if ref is None or id_of_ref(ref) != sample_id:
             raise LedgerDamagedError(self.path, "commits", offset, f"this is not the ref of {sample_id!r}")
         return ref
 
     def _read_ref(self, sample_id: str) -> tuple[int, bytes]:
-        """A committed ref's offset and bytes."""
+        """Return a committed ref's offset and bytes."""
         commits = self._here().commits
         try:
             return self._read_place(sample_id)
         except OSError as error:
             if error.errno != errno.ESTALE:
                 raise
-        # NFS: another node has replaced the segment; everything is read anew.
+        # NFS: another node has replaced the file; everything is read anew.
         commits.close()
         return self._read_place(sample_id)
 
@@ -170,12 +159,12 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
         return offset, commits.read(size_bytes, offset)
 
     def committed_count(self) -> int:
-        with self._commits() as replica:
+        with self._held("commits") as replica:
             return len(replica.index.numbers)
 
     def all_committed_ids(self) -> list[str]:
-        """Every committed id, in commit order; what is returned is durable."""
-        with self._commits() as replica:
+        """Return every committed id, in commit order; what is returned is durable."""
+        with self._held("commits") as replica:
             replica.commits.confirm()
             return list(replica.index.numbers)
 
@@ -194,19 +183,19 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
             raise LedgerError(self.path, f"takes sample ids, which are strings; found {ids!r}")
         if global_step is not None:
             global_step = self._step("global_step", global_step)
-        with self._acks("writing") as replica:
+        with self._held("acks", "writing") as replica:
             replica.acknowledge(Ack(ids, global_step, bool(optimizer_durable)))
 
     def forget_acks(self, *, after_step: int) -> list[str]:
         """Take back every acknowledgement of a later step, as one record; returns the ids, in commit order."""
         after_step = self._step("after_step", after_step)
-        with self._commits():
+        with self._held("commits"):
             pass
-        with self._acks("writing") as replica:
+        with self._held("acks", "writing") as replica:
             return replica.acknowledge(Ack(forget_after_step=after_step))
 
     def _step(self, name: str, step: object) -> int:
-        """An optimizer step as the log keeps it."""
+        """Return an optimizer step as the log keeps it."""
         try:
             found = operator.index(step)  # type: ignore[arg-type]
         except TypeError:
@@ -216,8 +205,8 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
         return found
 
     def durable_marker(self) -> Marker:
-        """Acknowledged ids, step and marker; what is returned is durable. Costs a set of all acknowledged ids."""
-        with self._acks() as replica:
+        """Return acknowledged ids, step and marker, all of it durable. Costs a set of all acknowledged ids."""
+        with self._held("acks") as replica:
             replica.acks.confirm()
             return Marker(
                 acked=replica.index.acked_ids(),
@@ -226,40 +215,33 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
             )
 
     def acked_steps(self, sample_ids: Sequence[str]) -> dict[str, int | None]:
-        with self._acks() as replica:
+        with self._held("acks") as replica:
             steps = {sample_id: replica.index.step_of(sample_id) for sample_id in sample_ids}
         return {i: None if step == NO_STEP else step for i, step in steps.items() if step != UNACKED}
 
     def progress(self) -> tuple[int, int | None]:
-        with self._acks() as replica:
+        with self._held("acks") as replica:
             return replica.index.acked, replica.global_step
 
     def backlog(self) -> tuple[int, int]:
-        with self._acks():
+        with self._held("acks"):
             pass
-        with self._commits() as replica:
+        with self._held("commits") as replica:
             return replica.index.waiting, replica.index.waiting_bytes
 
     def compact(self) -> None:
         """Rewrite the acknowledgements into as few records as say the same; done without asking where it pays."""
-        with self._acks("compacting") as replica:
+        with self._held("acks", "compacting") as replica:
             replica.compact()
 
     # -- one process's use --------------------------------------------------------------------------------------
 
-    def _commits(self, what: str = "reading") -> AbstractContextManager[Replica]:
-        """Hold the commit log, read up to its end."""
-        return self._held(operator.attrgetter("commits"), what)
-
-    def _acks(self, what: str = "reading") -> AbstractContextManager[Replica]:
-        """Hold the acks log, read up to its end."""
-        return self._held(operator.attrgetter("acks"), what)
-
     @contextmanager
-    def _held(self, log_of: Callable[[Replica], Log], what: str) -> Iterator[Replica]:
+    def _held(self, kind: Literal["commits", "acks"], what: str = "reading") -> Iterator[Replica]:
+        """Hold one of the logs, read up to its end."""
         with self._mutex, explained(f"{what} ledger", self.path):
             replica = self._here()
-            log = log_of(replica)
+            log = replica.commits if kind == "commits" else replica.acks
             locked_fd = log.acquire()
             try:
                 yield replica
@@ -272,6 +254,10 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
         if self._replica is None:
             self._replica = self._open()
         return self._replica
+
+    def note_in(self, queue: object) -> None:
+        if isinstance(queue, OnFiles):
+            note_ledger(queue, self.path)
 
     def close(self) -> None:
         with self._mutex:

@@ -1,4 +1,4 @@
-"""What a ledger keeps in memory: for each id its place in the commit log and the step of its acknowledgement.
+"""Keep a ledger in memory: for each id its place in the commit log and the step of its acknowledgement.
 
 About 200 bytes a committed sample; the refs themselves are read when they are asked for.
 """
@@ -12,12 +12,11 @@ from collections.abc import Iterable, Sequence
 UNACKED = -2
 NO_STEP = -1
 
-
 Ints = Sequence[int]
 
 
 class Index:
-    """Ids in commit order. Acknowledgements of ids that are not committed are kept, too, in early.
+    """Hold ids in commit order, and in ``early`` acknowledgements of ids that are not committed.
 
     Attributes:
         numbers: id to its number in commit order.
@@ -54,7 +53,7 @@ class Index:
         self.waiting_bytes += sum(weights)
         if self.early:
             for sample_id in self.early.keys() & ids:
-                self._settle(self.numbers[sample_id], self.early.pop(sample_id))
+                self._end_wait(self.numbers[sample_id], self.early.pop(sample_id))
 
     def ack(self, ids: Iterable[str], step: int) -> None:
         """Acknowledge ids; the first acknowledgement of each counts."""
@@ -80,36 +79,31 @@ class Index:
             self.acked += 1
             self.acked_chars += len(sample_id)
 
-    def _settle(self, number: int, step: int) -> None:
+    def _end_wait(self, number: int, step: int) -> None:
         self.steps[number] = step
         self.waiting -= 1
         self.waiting_bytes -= self._weights[number]
 
     def forget_acks(self, after_step: int) -> list[str]:
         """Take back acknowledgements of later steps; returns the committed ids among them, in commit order."""
-        for sample_id in [i for i, step in self.early.items() if step > after_step]:
+        early = [i for i, step in self.early.items() if step > after_step]
+        for sample_id in early:
             del self.early[sample_id]
-            self._count_forgotten(sample_id)
-        forgotten = []
-        for sample_id, number in self.numbers.items():
-            if self.steps[number] > after_step:
-                self.steps[number] = UNACKED
-                self.waiting += 1
-                self.waiting_bytes += self._weights[number]
-                self._count_forgotten(sample_id)
-                forgotten.append(sample_id)
+        forgotten = [i for i, number in self.numbers.items() if self.steps[number] > after_step]
+        for number in map(self.numbers.__getitem__, forgotten):
+            self.steps[number] = UNACKED
+            self.waiting += 1
+            self.waiting_bytes += self._weights[number]
+        self.acked -= len(early) + len(forgotten)
+        self.acked_chars -= sum(map(len, early)) + sum(map(len, forgotten))
         return forgotten
 
-    def _count_forgotten(self, sample_id: str) -> None:
-        self.acked -= 1
-        self.acked_chars -= len(sample_id)
-
     def place(self, number: int) -> tuple[int, int]:
-        """A ref's offset and size in the commit log."""
+        """Return a ref's offset and size in the commit log."""
         return self._offsets[number], self._sizes[number]
 
     def places_as_bytes(self) -> list[bytes]:
-        """Offsets, sizes and weights."""
+        """Return offsets, sizes and weights."""
         return [places.tobytes() for places in (self._offsets, self._sizes, self._weights)]
 
     def restore(self, ids: list[str], places: list[bytes]) -> None:
@@ -134,7 +128,7 @@ class Index:
         return {i for i, number in self.numbers.items() if steps[number] != UNACKED} | self.early.keys()
 
     def acked_by_step(self) -> dict[int, list[str]]:
-        """Acknowledged ids by step."""
+        """Return acknowledged ids by step."""
         found: dict[int, list[str]] = defaultdict(list)
         for sample_id, number in self.numbers.items():
             if self.steps[number] != UNACKED:

@@ -1,8 +1,8 @@
-"""One append-only log that several processes and nodes write: the ground that the ledger stands on.
+"""Append durably to a log that several processes and nodes write: the ground that the ledger stands on.
 
-    acquire  take the lock, read what others wrote since, hand it to the reader (follower.py)
+    acquire  take the lock, read what others wrote since, hand it over (log_reader.py)
     append   one record, one write, one fsync; under the lock
-    replace  switch to a new segment that says the same in fewer bytes; under the lock
+    replace  switch to a new file that says the same in fewer bytes; under the lock
 
 What is left of a write that never returned is cut off before the next append.
 """
@@ -14,30 +14,26 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 
-from fsqueue.control.follower import FLAGS, Follower, seal
-from fsqueue.disk.directory import Directory
-from fsqueue.disk.fileops import FileOps
+from fsqueue.control.ledger.files import read_to_end
+from fsqueue.control.ledger.log_reader import FLAGS, LogReader, seal
 from fsqueue.format import framing
 
 _SPARE_BYTES = (1 << 18, 1 << 20)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-class Log(Follower):
-    """One log of a ledger. Not thread-safe: its store has a mutex."""
+class Log(LogReader):
+    """Append to one log of a ledger. Not thread-safe: its store has a mutex."""
 
-    def __init__(self, ops: FileOps, root: Directory, kind: str, durable: bool, lock_timeout_s: float) -> None:
-        super().__init__(ops, root, kind, durable, lock_timeout_s)
-        self._durable = durable
-        self._size_bytes = 0
-        self._synced_bytes = 0
-        self._tainted = False  # an fsync of this segment has failed
+    _size_bytes = 0
+    _synced_bytes = 0
+    _tainted = False  # an fsync of this file has failed
 
     def append(self, body: bytes) -> int:
-        """Write one record, durably, and return its offset; the caller holds the lock. The reader does not get it.
+        """Write one record, durably, and return its offset; the caller holds the lock. It is not handed over.
 
         On an error the log is as before. A failed fsync leaves open what the disk has, and repeating it could report
-        success for data that the kernel has dropped: the record then goes into a new segment, with all before it.
+        success for data that the kernel has dropped: the record then goes into a new file, with all before it.
         """
         data = framing.frame(body)
         if not self._tainted:
@@ -63,7 +59,7 @@ class Log(Follower):
         self._synced_bytes = self.end_bytes
 
     def replace(self, bodies: Iterator[bytes]) -> None:
-        """Switch to a new segment of these records; the caller holds the lock, and appends no more while it does."""
+        """Switch to a new file of these records; the caller holds the lock, and appends no more while it does."""
         content = b"".join(framing.frame(body) for body in bodies)
         self._switch(content)
         self.end_bytes = self._synced_bytes = len(content)
@@ -94,7 +90,7 @@ class Log(Follower):
     def _write_with_spare(self, data: bytes) -> None:
         """Lengthen the file ahead by line feeds: an fsync that has no new length to record costs half as much."""
         end = self.end_bytes + len(data)
-        if self._durable and end > self._size_bytes:
+        if self._files.durable and end > self._size_bytes:
             self._size_bytes = self._ops.fstat(self.fd).st_size
             if end > self._size_bytes:
                 least, most = _SPARE_BYTES
@@ -116,20 +112,20 @@ class Log(Follower):
 
     def _synced(self) -> bool:
         """Fsync where the ledger is durable; False when that failed, and then it must never be tried again."""
-        if self._durable:
+        if self._files.durable:
             try:
                 self._ops.fsync(self.fd)
             except OSError:
                 return False
         return True
 
-    # -- switching segments -------------------------------------------------------------------------------------
+    # -- switching files ----------------------------------------------------------------------------------------
 
     def _start_over(self, data: bytes) -> None:
-        """Put data, and all records before it, into a new segment."""
+        """Put data, and all records before it, into a new file."""
         try:
-            self._torn = True  # data stands in the old segment, too, where nobody must find it
-            kept = self._read_all(0)[: self.end_bytes]
+            self._torn = True  # data stands in the old file, too, where nobody must find it
+            kept = read_to_end(self._ops, self.fd, 0)[: self.end_bytes]
             if len(kept) < self.end_bytes:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
             self._switch(kept + data)
@@ -139,35 +135,35 @@ class Log(Follower):
             raise
 
     def _switch(self, content: bytes) -> None:
-        """Make a new segment of this content the current one, without reading it back.
+        """Make a new file of this content the current one, without reading it back.
 
         CRASH: before the seal, the new file is an orphan that a later switch removes; after it, whoever reads the
-        seal sets the pointer before writing to the new segment. The seal need not survive a power cut: nobody has
-        the old segment open then, and the pointer decides.
+        seal sets the pointer before writing to the new file. The seal need not survive a power cut: nobody has
+        the old file open then, and the pointer decides.
         """
-        name = self._segments.write(content)
+        name = self._files.write(content)
         try:
             new_fd = self._ops.open(name, FLAGS, dir_fd=self._root.fd)
         except OSError:
-            self._segments.discard(name)
+            self._files.discard(name)
             raise
         try:
             self._seal(name)
-            self._segments.point_at(name)
+            self._files.point_at(name)
         except BaseException:
             self._ops.close(new_fd)
             if self._next is None:
-                self._segments.discard(name)
+                self._files.discard(name)
             raise
         # The former descriptor stays open and locked until release.
         self.fd = new_fd
         self._set_name(name)
         self._size_bytes = len(content)
         self._torn = self._tainted = False
-        self._segments.discard_others(name)
+        self._files.discard_others(name)
 
     def _seal(self, name: str) -> None:
-        """Tell those that have this segment open where it goes on."""
+        """Tell those that have this file open where it goes on."""
         self._cut_torn_tail()
         try:
             self._ops.pwrite_all(self.fd, framing.frame(seal(name)), self.end_bytes)

@@ -1,4 +1,4 @@
-"""What a restarted controller does to its queue, so that the queue says again what the ledger says.
+"""Make a queue say again what the ledger says, when a controller was restarted.
 
     state of a sample                              after reconciling
     committed, and live nowhere                    pending: it was committed and not put, or its file is gone
@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any, NamedTuple, TypedDict
 
 from fsqueue.control.errors import LiveNamesakeError
-from fsqueue.control.store import MetadataStore
+from fsqueue.control.ledger.metadata_store import MetadataStore
+from fsqueue.control.sample_queue import SampleQueue
 from fsqueue.disk import fileops
 from fsqueue.disk.fileops import explained
 from fsqueue.engine import rewind as rewinding
@@ -40,7 +41,7 @@ _BATCH = 1024
 
 
 class Report(TypedDict):
-    """What reconciling found and did; ids are in commit order.
+    """Say what reconciling found and did; ids are in commit order.
 
     Attributes:
         released: acknowledged in the ledger, and now live nowhere in the queue.
@@ -58,8 +59,8 @@ class Report(TypedDict):
 
 
 @contextmanager
-def side_of(queue: Any, store: Any) -> Iterator[ContractSide]:
-    """The queue as reconciling sees it."""
+def side_of(queue: SampleQueue[Any], store: MetadataStore[Any]) -> Iterator[ContractSide]:
+    """Open a queue for reconciling."""
     if not isinstance(queue, FileSampleRefQueue):
         yield ContractSide(queue, store)
         return
@@ -67,7 +68,7 @@ def side_of(queue: Any, store: Any) -> Iterator[ContractSide]:
         yield FileSide(queue, store, handle)
 
 
-def reconcile(side: ContractSide, store: Any) -> Report:
+def reconcile(side: ContractSide, store: MetadataStore[Any]) -> Report:
     """Make the queue agree with the ledger.
 
     RACE: other controllers may go on meanwhile. Ids are read before the queue is listed and acknowledgements after
@@ -77,16 +78,14 @@ def reconcile(side: ContractSide, store: Any) -> Report:
     committed = store.all_committed_ids()
     side.look()
     marker = store.durable_marker()
-    acked = _acked_steps(store, marker, committed)
-    side.settle(acked)
+    steps = store.acked_steps(committed)
+    acked = {i: steps.get(i) for i in committed if i in steps or i in marker["acked"]}
     rest = [sample_id for sample_id in committed if sample_id not in acked]
-    failed = side.failed(rest)
-    side.requeue([sample_id for sample_id in rest if sample_id not in failed])
-    leased = side.leased()
+    failed, leased = side.agree(acked, rest)
     return Report(
         requeued=[i for i in rest if i not in failed],
         released=[i for i in committed if i in acked],
-        leased=[i for i in rest if leased and i not in failed and names.stem_of(i) in leased],
+        leased=[i for i in rest if i not in failed and names.stem_of(i) in leased],
         failed=[i for i in rest if i in failed],
         global_step=marker["global_step"],
         optimizer_durable=marker["optimizer_durable"],
@@ -94,7 +93,7 @@ def reconcile(side: ContractSide, store: Any) -> Report:
 
 
 class Rewound(NamedTuple):
-    """What a rewind brought back.
+    """Say what a rewind brought back.
 
     Attributes:
         returned: ids put back into pending/, in the order of their steps.
@@ -106,7 +105,7 @@ class Rewound(NamedTuple):
     missing: list[str]
 
 
-def rewind(side: ContractSide, store: Any, after_step: int, force: bool) -> Rewound:
+def rewind(side: ContractSide, store: MetadataStore[Any], after_step: int, force: bool) -> Rewound:
     """Take back every acknowledgement of a later step, first in the ledger, then in the queue.
 
     CRASH: doing it again completes it, as does `reconcile`.
@@ -123,51 +122,42 @@ def rewind(side: ContractSide, store: Any, after_step: int, force: bool) -> Rewo
     return Rewound(returned, side.missing(forgotten))
 
 
-def _acked_steps(store: Any, marker: Any, committed: list[str]) -> dict[str, int | None]:
-    if isinstance(store, MetadataStore):
-        return store.acked_steps(committed)
-    return {sample_id: None for sample_id in committed if sample_id in marker["acked"]}
-
-
 class ContractSide:
-    """Any queue with put and ack; both may be told what they know already."""
+    """Reconcile any queue through put and ack alone; both may be told what they know already."""
 
-    def __init__(self, queue: Any, store: Any) -> None:
+    def __init__(self, queue: SampleQueue[Any], store: MetadataStore[Any]) -> None:
         self._queue = queue
         self._store = store
 
     def end_dead_leases(self, predecessor_gone: bool) -> None:
-        """The contract tells nothing about owners: their leases expire."""
+        """Do nothing: the contract tells nothing about owners, and their leases expire."""
 
     def refuse_while_leased(self) -> None:
-        """The contract tells nothing about owners."""
+        """Refuse nothing: the contract tells nothing about owners."""
 
     def rewind(self, after_step: int) -> list[str]:
-        """The contract knows no steps: what the ledger forgot is put anew."""
+        """Return nothing: the contract knows no steps, and what the ledger forgot is put anew."""
         return []
 
     def look(self) -> None: ...
 
     def missing(self, sample_ids: Iterable[str]) -> list[str]:
-        """The contract cannot be asked: any of them may be missing."""
+        """Return all of them: the contract cannot be asked, so any may be missing."""
         return list(sample_ids)
 
-    def leased(self) -> dict[str, list[str]]:
-        return {}
-
-    def failed(self, sample_ids: Iterable[str]) -> set[str]:
-        return set()
-
-    def settle(self, acked: dict[str, int | None]) -> None:
+    def agree(self, acked: dict[str, int | None], rest: list[str]) -> tuple[set[str], Container[str]]:
+        """Acknowledge some samples and put the others; returns the ids of dead letters, and the stems of leases."""
         for refs in self._refs(acked):
             self._queue.ack(refs)
+        self._put(rest)
+        return set(), ()
 
-    def requeue(self, sample_ids: Sequence[str]) -> None:
+    def _put(self, sample_ids: Iterable[str]) -> None:
         for refs in self._refs(sample_ids):
             self._queue.put(refs)
 
     def _refs(self, sample_ids: Iterable[str]) -> Iterator[list[Any]]:
-        """Refs from the ledger, in batches."""
+        """Read refs from the ledger, in batches."""
         ids = iter(sample_ids)
         while batch := list(islice(ids, _BATCH)):
             refs = [ref for ref in map(self._store.get_committed, batch) if ref is not None]
@@ -176,10 +166,11 @@ class ContractSide:
 
 
 class FileSide(ContractSide):
-    """A file queue, worked on through a handle of its own, which has no leases to fence off."""
+    """Reconcile a file queue, through a handle of its own, which has no leases to fence off."""
 
-    def __init__(self, queue: FileSampleRefQueue[Any], store: Any, handle: Handle) -> None:
+    def __init__(self, queue: FileSampleRefQueue[Any], store: MetadataStore[Any], handle: Handle) -> None:
         super().__init__(queue, store)
+        self._files = queue
         self._handle = handle
         self._pending: set[str] = set()
         self._holders: dict[str, list[str]] = {}
@@ -190,9 +181,9 @@ class FileSide(ContractSide):
         Raises:
             LiveNamesakeError: an owner of that name is alive, or may be; nothing was taken from anybody.
         """
-        self._queue.reclaim()
+        self._files.reclaim()
         holders = self._handle.moves.holders()
-        counts = Counter(owner for owners in holders.values() for owner in owners if owner != self._queue.owner)
+        counts = Counter(owner for owners in holders.values() for owner in owners if owner != self._files.owner)
         dead = {owner for owner, count in counts.items() if self._is_gone(owner, count, predecessor_gone)}
         back: list[str] = []
         try:
@@ -206,7 +197,7 @@ class FileSide(ContractSide):
         liveness = self._liveness(owner)
         if liveness == "dead":
             return True
-        if self._queue.options.owner is None or _name_of(owner) != _name_of(self._queue.owner):
+        if self._files.options.owner is None or _name_of(owner) != _name_of(self._files.owner):
             return False
         if liveness == "alive":
             raise LiveNamesakeError(owner, count, f"its process {names.pid_of(owner)} runs on this host")
@@ -215,7 +206,7 @@ class FileSide(ContractSide):
         return True
 
     def _liveness(self, owner: str) -> Liveness:
-        """Whether an owner lives; a handle of this process does while it is open."""
+        """Tell whether an owner lives; a handle of this process does while it is open."""
         found = read_record(self._handle.ops, self._handle.layout.owners, owner)
         if found is None:
             return "unknown"
@@ -229,39 +220,41 @@ class FileSide(ContractSide):
         if handle.moves.fetch(leased, names.leased_file(stem, owner), stem):
             reason = "the controller that leased it is gone"
             counted = record("expired", handle.clock.now(), owner, reason, attempt=True)
-            return_or_bury(handle, stem, counted, reason, self._queue.options.max_attempts, back)
+            return_or_bury(handle, stem, counted, reason, self._files.options.max_attempts, back)
 
     def refuse_while_leased(self) -> None:
         """Raise LeasesHeldError where another owner leases refs."""
         owners = {owner for held in self._handle.moves.holders().values() for owner in held}
-        owners -= {self._queue.owner, self._handle.owner}
+        owners -= {self._files.owner, self._handle.owner}
         if owners:
-            raise LeasesHeldError(self._queue.path, sorted(owners))
+            raise LeasesHeldError(self._files.path, sorted(owners))
 
     def rewind(self, after_step: int) -> list[str]:
         """Let the queue put back what it knows the step of, and note in each ref's history why."""
-        with explained("rewinding", self._queue.path):
-            returned = rewinding.rewind(self._queue.handle, after_step, force=True)
-        return returned
+        with explained("rewinding", self._files.path):
+            return rewinding.rewind(self._files.handle, after_step, force=True)
 
     def look(self) -> None:
         """List what is live. What moves from one directory to the other meanwhile is seen in one of them."""
         pending = self._handle.layout.pending
-        with explained("listing", self._queue.path):
+        with explained("listing", self._files.path):
             before = pending.listing()
             self._holders = self._handle.moves.holders()
             self._pending = {stem for name in (*before, *pending.listing()) if (stem := names.parse_pending(name))}
 
     def missing(self, sample_ids: Iterable[str]) -> list[str]:
-        """Those that are neither pending nor leased."""
+        """Return those that are neither pending nor leased."""
         live = self._pending | self._holders.keys()
         return [sample_id for sample_id in sample_ids if names.stem_of(sample_id) not in live]
 
-    def leased(self) -> dict[str, list[str]]:
-        return self._holders
+    def agree(self, acked: dict[str, int | None], rest: list[str]) -> tuple[set[str], Container[str]]:
+        self._mark_done(acked)
+        failed = self._failed(rest)
+        self._requeue([sample_id for sample_id in rest if sample_id not in failed])
+        return failed, self._holders
 
-    def failed(self, sample_ids: Iterable[str]) -> set[str]:
-        """Those that are dead letters and not live again."""
+    def _failed(self, sample_ids: Iterable[str]) -> set[str]:
+        """Return those that are dead letters and not live again."""
         listing = self._handle.layout.failed.listing()
         if not listing:
             return set()
@@ -270,10 +263,10 @@ class FileSide(ContractSide):
         letters -= self._holders.keys()
         return {sample_id for sample_id in sample_ids if names.stem_of(sample_id) in letters}
 
-    def settle(self, acked: dict[str, int | None]) -> None:
+    def _mark_done(self, acked: dict[str, int | None]) -> None:
         """Move acknowledged samples to done/, whoever holds them."""
-        handle, layout, keep = self._handle, self._handle.layout, self._queue.options.keep_done
-        with explained("acknowledging refs in", self._queue.path):
+        handle, layout, keep = self._handle, self._handle.layout, self._files.options.keep_done
+        with explained("acknowledging refs in", self._files.path):
             for sample_id, step in acked.items():
                 stem = names.stem_of(sample_id)
                 for owner in self._holders.pop(stem, ()):
@@ -281,15 +274,15 @@ class FileSide(ContractSide):
                 if stem in self._pending:
                     handle.moves.finish(layout.pending, names.ref_file(stem), stem, step, keep)
 
-    def requeue(self, sample_ids: Sequence[str]) -> None:
+    def _requeue(self, sample_ids: list[str]) -> None:
         """Put what is live nowhere; a file in done/ that the ledger does not know of is moved back."""
         missing = self.missing(sample_ids)
         if not missing:
             return
         layout = self._handle.layout
         done = {file.place.stem for file in chain(files_in(layout, "done"), packed_in(layout))}
-        requeue(self._queue.path, [i for i in missing if names.stem_of(i) in done], ledger_agrees=True)
-        super().requeue([i for i in missing if names.stem_of(i) not in done])
+        requeue(self._files.path, [i for i in missing if names.stem_of(i) in done], ledger_agrees=True)
+        self._put([i for i in missing if names.stem_of(i) not in done])
 
 
 def _name_of(owner: str) -> str:

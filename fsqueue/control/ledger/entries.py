@@ -1,4 +1,4 @@
-"""The bodies of a ledger's records: pure functions, no I/O.
+"""Encode and decode the bodies of a ledger's records: pure functions, no I/O.
 
     commits  {"ids":["s17"],"sizes":[412],"weights":[128],"refs":[{...}]}
     acks     {"global_step":7,"optimizer_durable":true,"ids":["s17"]}
@@ -21,7 +21,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Commit(msgspec.Struct):
-    """One transaction's samples, without their refs."""
+    """Hold one transaction's samples, without their refs."""
 
     ids: list[str]
     sizes: list[int]
@@ -29,7 +29,7 @@ class Commit(msgspec.Struct):
 
 
 class Ack(msgspec.Struct):
-    """One acknowledgement; or, with forget_after_step, the taking back of all those of later steps."""
+    """Hold one acknowledgement; or, with forget_after_step, the taking back of all those of later steps."""
 
     ids: list[str] = []
     global_step: int | None = None
@@ -42,19 +42,19 @@ _decode_ack = msgspec.json.Decoder(Ack).decode
 
 
 def commit_body(commit: Commit, refs: list[bytes]) -> tuple[bytes, int]:
-    """A record's body, and where its first ref begins, counted from the start of the record."""
+    """Return a record's body, and where its first ref begins, counted from the start of the record."""
     head = _encode(commit)[1:-1] + _REFS
     return head + b",".join(refs) + b"]", framing.PREFIX_BYTES + len(head)
 
 
 def parse_commit(data: bytes, start: int, end: int) -> tuple[Commit, int]:
-    """The samples of the record data[start:end], and where in data its first ref begins."""
+    """Return the samples of the record data[start:end], and where in data its first ref begins."""
     refs_at = data.find(_REFS, start, end)
     return _decode_commit(b"{" + data[start + framing.PREFIX_BYTES : refs_at] + b"}"), refs_at + len(_REFS)
 
 
 def ref_offsets(sizes: list[int], first: int) -> list[int]:
-    """Where refs of these sizes lie, one comma apart."""
+    """Return where refs of these sizes lie, one comma apart."""
     if len(sizes) == 1:
         return [first]
     return list(itertools.accumulate((size + 1 for size in sizes[:-1]), initial=first))
