@@ -66,7 +66,7 @@ class LogFiles:
     def write(self, content: bytes) -> str:
         """Write a new file, durably, that nothing refers to yet; returns its name."""
         name = f"{self._kind}-{int(self.ops.random() * 2**32):08x}.jsonl"
-        write_file(self.ops, self.root, name, content, self.durable)
+        write_file(self.ops, self.root.fd, name, content, self.durable)
         if self.durable:
             self.root.sync()
         return name
