@@ -1,11 +1,12 @@
 """Programs and transcripts in Markdown pages: finding them, and running them as a reader would.
 
-A ```python block is a program; where a ```text block follows at once, that is what it prints. A ```console block is a
-transcript: `$ ` begins a command, `> ` continues it, and the lines below are what it prints. Each runs in a fresh
+A ```python block is a program. What it prints is the ```text block that follows at once, or else what its comments
+`# prints ...` say. A ```console block is a transcript: `$ ` begins a command, `> ` continues it, and the lines below are what it prints. Each runs in a fresh
 folder, unless a comment on the line before says otherwise:
 
     <!-- test: folder=NAME -->               in the folder of that name, which the page's other blocks of it share
     <!-- test: folder=NAME file=work.py -->  not run, but saved there under that name
+    <!-- test: with=sample.py -->            beside a copy of the file that the page saved under that name before
     <!-- test: needs=torch -->               left out where torch is not installed
 
 Blocks that share a folder run in the page's order, each transcript in a shell of its own; what a shell started in the
@@ -25,17 +26,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 GUARD_S = 120.0
 
 _BLOCK = re.compile(
     r"(?:^<!-- test: (?P<marks>[^\n]*?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
 )
+_PRINTS = re.compile(r"  # prints (.*)$", re.MULTILINE)
 _END = "-- end of the command --"
 _VARYING = (
     (re.compile(r"\.\d+\.[0-9a-f]{6}(?![0-9a-f])"), ".PID.HEX"),  # an owner's name
     (re.compile(r"(?<=node1)\s+\d+(?=\s)"), "  PID"),
     (re.compile(r"\bpid \d+"), "pid PID"),
+    (re.compile(r"last seen \d+ s ago"), "last seen AGE ago"),
     (re.compile(r"\b\d+\.\d (?:s|min|h|d)\b"), "AGE"),
     (re.compile(r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d)?(?:\.\d+)?\b"), "DATE"),
     (re.compile(r"\b\d\d:\d\d:\d\d\b"), "TIME"),
@@ -52,6 +57,7 @@ class Block:
     Attributes:
         line: the number of the line that its fence is on.
         marks: what the comment before it says, by key.
+        beside: the files that it needs, by name.
         printed: of a program: the text block that follows it at once; None where there is none.
     """
 
@@ -61,6 +67,7 @@ class Block:
     text: str
     marks: dict[str, str]
     printed: str | None = None
+    beside: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -80,14 +87,18 @@ def pages() -> list[Path]:
 def blocks_of(text: str, page: str) -> list[Block]:
     """Return all fenced blocks of a page."""
     matches = list(_BLOCK.finditer(text))
-    blocks = []
+    blocks: list[Block] = []
+    saved: dict[str, str] = {}
     for number, match in enumerate(matches):
         after = matches[number + 1] if number + 1 < len(matches) else None
         follows = after is not None and after["language"] == "text" and not text[match.end() : after.start()].strip()
         marks = dict(mark.partition("=")[::2] for mark in (match["marks"] or "").split())
         line = text.count("\n", 0, match.start("language")) + 1
         printed = after["text"] if after is not None and follows else None
-        blocks.append(Block(page, line, match["language"], match["text"], marks, printed))
+        beside = {marks["with"]: saved[marks["with"]]} if "with" in marks else {}
+        blocks.append(Block(page, line, match["language"], match["text"], marks, printed, beside))
+        if "file" in marks:
+            saved[marks["file"]] = match["text"]
     return blocks
 
 
@@ -112,6 +123,8 @@ def play(scene: Scene, folder: Path) -> None:
     shells: list[Shell] = []
     try:
         for block in scene.blocks:
+            for name, text in block.beside.items():
+                (folder / name).write_text(text, encoding="utf-8")
             if "file" in block.marks:
                 (folder / block.marks["file"]).write_text(block.text, encoding="utf-8")
             elif block.language == "python":
@@ -142,15 +155,21 @@ def _run_program(block: Block, folder: Path, environment: dict[str, str]) -> Non
         check=False,
         timeout=GUARD_S,
     )
-    assert done.returncode == 0, f"{block.page}, line {block.line}: {done.stderr}"
-    assert normalised(done.stdout) == normalised(block.printed or ""), f"{block.page}, line {block.line}"
+    if done.returncode:
+        pytest.fail(f"{block.page}, line {block.line}, ends with {done.returncode}:\n{done.stderr}", pytrace=False)
+    wanted = block.printed if block.printed is not None else "\n".join(_PRINTS.findall(block.text))
+    _compare(block, "what it prints", done.stdout, wanted)
 
 
 def _follow(block: Block, shell: Shell) -> None:
     for command, expected in commands_of(block.text):
         wanted = normalised(expected)
-        found = normalised("\n".join(shell.run(command, len(wanted))))
-        assert found == wanted, f"{block.page}, line {block.line}: $ {command}"
+        _compare(block, f"$ {command}", "\n".join(shell.run(command, len(wanted))), expected)
+
+
+def _compare(block: Block, what: str, printed: str, expected: str) -> None:
+    if normalised(printed) != normalised(expected):
+        pytest.fail(f"{block.page}, line {block.line}, {what}:\n{printed}\ninstead of:\n{expected}", pytrace=False)
 
 
 def commands_of(transcript: str) -> Iterator[tuple[str, str]]:

@@ -27,6 +27,6 @@ def test_the_page_s_blocks_are_of_a_kind_that_is_known(page: str) -> None:
     """No program hides in an indented or unnamed block, or behind a mark that means nothing."""
     assert TEXTS[page].count("```") == 2 * len(BLOCKS[page])
     for block in BLOCKS[page]:
-        assert set(block.marks) <= {"folder", "file", "needs"}, f"{page}, line {block.line}"
+        assert set(block.marks) <= {"folder", "file", "with", "needs"}, f"{page}, line {block.line}"
         if page != "fsqueue/FORMAT.md" and not page.endswith("/FORMAT.md"):
             assert block.language in LANGUAGES, f"{page}, line {block.line}"
