@@ -100,13 +100,18 @@ def as_svg(frame: str, title: str, unique_id: str) -> str:
     return _FONT.sub("ui-monospace, Menlo, DejaVu Sans Mono", _WEB_FONT.sub("", svg))
 
 
-def draw(target: Path) -> None:
-    """Write status.svg and top.svg into a folder."""
+def draw(target: Path, looks: int = 40, interval: str = "250ms") -> None:
+    """Write status.svg and top.svg into a folder.
+
+    Args:
+        looks: how often `top` looks before its last look is taken.
+        interval: the time between two looks.
+    """
     fsqueue = [sys.executable, "-m", "fsqueue"]
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "queue")
-        FileSampleRefQueue(path, lease_timeout_s=60, run_id="run-1").close()
-        FileSampleRefQueue(path).publish_quantum(dp_size=2, batch_size=8)
+        queue = FileSampleRefQueue(path, ref_type=Sample, lease_timeout_s=60, run_id="run-1")
+        queue.publish_quantum(dp_size=2, batch_size=8)
         spawn = multiprocessing.get_context("spawn")
         members = [
             spawn.Process(target=produce, args=(path,)),
@@ -116,13 +121,16 @@ def draw(target: Path) -> None:
         for member in members:
             member.start()
         try:
-            top = last_frame(screen([*fsqueue, "top", "queue", "--interval", "250ms", "--count", "40"], folder))
+            while len(queue.stream().members()) < len(members) and all(member.is_alive() for member in members):
+                time.sleep(0.1)
+            top = screen([*fsqueue, "top", "queue", "--interval", interval, "--count", f"{looks}"], folder)
             status = screen([*fsqueue, "status", "queue", "--watch", "2s"], folder)
         finally:
             for member in members:
                 member.kill()
                 member.join()
-    (target / "top.svg").write_text(as_svg(top, "fsqueue top queue", "top"), encoding="utf-8")
+            queue.close()
+    (target / "top.svg").write_text(as_svg(last_frame(top), "fsqueue top queue", "top"), encoding="utf-8")
     (target / "status.svg").write_text(as_svg(status, "fsqueue status queue --watch 2s", "status"), encoding="utf-8")
 
 

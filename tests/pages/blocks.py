@@ -1,8 +1,8 @@
 """Programs and transcripts in Markdown pages: finding them, and running them as a reader would.
 
 A ```python block is a program. What it prints is the ```text block that follows at once, or else what its comments
-`# prints ...` say. A ```console block is a transcript: `$ ` begins a command, `> ` continues it, and the lines below are what it prints. Each runs in a fresh
-folder, unless a comment on the line before says otherwise:
+`# prints ...` say. A ```console block is a transcript: `$ ` begins a command, `> ` continues it, and the lines below
+are what it prints. Each runs in a fresh folder, unless a comment on the line before says otherwise:
 
     <!-- test: folder=NAME -->               in the folder of that name, which the page's other blocks of it share
     <!-- test: folder=NAME file=work.py -->  not run, but saved there under that name

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pages.blocks import ROOT, Scene, blocks_of, pages, play, scenes_of
+
+from tests.pages.blocks import ROOT, Scene, blocks_of, pages, play, scenes_of
 
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in pages()}
 BLOCKS = {page: blocks_of(text, page) for page, text in TEXTS.items()}
