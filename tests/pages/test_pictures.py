@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import runpy
-import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.pages.blocks import ROOT
+from tests.support import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PICTURES = ROOT / ".github" / "pictures"
@@ -44,17 +44,10 @@ def test_the_chart_and_readme_s_table_have_the_same_figures() -> None:
     assert table == rows
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_status_and_top_are_drawn_from_a_real_run(tmp_path: Path) -> None:
+def test_status_and_top_are_drawn_from_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The script starts producer and trainers, and both pictures show them, as those on the page do."""
-    sys.modules.pop("terminals", None)
-    sys.path.insert(0, str(PICTURES))
-    try:
-        import terminals
-
-        terminals.draw(tmp_path, looks=4)
-    finally:
-        sys.path.remove(str(PICTURES))
+    monkeypatch.syspath_prepend(PICTURES)
+    importlib.import_module("terminals").draw(tmp_path, looks=4)
     for folder in (tmp_path, PICTURES):
         for name in ("status.svg", "top.svg"):
             words = words_in((folder / name).read_text(encoding="utf-8").replace("</text>", " </text>"))

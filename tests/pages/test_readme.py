@@ -11,7 +11,8 @@ import pytest
 
 import fsqueue
 from fsqueue.cli.main import COMMANDS
-from tests.pages.blocks import ROOT, pages
+from tests.pages.blocks import pages
+from tests.support import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in pages()}
