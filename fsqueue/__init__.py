@@ -1,7 +1,32 @@
-"""fsqueue: a durable, exclusive, cross-process queue that needs nothing but a directory.
+"""A durable, exclusive, cross-process queue that needs nothing but a directory.
+
+    from dataclasses import dataclass
+    from fsqueue import FileSampleRefQueue
+
+    @dataclass(frozen=True)
+    class Job:
+        sample_id: str  # the key; two refs with one id are one ref
+        page: int
+
+    queue = FileSampleRefQueue("/shared/queue", ref_type=Job, lease_timeout_s=60)
+    queue.put([Job("page-1", 1)])               # one process, on one node
+    while jobs := queue.get(8, timeout_s=5):    # others, on any node
+        ...                                     # the work
+        queue.ack(jobs)                         # or queue.fail(jobs, "the reason", retryable=True)
+
+What was put is in exactly one of pending, leased, done and failed, whatever process is killed when. What is not
+acknowledged comes again once its lease has expired. The directory is the state: look at it with `ls`, or with the
+`fsqueue` command.
+
+The queue:          FileSampleRefQueue; MemorySampleRefQueue, the same within one process; Counts
+Its refs:           SampleRef unless ref_type is given; FeatureSpec, PromptTask, dp_partition, assert_no_tensors
+A stream over it:   TrainerView, and the queue's producer(), consumer(), put_when_below(), drained(), rewind()
+A controller:       DataFlowController, FileMetadataStore, BackpressureController, TrainLease
+Tensors of refs:    fsqueue.features, which needs torch
+Errors:             FsQueueError is the base of all of them
 
 The queue is imported at once, what is built around it when it is first asked for. What needs torch is not in
-`__all__`, so that a star import works without it.
+`__all__`, so that a star import works without it. README.md, FORMAT.md and the guides say more.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Tests of the pages: what they show is run."""
+"""The pages (README, the guides, the formats): their programs, transcripts, links, commands and pictures."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.pages.blocks import blocks_of
 from tests.support import ROOT
 
 pytest.importorskip("torch")
@@ -19,7 +19,7 @@ pytest.importorskip("safetensors")
 
 from fsqueue.operate.check import check_queue
 
-GUIDE = (ROOT / "fsqueue" / "control" / "GUIDE.md").read_text(encoding="utf-8")
+GUIDE = ROOT / "fsqueue" / "control" / "GUIDE.md"
 GUARD_S = 200.0
 
 
@@ -32,8 +32,8 @@ def start(folder: Path, role: str) -> subprocess.Popen[str]:
 
 def test_the_disaggregated_run_survives_the_kill_of_its_trainer(tmp_path: Path) -> None:
     """Under 60 lines; after a SIGKILL in mid-run and a restart, the checkpoint has seen every sample once."""
-    section = GUIDE.partition("\n## A disaggregated run\n")[2]
-    program = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)[0]
+    blocks = blocks_of(GUIDE.read_text(encoding="utf-8"), "GUIDE.md")
+    (program,) = (block.text for block in blocks if block.marks.get("file") == "run.py")
     assert len(program.splitlines()) < 60
     (tmp_path / "run.py").write_text(program)
     producer, trainer = start(tmp_path, "producer"), start(tmp_path, "trainer")
