@@ -101,9 +101,9 @@ class Claimer:
     def _reserve(self, count: int, partition: Partition | None) -> tuple[list[str], bool]:
         """Take places in the order; the second value says that it holds no more of them."""
         handle = self._handle
-        if not handle.order_file.acquire_soon():
-            return self._without_lock(count, partition), True
-        try:
+        with handle.order_file.soon() as held:
+            if not held:
+                return self._without_lock(count, partition), True
             if partition is None:
                 stems = handle.order.take_locked(count)
                 return stems, len(stems) < count
@@ -111,8 +111,6 @@ class Claimer:
                 count, partition[1], lambda lines: self._belonging(lines, partition), self._scans.get(partition)
             )
             return stems, at_end
-        finally:
-            handle.order_file.release()
 
     def _without_lock(self, count: int, partition: Partition | None) -> list[str]:
         """Return candidates from a listing, in an order of this handle's own so that claims rarely collide."""
@@ -164,7 +162,7 @@ class Claimer:
         handle = self._handle
         if not stems:
             return stems
-        with handle.order_file.held_soon() as held:
+        with handle.order_file.soon() as held:
             if not held:
                 handle.order.incomplete = True
                 return []

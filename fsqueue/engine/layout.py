@@ -27,6 +27,7 @@ T = TypeVar("T")
 FORMAT = 1
 SETTINGS = "fsqueue.json"
 ORDER = "order.lock"
+HEADER_BYTES = 64
 STREAM = "stream"
 LEDGER = "ledger.json"
 ORDER_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC

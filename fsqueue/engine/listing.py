@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import current, explained
-from fsqueue.engine.layout import ORDER, Layout, open_layout
-from fsqueue.engine.order import HEADER_BYTES, Header
+from fsqueue.engine.layout import HEADER_BYTES, ORDER, Layout, open_layout
+from fsqueue.engine.order import Header
 from fsqueue.engine.packing.pack import packed_lines
 from fsqueue.engine.packing.revision import look
 from fsqueue.errors import CorruptRefError

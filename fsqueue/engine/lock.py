@@ -13,16 +13,16 @@ import errno
 import os
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps
 from fsqueue.disk.publish import replace_file
 from fsqueue.engine.clock import FilesystemClock
-from fsqueue.engine.layout import ORDER, ORDER_FLAGS
-from fsqueue.errors import CorruptRefError, LockTimeoutError, LockUnsupportedError
+from fsqueue.engine.layout import HEADER_BYTES, ORDER, ORDER_FLAGS
+from fsqueue.errors import CorruptRefError, LockTimeoutError, LockUnsupportedError, QueueConfigError
 
 if TYPE_CHECKING:
     from filelock import SoftFileLease
@@ -34,11 +34,35 @@ LEASE_DURATION_S = 15.0
 _LEASE_ROUNDS = 4
 _FIRST_PAUSE_S = 0.00005
 _LONGEST_PAUSE_S = 0.02
+_BRISK_S = 0.1
+_BRISK_PAUSE_S = 0.002
 _UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class StaleLockWarning(RuntimeWarning):
     """Warn that the order lock was held for so long that its file was replaced."""
+
+
+class Hold:
+    """Take the lock at the beginning of a with block and give it back at its end; its value says whether it is held.
+
+    Nothing else takes or gives it. An exception in the midst of either lets go of everything.
+    """
+
+    __slots__ = ("_give", "_held", "_take")
+
+    def __init__(self, take: Callable[[], bool], give: Callable[[], None]) -> None:
+        self._take = take
+        self._give = give
+        self._held = False
+
+    def __enter__(self) -> bool:
+        self._held = self._take()
+        return self._held
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if self._held:
+            self._give()
 
 
 class OrderFile:
@@ -57,8 +81,10 @@ class OrderFile:
         self.fd = -1
         self.size = 0
         self._mode = mode
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()
+        self._inside: set[int] = set()  # the threads that take, hold or give the lock
         self._stuck_until = 0.0
+        self._stuck_at: tuple[int, int, bytes] | None = None
         self._pause_s = _FIRST_PAUSE_S
         self._lease: SoftFileLease | None = None
         if mode == "lease":
@@ -68,71 +94,69 @@ class OrderFile:
                 os.path.join(root.path, "order.lease"), lease_duration=LEASE_DURATION_S, thread_local=False
             )
 
-    def acquire_soon(self) -> bool:
-        """Take the lock within `GET_PATIENCE_S` seconds, or return False.
+    def soon(self) -> Hold:
+        """Hold the lock for a with block, or go on without it where it cannot be had in `GET_PATIENCE_S` seconds.
 
-        After one such failure it is only tried, not waited for, for the next `STUCK_FOR_S` seconds.
+        After one such failure it is only tried, not waited for, for `STUCK_FOR_S` seconds, unless its holder moves on.
         """
-        stuck = self.ops.monotonic() < self._stuck_until
-        if self.acquire(0.0 if stuck else GET_PATIENCE_S):
-            return True
-        if not stuck:
-            self._stuck_until = self.ops.monotonic() + STUCK_FOR_S
-        return False
+        return Hold(self._take_soon, self._give)
 
-    @contextmanager
-    def held_soon(self) -> Iterator[bool]:
-        """Hold the lock, or go on without it where it cannot be had soon; say which."""
-        held = self.acquire_soon()
-        try:
-            yield held
-        finally:
-            if held:
-                self.release()
-
-    def acquire_surely(self) -> None:
-        """Take the lock, replacing the file where it could not be had for `PUT_TIMEOUT_S` seconds.
+    def surely(self) -> Hold:
+        """Hold the lock for a with block; replace its file where a holder has not moved on for `PUT_TIMEOUT_S` seconds.
 
         Raises:
             LockTimeoutError: in mode ``lease``, where a dead holder's claim expires and a live one's does not.
         """
-        self._mutex.acquire()
-        try:
-            rounds = 0
-            while not self._acquire_within(PUT_TIMEOUT_S):
-                rounds += 1
-                self._replace(rounds)
-        except BaseException:
-            self._give_up()
-            raise
+        return Hold(self._take_surely, self._give)
 
-    def acquire(self, patience_s: float) -> bool:
-        """Take the lock within patience_s seconds, or return False.
+    def _take_soon(self) -> bool:
+        stuck = self._stuck_at is not None and self.ops.monotonic() < self._stuck_until
+        stuck = stuck and self._look() == self._stuck_at
+        if self._take(0.0 if stuck else GET_PATIENCE_S):
+            self._stuck_at = None
+            return True
+        if not stuck:
+            self._stuck_at, self._stuck_until = self._look(), self.ops.monotonic() + STUCK_FOR_S
+            if self._lease is not None:
+                self._break_stale_lease(self._lease.lock_file)
+        return False
+
+    def _take_surely(self) -> bool:
+        rounds = 0
+        while not self._take(PUT_TIMEOUT_S, after_threads=True):
+            rounds += 1
+            self._replace(rounds)
+        return True
+
+    def _take(self, patience_s: float, after_threads: bool = False) -> bool:
+        """Take the lock within patience_s seconds of its holder's last sign of life, or return False.
+
+        Args:
+            after_threads: wait for other threads of this process in any case: what they hold is not stuck.
 
         Raises:
             LockUnsupportedError: the mount has no such lock.
         """
-        if not self._mutex.acquire(timeout=patience_s):
-            return False
+        thread = threading.get_ident()
+        if thread in self._inside:
+            self.drop_leftovers()
+        self._inside.add(thread)
         try:
-            if self._acquire_within(patience_s):
+            if not self._mutex.acquire(timeout=-1 if after_threads else patience_s):
+                self._inside.discard(thread)
+                return False
+            if self._take_within(patience_s):
                 return True
-        except BaseException:
-            self._give_up()
-            raise
-        self._mutex.release()
-        return False
-
-    def _give_up(self) -> None:
-        """Let go after an error: closing the descriptor drops its lock too, whatever state it was left in."""
-        try:
-            if self._lease is not None:
-                self._lease.release(force=True)
-            self._drop_quietly()
-        finally:
+            self._inside.discard(thread)
             self._mutex.release()
+            return False
+        except BaseException:
+            self.drop_leftovers()
+            raise
 
-    def release(self) -> None:
+    def _give(self) -> None:
+        if threading.get_ident() not in self._inside:
+            return  # a signal handler that ran in the midst of the block has closed this, or let go of the lock
         try:
             if self._lease is not None:
                 self._lease.release()
@@ -142,10 +166,30 @@ class OrderFile:
             if self._mode != "flock":
                 self._drop()
         except BaseException:
-            self._drop_quietly()
+            self.drop_leftovers()
             raise
+        self._mutex.release()
+        self._inside.discard(threading.get_ident())
+
+    def drop_leftovers(self) -> None:
+        """Let go of what an interrupted call of this thread has left locked, if anything.
+
+        An exception may come between any two lines: a signal handler's, for instance. Closing the descriptor drops its
+        lock too, whatever state it was left in.
+        """
+        thread = threading.get_ident()
+        if thread not in self._inside or not self._mutex.acquire(blocking=False):
+            self._inside.discard(thread)
+            return
+        try:
+            if self._lease is not None:
+                self._lease.release(force=True)
         finally:
-            self._mutex.release()
+            self._drop_quietly()
+            self._inside.discard(thread)
+            with suppress(RuntimeError):  # as often as it was acquired; an RLock says when it is not held any more
+                while True:
+                    self._mutex.release()
 
     def probe(self) -> None:
         """Find out whether the mount has the lock at all.
@@ -153,12 +197,18 @@ class OrderFile:
         Raises:
             LockUnsupportedError: it has not.
         """
-        if self.acquire(0.0):
-            self.release()
+        if self._take(0.0):
+            self._give()
 
     def close(self) -> None:
-        with self._mutex:
+        """Close the descriptor; never wait for this thread itself, which a signal handler may have interrupted."""
+        self.drop_leftovers()
+        mine = self._mutex.acquire(timeout=GET_PATIENCE_S)
+        try:
             self._drop()
+        finally:
+            if mine:
+                self._mutex.release()
 
     def __del__(self) -> None:
         with suppress(OSError, AttributeError):  # a handle that was dropped without close()
@@ -186,25 +236,50 @@ class OrderFile:
         finally:
             self.ops.close(fd)
 
-    def _acquire_within(self, patience_s: float) -> bool:
-        deadline = self.ops.monotonic() + patience_s
-        pause_s = self._pause_s
+    def _take_within(self, patience_s: float) -> bool:
+        """Take the lock, or return False when its holder has not moved on for patience_s seconds."""
+        monotonic = self.ops.monotonic
+        started = monotonic()
+        deadline, pause_s = started + patience_s, self._pause_s
+        seen, looked = None, False
         while True:
-            if self._try_lock(max(0.0, deadline - self.ops.monotonic())):
+            if self._try_lock(max(0.0, deadline - monotonic())):
                 if self._is_linked():
                     self._pause_s = max(_FIRST_PAUSE_S, pause_s / 4)
                     return True
                 # The file was deleted or replaced under this handle: its lock excludes nobody any more.
                 self._unlock_dropped()
                 continue
-            if self.ops.monotonic() >= deadline:
-                if not self._was_replaced():
-                    return False
-                self._drop()
-                deadline = self.ops.monotonic() + patience_s
+            now = monotonic()
+            if patience_s and not looked and now >= deadline - patience_s / 2:
+                seen, looked = self._look(), True
+            if now >= deadline:
+                if self._was_replaced():
+                    self._drop()
+                else:
+                    before, seen = seen, self._look()
+                    if not patience_s or seen == before:
+                        return False
+                deadline = monotonic() + patience_s
                 continue
             self.ops.sleep(pause_s * (0.5 + self.ops.random()))
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            brisk = not self._remote and now - started < _BRISK_S
+            pause_s = min(2 * pause_s, _BRISK_PAUSE_S if brisk else _LONGEST_PAUSE_S)
+
+    def _look(self) -> tuple[int, int, bytes] | None:
+        """Return what a holder that moves on changes: which file it is, its size and header; None where unreadable.
+
+        Not the mtime: everybody who reads the filesystem's clock touches it.
+        """
+        try:
+            fd = self.ops.open(ORDER, ORDER_FLAGS, 0o666, dir_fd=self.root.fd)
+            try:
+                status = self.ops.fstat(fd)
+                return status.st_ino, status.st_size, self.ops.pread(fd, HEADER_BYTES, 0)
+            finally:
+                self.ops.close(fd)
+        except OSError:
+            return None
 
     def _is_linked(self) -> bool:
         """Return whether the locked file is still the one that goes by the name; note its size.
@@ -225,10 +300,18 @@ class OrderFile:
 
     def _try_lock(self, patience_s: float) -> bool:
         if self._lease is not None:
+            from filelock import LeaseSettingsMismatch
+
             try:
                 self._lease.acquire(timeout=patience_s, poll_interval=_LONGEST_PAUSE_S)
             except TimeoutError:
                 return False
+            except LeaseSettingsMismatch as error:
+                raise QueueConfigError(
+                    self.root.path,
+                    f"is locked by a program with another lease duration than the {LEASE_DURATION_S:g} s of FORMAT.md "
+                    f"({error}): let it use SoftFileLease(order.lease, lease_duration={LEASE_DURATION_S:g})",
+                ) from error
         if self.fd < 0:
             self.fd = self.ops.open(ORDER, ORDER_FLAGS, 0o666, dir_fd=self.root.fd)
             self._inode = self.ops.fstat(self.fd).st_ino
@@ -296,8 +379,11 @@ class OrderFile:
             stacklevel=2,
         )
 
-    def _break_stale_lease(self, path: str, rounds: int) -> None:
+    def _break_stale_lease(self, path: str, rounds: int = 0) -> None:
         """Remove a lease file that nobody refreshes, such as the empty one of a process killed while making it.
+
+        Args:
+            rounds: how often a put has waited `PUT_TIMEOUT_S` seconds for it.
 
         Raises:
             LockTimeoutError: its holder lives.

@@ -17,10 +17,10 @@ from itertools import islice
 from typing import NamedTuple
 
 from fsqueue.disk.fileops import FileOps
+from fsqueue.engine.layout import HEADER_BYTES
 from fsqueue.engine.lock import OrderFile
 from fsqueue.format.names import is_stem
 
-HEADER_BYTES = 64
 COMPACT_BYTES = 1 << 16
 _SCAN_CHUNK_BYTES = 1 << 16
 _SCAN_LIMIT_BYTES = 1 << 21
@@ -115,7 +115,7 @@ class Order:
         """Name refs that have come back to pending/ at the tail; where the lock cannot be had, a sweep finds them."""
         if not stems:
             return
-        with self._file.held_soon() as held:
+        with self._file.soon() as held:
             if held:
                 self.append_or_doubt_locked(stems)
             else:

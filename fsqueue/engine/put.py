@@ -6,6 +6,11 @@ from fsqueue.disk.fileops import silently_remove
 from fsqueue.engine.handle import Handle
 from fsqueue.format import names
 
+_HOLD_S = 0.005  # for which a put holds the lock at most, where the filesystem lets it do anything in that time
+_REMOTE_HOLD_S = 0.1
+_PAUSE_S = 0.001
+_FIRST_PIECE = 256
+_LEAST_PIECE = 16
 _FEW = 2
 _NAMES_A_LOOKUP = 16
 _NAMES_A_STAT = 4
@@ -41,31 +46,52 @@ class Putter:
         handle = self._handle
         waiting = dict(zip(contents, handle.moves.write_new(list(contents.values())), strict=True))
         try:
-            handle.order_file.acquire_surely()
-            try:
-                self._publish_locked(waiting)
-            finally:
-                handle.order_file.release()
+            self._publish(waiting)
         finally:
             silently_remove(handle.ops, handle.layout.tmp.fd, waiting.values())
 
-    def _publish_locked(self, waiting: dict[str, str]) -> None:
-        """Rename new refs into pending/ and name them in the order; those that are not new remain in waiting."""
+    def _publish(self, waiting: dict[str, str]) -> None:
+        """Publish in pieces, so that others come in between; what remains in waiting is in the queue already.
+
+        A piece ends when it has taken as long as a hold of the lock may; the next one is as large as that leaves time
+        for. All but the first begin after a pause, since whoever waits for the lock has to ask just then.
+        """
+        handle = self._handle
+        hold_s = _REMOTE_HOLD_S if handle.layout.remote else _HOLD_S
+        stems = list(waiting)
+        size, done = _FIRST_PIECE, 0
+        while done < len(stems):
+            if done:
+                handle.ops.sleep(_PAUSE_S)
+            with handle.order_file.surely():
+                started = handle.ops.monotonic()
+                taken = self._publish_locked(stems[done : done + size], waiting, started + hold_s)
+                took_s = handle.ops.monotonic() - started
+            done += taken
+            size = max(_LEAST_PIECE, min(int(taken * hold_s / max(took_s, 1e-6)), 2 * size))
+
+    def _publish_locked(self, stems: list[str], waiting: dict[str, str], until: float) -> int:
+        """Rename new refs into pending/ and name them in the order; return how many of the stems were seen to."""
         handle = self._handle
         if handle.layout.remote:
             handle.order.header_locked()
-        known = self.known(list(waiting))
+        known = self.known(stems)
         published: list[str] = []
+        seen = 0
         try:
-            publish, forget = handle.moves.publish, handle.held.forget
-            for stem in [stem for stem in waiting if stem not in known] if known else list(waiting):
-                publish(waiting[stem], stem)
-                del waiting[stem]
-                forget(stem)
-                published.append(stem)
+            publish, forget, monotonic = handle.moves.publish, handle.held.forget, handle.ops.monotonic
+            for seen, stem in enumerate(stems, 1):
+                if stem not in known:
+                    publish(waiting[stem], stem)
+                    del waiting[stem]
+                    forget(stem)
+                    published.append(stem)
+                if not seen % _LEAST_PIECE and monotonic() > until:
+                    break
         finally:
             if published:
                 handle.order.append_or_doubt_locked(published)
+        return seen
 
     def known(self, stems: list[str]) -> set[str]:
         """Return those of the stems that are pending or leased.

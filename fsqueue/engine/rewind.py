@@ -143,7 +143,7 @@ def _put_back(handle: Handle, batch: list[_Acked], after_step: int, returned: li
 
 def _fetch(handle: Handle, batch: list[_Acked], fetched: list[_Acked]) -> set[_Acked]:
     """Move the files of a batch from done/ to leased/@me, and note them in fetched; return those that are live."""
-    with handle.order_file.held_soon() as held:
+    with handle.order_file.soon() as held:
         if held:
             handle.order.header_locked()  # how long the backlog is decides how to look through it
         known = Putter(handle).known([stem for _, stem, _ in batch])

@@ -331,3 +331,88 @@ def test_killed_holder_frees_the_lock(path: Path) -> None:
         holder.kill()
         thread.result()
     assert drain(queue) == ["a"]
+
+
+def test_a_put_lets_others_in_between(path: Path) -> None:
+    """A long put gives the lock back after each piece: whoever waits gets it, and finds all earlier refs in order."""
+    tap, got = Tap(), list[str]()
+    consumer = FileSampleRefQueue(path, durable=False)
+    consumer.put(numbered(3, "a"))
+    producer = open_tapped(tap, path, durable=False)
+    elapsed = [0.0]
+    tap.ops.monotonic = lambda: elapsed[0]
+
+    def time_passes(name: str, *_: Any) -> None:
+        elapsed[0] += 0.001 if name == "rename" else 0.0
+
+    def let_in(pause_s: float) -> None:
+        got.extend(ids(consumer.get(100)))
+
+    tap.before, tap.ops.sleep = time_passes, let_in
+    producer.put(numbered(200))
+    got += drain(consumer)
+    assert got == ids([*numbered(3, "a"), *numbered(200)])
+
+
+def test_no_piece_of_a_put_outlasts_its_time(path: Path) -> None:
+    """Where a rename takes a millisecond, no hold of the lock publishes more than what 16 of them allow."""
+    tap, holds = Tap(), list[int]()
+    producer = open_tapped(tap, path, durable=False)
+    elapsed = [0.0]
+    tap.ops.monotonic, tap.ops.sleep = lambda: elapsed[0], lambda pause_s: None
+
+    def note(name: str, *_: Any) -> None:
+        if name == "lock":
+            holds.append(0)
+        elif name == "rename":
+            holds[-1] += 1
+            elapsed[0] += 0.001
+
+    tap.before = note
+    producer.put(numbered(200))
+    assert sum(holds) == 200 and max(holds) <= 16
+
+
+@pytest.mark.parametrize("call", ["get", "put"])
+def test_a_holder_that_moves_on_is_waited_for(path: Path, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the locked file grows, nobody goes on without the lock or replaces it, however long that takes."""
+    monkeypatch.setattr(lock, "GET_PATIENCE_S", 0.2)
+    monkeypatch.setattr(lock, "PUT_TIMEOUT_S", 0.2)
+    tap = Tap()
+    queue = open_tapped(tap, path, durable=False)
+    queue.put(refs("a"))
+    fd, inode, elapsed = locked_by_me(path), (path / "order.lock").stat().st_ino, [0.0]
+    tap.ops.monotonic = lambda: elapsed[0]
+
+    def sleep(pause_s: float) -> None:
+        nonlocal fd
+        elapsed[0] += pause_s
+        if fd < 0:
+            return
+        if elapsed[0] < 3.0:
+            os.pwrite(fd, b"\n", os.fstat(fd).st_size)
+        else:
+            os.close(fd)
+            fd = -1
+
+    tap.ops.sleep = sleep
+    tap.counts.clear()
+    if call == "get":
+        assert ids(queue.get(1)) == ["a"] and tap.counts["listdir"] <= 2, "it took its place in the order"
+    else:
+        queue.put(refs("b"))
+    assert elapsed[0] >= 3.0 and (path / "order.lock").stat().st_ino == inode
+
+
+def test_an_interrupted_hold_is_let_go(path: Path) -> None:
+    """After a signal's exception in the midst of a hold, the same thread's next call does not wait for itself."""
+    queue = FileSampleRefQueue(path, durable=False)
+    file = queue.handle.order_file
+    hold = file.surely()
+    assert hold.__enter__()  # and no __exit__, as where an exception comes before it is called
+    queue.put(refs("a"))
+    assert ids(queue.get(1)) == ["a"]
+    hold = file.surely()
+    assert hold.__enter__()
+    queue.close()
+    os.close(locked_by_me(path))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fsqueue import FileSampleRefQueue, LockUnsupportedError, QueueIOError, StaleLockWarning
+from fsqueue import FileSampleRefQueue, LockUnsupportedError, QueueConfigError, QueueIOError, StaleLockWarning
 from fsqueue.engine import lock
 from tests.support import (
     InThread,
@@ -118,3 +118,30 @@ def test_marker_that_a_kill_left_unfinished(path: Path, monkeypatch: pytest.Monk
         warnings.simplefilter("ignore", StaleLockWarning)
         queue.put(refs("a"))
     assert drain(queue) == ["a"]
+
+
+def test_consumers_get_rid_of_an_unfinished_marker_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A get goes on past an empty lease file, and removes it, so that no other call has to wait for it."""
+    monkeypatch.setattr(lock, "GET_PATIENCE_S", 0.2)
+    queue = FileSampleRefQueue(path, lock="lease", durable=False)
+    queue.put(refs("a"))
+    (path / "order.lease").write_bytes(b"")
+    os.utime(path / "order.lease", (1_000.0, 1_000.0))
+    with pytest.warns(StaleLockWarning, match=r"order\.lease"):
+        assert ids(queue.get(1)) == ["a"]
+    assert not (path / "order.lease").exists()
+
+
+@pytest.mark.parametrize("call", ["get", "put"])
+def test_another_duration_of_the_lease_is_named(path: Path, call: str) -> None:
+    """A program whose lease on order.lease has another duration gets this queue's own error, with both numbers."""
+    from filelock import SoftFileLease
+
+    queue = FileSampleRefQueue(path, lock="lease", durable=False)
+    with (
+        SoftFileLease(path / "order.lease", lease_duration=33.0, thread_local=False),
+        pytest.raises(QueueConfigError, match=r"another lease duration than the 15 s.*33\.0"),
+    ):
+        queue.get(1) if call == "get" else queue.put(refs("a"))
+    queue.put(refs("b"))
+    assert drain(queue) == ["b"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fsqueue import FileSampleRefQueue, dp_partition
-from fsqueue.engine.order import HEADER_BYTES
+from fsqueue.engine.layout import HEADER_BYTES
 from tests.support import FakeClock, Tap, assert_clean, drain, ids, names_in, numbered, open_tapped, ref, refs
 
 Damage = Callable[[Path], None]
@@ -290,9 +290,8 @@ def test_a_sweep_leaves_places_alone_that_another_handle_has_just_taken(path: Pa
     with FileSampleRefQueue(path, durable=False) as busy:
         busy.put(numbered(3))
         places = busy.handle.order
-        busy.handle.order_file.acquire_surely()
-        assert len(places.take_locked(3)) == 3
-        busy.handle.order_file.release()
+        with busy.handle.order_file.surely():
+            assert len(places.take_locked(3)) == 3
 
         def take_all(_: float) -> None:
             for file in (path / "pending").iterdir():
@@ -356,8 +355,8 @@ def test_a_waiting_get_looks_fully_in_time_though_it_is_woken_all_the_while(path
     first.put(refs("moved"))
     first.ack(first.get(1))
     (path / "done" / "moved.json").rename(path / "moved.json")
-    first.handle.order_file.acquire_surely()
-    first.handle.order_file.release()
+    with first.handle.order_file.surely():
+        pass
     order = first.handle.order
     tap.ops.monotonic = clock
     tap.ops.sleep = put_and_take

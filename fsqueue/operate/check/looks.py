@@ -11,8 +11,8 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from fsqueue.disk.directory import Directory
-from fsqueue.engine.layout import DIRECTORIES, LEDGER, ORDER, SETTINGS, STATES, STREAM, Layout
-from fsqueue.engine.order import HEADER_BYTES, Header
+from fsqueue.engine.layout import DIRECTORIES, HEADER_BYTES, LEDGER, ORDER, SETTINGS, STATES, STREAM, Layout
+from fsqueue.engine.order import Header
 from fsqueue.engine.owners import read_record
 from fsqueue.engine.packing.revision import is_abandoned
 from fsqueue.errors import CorruptRefError

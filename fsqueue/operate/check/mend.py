@@ -16,8 +16,9 @@ from typing import TypeVar
 from fsqueue.disk.directory import Directory
 from fsqueue.engine.claim import Claimer
 from fsqueue.engine.handle import Handle
+from fsqueue.engine.layout import HEADER_BYTES
 from fsqueue.engine.moves import Change, record
-from fsqueue.engine.order import HEADER_BYTES, Header
+from fsqueue.engine.order import Header
 from fsqueue.engine.owners import read_record
 from fsqueue.engine.packing.revision import recover
 from fsqueue.engine.packing.unpack import mend_segment
@@ -148,7 +149,7 @@ class Mender:
             return self._rename_settled(directory, name, stem)
         self._refuse_worked_on(directory, name)
         # RACE: under the lock, no put is between its look for the id and its publishing.
-        with self._handle.order_file.held_soon():
+        with self._handle.order_file.soon():
             self._lease(directory, name, stem)
         return self._settle_live(stem)
 
@@ -264,8 +265,7 @@ class Mender:
     def _rebuild_order(self, directory: Directory, name: str) -> str:
         """Keep the lines that name something, under a new header, and add what is pending and not named."""
         handle, file = self._handle, self._handle.order_file
-        file.acquire_surely()
-        try:
+        with file.surely():
             data = handle.ops.pread(file.fd, file.size, 0)
             header = Header.decode(data[:HEADER_BYTES])
             lines = data[header.cursor if header else 0 :].decode("ascii", "replace").split("\n")
@@ -273,8 +273,6 @@ class Mender:
             handle.ops.ftruncate(file.fd, 0)
             file.size = 0
             handle.order.append_locked(dict.fromkeys(line for line in lines if line and names.is_stem(line)))
-        finally:
-            file.release()
         Claimer(handle).name_stranded()
         return "rebuilt"
 
