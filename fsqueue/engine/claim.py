@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import msgspec
 
@@ -18,6 +18,8 @@ _SORT_BY_MTIME_LIMIT = 4096
 _CHEAP_SWEEP_S = 0.001
 _RELAX = 20
 _CLAIMING_S = 0.002
+_ERRORS_A_CALL = 64
+_REFUSED_S = 1.0
 _REMOTE_CLAIMING_S = 0.05
 
 Partition = tuple[int, int]
@@ -25,6 +27,34 @@ Partition = tuple[int, int]
 
 class _SampleId(msgspec.Struct):
     sample_id: str
+
+
+class Refused:
+    """Remember the refs that could not be claimed, so that they do not fail every call: each is left alone for longer.
+
+    The first error costs no time, as one that passes; after the second it is a second, then two, and so on.
+    """
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._of: dict[str, tuple[int, float]] = {}
+
+    def add(self, stem: str) -> None:
+        """Note that this ref could not be claimed."""
+        times = self._of.get(stem, (0, 0.0))[0] + 1
+        pause_s = min(_REFUSED_S * 2.0 ** (times - 2), SWEEP_S) if times > 1 else 0.0
+        self._of[stem] = times, self._monotonic() + pause_s
+
+    def forget(self, stem: str) -> None:
+        if self._of:
+            self._of.pop(stem, None)
+
+    def now(self) -> set[str]:
+        """Return the stems of those that are to be left alone now."""
+        if not self._of:
+            return set()
+        time = self._monotonic()
+        return {stem for stem, (_, until) in self._of.items() if until > time}
 
 
 class Claimer:
@@ -37,41 +67,47 @@ class Claimer:
         self._no_sweep_before = -1e9
         self._sweep_s = 0.0  # how long the last listing and comparison took
         self._compared_at = -1e9
+        self._refused = Refused(handle.ops.monotonic)
 
     def take(self, count: int, partition: Partition | None, thorough: bool, leased: list[str]) -> bool:
         """Lease up to count refs in FIFO order and append their stems to leased; False when there were none.
 
         Where thorough, an order that names no more is compared with a listing.
 
-        On an error, leased holds every ref that may be leased by now; a sweep will find those whose places were
-        taken and that were not claimed.
+        A ref that cannot be claimed costs that ref and not the others: its error is raised only where nothing could
+        be leased. Then leased holds every ref that may be leased all the same; a sweep will find those whose places
+        were taken and that were not claimed.
         """
         wanted, before = len(leased) + count, len(leased)
         swept = not thorough
+        errors: list[OSError] = []
         try:
-            while len(leased) < wanted:
+            while len(leased) < wanted and len(errors) < _ERRORS_A_CALL:
                 had = len(leased)
                 stems, exhausted = self._reserve(wanted - had, partition)
-                self._claim(stems, leased)
+                self._claim(stems, leased, errors)
                 if exhausted and len(leased) == had:
                     if swept or len(leased) > before or not self._sweep():
                         break
                     self._scans.pop(partition, None)  # the order may have been torn and grown again below it
                     swept = True
+            if errors and len(leased) == before:
+                raise errors[0]
         except BaseException:
             self._handle.order.incomplete = True
             raise
         return len(leased) > before
 
-    def _claim(self, stems: list[str], leased: list[str]) -> None:
-        """Claim the refs whose places were taken; one that cannot be claimed costs that ref, not the others."""
-        handle, held, before = self._handle, self._handle.held, len(leased)
+    def _claim(self, stems: list[str], leased: list[str], errors: list[OSError]) -> None:
+        """Claim the refs whose places were taken; append to errors what some of them raise."""
+        handle, held = self._handle, self._handle.held
         if handle.layout.remote and stems:
             # NFS: a remembered name may still mean the file of an earlier life, which the stamp would go to.
             handle.layout.pending.refresh()
             handle.layout.leased.refresh()
-        first: OSError | None = None
         claim, strays = handle.moves.claim_stamped, handle.strays
+        if refused := self._refused.now():
+            stems = [stem for stem in stems if stem not in refused]
         stamps = handle.overlap.ahead(handle.moves.stamp_pending, stems)
         for stem, stamp in zip(stems, stamps, strict=True):
             if stem in strays or not held.begin(stem):
@@ -83,14 +119,14 @@ class Claimer:
             try:
                 if stamp() and claim(stem):
                     held.add(stem)
+                    self._refused.forget(stem)
                     continue
             except OSError as error:
-                first = first or error
+                errors.append(error)
+                self._refused.add(stem)
                 handle.strays.add([stem])
             leased.pop()
             held.cancel_claim(stem)
-        if first is not None and len(leased) == before:
-            raise first
 
     def _still_leased(self, stem: str) -> bool:
         """Return whether a ref that is pending, and that this handle holds, is leased too: then it was queued twice."""
@@ -185,10 +221,10 @@ class Claimer:
 
     def _pending_stems(self) -> list[str]:
         """List the stems in pending/; give a file that was moved there under another name its own."""
-        stems = []
+        stems, refused = [], self._refused.now()
         for name in self._handle.layout.pending.listing():
             stem = names.parse_pending(name)
-            if stem is None:
+            if stem is None or stem in refused:
                 continue
             if name != names.ref_file(stem):
                 self._handle.moves.rename_pending(name, stem)

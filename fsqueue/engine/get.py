@@ -82,7 +82,13 @@ class Getter(Generic[R]):
         first: OSError | None = None
         while len(refs) < max_refs:
             seen = len(leased)
-            if not self._claimer.take(max_refs - len(refs), partition, thorough, leased):
+            try:
+                if not self._claimer.take(max_refs - len(refs), partition, thorough, leased):
+                    break
+            except OSError:
+                if not refs:
+                    raise
+                self._handle.strays.add(leased[seen:])
                 break
             contents = self._handle.overlap.ahead(self._content, leased[seen:])
             for index, content in enumerate(contents, seen):

@@ -108,8 +108,8 @@ class Order:
         if offset < HEADER_BYTES:
             data = Header(epoch=self._new_epoch(), swept_at=int(self._ops.time())).encode() + data
             offset = 0
-        self._ops.pwrite_all(self._file.fd, data, offset)
-        self._file.size = offset + len(data)
+        if self._write(data, offset):
+            self._file.size = offset + len(data)
 
     def append_soon(self, stems: list[str]) -> None:
         """Name refs that have come back to pending/ at the tail; where the lock cannot be had, a sweep finds them."""
@@ -117,16 +117,9 @@ class Order:
             return
         with self._file.soon() as held:
             if held:
-                self.append_or_doubt_locked(stems)
+                self.append_locked(stems)
             else:
                 self.incomplete = True
-
-    def append_or_doubt_locked(self, stems: list[str]) -> None:
-        """Name these at the tail, if the filesystem lets it: the order is a hint, and they are pending all the same."""
-        try:
-            self.append_locked(stems)
-        except OSError:
-            self.incomplete = True
 
     def take_locked(self, count: int) -> list[str]:
         """Hand out the next count stems and move the cursor past them; fewer where the order ends."""
@@ -190,7 +183,7 @@ class Order:
 
     def swept_locked(self, now: float) -> None:
         """Note that pending/ has been compared with the order."""
-        self._write_header(self.header_locked()._replace(swept_at=int(now)))
+        self._write(self.header_locked()._replace(swept_at=int(now)).encode(), 0)
 
     def _mark_locked(self, data: bytes, found: list[int], offset: int) -> tuple[list[str], int, int]:
         """Mark as dead those of the found lines that are stems.
@@ -213,7 +206,7 @@ class Order:
                 last = at + 1
             at, after = at + size_bytes, index + 1
         if stems:
-            self._ops.pwrite_all(self._file.fd, bytes(marked[first:last]), offset + first)
+            self._write(bytes(marked[first:last]), offset + first)
         return stems, at, dead_bytes
 
     def _skip_dead_locked(self, header: Header) -> Header:
@@ -235,19 +228,25 @@ class Order:
                 rest = b"".join(line for line in rest.splitlines(keepends=True) if line[0] != DEAD)
             self._rewrite_locked(Header(epoch=self._new_epoch(), swept_at=header.swept_at), rest)
         elif header != before:
-            self._write_header(header)
+            self._write(header.encode(), 0)
 
     def _rewrite_locked(self, header: Header, lines: bytes) -> None:
         """Write all of the file.
 
         CRASH: after the write and before the truncation, old lines follow the new: names handed out twice.
         """
-        self._ops.pwrite_all(self._file.fd, header.encode() + lines, 0)
-        self._ops.ftruncate(self._file.fd, HEADER_BYTES + len(lines))
-        self._file.size = HEADER_BYTES + len(lines)
+        if self._write(header.encode() + lines, 0):
+            self._ops.ftruncate(self._file.fd, HEADER_BYTES + len(lines))
+            self._file.size = HEADER_BYTES + len(lines)
 
-    def _write_header(self, header: Header) -> None:
-        self._ops.pwrite_all(self._file.fd, header.encode(), 0)
+    def _write(self, data: bytes, offset: int) -> bool:
+        """Write into the order, if the filesystem lets it: a full disk costs the hint and nothing else."""
+        try:
+            self._ops.pwrite_all(self._file.fd, data, offset)
+            return True
+        except OSError:
+            self.incomplete = True
+            return False
 
     def _lines(self, offset: int, wanted: int) -> list[bytes]:
         return self._whole_lines(offset, wanted).splitlines(keepends=True)

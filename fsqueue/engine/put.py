@@ -90,7 +90,7 @@ class Putter:
                     break
         finally:
             if published:
-                handle.order.append_or_doubt_locked(published)
+                handle.order.append_locked(published)
         return seen
 
     def known(self, stems: list[str]) -> set[str]:

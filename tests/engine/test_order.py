@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fsqueue import FileSampleRefQueue, dp_partition
+from fsqueue import FileSampleRefQueue, QueueIOError, dp_partition
 from fsqueue.engine.layout import HEADER_BYTES
 from tests.support import FakeClock, Tap, assert_clean, drain, ids, names_in, numbered, open_tapped, ref, refs
 
@@ -363,3 +363,49 @@ def test_a_waiting_get_looks_fully_in_time_though_it_is_woken_all_the_while(path
     late = open_tapped(tap, path, durable=False)
     assert ids(late.get(1, timeout_s=30.0)) == ["moved"]
     assert clock.now - moved[0] < 5.0
+
+
+def test_refs_that_cannot_be_claimed_do_not_wedge_the_others(path: Path) -> None:
+    """With half of the refs untouchable every other one is handed out, and an error is raised a few times only."""
+    tap = Tap()
+    queue = open_tapped(tap, path, durable=False)
+    queue.put([ref(f"{'bad' if number % 2 else 'good'}{number:03d}") for number in range(80)])
+
+    def refuse(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if name == "utime" and str(args[0]).startswith("bad"):
+            raise PermissionError(errno.EACCES, "injected")
+
+    tap.before = refuse
+    got, raised = list[str](), 0
+    for _ in range(40):
+        try:
+            found = queue.get(8)
+            got += ids(found)
+            queue.ack(found)
+        except QueueIOError:
+            raised += 1
+    assert sorted(got) == sorted(f"good{number:03d}" for number in range(0, 80, 2)) and raised <= 4
+    assert names_in(path, "leased") == []
+    tap.before = None
+    assert len(drain(FileSampleRefQueue(path, durable=False))) == 40, "another handle finds the rest at once"
+
+
+def test_a_full_disk_under_the_order_costs_no_call(path: Path) -> None:
+    """Every write of the order fails: puts, gets, retries and sweeps go on, and each ref is handed out once."""
+    tap = Tap()
+    queue = open_tapped(tap, path, durable=False)
+    queue.put(numbered(30))
+
+    def full(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if name == "pwrite":
+            raise OSError(errno.ENOSPC, "injected")
+
+    tap.before = full
+    queue.put(refs("later"))
+    first = queue.get(5)
+    queue.release(first[:2])
+    queue.ack(first[2:])
+    (path / "pending" / "s00010.json").rename(path / "s00010.json")
+    (path / "s00010.json").rename(path / "pending" / "s00010.json")
+    rest = drain(queue)
+    assert sorted(ids(first[2:]) + rest) == sorted([*ids(numbered(30)), "later"])
