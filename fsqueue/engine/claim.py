@@ -91,6 +91,8 @@ class Claimer:
                         break
                     self._scans.pop(partition, None)  # the order may have been torn and grown again below it
                     swept = True
+                    if self._handle.order.unwritable:
+                        self._claim(self._without_lock(wanted - had, partition), leased, errors)
             if errors and len(leased) == before:
                 raise errors[0]
         except BaseException:

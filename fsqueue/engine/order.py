@@ -81,6 +81,8 @@ class Order:
         self.swept_at: int | None = None
         self.backlog_bytes = float("inf")
         self.incomplete = False
+        self.unwritable = False  # the filesystem has refused the latest write
+        self._unwritten: Header | None = None  # where this handle stands in an order that it could not write
 
     def may_name_some(self) -> bool:
         """Guess whether it is worth taking the lock for: without the lock, on a shared mount from the cache."""
@@ -97,6 +99,10 @@ class Order:
         if header is None or header.cursor > self._file.size:
             header = Header(epoch=self._new_epoch())
             self._rewrite_locked(header, b"")
+        elif (
+            (kept := self._unwritten) and kept.epoch == header.epoch and header.cursor < kept.cursor <= self._file.size
+        ):
+            header = header._replace(cursor=kept.cursor)
         self.swept_at = header.swept_at
         self.backlog_bytes = self._file.size - header.cursor - header.dead
         return header
@@ -226,27 +232,30 @@ class Order:
             rest = self._ops.pread(self._file.fd, self._file.size - header.cursor, header.cursor)
             if header.dead:
                 rest = b"".join(line for line in rest.splitlines(keepends=True) if line[0] != DEAD)
-            self._rewrite_locked(Header(epoch=self._new_epoch(), swept_at=header.swept_at), rest)
-        elif header != before:
-            self._write(header.encode(), 0)
+            written = self._rewrite_locked(Header(epoch=self._new_epoch(), swept_at=header.swept_at), rest)
+        else:
+            written = header == before or self._write(header.encode(), 0)
+        self._unwritten = None if written else header
 
-    def _rewrite_locked(self, header: Header, lines: bytes) -> None:
+    def _rewrite_locked(self, header: Header, lines: bytes) -> bool:
         """Write all of the file.
 
         CRASH: after the write and before the truncation, old lines follow the new: names handed out twice.
         """
-        if self._write(header.encode() + lines, 0):
-            self._ops.ftruncate(self._file.fd, HEADER_BYTES + len(lines))
-            self._file.size = HEADER_BYTES + len(lines)
+        if not self._write(header.encode() + lines, 0):
+            return False
+        self._ops.ftruncate(self._file.fd, HEADER_BYTES + len(lines))
+        self._file.size = HEADER_BYTES + len(lines)
+        return True
 
     def _write(self, data: bytes, offset: int) -> bool:
         """Write into the order, if the filesystem lets it: a full disk costs the hint and nothing else."""
         try:
             self._ops.pwrite_all(self._file.fd, data, offset)
-            return True
+            self.unwritable = False
         except OSError:
-            self.incomplete = True
-            return False
+            self.unwritable = self.incomplete = True
+        return not self.unwritable
 
     def _lines(self, offset: int, wanted: int) -> list[bytes]:
         return self._whole_lines(offset, wanted).splitlines(keepends=True)
