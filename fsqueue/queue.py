@@ -23,6 +23,7 @@ from fsqueue.engine.claim import Partition
 from fsqueue.engine.engine import Engine, Options
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import LEDGER, ensure_queue
+from fsqueue.engine.waiting import StopEvent
 from fsqueue.errors import InvalidRefError, QueueClosedError, QueueConfigError
 from fsqueue.format import names
 from fsqueue.format.codec import Codec, tidy
@@ -237,6 +238,7 @@ class FileSampleRefQueue(Generic[R]):
         *,
         partition_key: str | None = None,
         partition: Partition | None = None,
+        stop_event: StopEvent | None = None,
     ) -> list[R]:
         """Lease up to max_refs refs, the oldest first; it may be fewer, or none.
 
@@ -245,8 +247,12 @@ class FileSampleRefQueue(Generic[R]):
             partition_key: accepted and ignored.
             partition: (index, count): lease only ids with ``dp_partition(id, count) == index``, and never wait
                 while anything at all is pending.
+            stop_event: once it is set, a `threading.Event` for instance, this returns [], within a few
+                poll_interval_s, and gives back what it has leased meanwhile. Set it where a get that runs in another
+                thread is cancelled: nobody would have its refs.
 
         Raises:
+            QueueClosedError: another thread closed this object; what was leased meanwhile is pending again.
             QueueIOError: the filesystem refused; refs leased before that go back to pending with the next call.
         """
         if partition is not None and not 0 <= partition[0] < partition[1]:
@@ -255,7 +261,7 @@ class FileSampleRefQueue(Generic[R]):
         if max_refs <= 0:
             return []
         with explained("getting refs from", self.path):
-            return engine.getter.get(max_refs, timeout_s, partition)
+            return engine.getter.get(max_refs, timeout_s, partition, stop_event)
 
     def ack(self, refs: Iterable[R], *, step: int | None = None) -> list[str]:
         """Move refs to done/; with step, the optimizer step becomes part of the file's name.
@@ -432,7 +438,10 @@ class FileSampleRefQueue(Generic[R]):
             return pack(self.handle, older_than_s)
 
     def close(self) -> None:
-        """Stop the heartbeat and close the descriptors; leases stay, and expire unless they are settled."""
+        """Stop the heartbeat and close the descriptors; leases stay, and expire unless they are settled.
+
+        A get that waits in another thread ends with a QueueClosedError.
+        """
         with self._opening:
             self._closed = True
             opened, self._opened = self._opened, None

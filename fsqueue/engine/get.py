@@ -15,7 +15,7 @@ from fsqueue.engine.handle import Handle
 from fsqueue.engine.moves import record
 from fsqueue.engine.put import Putter
 from fsqueue.engine.settle import Settler, bury
-from fsqueue.engine.waiting import Pace, Waiter
+from fsqueue.engine.waiting import Pace, StopEvent, StoppedError, Waiter
 from fsqueue.errors import CorruptRefError, InvalidRefError
 from fsqueue.format import names
 from fsqueue.format.codec import Codec
@@ -45,33 +45,47 @@ class Getter(Generic[R]):
         self._pace = Pace(handle, poll_interval_s, reclaimer.idle_s)
         self._timeout_s = handle.layout.settings.lease_timeout_s
 
-    def get(self, max_refs: int, timeout_s: float | None, partition: Partition | None) -> list[R]:
-        """Lease up to max_refs refs, waiting for the first one for up to timeout_s seconds."""
-        waiter = Waiter(self._handle, timeout_s, self._pace)
+    def get(
+        self, max_refs: int, timeout_s: float | None, partition: Partition | None, stop: StopEvent | None
+    ) -> list[R]:
+        """Lease up to max_refs refs, waiting for the first one for up to timeout_s seconds, or until stop is set."""
+        use = self._handle.begin_use()
+        try:
+            return self._get(max_refs, partition, Waiter(self._handle, timeout_s, self._pace, stop))
+        except StoppedError:
+            self._handle.strays.recover()
+            return []
+        finally:
+            self._handle.end_use(use)
+
+    def _get(self, max_refs: int, partition: Partition | None, waiter: Waiter) -> list[R]:
         thorough = True
         while True:
-            refs = self._get_now(max_refs, partition, thorough)
+            waiter.raise_if_stopped()
+            refs = self._get_now(max_refs, partition, thorough, waiter)
             if refs:
                 self._pace.waited_s = 0.0
             if refs or waiter.expired() or (partition and self._claimer.anything_pending()):
                 return refs
             thorough = waiter.wait()
 
-    def _get_now(self, max_refs: int, partition: Partition | None, thorough: bool) -> list[R]:
+    def _get_now(self, max_refs: int, partition: Partition | None, thorough: bool, waiter: Waiter) -> list[R]:
         self._reclaimer.round_if_due(idle=False)
-        refs = self._lease(max_refs, partition, thorough)
+        refs = self._lease(max_refs, partition, thorough, waiter)
         if thorough and not refs and self._reclaimer.round_if_due(idle=True):
-            refs = self._lease(max_refs, partition, thorough)
+            refs = self._lease(max_refs, partition, thorough, waiter)
         return refs
 
-    def _lease(self, max_refs: int, partition: Partition | None, thorough: bool) -> list[R]:
+    def _lease(self, max_refs: int, partition: Partition | None, thorough: bool, waiter: Waiter) -> list[R]:
         handle, started = self._handle, self._handle.ops.monotonic()
         handle.presence.announce()
         handle.strays.recover()
         self._claimer.sweep_if_due()
         leased: list[str] = []
         try:
-            return self._renewed_if_slow(self._fill(max_refs, partition, thorough, leased), started)
+            refs = self._renewed_if_slow(self._fill(max_refs, partition, thorough, leased), started)
+            waiter.raise_if_stopped()  # what was leased meanwhile would be leased to nobody
+            return refs
         except BaseException:
             handle.strays.add(leased)
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 
 from fsqueue.disk.fileops import FileOps, despite_errors
@@ -15,6 +16,11 @@ from fsqueue.engine.moves import Moves
 from fsqueue.engine.order import Order
 from fsqueue.engine.presence import Presence
 from fsqueue.engine.strays import Strays
+from fsqueue.errors import QueueClosedError
+
+
+class Use:
+    """Mark a call that needs a handle's descriptors for as long as it runs."""
 
 
 class Handle:
@@ -26,6 +32,7 @@ class Handle:
         held: what it leases.
         strays: what it may lease though nobody has it.
         presence: its record and heartbeat.
+        closed: once True, a get ends with a QueueClosedError, and leases nothing.
     """
 
     def __init__(
@@ -51,10 +58,40 @@ class Handle:
         self.held = Held()
         self.strays = Strays(self.moves, self.held, self.order, self.mutex)
         self.presence = Presence(layout, self.clock, self.moves, owner, heartbeat_s)
+        self.closed = False
+        self._uses: weakref.WeakSet[Use] = weakref.WeakSet()
+        self._still_open = [True]
+
+    def begin_use(self) -> Use:
+        """Keep the descriptors open until `end_use`, or until the caller's frame is gone without it."""
+        use = Use()
+        self._uses.add(use)
+        if self.closed:
+            self.end_use(use)
+            raise QueueClosedError(self.layout.path)
+        return use
+
+    def end_use(self, use: Use) -> None:
+        """End a use; the last one after a close closes."""
+        self._uses.discard(use)
+        if self.closed and not self._uses:
+            self._close()
 
     def close(self) -> None:
-        """Stop the heartbeat, give strays back, and close the descriptors."""
+        """Stop the heartbeat, give strays back, and close the descriptors, once nobody uses them any more.
+
+        This waits for nobody: it may run in a signal handler, on top of the very call that it ends.
+        """
+        self.closed = True
         self.presence.stop_beating()
+        if not self._uses:
+            self._close()
+
+    def _close(self) -> None:
+        try:
+            self._still_open.pop()
+        except IndexError:
+            return  # RACE: of several threads, the one that took the mark closes
         try:
             self.strays.recover()
             self.presence.remove()

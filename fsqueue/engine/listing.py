@@ -11,6 +11,7 @@ from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import current, explained
 from fsqueue.engine.layout import HEADER_BYTES, ORDER, Layout, open_layout
 from fsqueue.engine.order import Header
+from fsqueue.engine.owners import read_record
 from fsqueue.engine.packing.pack import packed_lines
 from fsqueue.engine.packing.revision import look
 from fsqueue.errors import CorruptRefError
@@ -35,8 +36,20 @@ def reading(path: str | os.PathLike[str]) -> Iterator[Layout]:
 
 
 def owner_matches(wanted: str, owner: str) -> bool:
-    """Return whether wanted names this owner, or the node that it belongs to."""
+    """Return whether wanted is this owner's name, or the first part of it, which is the node unless chosen."""
     return wanted == owner or names.owner_name(wanted) == owner.rsplit(".", 2)[0]
+
+
+def owners_named(layout: Layout, wanted: str, owners: Iterable[str]) -> set[str]:
+    """Return those of these owners that wanted names, or that run on the node of that name, as their records say."""
+
+    def is_wanted(owner: str) -> bool:
+        if owner_matches(wanted, owner):
+            return True
+        record = read_record(layout.ops, layout.owners, owner)
+        return record is not None and record.host == wanted
+
+    return {owner for owner in set(owners) if is_wanted(owner)}
 
 
 class File(NamedTuple):
@@ -143,7 +156,8 @@ def in_order(layout: Layout, state: str, owner: str | None = None) -> Iterator[F
     """
     files = files_in(layout, state)
     if owner is not None:
-        files = [file for file in files if file.place.owner and owner_matches(owner, file.place.owner)]
+        wanted = owners_named(layout, owner, (file.place.owner for file in files if file.place.owner))
+        files = [file for file in files if file.place.owner in wanted]
     if state != "pending":
         if state == "done":
             yield from packed_in(layout)

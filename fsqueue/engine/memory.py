@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any, Generic, TypeVar, cast
 
 from fsqueue.disk.counting import Counts
+from fsqueue.engine.waiting import StopEvent
 from fsqueue.errors import QueueConfigError
 from fsqueue.format.codec import Codec
 from fsqueue.format.names import stem_of
@@ -78,6 +79,7 @@ class MemorySampleRefQueue(Generic[R]):
         *,
         partition_key: str | None = None,
         partition: tuple[int, int] | None = None,
+        stop_event: StopEvent | None = None,
     ) -> list[R]:
         """Lease up to max_refs refs, the oldest first; see `FileSampleRefQueue.get`."""
         if partition is not None and not 0 <= partition[0] < partition[1]:
@@ -86,13 +88,14 @@ class MemorySampleRefQueue(Generic[R]):
             )
         deadline = time.monotonic() + (timeout_s or 0.0)
         with self._changed:
-            while True:
+            while stop_event is None or not stop_event.is_set():
                 self._reclaim_locked()
                 refs = self._take_locked(max_refs, partition)
                 left_s = deadline - time.monotonic()
                 if refs or left_s <= 0 or max_refs <= 0 or (partition and self._pending):
                     return refs
                 self._changed.wait(min(left_s, self._poll_interval_s))
+            return []
 
     def _take_locked(self, max_refs: int, partition: tuple[int, int] | None) -> list[R]:
         mine = (i for i in self._pending if partition is None or dp_partition(i, partition[1]) == partition[0])

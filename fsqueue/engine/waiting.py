@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from fsqueue.engine.handle import Handle
+from fsqueue.errors import QueueClosedError
 
 _FIRST_PAUSE_S = 0.0002
 _GROWTH = 1.2
 _REMOTE_FACTOR = 3
 _MOST_ROUNDS = 5
+
+
+class StopEvent(Protocol):
+    """Tell a waiting call to end, as a `threading.Event` does."""
+
+    def is_set(self) -> bool: ...
+
+
+class StoppedError(Exception):
+    """End a get whose stop event was set; it never leaves the getter."""
 
 
 class Pace:
@@ -39,8 +51,9 @@ class Waiter:
     that comes back changes. NFS: a look costs three operations, so the ceiling is three times as high.
     """
 
-    def __init__(self, handle: Handle, timeout_s: float | None, pace: Pace) -> None:
+    def __init__(self, handle: Handle, timeout_s: float | None, pace: Pace, stop: StopEvent | None) -> None:
         self._handle = handle
+        self._stop = stop
         self._ops = handle.ops
         self._pace = pace
         self._rounds = 1
@@ -49,6 +62,18 @@ class Waiter:
         self._seen = self._look() if self._deadline is not None else None
         self._over = self._deadline is None
         self._full_look_at = float("inf")
+
+    def raise_if_stopped(self) -> None:
+        """Raise where the caller wants no refs any more.
+
+        Raises:
+            StoppedError: its stop event is set.
+            QueueClosedError: the handle was closed.
+        """
+        if self._handle.closed:
+            raise QueueClosedError(self._handle.layout.path)
+        if self._stop is not None and self._stop.is_set():
+            raise StoppedError
 
     def expired(self) -> bool:
         """Return whether the time is up; it is only after one more look at or past the deadline."""
@@ -71,6 +96,7 @@ class Waiter:
             self._full_look_at, started + max(self._pace.idle_s(self._rounds), self._pace.ceiling_s)
         )
         while True:
+            self.raise_if_stopped()
             now = self._ops.monotonic()
             if now >= self._deadline:
                 self._over = True

@@ -2,7 +2,7 @@
 
 Worker processes end with the epoch, while samples that they loaded wait to be trained and acknowledged; and leases
 of a process that is gone are taken back at once. So a worker hands every lease over to the process that iterates,
-just before the sample leaves for it:
+just before the sample leaves for it. A copy of a dataset has a handle of its own, and leases as that one:
 
     pending/ -> leased/@worker -> leased/@trainer -> done/
                get              hand over          ack, by the trainer
@@ -18,6 +18,7 @@ import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.context import get_spawning_popen
 from typing import Any, Generic, TypeVar
 
 import torch.distributed
@@ -55,9 +56,10 @@ def rank_and_world() -> tuple[int, int]:
 class FeatureDataset(IterableDataset[Sample], Generic[R]):
     """Yields (sample id, features). The process that iterates acknowledges by id; each worker has its own handle.
 
-    Make it in the process that iterates, under torchrun in each rank. All ranks and workers may lease from one queue:
-    no two get the same sample, but how many each gets is a matter of speed, so ranks that synchronise at every step
-    need `torch.distributed.algorithms.join`, or a `FeatureDataLoader` over a `TrainerView` instead.
+    Make it in the process that iterates, under torchrun in each rank, or copy or unpickle it there. All ranks and
+    workers may lease from one queue: no two get the same sample, but how many each gets is a matter of speed, so ranks
+    that synchronise at every step need `torch.distributed.algorithms.join`, or a `FeatureDataLoader` over a
+    `TrainerView` instead.
 
     Args:
         store: where the features are; has to pickle, as `SharedDirFeatureStore` does.
@@ -95,14 +97,31 @@ class FeatureDataset(IterableDataset[Sample], Generic[R]):
         self._on_error: OnError = on_error
         self._rank_and_world = rank_and_world()
         self._owner = ""
-        if queue is not None:
-            queue.handle.presence.announce()
-            self._owner = queue.owner
+        self._announce()
+
+    def _announce(self) -> None:
+        """Have the workers lease for this process's handle."""
+        if self._queue is not None:
+            self._queue.handle.presence.announce()
+            self._owner = self._queue.owner
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made of: a process that is being spawned may be a worker, which leases for this one."""
+        self._announce()
+        return vars(self) | {"_owner": self._owner if get_spawning_popen() is not None else ""}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if not self._owner:
+            self._announce()
 
     def __iter__(self) -> Iterator[Sample]:
         if self._queue is None:
             return self._of_list()
-        return self._of_queue(self._queue) if get_worker_info() is None else self._of_worker(self._queue)
+        if get_worker_info() is not None:
+            return self._of_worker(self._queue)
+        self._announce()
+        return self._of_queue(self._queue)
 
     def _of_list(self) -> Iterator[Sample]:
         """Go over this rank's and worker's part of the list."""

@@ -8,12 +8,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
+from fsqueue.engine.waiting import StopEvent
 from fsqueue.features.contract import FeatureStore
 from fsqueue.features.materialise import Materialiser, Transform, UnloadedError
 from fsqueue.features.prefetch import Prefetcher
 from fsqueue.features.source import QueueSource, Source
 from fsqueue.records import id_of_ref
-from fsqueue.stream.view import StopEvent
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -150,9 +150,17 @@ class FeatureDataLoader(Generic[R]):
     def _lease(self, stop: StopEvent | None) -> list[R]:
         refs = self._source.next(self._batch_size, stop)
         if self._drop_last and 0 < len(refs) < self._batch_size:
-            self._source.fail(refs, f"a last batch of {len(refs)} instead of {self._batch_size} refs", True)
+            self._reject(refs)
             return []
         return refs
+
+    def _reject(self, refs: list[R]) -> None:
+        """Fail a last batch, or give it back where that cannot be done: nobody else will."""
+        try:
+            self._source.fail(refs, f"a last batch of {len(refs)} instead of {self._batch_size} refs", True)
+        except BaseException:
+            self._source.give_back(refs)
+            raise
 
     def _load(self, refs: list[R]) -> Batch[R] | None:
         """Make a batch of those refs whose features can be had; None where there are none."""

@@ -92,9 +92,11 @@ class Materialiser(Generic[R]):
 
     def give_up(self, unloaded: UnloadedError) -> Exception:
         """Fail the ref that could not be loaded, and give back the others; returns the error to raise."""
-        if unloaded.culprit is not None:
-            self._reject(unloaded.culprit, unloaded.cause)
-        self._source.give_back(unloaded.others)
+        try:
+            if unloaded.culprit is not None:
+                self._reject(unloaded.culprit, unloaded.cause)
+        finally:
+            self._source.give_back(unloaded.others)
         return unloaded.cause
 
     def _sample(self, ref: R) -> Any:

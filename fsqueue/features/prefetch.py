@@ -44,13 +44,20 @@ class Prefetcher(Generic[R, B]):
     def _feed(self) -> None:
         try:
             while self._room.acquire() and not self._stop.is_set() and (refs := self._lease(self._stop)):
-                self._coming.put((refs, self._pool.submit(self._load_or_stop, refs)))
+                self._submit(refs)
         except BaseException as error:
             failed: Future[B] = Future()
             failed.set_exception(error)
             self._coming.put(([], failed))
         finally:
             self._coming.put(None)
+
+    def _submit(self, refs: list[R]) -> None:
+        try:
+            self._coming.put((refs, self._pool.submit(self._load_or_stop, refs)))
+        except BaseException:  # no thread could be started
+            self._discard(refs)
+            raise
 
     def _load_or_stop(self, refs: list[R]) -> B:
         try:
@@ -66,16 +73,22 @@ class Prefetcher(Generic[R, B]):
             yield batch
 
     def close(self) -> None:
-        """Stop leasing, and discard what was loaded and not handed out."""
+        """Stop leasing, and discard what was loaded and not handed out: all of it, then raise the first error."""
         self._stop.set()
         self._room.release()
         self._feeder.join()
+        first: Exception | None = None
         try:
             while not self._coming.empty():
-                if coming := self._coming.get():
-                    self._discard_one(*coming)
+                try:
+                    if coming := self._coming.get():
+                        self._discard_one(*coming)
+                except Exception as error:
+                    first = first or error
         finally:
             self._pool.shutdown()
+        if first is not None:
+            raise first
 
     def _discard_one(self, refs: list[R], batch: Future[B]) -> None:
         if batch.cancel():

@@ -146,13 +146,15 @@ class SharedDirFeatureStore:
     def find(self, sample_id: str) -> StoredFeatures | None:
         """Return what is stored for a sample, or None. A restarted producer need not compute it again.
 
+        Released features count as not stored, though they can still be read: gc would remove them under a new ref.
+
         Raises:
             CorruptFeatureError: the file is damaged: put the features anew.
         """
         return self._reading(lambda: self._find(sample_id, stem_of(sample_id)))
 
     def _find(self, sample_id: str, stem: str) -> StoredFeatures:
-        with self._opened(sample_id, stem) as file:
+        with self._opened(sample_id, stem, (address.SUFFIX,)) as file:
             return self._described(sample_id, stem, file.header, file.size_bytes)
 
     def get(self, ref: FeatureRef) -> dict[str, Tensor]:

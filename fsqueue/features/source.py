@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
-from fsqueue.stream.view import StopEvent
+from fsqueue.engine.waiting import StopEvent
 
 R = TypeVar("R")
 

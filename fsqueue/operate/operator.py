@@ -17,7 +17,7 @@ from fsqueue.disk.fileops import current, explained
 from fsqueue.engine.claim import Claimer
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import open_layout
-from fsqueue.engine.listing import directory_of, owner_matches, reading
+from fsqueue.engine.listing import directory_of, owners_named, reading
 from fsqueue.engine.moves import Change, record
 from fsqueue.engine.owners import new_owner, read_record
 from fsqueue.engine.packing import pack as packing
@@ -105,10 +105,10 @@ def release(path: str, owner: str, *, force: bool = False, dry_run: bool = False
         QueueConfigError: there is no such owner, or its process runs on this host and force is not set.
     """
     with reading(path) as layout:
-        parsed = (names.parse_leased(name) for name in layout.leased.listing())
-        leases = [lease for lease in parsed if lease and owner_matches(owner, lease[1])]
-        recorded = (names.parse_owner(name) for name in layout.owners.listing())
-        owners = {lease[1] for lease in leases} | {o for o in recorded if o and owner_matches(owner, o)}
+        leases = [lease for lease in map(names.parse_leased, layout.leased.listing()) if lease]
+        recorded = filter(None, map(names.parse_owner, layout.owners.listing()))
+        owners = owners_named(layout, owner, [*recorded, *(lease[1] for lease in leases)])
+        leases = [lease for lease in leases if lease[1] in owners]
         records = [read_record(layout.ops, layout.owners, o) for o in sorted(owners)]
     if not owners:
         raise QueueConfigError(path, f"knows no owner {owner!r}: `fsqueue status` lists them")

@@ -8,7 +8,7 @@ from itertools import chain
 from fsqueue.disk.directory import Directory
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import LEDGER, Layout
-from fsqueue.engine.listing import File, files_in, owner_matches, packed_in, reading, stamp_of
+from fsqueue.engine.listing import File, files_in, owners_named, packed_in, reading, stamp_of
 from fsqueue.engine.moves import Change
 from fsqueue.engine.packing.unpack import unpack
 from fsqueue.engine.put import Putter
@@ -72,8 +72,12 @@ def requeue_failed(path: str, *, owner: str | None = None, dry_run: bool = False
         for name in sorted(layout.failed.listing()):
             stem = names.parse_ref(name)
             letter = _read_letter(layout.failed, name) if stem else None
-            if stem and letter and (owner is None or _failed_under(letter.ref.bookkeeping, owner)):
+            if stem and letter:
                 letters[names.id_of(stem) or letter.ref.sample_id or stem] = letter
+        if owner is not None:
+            under = {sample_id: _failed_under(letter.ref.bookkeeping) for sample_id, letter in letters.items()}
+            wanted = owners_named(layout, owner, filter(None, under.values()))
+            letters = {sample_id: letter for sample_id, letter in letters.items() if under[sample_id] in wanted}
         return _requeue(path, letters, dry_run)
 
 
@@ -116,9 +120,8 @@ def _read_letter(directory: Directory, name: str, file: File | None = None) -> _
         return None
 
 
-def _failed_under(bookkeeping: Bookkeeping, owner: str) -> bool:
-    last = bookkeeping.history[-1].owner if bookkeeping.history else None
-    return last is not None and owner_matches(owner, last)
+def _failed_under(bookkeeping: Bookkeeping) -> str | None:
+    return bookkeeping.history[-1].owner if bookkeeping.history else None
 
 
 def _requeue(path: str, letters: dict[str, _Letter], dry_run: bool) -> list[Outcome]:

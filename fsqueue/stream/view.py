@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
 from fsqueue.engine.handle import Handle
+from fsqueue.engine.waiting import StopEvent
 from fsqueue.errors import OtherProcessError, QueueClosedError, StreamStalledError
 from fsqueue.records import id_of_ref
 from fsqueue.stream.agreement import Rendezvous
@@ -22,10 +23,6 @@ _FIRST_PAUSE_S = 0.005
 _SLOWING = 1.25
 _LONGEST_PAUSE_S = 0.5
 _MEMBERS_S = 1.0
-
-
-class StopEvent(Protocol):
-    def is_set(self) -> bool: ...
 
 
 class LeasingQueue(Protocol[R]):
@@ -255,9 +252,11 @@ class TrainerView(Generic[R]):
             raise OtherProcessError(f"a TrainerView of queue {self._queue.path}", self._pid)
 
     def close(self) -> None:
-        """Give back what is still out, and leave the stream."""
-        self._stop()
-        self._membership.close()
+        """Give back what is still out, and leave the stream, also where giving back fails."""
+        try:
+            self._stop()
+        finally:
+            self._membership.close()
 
     def _stop(self) -> None:
         if self._closed.is_set() or os.getpid() != self._pid:
@@ -274,8 +273,10 @@ class TrainerView(Generic[R]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop()
-        self._membership.__exit__(kind, error, trace)
+        try:
+            self._stop()
+        finally:
+            self._membership.__exit__(kind, error, trace)
 
     def _start_renewing(self) -> threading.Thread | None:
         timeout_s = self._queue.lease_timeout_s

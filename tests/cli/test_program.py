@@ -543,6 +543,22 @@ def test_release_moves_the_leases_of_a_node_to_pending_without_counting_an_attem
     assert_clean(path)
 
 
+def test_a_node_s_owners_are_found_by_the_host_in_their_records(path: Path) -> None:
+    """ls, requeue and release find handles that were given names of their own, on the node where they run."""
+    named = "trainer-0.4242.0a1b2c"
+    record = content(path / "owners" / f"{ELSEWHERE}.json") | {"owner": named}
+    (path / "owners" / f"{named}.json").write_text(json.dumps(record))
+    (path / "leased" / f"held@{ELSEWHERE}.json").rename(path / "leased" / f"held@{named}.json")
+    letter = dataclasses.asdict(ref("x")) | {
+        "_fsqueue": {"attempts": 1, "reason": "r", "history": [{"event": "failed", "at": 1.0, "owner": named}]}
+    }
+    (path / "failed" / "x.json").write_text(json.dumps(letter))
+    assert run("ls", path, "--owner", "node9").stdout == "held\n"
+    assert run("requeue", path, "--owner", "node9").stdout == "x\n"
+    assert run("release", path, "--owner", "node9").stdout == "held\n"
+    assert names_in(path, "leased") == [] and run("ls", path, "--owner", "node8").stdout == ""
+
+
 def test_release_of_a_process_that_runs_here_needs_force(path: Path) -> None:
     with Child(lease_and_obey, path, 2, {"durable": False}) as child:
         owner, leased = child.receive()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import os
@@ -9,7 +10,7 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,39 @@ def test_every_sample_once(
     assert queue.counts() == (0, 0, 30, 0)
     assert sum(name.endswith("@1.json") for name in names_in(Path(queue.path), "done")) == 9
     assert dataset.ack(["nobody"]) == ["nobody"] and dataset.ack(seen[:1]) == []
+
+
+@pytest.mark.parametrize(
+    ("how", "workers", "context"),
+    [
+        (copy.deepcopy, 0, None),
+        (copy.deepcopy, 1, "spawn"),
+        (lambda dataset: pickle.loads(pickle.dumps(dataset)), 0, None),
+        (lambda dataset: pickle.loads(pickle.dumps(dataset)), 2, "fork"),
+    ],
+)
+def test_a_copy_acknowledges_what_it_yields(
+    store: SharedDirFeatureStore,
+    queue: FileSampleRefQueue[SampleRef],
+    how: Callable[[Any], FeatureDataset[SampleRef]],
+    workers: int,
+    context: str | None,
+) -> None:
+    """A dataset that was copied or unpickled leases, and acknowledges, as the handle that the copy has."""
+    queue.put(publish(store, 10))
+    original: FeatureDataset[SampleRef] = FeatureDataset(store, queue=queue)
+    dataset = how(original)
+    seen: list[str] = []
+    for ids, _ in batches(dataset, workers, context):
+        assert dataset.ack(ids) == []
+        seen += ids
+    assert sorted(seen) == names(10) and queue.counts() == (0, 0, 10, 0)
+    queue.put(publish(store, 4))
+    (ids, _) = next(iter(batches(dataset)))
+    assert original.ack(ids) == list(ids), "the original is another handle"
+    assert dataset.give_back() == 4
+    assert dataset._queue is not None
+    dataset._queue.close()
 
 
 def test_epochs_with_lasting_workers(store: SharedDirFeatureStore, queue: FileSampleRefQueue[SampleRef]) -> None:

@@ -233,6 +233,74 @@ def test_what_was_prefetched_is_failed_or_released(site: Callable[..., Site], ki
     loader.ack()
 
 
+class Refusing:
+    """A queue that refuses to settle a batch, once for each name in refusals."""
+
+    def __init__(self, queue: Any, *refusals: str) -> None:
+        self._queue = queue
+        self._refusals = list(refusals)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._refusals:
+            return self._refuse(name)
+        return getattr(self._queue, name)
+
+    def _refuse(self, name: str) -> Callable[..., Any]:
+        def refuse(*args: Any, **kwargs: Any) -> Any:
+            self._refusals.remove(name)
+            raise OSError(errno.EIO, f"{name} is refused")
+
+        return refuse
+
+
+@pytest.mark.parametrize("refused", [1, 2])
+def test_a_close_goes_on_after_an_error(site: Callable[..., Site], refused: int) -> None:
+    """A batch that cannot be given back stays leased; every other one is given back, and the first error is raised."""
+    here = site(samples=24)
+    loader = here.loader(queue=Refusing(here.trainer, *["release"] * refused), prefetch=2, ahead=5, ack="deferred")
+    iteration = iter(loader)
+    next(iteration)
+    wait_until(lambda: here.queue.in_flight() == 24, "batches leased ahead")
+    with pytest.raises(OSError, match="release is refused"):
+        loader.close()
+    assert here.queue.counts() == (20 - 4 * refused, 4 + 4 * refused, 0, 0)
+    loader.ack()
+    here.queue.release_all()
+
+
+def test_a_last_batch_that_cannot_be_failed_is_given_back(site: Callable[..., Site]) -> None:
+    """With drop_last, an error of failing the last batch leaves it leased to nobody."""
+    here = site(samples=6)
+    with pytest.raises(OSError, match="fail is refused"):
+        list(here.loader(queue=Refusing(here.trainer, "fail"), drop_last=True))
+    assert here.queue.counts() == (2, 0, 4, 0)
+
+
+def test_the_rest_of_a_batch_whose_culprit_cannot_be_failed_is_given_back(site: Callable[..., Site]) -> None:
+    """With on_error="raise", an error of failing the ref at fault leaves only that one leased."""
+    here = site(samples=4)
+    file_of(here.store, here.refs[1]).write_bytes(b"damaged")
+    with pytest.raises(OSError, match="fail is refused"):
+        list(here.loader(queue=Refusing(here.trainer, "fail"), on_error="raise"))
+    assert here.queue.counts() == (3, 1, 0, 0)
+    here.queue.release_all()
+
+
+def test_a_batch_that_no_thread_can_load_is_given_back(
+    site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the system has no thread to spare, the loader raises that, and nothing stays leased."""
+
+    def refuse(*args: Any) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    here = site()
+    monkeypatch.setattr("fsqueue.features.prefetch.ThreadPoolExecutor.submit", refuse)
+    with pytest.raises(RuntimeError, match="new thread"):
+        list(here.loader(prefetch=1))
+    assert here.queue.counts() == (12, 0, 0, 0)
+
+
 @pytest.mark.parametrize("prefetch", [1, 2])
 def test_what_is_loaded_ahead_is_bounded(site: Callable[..., Site], prefetch: int) -> None:
     """While nobody asks for more, no more is leased than `ahead` batches and the one in hand."""
