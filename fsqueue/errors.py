@@ -98,7 +98,13 @@ class UnsupportedFormatError(NotAQueueError):
     """
 
     def __init__(self, path: str, found: object, reads: int) -> None:
-        super().__init__(path, f"has format {found!r}, this fsqueue reads {reads}: upgrade fsqueue")
+        older = isinstance(found, int) and found < reads
+        then = (
+            "drain it with the fsqueue that made it, and put what is left into a new one"
+            if older
+            else "upgrade fsqueue"
+        )
+        super().__init__(path, f"has format {found!r}, this fsqueue reads {reads}: {then}")
         self.found = found
         self.reads = reads
 

@@ -23,6 +23,7 @@ from fsqueue.engine.claim import Partition
 from fsqueue.engine.engine import Engine, Options
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import LEDGER, ensure_queue
+from fsqueue.engine.settle import Target
 from fsqueue.engine.waiting import StopEvent
 from fsqueue.errors import InvalidRefError, QueueClosedError, QueueConfigError
 from fsqueue.format import names
@@ -267,8 +268,13 @@ class FileSampleRefQueue(Generic[R]):
         """Move refs to done/; with step, the optimizer step becomes part of the file's name.
 
         Returns:
-            The ids whose lease this handle had lost, normally none. What another owner holds stays untouched;
-            a ref that is back in pending/ goes to done/ all the same. Unknown ids are ignored.
+            The ids whose lease this handle had lost, normally none. What another owner holds stays untouched. A
+            ref that is back in pending/ goes to done/ all the same where its history tells that its lease expired,
+            failed, or was taken away with `fsqueue release`; one that was put again since is delivered again. Unknown
+            ids are ignored.
+
+        A ref that a get of this handle returned stands for the lease that it was returned with, and one that was
+        built anew for the latest lease on its id; the same holds for fail, release, renew and hand_over.
         """
         try:
             step = None if step is None else operator.index(step) + 0
@@ -276,7 +282,7 @@ class FileSampleRefQueue(Generic[R]):
             step = -1
         if step is not None and step < 0:
             raise QueueConfigError(self.path, "needs as step an integer of 0 or more, or None")
-        return self._on_leases("acknowledging refs in", refs, lambda stems: self.engine.settler.ack(stems, step))
+        return self._on_leases("acknowledging refs in", refs, lambda targets: self.engine.settler.ack(targets, step))
 
     def fail(self, refs: Iterable[R], reason: str, retryable: bool) -> list[str]:
         """Count an attempt: retryable refs go to the tail of pending/, others to failed/ with the reason.
@@ -285,7 +291,9 @@ class FileSampleRefQueue(Generic[R]):
             The ids whose lease this handle had lost, normally none; they are left as they are.
         """
         said = tidy(reason)
-        return self._on_leases("failing refs in", refs, lambda stems: self.engine.settler.fail(stems, said, retryable))
+        return self._on_leases(
+            "failing refs in", refs, lambda targets: self.engine.settler.fail(targets, said, retryable)
+        )
 
     def release(self, refs: Iterable[R]) -> list[str]:
         """Give refs back to the tail of pending/ without counting an attempt; return the ids lost, as ack does."""
@@ -307,20 +315,26 @@ class FileSampleRefQueue(Generic[R]):
             The ids whose lease this handle had lost.
         """
         return self._on_leases(
-            "handing leases over in", refs, lambda stems: self.engine.settler.hand_over(stems, owner)
+            "handing leases over in", refs, lambda targets: self.engine.settler.hand_over(targets, owner)
         )
 
     def adopt(self, refs: Iterable[R]) -> list[str]:
         """Take up leases that were handed over to this handle, to settle and renew them; return the ids of others."""
         return self._on_leases("adopting leases in", refs, self.engine.settler.adopt)
 
-    def _on_leases(self, what: str, refs: Iterable[R], act: Callable[[list[str]], list[str]]) -> list[str]:
-        """Act on these refs' leases by stem; return the ids of those that act returns."""
-        ids = {names.stem_of(sample_id): sample_id for sample_id in map(id_of_ref, refs)}
-        if not ids:
+    def _on_leases(self, what: str, refs: Iterable[R], act: Callable[[list[Target]], list[str]]) -> list[str]:
+        """Act on these refs' leases; return the ids of those that act returns by stem."""
+        ids: dict[str, str] = {}
+        targets: list[Target] = []
+        for ref in refs:
+            sample_id = id_of_ref(ref)
+            stem = names.stem_of(sample_id)
+            ids[stem] = sample_id
+            targets.append((stem, ref))
+        if not targets:
             return []
         with explained(what, self.path):
-            return [ids[stem] for stem in act(list(ids))]
+            return [ids[stem] for stem in act(targets)]
 
     def release_all(self) -> int:
         """Give back every ref leased in this handle's name, also those handed over to it; return how many."""

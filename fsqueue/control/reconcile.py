@@ -173,7 +173,7 @@ class FileSide(ContractSide):
         self._files = queue
         self._handle = handle
         self._pending: set[str] = set()
-        self._holders: dict[str, list[str]] = {}
+        self._holders: dict[str, list[names.Lease]] = {}
 
     def end_dead_leases(self, predecessor_gone: bool) -> None:
         """Bring back what expired owners lease, and what a dead predecessor of the same stable name does.
@@ -183,13 +183,15 @@ class FileSide(ContractSide):
         """
         self._files.reclaim()
         holders = self._handle.moves.holders()
-        counts = Counter(owner for owners in holders.values() for owner in owners if owner != self._files.owner)
+        counts = Counter(
+            lease.owner for leases in holders.values() for lease in leases if lease.owner != self._files.owner
+        )
         dead = {owner for owner, count in counts.items() if self._is_gone(owner, count, predecessor_gone)}
         back: list[str] = []
         try:
-            for stem, owners in holders.items():
-                for owner in dead.intersection(owners):
-                    self._take_back(stem, owner, back)
+            for lease in chain.from_iterable(holders.values()):
+                if lease.owner in dead:
+                    self._take_back(lease, back)
         finally:
             self._handle.order.append_soon(back)
 
@@ -215,17 +217,17 @@ class FileSide(ContractSide):
             return "dead"
         return liveness
 
-    def _take_back(self, stem: str, owner: str, back: list[str]) -> None:
-        handle, leased = self._handle, self._handle.layout.leased
-        if handle.moves.fetch(leased, names.leased_file(stem, owner), stem):
+    def _take_back(self, lease: names.Lease, back: list[str]) -> None:
+        handle = self._handle
+        claim = handle.moves.new_claim(lease.stem)
+        if handle.moves.fetch(handle.layout.leased, lease.file, claim):
             reason = "the controller that leased it is gone"
-            counted = record("expired", handle.clock.now(), owner, reason, attempt=True)
-            return_or_bury(handle, stem, counted, reason, self._files.options.max_attempts, back)
+            counted = record("expired", handle.clock.now(), lease.holder, reason, attempt=True)
+            return_or_bury(handle, claim, counted, reason, self._files.options.max_attempts, back)
 
     def refuse_while_leased(self) -> None:
         """Raise LeasesHeldError where another owner leases refs."""
-        owners = {owner for held in self._handle.moves.holders().values() for owner in held}
-        owners -= {self._files.owner, self._handle.owner}
+        owners = self._handle.moves.owners_holding() - {self._files.owner, self._handle.owner}
         if owners:
             raise LeasesHeldError(self._files.path, sorted(owners))
 
@@ -269,8 +271,8 @@ class FileSide(ContractSide):
         with explained("acknowledging refs in", self._files.path):
             for sample_id, step in acked.items():
                 stem = names.stem_of(sample_id)
-                for owner in self._holders.pop(stem, ()):
-                    handle.moves.finish(layout.leased, names.leased_file(stem, owner), stem, step, keep)
+                for lease in self._holders.pop(stem, ()):
+                    handle.moves.finish(layout.leased, lease.file, stem, step, keep)
                 if stem in self._pending:
                     handle.moves.finish(layout.pending, names.ref_file(stem), stem, step, keep)
 

@@ -8,6 +8,7 @@ import msgspec
 
 from fsqueue.disk.counting import Unchanged
 from fsqueue.engine.handle import Handle
+from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import read_json
 from fsqueue.engine.order import DEAD, Scan
 from fsqueue.format import names
@@ -69,8 +70,8 @@ class Claimer:
         self._compared_at = -1e9
         self._refused = Refused(handle.ops.monotonic)
 
-    def take(self, count: int, partition: Partition | None, thorough: bool, leased: list[str]) -> bool:
-        """Lease up to count refs in FIFO order and append their stems to leased; False when there were none.
+    def take(self, count: int, partition: Partition | None, thorough: bool, leased: list[Claim]) -> bool:
+        """Lease up to count refs in FIFO order and append the claims to leased; False when there were none.
 
         Where thorough, an order that names no more is compared with a listing.
 
@@ -100,41 +101,38 @@ class Claimer:
             raise
         return len(leased) > before
 
-    def _claim(self, stems: list[str], leased: list[str], errors: list[OSError]) -> None:
+    def _claim(self, stems: list[str], leased: list[Claim], errors: list[OSError]) -> None:
         """Claim the refs whose places were taken; append to errors what some of them raise."""
         handle, held = self._handle, self._handle.held
         if handle.layout.remote and stems:
             # NFS: a remembered name may still mean the file of an earlier life, which the stamp would go to.
             handle.layout.pending.refresh()
             handle.layout.leased.refresh()
-        claim, strays = handle.moves.claim_stamped, handle.strays
+        new_claim, move, strays = handle.moves.new_claim, handle.moves.claim_stamped, handle.strays.stems()
         if refused := self._refused.now():
             stems = [stem for stem in stems if stem not in refused]
         stamps = handle.overlap.ahead(handle.moves.stamp_pending, stems)
         for stem, stamp in zip(stems, stamps, strict=True):
-            if stem in strays or not held.begin(stem):
+            if stem in strays or (stem in held and self._still_leased(stem)):
                 continue
-            if stem in held and self._still_leased(stem):
-                held.cancel_claim(stem)
-                continue
-            leased.append(stem)
+            claim = new_claim(stem)
+            leased.append(claim)
             try:
-                if stamp() and claim(stem):
-                    held.add(stem)
+                if stamp() and move(claim):
+                    held.add(claim)
                     self._refused.forget(stem)
                     continue
             except OSError as error:
                 errors.append(error)
                 self._refused.add(stem)
-                handle.strays.add([stem])
+                handle.strays.add([claim])
             leased.pop()
-            held.cancel_claim(stem)
 
     def _still_leased(self, stem: str) -> bool:
         """Return whether a ref that is pending, and that this handle holds, is leased too: then it was queued twice."""
-        leased = self._handle.layout.leased
+        claim, leased = self._handle.held.find(stem), self._handle.layout.leased
         leased.refresh()
-        return self._handle.ops.exists(leased.fd, names.leased_file(stem, self._handle.owner))
+        return claim is not None and self._handle.ops.exists(leased.fd, claim.name)
 
     def _reserve(self, count: int, partition: Partition | None) -> tuple[list[str], bool]:
         """Take places in the order; the second value says that it holds no more of them."""

@@ -1,7 +1,9 @@
 """Notice expired leases, and bring their refs back.
 
 A lease has expired when lease_timeout_s has passed since the newer of the leased file's mtime and, where the
-owner keeps a heartbeat, its record's mtime; or at once when the owner's process is known to be gone.
+owner keeps a heartbeat, its record's mtime; or at once when the owner's process is known to be gone. A lease that
+was taken over because its time was up expires by its mtime alone: that may be the stamp of an owner who renewed it
+in the last instant, when the one who took it over dies before looking once more.
 
 A round costs one listing of leased/. A lease that appeared since the previous round cannot expire before that
 round's start plus the timeout, so a file is looked at only when its time may have come.
@@ -11,10 +13,12 @@ from __future__ import annotations
 
 from fsqueue.disk.fileops import despite_errors, silently_remove
 from fsqueue.engine.handle import Handle
+from fsqueue.engine.held import Claim
 from fsqueue.engine.moves import Change, record
 from fsqueue.engine.owners import OwnerRecord, read_record
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping
+from fsqueue.format.names import Lease
 
 ROUND_S = 1.0
 IDLE_ROUND_S = 0.05
@@ -22,8 +26,7 @@ OWNERS_ROUND_S = 10.0
 ABANDONED_ROUND_S = 3600.0
 ABANDONED_AFTER_S = 86_400.0
 _EPSILON_S = 1e-6
-
-Lease = tuple[str, str]
+_TIMED_OUT = "t"
 
 
 class Reclaimer:
@@ -93,21 +96,21 @@ class Reclaimer:
         """Return the owners who would hold leases after a round; move nothing."""
         leases = self._leases()
         expired = self._expired(leases, self._dead(leases), self._tick())
-        return {owner for _, owner in set(leases).difference(expired)}
+        return {lease.owner for lease in set(leases).difference(expired)}
 
     def _dead(self, leases: list[Lease]) -> set[str]:
-        return {owner for owner in dict.fromkeys(owner for _, owner in leases) if self._is_dead(owner)}
+        return {owner for owner in dict.fromkeys(lease.owner for lease in leases) if self._is_dead(owner)}
 
     def _expired(self, leases: list[Lease], dead: set[str], started: float) -> list[Lease]:
         self._now = None
-        return [lease for lease in leases if lease[1] in dead or self._time_has_come(lease, started)]
+        return [lease for lease in leases if _ends_with(lease, dead) or self._time_has_come(lease, started)]
 
     def _reclaim_all(self, expired: list[Lease], dead: set[str]) -> int:
         back: list[str] = []
         moved: list[Lease] = []
 
         def reclaim(lease: Lease) -> None:
-            if self._reclaim(lease, lease[1] in dead, back):
+            if self._reclaim(lease, _ends_with(lease, dead), back):
                 moved.append(lease)
             self._check_at.pop(lease, None)
 
@@ -132,7 +135,7 @@ class Reclaimer:
     def _forget_gone(self, leases: list[Lease]) -> None:
         present = set(leases)
         self._check_at = {lease: at for lease, at in self._check_at.items() if lease in present}
-        owners = {owner for _, owner in leases}
+        owners = {lease.owner for lease in leases}
         self._records = {owner: record for owner, record in self._records.items() if owner in owners}
 
     def _record(self, owner: str) -> OwnerRecord | None:
@@ -155,23 +158,23 @@ class Reclaimer:
         if check_at is None:
             check_at = now if self._last_round is None else self._last_round + self._timeout_s
         if now >= check_at:
-            left_s = self._left_s(lease[0], lease[1], lease[1])
+            left_s = self._left_s(lease, lease.file)
             if left_s is not None and left_s <= _EPSILON_S:
                 return True
             check_at = now + (left_s or 0.0)
         self._check_at[lease] = check_at
         return False
 
-    def _left_s(self, stem: str, owner: str, holder: str) -> float | None:
-        """Return the seconds that are left of owner's lease, in a file of holder's name; None where that is gone."""
+    def _left_s(self, lease: Lease, name: str) -> float | None:
+        """Return the seconds that are left of a lease, in a file of this name in leased/; None where that is gone."""
         assert self._timeout_s is not None
         ops, layout = self._handle.ops, self._handle.layout
-        since = ops.fresh_mtime(layout.leased.fd, names.leased_file(stem, holder))
+        since = ops.fresh_mtime(layout.leased.fd, name)
         if since is None:
             return None
-        found = self._record(owner)
+        found = None if lease.is_timed_take_over else self._record(lease.owner)
         if found is not None and found.heartbeat_s is not None:
-            beat = ops.fresh_mtime(layout.owners.fd, names.ref_file(owner))
+            beat = ops.fresh_mtime(layout.owners.fd, names.ref_file(lease.owner))
             since = max(since, beat or 0.0)
         return since + self._timeout_s - self._round_now()
 
@@ -187,29 +190,29 @@ class Reclaimer:
         tells, and the lease is handed back. An ack in that instant finds the name gone, and says so.
         CRASH: after the take-over this is a lease of this owner, which expires.
         """
-        stem, owner = lease
         handle = self._handle
+        claim = handle.moves.new_claim(lease.stem, "" if dead else _TIMED_OUT)
         try:
-            if not handle.moves.take_over(stem, owner):
+            if not handle.moves.take_over(lease, claim):
                 return False
-            if not dead and not self._still_expired(stem, owner):
-                handle.moves.hand_back(stem, owner)
+            if not dead and not self._still_expired(lease, claim):
+                handle.moves.hand_back(claim, lease)
                 return False
-            if owner == handle.owner:
-                handle.held.end(stem, "lost")
-            if not handle.clock.stamp(handle.layout.leased, names.leased_file(stem, handle.owner)):
+            if lease.owner == handle.owner:
+                handle.held.lose(lease.stem, lease.file)
+            if not handle.clock.stamp(handle.layout.leased, claim.name):
                 return False
             reason = "the owner's process is gone" if dead else "the lease timed out"
-            counted = record("expired", self._round_now(), owner, reason, attempt=True)
-            return return_or_bury(handle, stem, counted, reason, self._max_attempts, back)
+            counted = record("expired", self._round_now(), lease.holder, reason, attempt=True)
+            return return_or_bury(handle, claim, counted, reason, self._max_attempts, back)
         except FileNotFoundError:
             return False
         except BaseException:
-            handle.strays.add([stem])
+            handle.strays.add([claim])
             raise
 
-    def _still_expired(self, stem: str, owner: str) -> bool:
-        left_s = self._left_s(stem, owner, self._handle.owner)
+    def _still_expired(self, lease: Lease, claim: Claim) -> bool:
+        left_s = self._left_s(lease, claim.name)
         return left_s is not None and left_s <= _EPSILON_S
 
     def _remove_dead_owners(self) -> None:
@@ -225,7 +228,7 @@ class Reclaimer:
         dead = {owner for owner in sorted(owners) if self._is_dead(owner)}
         gone = dead | self._abandoned(owners - dead)
         # The dead lease nothing new: what they hold is in this listing, made after they were found dead.
-        gone -= {owner for _, owner in self._leases()} if gone else set()
+        gone -= {lease.owner for lease in self._leases()} if gone else set()
         if not gone:
             return
         handle.order.incomplete = True
@@ -257,8 +260,13 @@ class Reclaimer:
         return found
 
 
+def _ends_with(lease: Lease, dead: set[str]) -> bool:
+    """Return whether a lease has ended because its owner is among the dead."""
+    return lease.owner in dead and not lease.is_timed_take_over
+
+
 def return_or_bury(
-    handle: Handle, stem: str, counted: Change, reason: str, max_attempts: int | None, back: list[str]
+    handle: Handle, claim: Claim, counted: Change, reason: str, max_attempts: int | None, back: list[str]
 ) -> bool:
     """Move a ref that this handle leases to the tail of pending/, or to failed/ after its last attempt.
 
@@ -275,12 +283,12 @@ def return_or_bury(
         if max_attempts is not None and bookkeeping.attempts >= max_attempts:
             bookkeeping.reason = f"{bookkeeping.attempts} attempts, the last one: {reason}"
 
-    bookkeeping = handle.moves.annotate(stem, change)
+    bookkeeping = handle.moves.annotate(claim, change)
     if bookkeeping is None:
         return False
     if bookkeeping.reason is not None:
-        return handle.moves.bury(stem)
-    if not handle.moves.give_back(stem):
+        return handle.moves.bury(claim)
+    if not handle.moves.give_back(claim):
         return False
-    back.append(stem)
+    back.append(claim.stem)
     return True

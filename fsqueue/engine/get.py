@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 from fsqueue.engine.claim import Claimer, Partition
 from fsqueue.engine.expire import Reclaimer
 from fsqueue.engine.handle import Handle
+from fsqueue.engine.held import Claim
 from fsqueue.engine.moves import record
 from fsqueue.engine.put import Putter
 from fsqueue.engine.settle import Settler, bury
@@ -81,7 +82,7 @@ class Getter(Generic[R]):
         handle.presence.announce()
         handle.strays.recover()
         self._claimer.sweep_if_due()
-        leased: list[str] = []
+        leased: list[Claim] = []
         try:
             refs = self._renewed_if_slow(self._fill(max_refs, partition, thorough, leased), started)
             waiter.raise_if_stopped()  # what was leased meanwhile would be leased to nobody
@@ -90,7 +91,7 @@ class Getter(Generic[R]):
             handle.strays.add(leased)
             raise
 
-    def _fill(self, max_refs: int, partition: Partition | None, thorough: bool, leased: list[str]) -> list[R]:
+    def _fill(self, max_refs: int, partition: Partition | None, thorough: bool, leased: list[Claim]) -> list[R]:
         """Lease and read until there are max_refs refs or no more; one file's error costs that ref, not the others."""
         refs: list[R] = []
         first: OSError | None = None
@@ -113,8 +114,10 @@ class Getter(Generic[R]):
                     first = first or error
                     self._handle.strays.add([leased[index], *leased[known:]])
                     continue
-                if ref is not None and (partition is None or self._belongs(ref, partition)):
-                    refs.append(ref)
+                if ref is not None:
+                    leased[-1 if len(leased) > known else index].hand_out(ref)
+                    if partition is None or self._belongs(ref, partition):
+                        refs.append(ref)
         if first is not None and not refs:
             raise first
         return refs
@@ -125,7 +128,7 @@ class Getter(Generic[R]):
         stem = names.stem_of(sample_id)
         if names.id_of(stem) is not None or dp_partition(sample_id, partition[1]) == partition[0]:
             return True
-        self._settler.release([stem])
+        self._settler.release([(stem, ref)])
         return False
 
     def _renewed_if_slow(self, refs: list[R], started: float) -> list[R]:
@@ -133,46 +136,46 @@ class Getter(Generic[R]):
         if self._timeout_s is None or self._handle.ops.monotonic() - started < self._timeout_s / 4:
             return refs
         stems = {names.stem_of(id_of_ref(ref)): ref for ref in refs}
-        lost = set(self._settler.renew(list(stems)))
+        lost = set(self._settler.renew(list(stems.items())))
         return [ref for stem, ref in stems.items() if stem not in lost]
 
-    def _content(self, stem: str) -> bytes:
+    def _content(self, claim: Claim) -> bytes:
         """Read the file of a ref that this handle leases."""
-        handle = self._handle
-        return handle.ops.read_file(handle.layout.leased.fd, names.leased_file(stem, handle.owner))
+        return self._handle.ops.read_file(self._handle.layout.leased.fd, claim.name)
 
-    def _read(self, leased: list[str], index: int, content: Callable[[], bytes]) -> R | None:
+    def _read(self, leased: list[Claim], index: int, content: Callable[[], bytes]) -> R | None:
         """Return the ref in a file that this handle leases; None where it is none, or the lease is gone already."""
-        handle, stem = self._handle, leased[index]
+        claim = leased[index]
         try:
             ref = self._codec.decode(content())
             named = names.stem_of(id_of_ref(ref))
         except FileNotFoundError:
-            handle.held.end(stem, "lost")
+            self._handle.held.end(claim, "lost")
             return None
         except (CorruptRefError, InvalidRefError) as error:
-            self._bury(stem, str(error))
+            self._bury(claim, str(error))
             return None
-        if named == stem or self._rename(stem, named, leased):
+        if named == claim.stem or self._rename(claim, named, leased):
             return ref
         return None
 
-    def _rename(self, stem: str, named: str, leased: list[str]) -> bool:
+    def _rename(self, claim: Claim, named: str, leased: list[Claim]) -> bool:
         """Give a file that somebody named otherwise its right name: the id inside is the authority."""
         handle = self._handle
-        if self._putter.known([named]) or not handle.held.begin(named):
-            self._bury(stem, "the file holds the id of another ref that is in the queue already")
+        if self._putter.known([named]):
+            self._bury(claim, "the file holds the id of another ref that is in the queue already")
             return False
-        leased.append(named)
-        if not handle.moves.rename_leased(stem, named):
-            handle.held.cancel_claim(named)
-            handle.held.end(stem, "lost")
+        right = handle.moves.new_claim(named)
+        leased.append(right)
+        if not handle.moves.rename_leased(claim, right):
+            leased.pop()
+            handle.held.end(claim, "lost")
             return False
-        handle.held.add(named)
-        handle.held.drop(stem)
+        handle.held.add(right)
+        handle.held.drop(claim)
         return True
 
-    def _bury(self, stem: str, reason: str) -> None:
+    def _bury(self, claim: Claim, reason: str) -> None:
         handle = self._handle
-        bury(handle, stem, record("failed", handle.clock.now(), handle.owner, reason), reason)
-        handle.held.end(stem, "settled")
+        bury(handle, claim, record("failed", handle.clock.now(), claim.holder, reason), reason)
+        handle.held.end(claim, "settled")

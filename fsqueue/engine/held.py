@@ -1,77 +1,135 @@
-"""Remember which refs a handle leases, and how its latest leases ended."""
+"""Remember the claims of one handle: which refs it leases, and how its earlier leases on them ended."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import weakref
+from collections import deque
 from typing import Literal
 
+from fsqueue.format import names
+
 _REMEMBERED = 4096
+_FEW_EARLIER = 64
 
 Ending = Literal["settled", "returned", "lost"]
 
 
-class Held:
-    """Know which refs this handle leases, and how its latest leases ended.
+class Claim:
+    """Tell one lease of this handle from all others, also from other leases on the same ref.
 
-    The endings fence a late acknowledgement off: a ref that this handle once leased is only settled under its own
-    lease, one that it never leased whoever holds it. What was lost, which is rare, is remembered for good, what was
-    settled for the last `_REMEMBERED` refs.
+    Attributes:
+        stem: the ref's.
+        name: the file's in leased/, which no other lease ever has.
+        state: "held"; or how it ended: acked or buried, given back to pending/, or lost so that others may have it.
+    """
+
+    __slots__ = ("_handed_out", "name", "state", "stem")
+
+    def __init__(self, stem: str, name: str) -> None:
+        self.stem = stem
+        self.name = name
+        self.state: Literal["held"] | Ending = "held"
+        self._handed_out: weakref.ref[object] | None = None
+
+    @property
+    def holder(self) -> str:
+        """Return what the ref's history calls this lease: ``<owner>+<claim>``."""
+        return self.name[len(self.stem) + 1 : -len(names.SUFFIX)]
+
+    def hand_out(self, ref: object) -> None:
+        """Remember the very object that a caller got for this lease; one of a class with __slots__ may not allow it."""
+        try:
+            self._handed_out = weakref.ref(ref)
+        except TypeError:
+            self._handed_out = None
+
+    def is_of(self, ref: object) -> bool:
+        return self._handed_out is not None and self._handed_out() is ref
+
+    def is_remembered(self) -> bool:
+        """Return whether somebody may still come back with the object that was handed out."""
+        return self._handed_out is not None and self._handed_out() is not None
+
+
+class Held:
+    """Know which refs this handle leases, and how its earlier leases ended.
+
+    The endings fence a late acknowledgement off: a ref that this handle once leased is only settled under the claim
+    that it belongs to, one that it never leased whoever holds it. Of each ref the latest claim is remembered: one
+    that was lost, which is rare, for good, one that was settled for the last `_REMEMBERED` refs. Claims before that
+    are remembered while the objects live that were handed out for them.
+
+    Several threads may call this; nothing here takes a lock, which an exception at the wrong instant could leave held.
     """
 
     def __init__(self) -> None:
-        self._claiming: dict[str, object] = {}
-        self._held: dict[str, None] = {}
-        self._lost: set[str] = set()
-        self._ended: OrderedDict[str, Ending] = OrderedDict()
+        self._latest: dict[str, Claim] = {}
+        self._ended: deque[Claim] = deque()
+        self._earlier: dict[str, tuple[Claim, ...]] = {}
+        self._tidy_above = _FEW_EARLIER
 
-    def begin(self, stem: str) -> bool:
-        """Begin to claim a ref; False where another thread of this handle is claiming it."""
-        mark = object()
-        return self._claiming.setdefault(stem, mark) is mark
+    def add(self, claim: Claim) -> None:
+        """Note a claim; the one before it on the same ref becomes an earlier one."""
+        before = self._latest.get(claim.stem)
+        self._latest[claim.stem] = claim
+        if before is not None and before is not claim:
+            self._keep(before)
 
-    def add(self, stem: str) -> None:
-        """Note a claim; how earlier leases on the ref ended does not count any more."""
-        self._held[stem] = None
-        self._claiming.pop(stem, None)
-        self.forget(stem)
+    def find(self, stem: str, ref: object = None) -> Claim | None:
+        """Return the claim that this very object was handed out for, else the latest; None where there was none."""
+        if self._earlier and ref is not None:
+            for claim in self._earlier.get(stem, ()):
+                if claim.is_of(ref):
+                    return claim
+        return self._latest.get(stem)
 
-    def cancel_claim(self, stem: str) -> None:
-        """Note that a claim came to nothing."""
-        self._claiming.pop(stem, None)
-
-    def drop(self, stem: str) -> None:
-        """Forget a lease that nobody learned of, and that was given back."""
-        self._claiming.pop(stem, None)
-        self._held.pop(stem, None)
-
-    def end(self, stem: str, how: Ending) -> None:
-        """Note the end of a lease: acked or buried, given back to pending/, or lost so that others may have it.
+    def end(self, claim: Claim, how: Ending) -> None:
+        """Note the end of a lease.
 
         RACE: a renewal may miss the file that another thread has just settled, and call the lease lost before that
         thread comes here; the thread that settled it knows better.
         """
-        self._claiming.pop(stem, None)
-        was_held = self._held.pop(stem, False) is not False
+        if claim.state == how or (how == "lost" and claim.state != "held"):
+            return
+        claim.state = how
         if how == "lost":
-            if was_held:
-                self._lost.add(stem)
             return
-        if not was_held and stem not in self._lost:
-            return
-        self._lost.discard(stem)
-        self._ended[stem] = how
+        self._ended.append(claim)
         if len(self._ended) > _REMEMBERED:
-            self._ended.popitem(last=False)
+            self.drop(self._ended.popleft())
 
-    def ending(self, stem: str) -> Ending | None:
-        """Return how this handle's latest lease on a ref ended; None where it had none, or long ago."""
-        return "lost" if stem in self._lost else self._ended.get(stem)
+    def lose(self, stem: str, name: str) -> None:
+        """Note that a lease of this name, if it is this handle's latest on the ref, was taken away."""
+        claim = self._latest.get(stem)
+        if claim is not None and claim.name == name:
+            self.end(claim, "lost")
+
+    def drop(self, claim: Claim) -> None:
+        """Forget a claim: nobody learned of it, or it ended long ago."""
+        if self._latest.get(claim.stem) is claim:
+            popped = self._latest.pop(claim.stem, claim)
+            if popped is not claim:  # RACE: another thread has claimed the ref anew in between
+                self._latest.setdefault(claim.stem, popped)
 
     def forget(self, stem: str) -> None:
-        """Begin a new life of a ref, by a put or a claim of this handle."""
-        if self._lost or self._ended:
-            self._lost.discard(stem)
-            self._ended.pop(stem, None)
+        """Begin a new life of a ref, by a put of this handle: its earlier leases have no part in it."""
+        claim = self._latest.get(stem)
+        if claim is not None and claim.state != "held":
+            self.drop(claim)
+            self._keep(claim)
+
+    def _keep(self, claim: Claim) -> None:
+        """Remember an earlier claim for as long as the object that was handed out for it lives."""
+        if not claim.is_remembered():
+            return
+        self._earlier[claim.stem] = (*self._earlier.get(claim.stem, ()), claim)
+        if len(self._earlier) > self._tidy_above:
+            for stem, claims in list(self._earlier.items()):
+                self._earlier[stem] = tuple(filter(Claim.is_remembered, claims))
+                if not self._earlier[stem]:
+                    self._earlier.pop(stem)
+            self._tidy_above = max(_FEW_EARLIER, 2 * len(self._earlier))
 
     def __contains__(self, stem: str) -> bool:
-        return stem in self._held
+        claim = self._latest.get(stem)
+        return claim is not None and claim.state == "held"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FORMAT = 1
+FORMAT = 2
 SETTINGS = "fsqueue.json"
 ORDER = "order.lock"
 HEADER_BYTES = 64

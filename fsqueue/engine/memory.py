@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Generic, TypeVar, cast
 
@@ -22,9 +23,16 @@ R = TypeVar("R")
 
 @dataclass
 class _Entry:
+    """Hold a live ref.
+
+    Attributes:
+        ended: the claims on it that failed or expired, as a file's history tells them.
+    """
+
     data: bytes
     attempts: int = 0
     leased_at: float = 0.0
+    ended: set[int] = field(default_factory=set)
 
 
 class MemorySampleRefQueue(Generic[R]):
@@ -58,6 +66,8 @@ class MemorySampleRefQueue(Generic[R]):
         self._done: set[str] = set()
         self._failed: set[str] = set()
         self._lost: set[str] = set()
+        self._serial = itertools.count(1)
+        self._claims: dict[str, int] = {}  # the latest on each ref since it was put
 
     def put(self, refs: Iterable[R], *, partition_key: str | None = None) -> None:
         """Add refs at the tail; an id that is pending or leased is skipped."""
@@ -70,6 +80,7 @@ class MemorySampleRefQueue(Generic[R]):
                 if sample_id not in self._leased and sample_id not in self._pending:
                     self._pending[sample_id] = entry
                     self._lost.discard(sample_id)
+                    self._claims.pop(sample_id, None)
             self._changed.notify_all()
 
     def get(
@@ -103,6 +114,7 @@ class MemorySampleRefQueue(Generic[R]):
         for sample_id in taken:
             entry = self._leased[sample_id] = self._pending.pop(sample_id)
             entry.leased_at = self._clock()
+            self._claims[sample_id] = next(self._serial)
             self._lost.discard(sample_id)
         return [self._codec.decode(self._leased[sample_id].data) for sample_id in taken]
 
@@ -119,6 +131,8 @@ class MemorySampleRefQueue(Generic[R]):
     def _return_locked(self, sample_id: str, attempt: bool) -> None:
         entry = self._leased.pop(sample_id)
         entry.attempts += attempt
+        if attempt:
+            entry.ended.add(self._claims[sample_id])
         if attempt and self._max_attempts is not None and entry.attempts >= self._max_attempts:
             self._failed.add(sample_id)
         else:
@@ -131,8 +145,9 @@ class MemorySampleRefQueue(Generic[R]):
             for sample_id in map(id_of_ref, refs):
                 if sample_id in self._lost and sample_id not in self._leased:
                     lost.append(sample_id)
-                if self._forget_locked(sample_id) and self._keep_done:
-                    self._done.add(sample_id)
+                if sample_id in self._leased or self._was_leased_locked(sample_id):
+                    self._forget_locked(sample_id)
+                    self._done |= {sample_id} if self._keep_done else set()
         return lost
 
     def fail(self, refs: Iterable[R], reason: str, retryable: bool) -> list[str]:
@@ -142,7 +157,9 @@ class MemorySampleRefQueue(Generic[R]):
             for sample_id in map(id_of_ref, refs):
                 if retryable and sample_id in self._leased:
                     self._return_locked(sample_id, attempt=True)
-                elif not retryable and sample_id not in lost and self._forget_locked(sample_id):
+                elif retryable or sample_id in lost or self._gave_back_locked(sample_id):
+                    continue
+                elif self._forget_locked(sample_id):
                     self._failed.add(sample_id)
             self._changed.notify_all()
         return lost
@@ -164,6 +181,17 @@ class MemorySampleRefQueue(Generic[R]):
             for entry in (self._leased[i] for i in map(id_of_ref, refs) if i in self._leased):
                 entry.leased_at = now
             return [sample_id for sample_id in map(id_of_ref, refs) if sample_id not in self._leased]
+
+    def _was_leased_locked(self, sample_id: str) -> bool:
+        """Return whether a pending ref's latest claim, or where none is known any, failed or expired in this life."""
+        entry = self._pending.get(sample_id)
+        claim = self._claims.get(sample_id)
+        return entry is not None and bool(entry.ended if claim is None else claim in entry.ended)
+
+    def _gave_back_locked(self, sample_id: str) -> bool:
+        """Return whether a pending ref was released, and so is no more its former owner's to fail."""
+        pending = sample_id in self._pending and sample_id in self._claims
+        return pending and not self._was_leased_locked(sample_id)
 
     def _forget_locked(self, sample_id: str) -> bool:
         return any(state.pop(sample_id, None) is not None for state in (self._leased, self._pending))

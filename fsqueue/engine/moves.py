@@ -7,6 +7,10 @@
 Invariant: a ref has one directory entry among pending/ and leased/ at every instant, since each move is one
 rename(2) of that entry and bookkeeping is written into the file that the entry names. Every move returns
 whether this process made it; of several that try, one gets True.
+
+Every move into leased/ goes to a name that was never used before: it can meet no file there, nor what an NFS client
+remembers of one, and whoever comes late for another lease finds no file of that name. The exceptions: `hand_back`
+restores the name that the owner knows, and a rewind lets the last life of a ref replace those before.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from fsqueue.disk.fileops import explained, silently_remove
 from fsqueue.disk.parallel import Overlap
 from fsqueue.disk.publish import write_file, write_together
 from fsqueue.engine.clock import Clock, FilesystemClock
+from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import Layout
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import names
@@ -44,6 +49,7 @@ class Moves:
         self._durable = durable
         self._overlap = overlap
         self._serial = itertools.count()
+        self._claims = itertools.count(1)
 
     def move(self, source: Directory, name: str, target: Directory, new_name: str, unique: bool = False) -> bool:
         """Rename a file; False where it was gone. Of several processes that move the same file, one gets True.
@@ -133,30 +139,33 @@ class Moves:
         pending.refresh()  # NFS: it may be a remembered miss of a name that exists by now
         return self._clock.stamp(pending, name)
 
-    def claim_stamped(self, stem: str) -> bool:
+    def new_claim(self, stem: str, mark: str = "") -> Claim:
+        """Name a lease of this owner's on a ref, which is still to be moved there."""
+        return Claim(stem, f"{stem}@{self._owner}+{next(self._claims):x}{mark}{names.SUFFIX}")
+
+    def claim_stamped(self, claim: Claim) -> bool:
         """Make the second step: pending/ -> leased/@me."""
-        pending, leased = self._layout.pending, self._layout.leased
-        return self.move(pending, names.ref_file(stem), leased, names.leased_file(stem, self._owner), unique=True)
+        return self.move(self._layout.pending, names.ref_file(claim.stem), self._layout.leased, claim.name, unique=True)
 
-    def claim(self, stem: str) -> bool:
-        return self.stamp_pending(stem) and self.claim_stamped(stem)
-
-    def take_over(self, stem: str, owner: str) -> bool:
-        """Move leased/@owner -> leased/@me: whatever the former owner does next finds the name gone.
+    def take_over(self, lease: names.Lease, claim: Claim) -> bool:
+        """Move leased/@other -> leased/@me: whatever the former owner does next finds the name gone.
 
         The file is not stamped first, so that its mtime still tells whether the owner renewed it meanwhile.
         """
-        return self._change_owner(stem, owner, self._owner)
+        return self._rename_lease(lease.file, claim.name)
 
-    def hand_back(self, stem: str, owner: str) -> bool:
-        """Undo a take-over: leased/@me -> leased/@owner."""
-        return self._change_owner(stem, self._owner, owner)
+    def hand_back(self, claim: Claim, lease: names.Lease) -> bool:
+        """Undo a take-over: leased/@me -> leased/@other, under the name that the owner knows."""
+        return self._rename_lease(claim.name, lease.file)
 
-    def _change_owner(self, stem: str, owner: str, to: str) -> bool:
-        if owner == to:
-            return True
+    def hand_over(self, claim: Claim, owner: str) -> bool:
+        """Move leased/@me -> leased/@owner, under a name that the other owner does not give to leases of its own."""
+        given = f"g{int(self._ops.random() * 2**32):08x}"
+        return self._rename_lease(claim.name, names.leased_file(claim.stem, owner, given))
+
+    def _rename_lease(self, name: str, new_name: str) -> bool:
         leased = self._layout.leased
-        return self.move(leased, names.leased_file(stem, owner), leased, names.leased_file(stem, to), unique=True)
+        return self.move(leased, name, leased, new_name, unique=True)
 
     def finish(self, source: Directory, name: str, stem: str, step: int | None, keep: bool) -> bool:
         """Move leased/ or pending/ -> done/, or unlink the file where done files are not kept."""
@@ -169,69 +178,68 @@ class Moves:
         source.refresh()  # NFS: as in stamp_pending
         return self._ops.remove(source.fd, name)
 
-    def give_back(self, stem: str) -> bool:
+    def give_back(self, claim: Claim) -> bool:
         """Move leased/@me -> pending/."""
-        return self.move(self._layout.leased, self._mine(stem), self._layout.pending, names.ref_file(stem))
+        return self.move(self._layout.leased, claim.name, self._layout.pending, names.ref_file(claim.stem))
 
-    def bury(self, stem: str) -> bool:
+    def bury(self, claim: Claim) -> bool:
         """Move leased/@me -> failed/."""
         leased, failed = self._layout.leased, self._layout.failed
         try:
-            return self.move(leased, self._mine(stem), failed, names.ref_file(stem))
+            return self.move(leased, claim.name, failed, names.ref_file(claim.stem))
         except OSError as error:
             if error.errno not in _NO_SUCH_REPLACEMENT:
                 raise
             # Somebody put a directory in the ref's place or at its destination: that may not block the queue.
-            other = f"{stem}.{int(self._ops.random() * 2**24):06x}"
-            return self.move(leased, self._mine(stem), failed, names.ref_file(other))
+            other = f"{claim.stem}.{int(self._ops.random() * 2**24):06x}"
+            return self.move(leased, claim.name, failed, names.ref_file(other))
 
-    def fetch(self, source: Directory, name: str, stem: str) -> bool:
+    def fetch(self, source: Directory, name: str, claim: Claim) -> bool:
         """Move a file from anywhere -> leased/@me, stamped first as in a claim; False where it was gone."""
         if not self._clock.stamp(source, name):
             return False
-        return self.move(source, name, self._layout.leased, self._mine(stem), unique=True)
+        return self.move(source, name, self._layout.leased, claim.name, unique=True)
 
-    def rename_leased(self, stem: str, new_stem: str) -> bool:
+    def rename_leased(self, claim: Claim, new: Claim) -> bool:
         """Give a lease of this owner's another ref's name."""
-        leased = self._layout.leased
-        return self.move(leased, self._mine(stem), leased, self._mine(new_stem), unique=True)
+        return self._rename_lease(claim.name, new.name)
 
     def rename_pending(self, name: str, stem: str) -> bool:
         """Give a file that was moved into pending/ under another name the one that belongs there."""
         pending = self._layout.pending
         return self.move(pending, name, pending, names.ref_file(stem))
 
-    def annotate(self, stem: str, change: Change) -> Bookkeeping | None:
+    def annotate(self, claim: Claim, change: Change) -> Bookkeeping | None:
         """Change the bookkeeping of a ref that is leased to this owner; None where the lease is gone.
 
         The file is written in place, from the ref's closing brace on, so it never has two names. A process that
         is stopped here for longer than the lease adds history to a file that another owner holds by then, and the
         move that follows finds the name gone.
         """
-        leased, name = self._layout.leased, self._mine(stem)
+        leased, name = self._layout.leased, claim.name
         try:
             fd = self._ops.open_for_update(leased.fd, name)
         except FileNotFoundError:
             return None
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-                return self._replace(stem, b"", change)
+                return self._replace(claim, b"", change)
             raise
         try:
             with explained("updating", f"{leased.path}/{name}"):
-                return self._annotate_open(fd, stem, change)
+                return self._annotate_open(fd, claim, change)
         finally:
             self._ops.close(fd)
 
-    def _annotate_open(self, fd: int, stem: str, change: Change) -> Bookkeeping:
+    def _annotate_open(self, fd: int, claim: Claim, change: Change) -> Bookkeeping:
         try:
             data = self._ops.read_regular(fd)
         except CorruptRefError:
-            return self._replace(stem, b"", change)
+            return self._replace(claim, b"", change)
         try:
             offset, bookkeeping = split(data)
         except CorruptRefError:
-            return self._replace(stem, data, change)
+            return self._replace(claim, data, change)
         change(bookkeeping)
         try:
             tail = bookkeeping_tail(bookkeeping)
@@ -244,55 +252,54 @@ class Moves:
             raise
         return bookkeeping
 
-    def _replace(self, stem: str, data: bytes, change: Change) -> Bookkeeping:
+    def _replace(self, claim: Claim, data: bytes, change: Change) -> Bookkeeping:
         """Wrap bytes that are no JSON object into a dead letter, under the same leased name."""
         bookkeeping = Bookkeeping()
         change(bookkeeping)
         bookkeeping.reason = bookkeeping.reason or "the file holds no JSON object"
-        self._write_anew(stem, wrap_raw(data, bookkeeping))
+        self._write_anew(claim, wrap_raw(data, bookkeeping))
         return bookkeeping
 
-    def part(self, stem: str) -> None:
+    def part(self, claim: Claim) -> None:
         """Give a ref that is leased to this owner a file of its own, where other names stand for the same file.
 
         CRASH: POSIX lets a power cut leave both names of a rename. They are hard links, and a rename of one onto
         the other does nothing and reports success.
         """
-        self._write_anew(stem, self._ops.read_file(self._layout.leased.fd, self._mine(stem)))
+        self._write_anew(claim, self._ops.read_file(self._layout.leased.fd, claim.name))
 
-    def _write_anew(self, stem: str, data: bytes) -> None:
+    def _write_anew(self, claim: Claim, data: bytes) -> None:
         (tmp_name,) = self.write_new([data])
         try:
-            self._ops.rename(
-                tmp_name, self._mine(stem), src_dir_fd=self._layout.tmp.fd, dst_dir_fd=self._layout.leased.fd
-            )
+            self._ops.rename(tmp_name, claim.name, src_dir_fd=self._layout.tmp.fd, dst_dir_fd=self._layout.leased.fd)
         except OSError as error:
             silently_remove(self._ops, self._layout.tmp.fd, [tmp_name])
             if error.errno not in _NO_SUCH_REPLACEMENT:  # a directory in the file's place moves as it is
                 raise
 
-    def holders(self) -> dict[str, list[str]]:
-        """Map each stem to the owners that lease it (one, unless the lock did not exclude), by one listing."""
-        found: dict[str, list[str]] = defaultdict(list)
+    def holders(self) -> dict[str, list[names.Lease]]:
+        """Map each stem to the leases on it (one, unless the lock did not exclude), by one listing."""
+        found: dict[str, list[names.Lease]] = defaultdict(list)
         for name in self._layout.leased.listing():
-            parsed = names.parse_leased(name)
-            if parsed:
-                found[parsed[0]].append(parsed[1])
+            lease = names.parse_leased(name)
+            if lease:
+                found[lease.stem].append(lease)
         return found
 
     def owners_holding(self) -> frozenset[str]:
         """Return the owners that lease anything, by one listing."""
-        return frozenset(owner for owners in self.holders().values() for owner in owners)
-
-    def _mine(self, stem: str) -> str:
-        return names.leased_file(stem, self._owner)
+        return frozenset(lease.owner for leases in self.holders().values() for lease in leases)
 
 
-def record(event: str, at: float, owner: str | None, reason: str | None = None, attempt: bool = False) -> Change:
-    """Return a change that adds an event to a ref's history, and counts an attempt where it is one."""
+def record(event: str, at: float, holder: str | None, reason: str | None = None, attempt: bool = False) -> Change:
+    """Return a change that adds an event to a ref's history, and counts an attempt where it is one.
+
+    Args:
+        holder: of the lease that ended; where none did, the owner who caused the event.
+    """
 
     def change(bookkeeping: Bookkeeping) -> None:
         bookkeeping.attempts += attempt
-        bookkeeping.add(Event(event, at, owner, reason))
+        bookkeeping.add(Event(event, at, holder, reason))
 
     return change

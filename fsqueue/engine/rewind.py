@@ -14,6 +14,7 @@ from typing import NamedTuple
 from fsqueue.disk.fileops import current, despite_errors, explained
 from fsqueue.engine.expire import Reclaimer
 from fsqueue.engine.handle import Handle
+from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import open_layout
 from fsqueue.engine.listing import files_in, packed_in
 from fsqueue.engine.moves import record
@@ -40,8 +41,7 @@ def rewind(handle: Handle, after_step: int, force: bool) -> list[str]:
     Raises:
         LeasesHeldError: another owner holds leases, whose acks would carry steps of the run that crashed.
     """
-    holders = handle.moves.holders()
-    others = {owner for held in holders.values() for owner in held} - {handle.owner}
+    others = handle.moves.owners_holding() - {handle.owner}
     if others and not force:
         raise LeasesHeldError(handle.layout.path, sorted(others))
     handle.presence.announce()
@@ -124,13 +124,13 @@ def _put_back(handle: Handle, batch: list[_Acked], after_step: int, returned: li
     later finds the ref leased. Without the lock, a look before the fetching alone would miss a ref whose next life
     begins in between: so it is looked for once more afterwards.
     """
-    fetched: list[_Acked] = []
+    fetched: dict[_Acked, Claim] = {}
     back: list[str] = []
     try:
         live = _fetch(handle, batch, fetched)
         _return(handle, fetched, after_step, back)
     except BaseException:
-        handle.strays.add(stem for _, stem, _ in fetched if stem not in back)
+        handle.strays.add(claim for claim in fetched.values() if claim.stem not in back)
         raise
     finally:
         handle.order.append_soon(back)
@@ -141,8 +141,12 @@ def _put_back(handle: Handle, batch: list[_Acked], after_step: int, returned: li
     return live.union(fetched)
 
 
-def _fetch(handle: Handle, batch: list[_Acked], fetched: list[_Acked]) -> set[_Acked]:
-    """Move the files of a batch from done/ to leased/@me, and note them in fetched; return those that are live."""
+def _fetch(handle: Handle, batch: list[_Acked], fetched: dict[_Acked, Claim]) -> set[_Acked]:
+    """Move the files of a batch from done/ to leased/@me, and note them in fetched; return those that are live.
+
+    The lives of one ref get one claim: the last one to be moved replaces those before.
+    """
+    claims: dict[str, Claim] = {}
     with handle.order_file.soon() as held:
         if held:
             handle.order.header_locked()  # how long the backlog is decides how to look through it
@@ -150,28 +154,36 @@ def _fetch(handle: Handle, batch: list[_Acked], fetched: list[_Acked]) -> set[_A
 
         def fetch(entry: _Acked) -> None:
             _, stem, name = entry
-            if stem not in known and handle.moves.fetch(handle.layout.done, name, stem):
-                fetched.append(entry)
+            if stem in known:
+                return
+            if stem not in claims:
+                claims[stem] = handle.moves.new_claim(stem)
+            fetched[entry] = claims[stem]
+            if not handle.moves.fetch(handle.layout.done, name, claims[stem]):
+                del fetched[entry]
 
         despite_errors(fetch, batch)
     return {entry for entry in batch if entry[1] in known}
 
 
-def _return(handle: Handle, fetched: list[_Acked], after_step: int, back: list[str]) -> None:
+def _return(handle: Handle, fetched: dict[_Acked, Claim], after_step: int, back: list[str]) -> None:
     """Move what was fetched to pending/, and note it in back; what is live by now goes to done/ again."""
     layout, moves = handle.layout, handle.moves
-    holders = moves.holders()
+    holders, mine = moves.holders(), {claim.name for claim in fetched.values()}
     layout.refresh_pending()
 
     def give_back(entry: _Acked) -> None:
         step, stem, name = entry
-        elsewhere = [owner for owner in holders.get(stem, []) if owner != handle.owner]
+        claim = fetched[entry]
+        elsewhere = [lease for lease in holders.get(stem, []) if lease.file not in mine]
         if elsewhere or handle.ops.is_there(layout.pending.fd, names.ref_file(stem)):
-            moves.move(layout.leased, names.leased_file(stem, handle.owner), layout.done, name)
+            moves.move(layout.leased, claim.name, layout.done, name)
             return
         reason = f"acked at step {step}, rewound to step {after_step}"
-        if moves.annotate(stem, record("rewound", handle.clock.now(), handle.owner, reason)) and moves.give_back(stem):
+        if moves.annotate(claim, record("rewound", handle.clock.now(), handle.owner, reason)) and moves.give_back(
+            claim
+        ):
             handle.held.forget(stem)
             back.append(stem)
 
-    despite_errors(give_back, fetched)
+    despite_errors(give_back, list(fetched))

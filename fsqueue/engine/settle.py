@@ -1,81 +1,133 @@
 """End leases by ack, fail and release; put their end off by renew; hand them over to another owner.
 
 Three cases each. The handle holds the lease: one rename of a name that is its own decides. It held the lease
-and lost it: nothing that another owner holds is touched. It never had it (an acknowledgement after a restart,
-or by another controller): the ref is settled by id, whoever holds it.
+and lost it: nothing that another owner, or a later claim of this handle, holds is touched. It never had it (an
+acknowledgement after a restart, or by another controller): the ref is settled by id, whoever holds it.
+
+A late ack ends a ref that is back in pending/ only where the ref's own history tells that the very lease ended in
+this life of the ref, or, where the handle never had it, that any did. One that was put anew is somebody's to deliver.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import despite_errors, explained
 from fsqueue.engine.expire import return_or_bury
 from fsqueue.engine.handle import Handle
-from fsqueue.engine.held import Ending
+from fsqueue.engine.held import Claim, Ending
 from fsqueue.engine.moves import Change, record
 from fsqueue.engine.owners import read_record
-from fsqueue.errors import QueueConfigError
+from fsqueue.errors import CorruptRefError, QueueConfigError
 from fsqueue.format import names
-from fsqueue.format.codec import Bookkeeping
+from fsqueue.format.codec import Bookkeeping, split
+from fsqueue.format.names import Lease
 
 _SEARCHES = 3
 
+Target = tuple[str, object]
+"""A ref's stem, and the object that the caller has of it, which may be the one that a get returned."""
+
 
 class Settler:
-    """Settle leases on behalf of one handle. Methods take stems and return those whose lease was lost."""
+    """Settle leases on behalf of one handle. Methods return the stems whose lease was lost."""
 
     def __init__(self, handle: Handle, *, keep_done: bool, max_attempts: int | None) -> None:
         self._handle = handle
         self._keep_done = keep_done
         self._max_attempts = max_attempts
 
-    def ack(self, stems: list[str], step: int | None) -> list[str]:
+    def ack(self, targets: list[Target], step: int | None) -> list[str]:
         """Move refs to done/, or unlink them where done files are not kept."""
         handle, layout = self._handle, self._handle.layout
-        lost: list[str] = []
-        strangers: list[str] = []
+        lost: dict[str, None] = {}
+        late: dict[str, set[str]] = {}
+        strangers: dict[str, None] = {}
 
-        def finish(stem: str) -> None:
-            if stem in handle.held:
-                done = self._finish(layout.leased, names.leased_file(stem, handle.owner), stem, step)
-                handle.held.end(stem, "settled" if done else "lost")
-                if done:
-                    return
-            ending = handle.held.ending(stem)
-            if ending is None:
-                strangers.append(stem)
+        def finish(target: Target) -> None:
+            stem, ref = target
+            claim = handle.held.find(stem, ref)
+            if claim is None:
+                strangers[stem] = None
                 return
-            if ending == "lost":
-                lost.append(stem)
-            if ending != "settled":
-                self._finish(layout.pending, names.ref_file(stem), stem, step)
+            if claim.state == "held":
+                done = self._finish(layout.leased, claim.name, stem, step)
+                handle.held.end(claim, "settled" if done else "lost")
+            if claim.state == "lost":
+                lost[stem] = None
+            if claim.state != "settled":
+                late.setdefault(stem, set()).add(claim.holder)
 
         try:
-            despite_errors(finish, stems)
+            despite_errors(finish, targets)
         finally:
-            self._ack_by_id(strangers, step)
-        if stems:
+            self._ack_late(late, step)
+            self._ack_by_id(list(strangers), step)
+        if targets:
             self._sync(*([layout.done] if self._keep_done else []), layout.leased, layout.pending)
-        return lost
+        return list(lost)
+
+    def _ack_late(self, late: dict[str, set[str]], step: int | None) -> None:
+        """Finish refs that are pending, where these holders' leases ended in the same life."""
+
+        def finish(stem: str) -> None:
+            self._end_pending(stem, late[stem], lambda claim: self._finish_claim(claim, step))
+
+        despite_errors(finish, list(late))
+
+    def _finish_claim(self, claim: Claim, step: int | None) -> bool:
+        return self._finish(self._handle.layout.leased, claim.name, claim.stem, step)
 
     def _finish(self, source: Directory, name: str, stem: str, step: int | None) -> bool:
         return self._handle.moves.finish(source, name, stem, step, self._keep_done)
 
     def _ack_by_id(self, stems: list[str], step: int | None) -> None:
-        """Finish refs wherever they are live: leased by whomever, or pending."""
-        layout = self._handle.layout
+        """Finish refs wherever they are live: leased by whomever, or pending after a lease that ended."""
+        leased = self._handle.layout.leased
 
-        def finish_anywhere(stem: str, owners: list[str]) -> bool:
-            leases = [names.leased_file(stem, owner) for owner in owners]
-            finished = [name for name in leases if self._finish(layout.leased, name, stem, step)]
-            return bool(finished) or self._finish(layout.pending, names.ref_file(stem), stem, step)
+        def finish_anywhere(stem: str, leases: list[Lease]) -> bool:
+            finished = [lease for lease in leases if self._finish(leased, lease.file, stem, step)]
+            return bool(finished) or self._end_pending(stem, None, lambda claim: self._finish_claim(claim, step))
 
         self._search(stems, finish_anywhere)
 
-    def _search(self, stems: list[str], act: Callable[[str, list[str]], bool]) -> None:
-        """Call act with the owners of each ref until it returns True, or the ref is found nowhere.
+    def _end_pending(self, stem: str, holders: set[str] | None, end: Callable[[Claim], bool]) -> bool:
+        """Run end on a pending ref that these holders, or anybody, leased in this life; False where nothing is there.
+
+        RACE: the file that was looked at may be leased, settled and put anew in the next instant. So it is made a
+        lease of this handle's and looked at again; where it is another one by now, it is given back.
+        """
+        handle, pending, leased = self._handle, self._handle.layout.pending, self._handle.layout.leased
+        was_leased = self._was_leased(pending, names.ref_file(stem), holders)
+        if not was_leased:
+            return was_leased is not None
+        handle.presence.announce()
+        claim = handle.moves.new_claim(stem)
+        try:
+            if not self._claim_pending(claim):
+                return False
+            if self._was_leased(leased, claim.name, holders):
+                end(claim)
+            elif handle.moves.give_back(claim):
+                handle.order.append_soon([stem])
+        except BaseException:
+            handle.strays.add([claim])
+            raise
+        return True
+
+    def _was_leased(self, directory: Directory, name: str, holders: set[str] | None) -> bool | None:
+        """Return whether a file's history tells that these holders' leases, or any, ended in this life of the ref."""
+        try:
+            return split(self._handle.ops.read_file(directory.fd, name))[1].tells_end_of(holders)
+        except FileNotFoundError:
+            return None
+        except CorruptRefError:
+            return False
+
+    def _search(self, stems: list[str], act: Callable[[str, list[Lease]], bool]) -> None:
+        """Call act with the leases on each ref until it returns True, or the ref is found nowhere.
 
         RACE: a ref may be claimed between the listing of leased/ and the look into pending/, and be in neither
         when it is looked for; so what was not found is looked for again.
@@ -87,167 +139,213 @@ class Settler:
             holders = self._handle.moves.holders()
             found: set[str] = set()
 
-            def look(stem: str, holders: dict[str, list[str]] = holders, found: set[str] = found) -> None:
+            def look(stem: str, holders: dict[str, list[Lease]] = holders, found: set[str] = found) -> None:
                 if act(stem, holders.get(stem, [])):
                     found.add(stem)
 
             despite_errors(look, missing)
             missing = [stem for stem in missing if stem not in found]
 
-    def fail(self, stems: list[str], reason: str, retryable: bool) -> list[str]:
+    def fail(self, targets: list[Target], reason: str, retryable: bool) -> list[str]:
         """Count an attempt and move refs to the tail of pending/, or to failed/ for good."""
         handle, layout = self._handle, self._handle.layout
-        if not stems:
+        if not targets:
             return []
-        counted = record("failed", handle.clock.now(), handle.owner, reason, attempt=True)
+        now = handle.clock.now()
         back: list[str] = []
 
-        def retry(stem: str) -> bool:
-            return return_or_bury(handle, stem, counted, reason, self._max_attempts, back)
+        def retry(claim: Claim, holder: str) -> bool:
+            counted = record("failed", now, holder, reason, attempt=True)
+            return return_or_bury(handle, claim, counted, reason, self._max_attempts, back)
 
-        def give_up(stem: str) -> bool:
-            return bury(handle, stem, counted, reason)
+        def give_up(claim: Claim, holder: str) -> bool:
+            return bury(handle, claim, record("failed", now, holder, reason, attempt=True), reason)
 
         changed = layout.pending, layout.failed, layout.leased
         if retryable:
-            return self._end_leases(stems, retry, "returned", back, *changed)
-        return self._end_leases(stems, give_up, "settled", back, *changed)
+            return self._end_leases(targets, retry, "returned", back, *changed)
+        return self._end_leases(targets, give_up, "settled", back, *changed)
 
-    def release(self, stems: list[str]) -> list[str]:
-        """Move refs back to pending/ as they are: no attempt is counted."""
-        moves, layout = self._handle.moves, self._handle.layout
+    def release(self, targets: list[Target]) -> list[str]:
+        """Move refs back to pending/, their own as they are: no attempt is counted."""
+        handle, moves, layout = self._handle, self._handle.moves, self._handle.layout
         back: list[str] = []
 
-        def give_back(stem: str) -> bool:
-            given = moves.give_back(stem)
+        def give_back(claim: Claim, holder: str) -> bool:
+            if holder != claim.holder and moves.annotate(claim, record("released", handle.clock.now(), holder)) is None:
+                return False
+            given = moves.give_back(claim)
             if given:
-                back.append(stem)
+                back.append(claim.stem)
             return given
 
-        return self._end_leases(stems, give_back, "returned", back, layout.pending, layout.leased)
+        return self._end_leases(targets, give_back, "returned", back, layout.pending, layout.leased)
 
     def _end_leases(
-        self, stems: list[str], end: Callable[[str], bool], how: Ending, back: list[str], *changed: Directory
+        self,
+        targets: list[Target],
+        end: Callable[[Claim, str], bool],
+        how: Ending,
+        back: list[str],
+        *changed: Directory,
     ) -> list[str]:
-        """Run end on each ref once it is leased to this handle; return the stems whose lease was lost.
+        """Run end on each lease once it is this handle's; return the stems whose lease was lost.
 
         Args:
+            end: given the claim, and the holder whose lease it ends.
             how: the leases end: "settled" takes refs that nobody leases from pending/ as well.
             back: the refs that end has moved to pending/, for the order.
             changed: the directories to sync.
         """
         handle = self._handle
-        lost: list[str] = []
-        strangers: list[str] = []
+        lost: dict[str, None] = {}
+        late: dict[str, set[str]] = {}
+        strangers: dict[str, None] = {}
 
-        def end_own(stem: str) -> None:
-            if stem in handle.held:
-                ended = end(stem)
-                handle.held.end(stem, how if ended else "lost")
-                if ended:
-                    return
-            ending = handle.held.ending(stem)
-            if ending is None or (ending == "returned" and how == "settled"):
-                strangers.append(stem)
-            elif ending == "lost":
-                lost.append(stem)
+        def end_own(target: Target) -> None:
+            stem, ref = target
+            claim = handle.held.find(stem, ref)
+            if claim is None:
+                strangers[stem] = None
+                return
+            if claim.state == "held":
+                handle.held.end(claim, how if end(claim, claim.holder) else "lost")
+            elif claim.state == "returned" and how == "settled":
+                late.setdefault(stem, set()).add(claim.holder)
+            if claim.state == "lost":
+                lost[stem] = None
 
         try:
             try:
-                despite_errors(end_own, stems)
+                despite_errors(end_own, targets)
             finally:
-                if strangers:
+                if late or strangers:
                     with handle.mutex:
-                        lost += self._take_over_and_end(strangers, end, from_pending=how == "settled")
+                        self._end_late(late, end)
+                        lost |= dict.fromkeys(self._take_over_and_end(list(strangers), end, how == "settled"))
         finally:
             handle.order.append_soon(back)
-            if stems:
+            if targets:
                 self._sync(*changed)
-        return lost
+        return list(lost)
 
-    def _take_over_and_end(self, stems: list[str], end: Callable[[str], bool], from_pending: bool) -> list[str]:
+    def _end_late(self, late: dict[str, set[str]], end: Callable[[Claim, str], bool]) -> None:
+        """Run end on refs that are pending, where these holders' leases ended in the same life."""
+
+        def end_one(stem: str) -> None:
+            self._end_pending(stem, late[stem], lambda claim: end(claim, claim.holder))
+
+        despite_errors(end_one, list(late))
+
+    def _take_over_and_end(self, stems: list[str], end: Callable[[Claim, str], bool], from_pending: bool) -> list[str]:
         """Take refs over from whoever leases them, then run end on them; return those lost again meanwhile."""
         handle = self._handle
-        handle.presence.announce()
+        if stems:
+            handle.presence.announce()
         lost: list[str] = []
 
-        def end_anywhere(stem: str, owners: list[str]) -> bool:
-            may_take_over = handle.held.ending(stem) is None
+        def end_as_mine(claim: Claim, holder: str, was_moved: Callable[[Claim], bool]) -> bool:
             try:
-                taken = [owner for owner in owners if may_take_over and self._take_over(stem, owner)]
-                if taken or (from_pending and not owners and handle.moves.claim(stem)):
-                    if not end(stem):
-                        lost.append(stem)
-                    return True
-                return bool(owners) and not may_take_over
+                moved = was_moved(claim)
+                if moved and not end(claim, holder):
+                    lost.append(claim.stem)
             except BaseException:
-                handle.strays.add([stem])
+                handle.strays.add([claim])
                 raise
+            return moved
+
+        def end_anywhere(stem: str, leases: list[Lease]) -> bool:
+            new_claim, take_over = handle.moves.new_claim, self._take_over
+            taken = [end_as_mine(new_claim(stem), lease.holder, partial(take_over, lease)) for lease in leases]
+            if leases or not from_pending:
+                return any(taken)
+            claim = new_claim(stem)
+            return end_as_mine(claim, claim.holder, self._claim_pending)
 
         self._search(stems, end_anywhere)
         return lost
 
-    def _take_over(self, stem: str, owner: str) -> bool:
+    def _claim_pending(self, claim: Claim) -> bool:
+        moves = self._handle.moves
+        return moves.stamp_pending(claim.stem) and moves.claim_stamped(claim)
+
+    def _take_over(self, lease: Lease, claim: Claim) -> bool:
         """Make another owner's lease this handle's for as long as settling it takes."""
         handle = self._handle
-        mine = names.leased_file(stem, handle.owner)
-        return handle.moves.take_over(stem, owner) and handle.clock.stamp(handle.layout.leased, mine)
+        return handle.moves.take_over(lease, claim) and handle.clock.stamp(handle.layout.leased, claim.name)
 
-    def renew(self, stems: list[str]) -> list[str]:
+    def renew(self, targets: list[Target]) -> list[str]:
         """Start the lease timeout anew for refs that this handle leases; others count as lost.
 
         RACE: a reclaimer that looked before the stamp finds it after its take-over and hands the lease back;
         one that took over before the stamp is seen by the listing after it.
         """
         handle, leased = self._handle, self._handle.layout.leased
-        renewed: set[str] = set()
+        claims = [(stem, handle.held.find(stem, ref)) for stem, ref in targets]
+        renewed: set[Claim] = set()
 
-        def stamp(stem: str) -> None:
-            if stem in handle.held and handle.clock.stamp(leased, names.leased_file(stem, handle.owner)):
-                renewed.add(stem)
+        def stamp(target: tuple[str, Claim | None]) -> None:
+            claim = target[1]
+            if claim is not None and claim.state == "held" and handle.clock.stamp(leased, claim.name):
+                renewed.add(claim)
 
         with handle.mutex:
             leased.refresh()
-            despite_errors(stamp, stems)
+            despite_errors(stamp, claims)
             present = set(leased.listing())
-        lost = [s for s in stems if s not in renewed or names.leased_file(s, handle.owner) not in present]
-        for stem in lost:
-            handle.held.end(stem, "lost")
-        return lost
+        lost: dict[str, None] = {}
+        for stem, claim in claims:
+            if claim is None or claim not in renewed or claim.name not in present:
+                lost[stem] = None
+                if claim is not None:
+                    handle.held.end(claim, "lost")
+        return list(lost)
 
-    def hand_over(self, stems: list[str], owner: str) -> list[str]:
+    def hand_over(self, targets: list[Target], owner: str) -> list[str]:
         """Make leases of this handle another owner's: leased/@me -> leased/@owner."""
         handle, layout = self._handle, self._handle.layout
-        lost: list[str] = []
+        lost: dict[str, None] = {}
         if not names.is_owner(owner) or read_record(handle.ops, layout.owners, owner) is None:
             raise QueueConfigError(
                 layout.path,
                 f"knows no owner {owner!r} to hand leases over to: give the `owner` of a handle that has leased before",
             )
-        if owner == handle.owner:
-            return [stem for stem in stems if stem not in handle.held]
+        mine = owner == handle.owner
 
-        def give(stem: str) -> None:
-            if stem in handle.held:
-                handle.held.end(stem, "settled" if handle.moves.hand_back(stem, owner) else "lost")
-            if handle.held.ending(stem) != "settled":
-                lost.append(stem)
+        def give(target: Target) -> None:
+            stem, ref = target
+            claim = handle.held.find(stem, ref)
+            if claim is not None and claim.state == "held" and not mine:
+                handle.held.end(claim, "settled" if handle.moves.hand_over(claim, owner) else "lost")
+            if claim is None or claim.state != ("held" if mine else "settled"):
+                lost[stem] = None
 
-        despite_errors(give, stems)
-        return lost
+        despite_errors(give, targets)
+        return list(lost)
 
-    def adopt(self, stems: list[str]) -> list[str]:
+    def adopt(self, targets: list[Target]) -> list[str]:
         """Take up leases that were handed over to this handle; what it settled already is not lost."""
-        handle, leased = self._handle, self._handle.layout.leased
-        leased.refresh()  # NFS: or a name that this client has missed is remembered as missing
-        mine = [stem for stem in stems if handle.ops.exists(leased.fd, names.leased_file(stem, handle.owner))]
-        for stem in mine:
-            handle.held.add(stem)
-        return [stem for stem in stems if stem not in handle.held and handle.held.ending(stem) != "settled"]
+        handle, held = self._handle, self._handle.held
+        handle.layout.leased.refresh()  # NFS: or a name that this client has missed is remembered as missing
+        holders = handle.moves.holders()
+        lost: dict[str, None] = {}
+        for stem, ref in targets:
+            mine = [lease.file for lease in holders.get(stem, ()) if lease.owner == handle.owner]
+            claim = held.find(stem)
+            if mine and not (claim is not None and claim.state == "held" and claim.name in mine):
+                claim = Claim(stem, mine[0])
+                held.add(claim)
+                claim.hand_out(ref)
+            if claim is None or claim.state not in ("held", "settled"):
+                lost[stem] = None
+        return list(lost)
 
     def release_all(self) -> int:
         """Give back whatever is leased in this owner's name, as it is; return how many refs that were."""
-        mine = [stem for stem, owners in self._handle.moves.holders().items() if self._handle.owner in owners]
+        holders = self._handle.moves.holders()
+        mine: list[Target] = [
+            (stem, None) for stem, leases in holders.items() if self._handle.owner in [lease.owner for lease in leases]
+        ]
         self.adopt(mine)
         return len(mine) - len(self.release(mine))
 
@@ -257,13 +355,13 @@ class Settler:
                 directory.sync()
 
 
-def bury(handle: Handle, stem: str, change: Change, reason: str) -> bool:
+def bury(handle: Handle, claim: Claim, change: Change, reason: str) -> bool:
     """Move a ref that this handle leases to failed/, with the reason inside; False where the lease is gone."""
 
     def with_reason(bookkeeping: Bookkeeping) -> None:
         change(bookkeeping)
         bookkeeping.reason = reason
 
-    if handle.moves.annotate(stem, with_reason) is None:
+    if handle.moves.annotate(claim, with_reason) is None:
         return False
-    return handle.moves.bury(stem)
+    return handle.moves.bury(claim)

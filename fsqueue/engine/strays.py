@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable
 
 from fsqueue.disk.fileops import despite_errors
-from fsqueue.engine.held import Held
+from fsqueue.engine.held import Claim, Held
 from fsqueue.engine.moves import Moves
 from fsqueue.engine.order import Order
 
@@ -23,41 +23,41 @@ class Strays:
         self._held = held
         self._order = order
         self._mutex = mutex
-        self._stems: dict[str, None] = {}
+        self._claims: dict[str, Claim] = {}
 
-    def add(self, stems: Iterable[str]) -> None:
-        """Note refs that may be leased to this owner though nobody has them."""
-        for stem in stems:
-            self._stems[stem] = None
+    def add(self, claims: Iterable[Claim]) -> None:
+        """Note leases that this owner may have though nobody has them."""
+        for claim in claims:
+            self._claims[claim.name] = claim
 
-    def discard(self, stem: str) -> None:
-        """Forget a ref that somebody has after all."""
-        self._stems.pop(stem, None)
+    def discard(self, claim: Claim) -> None:
+        """Forget a lease that somebody has after all."""
+        self._claims.pop(claim.name, None)
 
     def clear(self) -> None:
         """Forget all of them, where they have gone where they belong."""
-        self._stems.clear()
+        self._claims.clear()
 
-    def __contains__(self, stem: str) -> bool:
-        return stem in self._stems
+    def stems(self) -> set[str]:
+        return {claim.stem for claim in list(self._claims.values())}
 
     def recover(self) -> None:
         """Give strays back to pending/, as they are.
 
         RACE: of two threads, the one that holds the mutex gives a stray back, before anybody can claim it anew.
         """
-        if not self._stems:
+        if not self._claims:
             return
         back: list[str] = []
 
-        def recover(stem: str) -> None:
-            if self._moves.give_back(stem):
-                back.append(stem)
-            self._held.drop(stem)
-            self.discard(stem)
+        def recover(claim: Claim) -> None:
+            if self._moves.give_back(claim):
+                back.append(claim.stem)
+            self._held.drop(claim)
+            self.discard(claim)
 
         with self._mutex:
             try:
-                despite_errors(recover, list(self._stems))
+                despite_errors(recover, list(self._claims.values()))
             finally:
                 self._order.append_soon(back)

@@ -45,13 +45,19 @@ _WORDS_LIMIT = 4096
 _KEY = b'"_fsqueue"'
 _MARK = b'\n,"_fsqueue":'
 _TUPLES = b'\n,"_fsqueue":{"tuples":'
+_ENDS_A_LEASE = frozenset(("expired", "failed", "released"))
+_BEGINS_A_LIFE = frozenset(("requeued", "rewound"))
 _encode = msgspec.json.Encoder().encode
 UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _decode_any = msgspec.json.Decoder().decode
 
 
 class Event(msgspec.Struct, omit_defaults=True):
-    """Say what happened to a ref once: expired, failed, requeued, released, rewound or repaired."""
+    """Say what happened to a ref once: expired, failed, requeued, released, rewound or repaired.
+
+    Attributes:
+        owner: whose lease ended, with its claim (``node12.4711.9f3a01+1f``); of other events, who caused it.
+    """
 
     event: str
     at: float
@@ -77,6 +83,15 @@ class Bookkeeping(msgspec.Struct, omit_defaults=True):
 
     def add(self, event: Event) -> None:
         self.history = [*self.history, event][-HISTORY_LIMIT:]
+
+    def tells_end_of(self, holders: set[str] | None) -> bool:
+        """Return whether a lease of these holders, or any, has ended since the ref was put, requeued or rewound."""
+        for event in reversed(self.history):
+            if event.event in _BEGINS_A_LIFE:
+                return False
+            if event.event in _ENDS_A_LEASE and event.owner is not None and (not holders or event.owner in holders):
+                return True
+        return False
 
 
 _decode_bookkeeping = msgspec.json.Decoder(Bookkeeping).decode

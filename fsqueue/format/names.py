@@ -1,9 +1,9 @@
 """Make and parse file names: pure functions, no I/O.
 
-    pending/<id>.json        leased/<id>@<owner>.json        done/<id>.json or done/<id>@<step>.json
+    pending/<id>.json        leased/<id>@<owner>+<claim>.json        done/<id>.json or done/<id>@<step>.json
 
 ``<id>``, called the *stem* here, is the sample id percent-encoded outside ``[A-Za-z0-9._-]`` (and a leading
-dot); over 160 bytes it is cut to 120 bytes, ``~`` and 32 hex digits of the id's SHA-256. Neither ``@`` nor
+dot); over 160 bytes it is cut to 120 bytes, ``~`` and 32 hex digits of the id's SHA-256. None of ``@``, ``+`` and
 ``/`` can occur in a stem or an owner, so a name never leads out of its directory and splits in one way only.
 Names outside the grammar (dot files, editors' backups) parse to None and are left alone.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from fsqueue.errors import InvalidRefError
@@ -27,10 +28,11 @@ _WHOLE = r"(?:[A-Za-z0-9_-]|%[0-9a-f]{2})(?:[A-Za-z0-9._-]|%[0-9a-f]{2})*"
 _SHORTENED = r"[A-Za-z0-9_%-][A-Za-z0-9._%-]{119}~[0-9a-f]{32}"
 _STEM = rf"(?:{_SHORTENED}|{_WHOLE})"
 _OWNER = r"[A-Za-z0-9_%-][A-Za-z0-9._%-]*\.[0-9]+\.[0-9a-f]{6}"
+_CLAIM = r"[0-9a-f]{1,16}t?|g[0-9a-f]{8}"
 
 _is_stem = re.compile(_STEM + r"\Z").match
 _is_owner = re.compile(_OWNER + r"\Z").match
-_parse_leased = re.compile(rf"({_STEM})@({_OWNER})\.json\Z").match
+_parse_leased = re.compile(rf"({_STEM})@({_OWNER})(?:\+({_CLAIM}))?\.json\Z").match
 _parse_done = re.compile(rf"({_STEM})(?:@([0-9]+))?\.json\Z").match
 
 
@@ -92,8 +94,41 @@ def ref_file(stem: str) -> str:
     return stem + SUFFIX
 
 
-def leased_file(stem: str, owner: str) -> str:
-    return f"{stem}@{owner}{SUFFIX}"
+def leased_file(stem: str, owner: str, claim: str = "") -> str:
+    return f"{stem}@{owner}+{claim}{SUFFIX}" if claim else f"{stem}@{owner}{SUFFIX}"
+
+
+def owner_in(holder: str) -> str:
+    """Return the owner of a lease that a ref's history names by its holder."""
+    return holder.partition("+")[0]
+
+
+class Lease(NamedTuple):
+    """Hold what a name in leased/ says.
+
+    Attributes:
+        claim: tells this lease from all others of its owner: the serial number of one that the owner took, in hex,
+            with a ``t`` behind it where it was taken from somebody whose time was up; or ``g`` and eight hex digits,
+            where it was given to the owner. Empty where somebody made the name by hand.
+    """
+
+    stem: str
+    owner: str
+    claim: str = ""
+
+    @property
+    def file(self) -> str:
+        return leased_file(*self)
+
+    @property
+    def holder(self) -> str:
+        """Return what a ref's history calls this lease."""
+        return f"{self.owner}+{self.claim}" if self.claim else self.owner
+
+    @property
+    def is_timed_take_over(self) -> bool:
+        """Return whether the file's stamp may still be that of the owner from whom this lease was taken."""
+        return self.claim.endswith("t")
 
 
 def done_file(stem: str, step: int | None) -> str:
@@ -115,10 +150,10 @@ def parse_pending(name: str) -> str | None:
     return parsed[0] if parsed else None
 
 
-def parse_leased(name: str) -> tuple[str, str] | None:
-    """Return the stem and the owner of a name in leased/."""
+def parse_leased(name: str) -> Lease | None:
+    """Return the stem, the owner and the claim of a name in leased/."""
     match = _parse_leased(name)
-    return (match[1], match[2]) if match and len(match[1]) <= STEM_LIMIT else None
+    return Lease(match[1], match[2], match[3] or "") if match and len(match[1]) <= STEM_LIMIT else None
 
 
 def parse_done(name: str) -> tuple[str, int | None] | None:

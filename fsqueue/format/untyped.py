@@ -43,7 +43,7 @@ def place_of(state: str, name: str) -> Place | None:
     """Parse a name in a state's directory; None outside the grammar."""
     if state == "leased":
         leased = names.parse_leased(name)
-        return Place(leased[0], owner=leased[1]) if leased else None
+        return Place(leased.stem, owner=leased.owner) if leased else None
     if state == "done":
         done = names.parse_done(name)
         return Place(done[0], step=done[1]) if done else None

@@ -16,6 +16,7 @@ from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import current, explained
 from fsqueue.engine.claim import Claimer
 from fsqueue.engine.handle import Handle
+from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import open_layout
 from fsqueue.engine.listing import directory_of, owners_named, reading
 from fsqueue.engine.moves import Change, record
@@ -59,41 +60,42 @@ def operator(path: str) -> Iterator[Handle]:
             directory.sync()
 
 
-def fetch(handle: Handle, source: Directory, name: str, stem: str) -> bool:
-    """Make a file anywhere in the queue a lease of this handle's; return False where it was gone.
+def fetch(handle: Handle, source: Directory, name: str, stem: str) -> Claim | None:
+    """Make a file anywhere in the queue a lease of this handle's; return None where it was gone.
 
     Should an error end what follows, close() gives the ref back to pending/.
     """
-    handle.strays.add([stem])
-    if handle.moves.fetch(source, name, stem):
-        return True
-    handle.strays.discard(stem)
-    return False
+    claim = handle.moves.new_claim(stem)
+    handle.strays.add([claim])
+    if handle.moves.fetch(source, name, claim):
+        return claim
+    handle.strays.discard(claim)
+    return None
 
 
-def hand_in(handle: Handle, stem: str, change: Change, back: list[str]) -> bool:
+def hand_in(handle: Handle, claim: Claim, change: Change, back: list[str]) -> bool:
     """Move a ref that this handle leases to pending/, or to failed/ where it turns out to hold no ref.
 
     Returns False where the lease was lost. Adds the stem to back once it is pending: the caller then names it in the
     order.
     """
-    bookkeeping = handle.moves.annotate(stem, change)
+    bookkeeping = handle.moves.annotate(claim, change)
     moved = False
     if bookkeeping is not None and bookkeeping.raw is not None:
-        moved = handle.moves.bury(stem)
-    elif bookkeeping is not None and handle.moves.give_back(stem):
-        back.append(stem)
+        moved = handle.moves.bury(claim)
+    elif bookkeeping is not None and handle.moves.give_back(claim):
+        back.append(claim.stem)
         moved = True
-    handle.strays.discard(stem)
+    handle.strays.discard(claim)
     return moved
 
 
-def hand_in_all(handle: Handle, stems: list[str], change: Change) -> None:
+def hand_in_all(handle: Handle, claims: list[Claim], change: Change) -> None:
     """Hand several refs in, and name in the order those that are pending again."""
     back: list[str] = []
     try:
-        for stem in stems:
-            hand_in(handle, stem, change, back)
+        for claim in claims:
+            hand_in(handle, claim, change, back)
     finally:
         handle.order.append_soon(back)
 
@@ -107,8 +109,8 @@ def release(path: str, owner: str, *, force: bool = False, dry_run: bool = False
     with reading(path) as layout:
         leases = [lease for lease in map(names.parse_leased, layout.leased.listing()) if lease]
         recorded = filter(None, map(names.parse_owner, layout.owners.listing()))
-        owners = owners_named(layout, owner, [*recorded, *(lease[1] for lease in leases)])
-        leases = [lease for lease in leases if lease[1] in owners]
+        owners = owners_named(layout, owner, [*recorded, *(lease.owner for lease in leases)])
+        leases = [lease for lease in leases if lease.owner in owners]
         records = [read_record(layout.ops, layout.owners, o) for o in sorted(owners)]
     if not owners:
         raise QueueConfigError(path, f"knows no owner {owner!r}: `fsqueue status` lists them")
@@ -120,21 +122,21 @@ def release(path: str, owner: str, *, force: bool = False, dry_run: bool = False
             "stop it, or use --force to take its leases from it",
         )
     if dry_run or not leases:
-        return [Outcome(names.id_of(stem) or stem, True, f"from {holder}") for stem, holder in sorted(leases)]
+        return [Outcome(names.id_of(lease.stem) or lease.stem, True, f"from {lease.owner}") for lease in sorted(leases)]
     with operator(path) as handle:
         return _release(handle, sorted(leases))
 
 
-def _release(handle: Handle, leases: list[tuple[str, str]]) -> list[Outcome]:
+def _release(handle: Handle, leases: list[names.Lease]) -> list[Outcome]:
     outcomes = []
     back: list[str] = []
     try:
-        for stem, owner in leases:
-            sample_id = names.id_of(stem) or stem
-            moved = fetch(handle, handle.layout.leased, names.leased_file(stem, owner), stem) and hand_in(
-                handle, stem, record("released", handle.clock.now(), owner), back
-            )
-            outcomes.append(Outcome(sample_id, moved, f"from {owner}" if moved else f"{owner} leases it no more"))
+        for lease in leases:
+            claim = fetch(handle, handle.layout.leased, lease.file, lease.stem)
+            released = record("released", handle.clock.now(), lease.holder)
+            moved = claim is not None and hand_in(handle, claim, released, back)
+            detail = f"from {lease.owner}" if moved else f"{lease.owner} leases it no more"
+            outcomes.append(Outcome(names.id_of(lease.stem) or lease.stem, moved, detail))
     finally:
         handle.order.append_soon(back)
     return outcomes

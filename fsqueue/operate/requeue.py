@@ -7,6 +7,7 @@ from itertools import chain
 
 from fsqueue.disk.directory import Directory
 from fsqueue.engine.handle import Handle
+from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import LEDGER, Layout
 from fsqueue.engine.listing import File, files_in, owners_named, packed_in, reading, stamp_of
 from fsqueue.engine.moves import Change
@@ -121,7 +122,8 @@ def _read_letter(directory: Directory, name: str, file: File | None = None) -> _
 
 
 def _failed_under(bookkeeping: Bookkeeping) -> str | None:
-    return bookkeeping.history[-1].owner if bookkeeping.history else None
+    last = bookkeeping.history[-1].owner if bookkeeping.history else None
+    return names.owner_in(last) if last else None
 
 
 def _requeue(path: str, letters: dict[str, _Letter], dry_run: bool) -> list[Outcome]:
@@ -144,7 +146,7 @@ def _requeue(path: str, letters: dict[str, _Letter], dry_run: bool) -> list[Outc
 
 
 def _requeue_batch(handle: Handle, batch: list[tuple[str, _Letter]]) -> list[Outcome]:
-    fetched: list[str] = []
+    fetched: dict[str, Claim] = {}
     outcomes = []
     # RACE: under the lock no put is between its look for the id and its publishing, and a put that comes later
     # finds the ref leased. Without the lock, the id may be queued twice, as with two puts.
@@ -155,26 +157,26 @@ def _requeue_batch(handle: Handle, batch: list[tuple[str, _Letter]]) -> list[Out
         live, holders = Putter(handle).known(stems), handle.moves.holders()
         for stem, (sample_id, letter) in zip(stems, batch, strict=True):
             if stem in live:
-                where = f"leased by {holders[stem][0]}" if stem in holders else "pending"
+                where = f"leased by {holders[stem][0].owner}" if stem in holders else "pending"
                 where = "requeued" if stem in fetched else where
                 outcomes.append(Outcome(sample_id, False, f"{where} already: {letter.where} stays"))
-            elif fetch(handle, letter.directory, letter.name, stem) or _fetch_packed(handle, letter, stem):
-                fetched.append(stem)
+            elif claim := fetch(handle, letter.directory, letter.name, stem) or _fetch_packed(handle, letter, stem):
+                fetched[stem] = claim
                 live.add(stem)  # another dead letter of this id would replace it
                 outcomes.append(Outcome(sample_id, True, f"from {letter.where}"))
             else:
                 outcomes.append(Outcome(sample_id, False, f"{letter.where} is gone: somebody else moved it"))
-    hand_in_all(handle, fetched, _requeued(handle.clock.now(), handle.owner))
+    hand_in_all(handle, list(fetched.values()), _requeued(handle.clock.now(), handle.owner))
     return outcomes
 
 
-def _fetch_packed(handle: Handle, letter: _Letter, stem: str) -> bool:
+def _fetch_packed(handle: Handle, letter: _Letter, stem: str) -> Claim | None:
     """Fetch a ref that is packed by now.
 
     RACE: a packing has claimed the file since it was looked at.
     """
     if letter.directory.path != handle.layout.done.path:
-        return False
+        return None
     unpack(handle, lambda packed, step: names.done_file(packed, step) == letter.name)
     return fetch(handle, letter.directory, letter.name, stem)
 

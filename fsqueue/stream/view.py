@@ -143,6 +143,7 @@ class TrainerView(Generic[R]):
                 self._look_around(self._looked_at - last_came, len(refs), wanted)
                 self._drop_lost(refs)
             found = self._lease(wanted - len(refs), pause_s)
+            self._drop_leased_anew(refs, found)
             refs += found
             now = ops.monotonic()
             last_came = now if found else last_came
@@ -210,6 +211,11 @@ class TrainerView(Generic[R]):
             lost = set(self._queue.renew(refs))
             refs[:] = [ref for ref in refs if id_of_ref(ref) not in lost]
 
+    def _drop_leased_anew(self, refs: list[R], found: list[R]) -> None:
+        """Drop what this handle has just leased again: a rank that was stopped for long reclaims its own leases."""
+        again = set(map(id_of_ref, found))
+        refs[:] = [ref for ref in refs if id_of_ref(ref) not in again]
+
     def _give_back(self, refs: list[R], stopped: bool) -> None:
         self._queue.release(refs)
         if stopped:
@@ -244,7 +250,9 @@ class TrainerView(Generic[R]):
         batch = list(refs)
         lost = settle(batch)
         for ref in batch:
-            self._out.pop(id_of_ref(ref), None)
+            # A late settlement of an earlier lease says nothing about the one that is out by now.
+            if id_of_ref(ref) not in lost or self._out.get(id_of_ref(ref)) is ref:
+                self._out.pop(id_of_ref(ref), None)
         return lost
 
     def _refuse_in_child(self) -> None:

@@ -17,7 +17,7 @@ import pytest
 from fsqueue import FileSampleRefQueue, SampleRef
 from fsqueue.cli.main import COMMANDS
 from fsqueue.engine.owners import describe_self
-from tests.support import Child, assert_clean, content, drain, lease_and_obey, names_in, numbered, ref, refs
+from tests.support import Child, assert_clean, content, drain, lease_and_obey, lease_name, names_in, numbered, ref, refs
 from tests.support.program import PROGRAM, run
 from tests.support.terminal import Terminal
 
@@ -33,7 +33,7 @@ def path(tmp_path: Path) -> Path:
         queue.ack(queue.get(1), step=7)
         queue.fail(queue.get(1), "no good", retryable=False)
         queue.get(1)
-        (tmp_path / "q" / "leased" / f"held@{queue.owner}.json").rename(
+        (tmp_path / "q" / "leased" / lease_name(tmp_path / "q", "held")).rename(
             tmp_path / "q" / "leased" / f"held@{ELSEWHERE}.json"
         )
     record = json.loads(msgspec.json.encode(describe_self(ELSEWHERE, 0.0, None)))
@@ -167,7 +167,7 @@ def test_what_is_no_queue_exits_with_3_in_one_line_and_is_left_alone(
     if what == "foreign":
         (directory / "thesis.tex").touch()
     if what in ("newer", "damaged"):
-        (directory / "fsqueue.json").write_text('{"format": 2}' if what == "newer" else "{")
+        (directory / "fsqueue.json").write_text('{"format": 3}' if what == "newer" else "{")
     before = snapshot(tmp_path)
     result = run(*arguments, "--queue", directory)
     assert (result.exit_code, result.stdout) == (3, "")

@@ -13,7 +13,7 @@ from fsqueue import FileSampleRefQueue, SampleRef
 from fsqueue.control.controller import DataFlowController
 from fsqueue.control.ledger import FileMetadataStore
 from fsqueue.operate.check import check_queue
-from tests.support import Child, assert_clean, content, drain, ids, lease_and_obey, names_in, refs
+from tests.support import Child, assert_clean, content, drain, holders_in, ids, lease_and_obey, names_in, refs
 from tests.support.program import run
 
 
@@ -102,7 +102,7 @@ def test_it_is_refused_while_others_hold_leases_and_force_leaves_those_alone(pat
         assert (tried.exit_code, tried.stdout, tried.stderr) == (1, "", refused.stderr)
         assert run("rewind", path, "--after-step", 4, "--dry-run", "--force").stdout == "b\nc\n"
         assert run("rewind", path, "--after-step", 4, "--force").stdout == "b\nc\n"
-        assert names_in(path, "leased") == [f"e@{owner}.json"]
+        assert holders_in(path) == [f"e@{owner}"]
         child.kill()
     assert run("rewind", path, "--after-step", 3, "--dry-run").stdout == "a\n", "it is told what would be live then"
     assert run("rewind", path, "--after-step", 3).stdout == "a\n", (

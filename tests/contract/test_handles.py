@@ -50,9 +50,10 @@ def test_ack_by_a_handle_that_never_leased(shared_queue: Implementation) -> None
 
 
 def test_ack_of_a_pending_ref(shared_queue: Implementation) -> None:
-    """A ref that a ledger knows as trained is settled though it is still pending."""
+    """A ref that a ledger knows as trained is settled though it is pending again."""
     left, right = shared_queue.open(), shared_queue.open()
     left.put(numbered(2))
+    left.fail(left.get(1), "flaky", retryable=True)
     assert not right.ack(make_refs("s000"))
     assert ids(left.get(2)) == ["s001"]
 

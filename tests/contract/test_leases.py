@@ -205,12 +205,15 @@ def test_release_and_fail_of_pending_refs(full_queue: Implementation) -> None:
 
 
 def test_ack_of_a_pending_ref_by_the_same_handle(full_queue: Implementation) -> None:
-    """A handle that never leased a pending ref settles it by ack."""
+    """A handle that has given a ref back settles it by ack where it failed, and not where it was merely released."""
     queue = full_queue.open()
-    queue.put(numbered(2))
-    assert queue.ack(make_refs("s000")) == []
-    assert queue.counts() == (1, 0, 1, 0)
-    assert ids(queue.get(2)) == ["s001"]
+    queue.put(numbered(3))
+    leased = queue.get(2)
+    queue.fail(leased[:1], "flaky", retryable=True)
+    queue.release(leased[1:])
+    assert queue.ack(make_refs("s000", "s001", "s002")) == []
+    assert queue.counts() == (2, 0, 1, 0)
+    assert ids(queue.get(3)) == ["s002", "s001"]
 
 
 def test_as_a_context_manager(full_queue: Implementation) -> None:

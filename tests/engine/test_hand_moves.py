@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fsqueue import FileSampleRefQueue, SampleRef
-from tests.support import Queue, assert_clean, content, drain, ids, names_in, ref, refs
+from tests.support import Queue, assert_clean, content, drain, holders_in, ids, lease_name, names_in, ref, refs
 
 
 def mv(source: Path, target: Path) -> None:
@@ -18,7 +18,7 @@ def mv(source: Path, target: Path) -> None:
     subprocess.run(["mv", "-T" if not target.is_dir() else "--", str(source), str(target)], check=True, timeout=60)
 
 
-def one_in_each_state(queue: Queue) -> dict[str, str]:
+def one_in_each_state(path: Path, queue: Queue) -> dict[str, str]:
     """Put four refs and bring one into each state; returns the file name in each."""
     queue.put(refs("leased", "done", "failed", "pending"))
     queue.get(3)
@@ -26,7 +26,7 @@ def one_in_each_state(queue: Queue) -> dict[str, str]:
     queue.fail(refs("failed"), "broken", retryable=False)
     return {
         "pending": "pending.json",
-        "leased": f"leased@{queue.owner}.json",
+        "leased": lease_name(path, "leased"),
         "done": "done.json",
         "failed": "failed.json",
     }
@@ -35,7 +35,7 @@ def one_in_each_state(queue: Queue) -> dict[str, str]:
 @pytest.mark.parametrize("source", ["leased", "done", "failed"])
 def test_moved_back_into_pending(path: Path, queue: Queue, source: str) -> None:
     """A file that is moved into pending/ from any state is counted there and handed out again by itself."""
-    name = one_in_each_state(queue)[source]
+    name = one_in_each_state(path, queue)[source]
     mv(path / source / name, path / "pending" / f"{source}.json")
     with FileSampleRefQueue(path) as other:
         assert other.depth() == 2
@@ -48,11 +48,11 @@ def test_the_move_that_the_design_names(path: Path, queue: Queue, into: str) -> 
     """`mv leased/<id>@<owner>.json pending/` gives a ref back, although the file keeps its leased name."""
     queue.put(refs("s17"))
     queue.get(1)
-    subprocess.run(["mv", f"leased/s17@{queue.owner}.json", into], cwd=path, check=True, timeout=60)
+    subprocess.run(["mv", f"leased/{lease_name(path, 's17')}", into], cwd=path, check=True, timeout=60)
     with FileSampleRefQueue(path) as other:
         assert tuple(other.counts()) == (1, 0, 0, 0)
         assert ids(other.get(1, 1.0)) == ["s17"]
-        assert names_in(path, "leased") == [f"s17@{other.owner}.json"]
+        assert holders_in(path) == [f"s17@{other.owner}"]
         assert queue.ack(refs("s17")) == ["s17"], "the former owner has lost it"
         assert other.ack(refs("s17")) == []
     assert_clean(path)
@@ -73,7 +73,7 @@ def test_a_done_file_with_its_step(path: Path, queue: Queue) -> None:
 @pytest.mark.parametrize("target", ["done", "failed"])
 def test_moved_out(path: Path, queue: Queue, source: str, target: str) -> None:
     """A ref that is moved to done/ or failed/ by hand is not handed out, whatever the hint says."""
-    name = one_in_each_state(queue)[source]
+    name = one_in_each_state(path, queue)[source]
     mv(path / source / name, path / target / f"{source}.json")
     assert ids(queue.get(10)) == (["pending"] if source == "leased" else [])
     queue.ack(refs(source))
@@ -83,7 +83,7 @@ def test_moved_out(path: Path, queue: Queue, source: str, target: str) -> None:
 
 def test_moved_between_the_dead_and_the_done(path: Path, queue: Queue) -> None:
     """Moves between done/ and failed/ change the counts, and nothing else."""
-    one_in_each_state(queue)
+    one_in_each_state(path, queue)
     mv(path / "done" / "done.json", path / "failed" / "done.json")
     mv(path / "failed" / "failed.json", path / "done" / "failed.json")
     assert tuple(queue.counts()) == (1, 1, 1, 1)
@@ -180,7 +180,7 @@ def test_the_id_inside_is_the_authority(path: Path, queue: Queue) -> None:
     mv(path / "pending" / "right%2fid.json", path / "pending" / "wrong.json")
     leased = queue.get(1, 1.0)
     assert ids(leased) == ["right/id"]
-    assert names_in(path, "leased") == [f"right%2fid@{queue.owner}.json"]
+    assert holders_in(path) == [f"right%2fid@{queue.owner}"]
     assert queue.ack(leased) == []
     assert names_in(path, "done") == ["right%2fid.json"]
     assert_clean(path)
@@ -203,7 +203,7 @@ def test_a_copy_of_what_another_owner_leases(path: Path, queue: Queue) -> None:
     mv(path / "copy", path / "pending" / "b.json")
     with FileSampleRefQueue(path) as other:
         assert other.get(10, 0.2) == []
-    assert names_in(path, "leased") == [f"a@{queue.owner}.json"]
+    assert holders_in(path) == [f"a@{queue.owner}"]
     assert queue.ack(refs("a")) == []
 
 

@@ -21,7 +21,9 @@ from tests.support import (
     backdate,
     drain,
     folder_of,
+    holders_in,
     ids,
+    lease_name,
     names_in,
     numbered,
     open_tapped,
@@ -32,7 +34,7 @@ from tests.support import (
 
 
 def leased_file(path: Path, stem: str, queue: Queue) -> Path:
-    return path / "leased" / f"{stem}@{queue.owner}.json"
+    return path / "leased" / lease_name(path, stem, queue.owner)
 
 
 def test_expiry_by_stamped_mtime(path: Path) -> None:
@@ -43,7 +45,7 @@ def test_expiry_by_stamped_mtime(path: Path) -> None:
     backdate(leased_file(path, "old", a), 61.0)
     backdate(leased_file(path, "young", a), 30.0)
     assert ids(b.get(10)) == ["old"]
-    assert names_in(path, "leased") == sorted([f"old@{b.owner}.json", f"young@{a.owner}.json"])
+    assert holders_in(path) == sorted([f"old@{b.owner}", f"young@{a.owner}"])
 
 
 def test_expiry_to_the_second(path: Path) -> None:
@@ -135,11 +137,11 @@ def lost_lease(path: Path, clock: FakeClock, *, held_by_b: bool) -> tuple[Queue,
 def test_late_end_does_not_touch_another_owner(path: Path, end: str) -> None:
     """A lost lease stays with its new owner, whatever the former one calls, and the loss is reported."""
     a, b = lost_lease(path, FakeClock(), held_by_b=True)
-    before = (path / "leased" / f"s@{b.owner}.json").read_bytes()
+    before = leased_file(path, "s", b).read_bytes()
     assert finish(a, end) == ["s"]
     assert finish(a, end) == ["s"], "it stays lost"
-    assert names_in(path, "leased") == [f"s@{b.owner}.json"]
-    assert (path / "leased" / f"s@{b.owner}.json").read_bytes() == before
+    assert holders_in(path) == [f"s@{b.owner}"]
+    assert leased_file(path, "s", b).read_bytes() == before
     assert b.ack(refs("s")) == []
     assert tuple(b.counts()) == (0, 0, 1, 0)
 
@@ -175,7 +177,7 @@ def test_late_ack_in_a_second_life(path: Path, held_by_b: bool) -> None:
         first.ack(first.get(1))
     a, b = lost_lease(path, clock, held_by_b=held_by_b)
     assert a.ack(refs("s")) == ["s"]
-    assert names_in(path, "leased") == ([f"s@{b.owner}.json"] if held_by_b else [])
+    assert holders_in(path) == ([f"s@{b.owner}"] if held_by_b else [])
     assert names_in(path, "pending") == []
 
 
@@ -192,7 +194,7 @@ def test_lost_leases_are_remembered(path: Path) -> None:
     while batch := a.get(500):
         a.ack(batch)
     assert a.ack(refs("s")) == ["s"]
-    assert names_in(path, "leased") == [f"s@{b.owner}.json"]
+    assert holders_in(path) == [f"s@{b.owner}"]
 
 
 @pytest.mark.parametrize("end", ["ack", "fail", "release"])
@@ -209,11 +211,14 @@ def test_a_stranger_settles_by_id(path: Path, end: str) -> None:
 
 
 def test_a_stranger_acks_a_pending_ref(path: Path) -> None:
-    """An acknowledgement after a restart settles a ref that is back in pending/ already."""
-    a, b = two_handles(path, FakeClock())
-    a.put(refs("s"))
-    assert b.ack(refs("s", "unknown")) == []
-    assert tuple(b.counts()) == (0, 0, 1, 0)
+    """An acknowledgement after a restart settles a ref that is back in pending/ already, and none that is new there."""
+    clock = FakeClock()
+    a, b = lost_lease(path, clock, held_by_b=False)
+    a.put(refs("new"))
+    with FileSampleRefQueue(path, clock=clock) as restarted:
+        assert restarted.ack(refs("s", "new", "unknown")) == []
+    assert tuple(b.counts()) == (1, 0, 1, 0)
+    assert ids(b.get(2)) == ["new"]
 
 
 def test_acking_twice_and_unknown_ids(path: Path) -> None:
@@ -252,13 +257,13 @@ def test_renew_wins_against_a_reclaim_that_has_looked(path: Path) -> None:
     renewed: list[list[str]] = []
 
     def renew_first(name: str, args: tuple[Any, ...], _: dict[str, Any]) -> None:
-        if name == "rename" and args[0] == f"s@{a.owner}.json" and not renewed:
+        if name == "rename" and args[0].startswith(f"s@{a.owner}") and not renewed:
             renewed.append(a.renew(leased))
 
     tap.before = renew_first
     assert b.reclaim() == 0
     assert renewed == [[]]
-    assert names_in(path, "leased") == [f"s@{a.owner}.json"]
+    assert holders_in(path) == [f"s@{a.owner}"]
     assert a.ack(leased) == []
 
 
@@ -273,7 +278,7 @@ def test_renew_after_a_take_over_is_told(path: Path) -> None:
     renewed: list[list[str]] = []
 
     def renew_late(name: str, args: tuple[Any, ...], _: dict[str, Any]) -> None:
-        if name == "rename" and args[0] == f"s@{a.owner}.json" and not renewed:
+        if name == "rename" and args[0].startswith(f"s@{a.owner}") and not renewed:
             renewed.append(a.renew(leased))
 
     tap.after = renew_late

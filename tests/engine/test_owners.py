@@ -27,6 +27,7 @@ from tests.support import (
     folder_of,
     ids,
     lease_and_obey,
+    lease_name,
     names_in,
     open_tapped,
     refs,
@@ -45,8 +46,8 @@ def test_dead_process_is_noticed_at_once(path: Path) -> None:
             child.kill()
         assert ids(queue.get(10, GUARD_S)) == ["c"]
         assert ids(queue.get(10, GUARD_S)) == ["a", "b"]
-        held = content(path / "leased" / f"a@{queue.owner}.json")["_fsqueue"]
-        assert held["history"][0]["owner"] == owner and held["attempts"] == 1
+        held = content(path / "leased" / lease_name(path, "a", queue.owner))["_fsqueue"]
+        assert held["history"][0]["owner"].startswith(f"{owner}+") and held["attempts"] == 1
         queue.ack(refs("a", "b", "c"))
     assert_clean(path)
 
@@ -147,7 +148,7 @@ def test_heartbeat_keeps_leases_and_ends_with_the_process(path: Path) -> None:
         with Child(lease_and_obey, path, 1, {"heartbeat_s": 0.05}) as child:
             owner, leased = child.receive()
             assert leased == ["a"]
-            file, record = path / "leased" / f"a@{owner}.json", path / "owners" / f"{owner}.json"
+            file, record = path / "leased" / lease_name(path, "a", owner), path / "owners" / f"{owner}.json"
             backdate(file, 3600.0)
             backdate(record, 3600.0)
             wait_until(lambda: os.stat(record).st_mtime > os.stat(file).st_mtime + 3500, "a beat")

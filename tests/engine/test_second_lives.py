@@ -13,11 +13,13 @@ from tests.support import Queue, Tap, assert_clean, names_in, ref
 
 
 def claim(other: Queue) -> None:
-    assert other.handle.moves.claim("x")
+    moves = other.handle.moves
+    assert moves.stamp_pending("x") and moves.claim_stamped(moves.new_claim("x"))
 
 
 def give_back(other: Queue) -> None:
-    assert other.handle.moves.give_back("x")
+    claim = other.handle.held.find("x")
+    assert claim is not None and other.handle.moves.give_back(claim)
 
 
 def rewind(path: Path) -> None:

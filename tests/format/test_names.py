@@ -96,7 +96,9 @@ def test_names_parse_back(sample_id: str) -> None:
     """The parse functions take apart what the file functions build."""
     stem = names.stem_of(sample_id)
     assert names.parse_ref(names.ref_file(stem)) == stem
-    assert names.parse_leased(names.leased_file(stem, OWNER)) == (stem, OWNER)
+    for claim in ("", "1f", "1ft", "g0123abcd"):
+        lease = names.Lease(stem, OWNER, claim)
+        assert names.parse_leased(names.leased_file(stem, OWNER, claim)) == lease and lease.file.startswith(stem)
     assert names.parse_done(names.done_file(stem, None)) == (stem, None)
     assert names.parse_done(names.done_file(stem, 123)) == (stem, 123)
 
@@ -112,7 +114,7 @@ def test_owners_parse_back(host: str) -> None:
         return
     owner = f"{name}.4711.9f3a01"
     assert names.parse_owner(f"{owner}.json") == owner
-    assert names.parse_leased(names.leased_file("s", owner)) == ("s", owner)
+    assert names.parse_leased(names.leased_file("s", owner)) == names.Lease("s", owner)
     assert names.pid_of(owner) == 4711
 
 

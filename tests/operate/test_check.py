@@ -18,7 +18,7 @@ from fsqueue import FileSampleRefQueue, NotAQueueError, UnsupportedFormatError
 from fsqueue.engine.owners import describe_self
 from fsqueue.format.untyped import sight
 from fsqueue.operate.check import check_queue, repair
-from tests.support import Child, Queue, Tap, drain, ids, lease_and_obey, names_in, numbered, ref, refs
+from tests.support import Child, Queue, Tap, drain, ids, lease_and_obey, lease_name, names_in, numbered, ref, refs
 from tests.support.other_user import as_nobody, readable_by_all
 
 OWNER = "zznode9.4242.0a1b2c"
@@ -298,7 +298,7 @@ def test_without_a_lock_an_id_queued_twice_is_a_note(tmp_path: Path) -> None:
     with FileSampleRefQueue(tmp_path / "q", lock="none", durable=False) as queue:
         queue.put(refs("a"))
         queue.get(1)
-        shutil.copy(tmp_path / "q" / "leased" / f"a@{queue.owner}.json", tmp_path / "q" / "pending" / "a.json")
+        shutil.copy(tmp_path / "q" / "leased" / lease_name(tmp_path / "q", "a"), tmp_path / "q" / "pending" / "a.json")
         assert check_queue(tmp_path / "q") == []
         assert "duplicate" in kinds(tmp_path / "q", notes=True).values()
 
@@ -306,7 +306,7 @@ def test_without_a_lock_an_id_queued_twice_is_a_note(tmp_path: Path) -> None:
 def test_what_is_no_queue_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotAQueueError):
         check_queue(tmp_path)
-    (tmp_path / "fsqueue.json").write_text('{"format": 2}')
+    (tmp_path / "fsqueue.json").write_text('{"format": 3}')
     with pytest.raises(UnsupportedFormatError):
         check_queue(tmp_path)
     assert os.listdir(tmp_path) == ["fsqueue.json"]
@@ -423,7 +423,7 @@ def test_strangers_survive_a_repair(path: Path) -> None:
 def test_a_lease_that_a_live_process_works_on_is_left_to_it(path: Path) -> None:
     with Child(lease_and_obey, path, 1, {"durable": False}) as child:
         owner, leased = child.receive()
-        os.truncate(path / "leased" / f"{leased[0]}@{owner}.json", 10)
+        os.truncate(path / "leased" / lease_name(path, leased[0], owner), 10)
         (mended,) = repair(path)
         assert (mended.done, mended.violation.kind) == (False, "undecodable")
         child.send("end")

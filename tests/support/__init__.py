@@ -60,6 +60,17 @@ def names_in(path: Path, state: str) -> list[str]:
     return sorted(os.listdir(path / state))
 
 
+def lease_name(path: Path, stem: str, owner: str = "") -> str:
+    """The name in leased/ of the one lease on a ref, of this owner's where one is given."""
+    (name,) = [name for name in names_in(path, "leased") if name.startswith(f"{stem}@{owner}")]
+    return name
+
+
+def holders_in(path: Path) -> list[str]:
+    """`<stem>@<owner>` of each name in leased/."""
+    return sorted(name.removesuffix(".json").partition("+")[0] for name in os.listdir(path / "leased"))
+
+
 def content(path: Path) -> Any:
     return json.loads(path.read_bytes())
 

@@ -209,10 +209,10 @@ class ManyHandles(RuleBasedStateMachine):
             found = sorted(str(names.parse_ref(name)) for name in os.listdir(self.path / state))
             assert found == self._expect(expected), f"{state}/ has {found}, should have {self._expect(expected)}"
         leased = [names.parse_leased(name) for name in os.listdir(self.path / "leased")]
-        assert sorted(found[0] for found in leased if found) == self._expect(model.leased)
-        for stem, owner in (found for found in leased if found):
-            holder = next(lease.handle for i, lease in model.leased.items() if names.stem_of(i) == stem)
-            assert holder < 0 or owner == self.queues[holder].owner
+        assert sorted(name.stem for name in leased if name) == self._expect(model.leased)
+        for name in filter(None, leased):
+            holder = next(lease.handle for i, lease in model.leased.items() if names.stem_of(i) == name.stem)
+            assert holder < 0 or name.owner == self.queues[holder].owner
         done = {names.done_file(names.stem_of(i), step) for i, steps in model.done.items() for step in steps}
         assert set(os.listdir(self.path / "done")) == done
         queue = self.queues[0]

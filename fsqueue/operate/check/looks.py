@@ -90,7 +90,7 @@ class Looks:
         if self._stream is not None:
             self._stream.refresh()
         parsed = (names.parse_leased(name) for name in self.layout.leased.listing())
-        self.leases = Counter(lease[1] for lease in parsed if lease)
+        self.leases = Counter(lease.owner for lease in parsed if lease)
         done = packed.read_names(self.layout.done.listing())
         running = (found for found in done.licences if not is_abandoned(self.layout, found, self._now))
         self._revisions = {licence.revision for licence in running}

@@ -16,6 +16,7 @@ from typing import TypeVar
 from fsqueue.disk.directory import Directory
 from fsqueue.engine.claim import Claimer
 from fsqueue.engine.handle import Handle
+from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import HEADER_BYTES
 from fsqueue.engine.moves import Change, record
 from fsqueue.engine.order import Header
@@ -129,18 +130,18 @@ class Mender:
         place = _require(place_of(_state(directory), name))
         problem = _require(self._read(directory, name).problem)
         self._refuse_worked_on(directory, name, ", and buries it")
-        self._lease(directory, name, place.stem)
-        return self._bury(place.stem, f"found in {_state(directory)}/: it {problem}")
+        return self._bury(self._lease(directory, name, place.stem), f"found in {_state(directory)}/: it {problem}")
 
-    def _bury(self, stem: str, reason: str) -> str:
+    def _bury(self, claim: Claim, reason: str) -> str:
         """Move a lease of one's own to failed/, under a new name where a dead letter has that name."""
-        handle, target = self._handle, stem
-        if handle.ops.exists(handle.layout.failed.fd, names.ref_file(stem)):
-            target = names.stem_of(f"{stem}.{secrets.token_hex(3)}")
-            handle.moves.rename_leased(stem, target)
+        handle = self._handle
+        if handle.ops.exists(handle.layout.failed.fd, names.ref_file(claim.stem)):
+            renamed = handle.moves.new_claim(names.stem_of(f"{claim.stem}.{secrets.token_hex(3)}"))
+            handle.moves.rename_leased(claim, renamed)
+            claim = renamed
         event = record("failed", handle.clock.now(), handle.owner, reason)
-        _require(bury(handle, target, event, reason))
-        return f"moved to failed/{names.ref_file(target)}"
+        _require(bury(handle, claim, event, reason))
+        return f"moved to failed/{names.ref_file(claim.stem)}"
 
     def _rename(self, directory: Directory, name: str) -> str:
         """Give a file the name of the ref inside; one that is live goes through a lease of one's own."""
@@ -150,8 +151,8 @@ class Mender:
         self._refuse_worked_on(directory, name)
         # RACE: under the lock, no put is between its look for the id and its publishing.
         with self._handle.order_file.soon():
-            self._lease(directory, name, stem)
-        return self._settle_live(stem)
+            claim = self._lease(directory, name, stem)
+        return self._settle_live(claim)
 
     def _part(self, directory: Directory, name: str) -> str:
         """Give a live ref whose file has another name in the queue a file of its own."""
@@ -164,8 +165,8 @@ class Mender:
         except FileNotFoundError:
             return 0
 
-    def _lease(self, directory: Directory, name: str, stem: str) -> None:
-        _require(fetch(self._handle, directory, name, stem))
+    def _lease(self, directory: Directory, name: str, stem: str) -> Claim:
+        return _require(fetch(self._handle, directory, name, stem))
 
     def _rename_settled(self, directory: Directory, name: str, stem: str) -> str:
         handle, place = self._handle, place_of(_state(directory), name)
@@ -175,40 +176,40 @@ class Mender:
         _require(handle.moves.move(directory, name, directory, target))
         return f"renamed to {target}"
 
-    def _settle_live(self, stem: str) -> str:
+    def _settle_live(self, claim: Claim) -> str:
         """Move a lease of one's own to pending/, unless another copy of its ref is live."""
-        handle, mine = self._handle, names.leased_file(stem, self._handle.owner)
+        ops, leased = self._handle.ops, self._handle.layout.leased
         for _ in range(_TRIES):
-            other = self._other_copy(stem)
+            other = self._other_copy(claim)
             if other is None:
-                return self._give_back(stem, mine)
+                return self._give_back(claim)
             try:
-                same = same_ref(handle.ops.read_file(handle.layout.leased.fd, mine), handle.ops.read_file(*other))
+                same = same_ref(ops.read_file(leased.fd, claim.name), ops.read_file(*other))
             except (FileNotFoundError, CorruptRefError):
                 continue  # the other one has moved on: look again
             if not same:
-                return self._bury(stem, "another ref with this id was live")
-            handle.ops.remove(handle.layout.leased.fd, mine)
+                return self._bury(claim, "another ref with this id was live")
+            ops.remove(leased.fd, claim.name)
             return "dropped: the same ref is live under another name"
-        return self._bury(stem, "another file with this id was live, and could not be read")
+        return self._bury(claim, "another file with this id was live, and could not be read")
 
-    def _give_back(self, stem: str, mine: str) -> str:
+    def _give_back(self, claim: Claim) -> str:
         """Move a lease of one's own to pending/, as a whole file with one name."""
         handle, leased = self._handle, self._handle.layout.leased
-        if self._links(leased, mine) > 1:
-            handle.moves.part(stem)
-        if self._read(leased, mine).torn:
-            handle.moves.annotate(stem, self._torn(False))
-        _require(handle.moves.give_back(stem))
-        self._back.append(stem)
-        return f"moved to pending/{names.ref_file(stem)}"
+        if self._links(leased, claim.name) > 1:
+            handle.moves.part(claim)
+        if self._read(leased, claim.name).torn:
+            handle.moves.annotate(claim, self._torn(False))
+        _require(handle.moves.give_back(claim))
+        self._back.append(claim.stem)
+        return f"moved to pending/{names.ref_file(claim.stem)}"
 
-    def _other_copy(self, stem: str) -> tuple[int, str] | None:
-        layout, owner = self._handle.layout, self._handle.owner
-        others = [holder for holder in self._handle.moves.holders().get(stem, ()) if holder != owner]
+    def _other_copy(self, claim: Claim) -> tuple[int, str] | None:
+        layout, holders = self._handle.layout, self._handle.moves.holders()
+        others = [lease.file for lease in holders.get(claim.stem, ()) if lease.file != claim.name]
         if others:
-            return layout.leased.fd, names.leased_file(stem, others[0])
-        name = names.ref_file(stem)
+            return layout.leased.fd, others[0]
+        name = names.ref_file(claim.stem)
         return (layout.pending.fd, name) if self._handle.ops.exists(layout.pending.fd, name) else None
 
     def _drop_torn_end(self, directory: Directory, name: str) -> str:
@@ -216,8 +217,7 @@ class Mender:
         _require(seen.torn)
         stem = names.stem_of(_require(seen.sample_id))
         if directory is self._handle.layout.pending:
-            self._lease(directory, name, stem)
-            self._give_back(stem, names.leased_file(stem, self._handle.owner))
+            self._give_back(self._lease(directory, name, stem))
         else:
             self._rewrite_settled(directory, name)
         return "dropped the torn end"

@@ -17,10 +17,11 @@ Ending = Literal["settled", "returned", "lost"]
 
 @dataclass
 class Lease:
-    """Who has a ref, and since when."""
+    """Who has a ref, since when, and under which claim."""
 
     handle: int
     since: float
+    claim: int
 
 
 @dataclass
@@ -29,17 +30,20 @@ class Book:
 
     Attributes:
         dead: it was a dead letter, and then moved back by hand: the next attempt counts as the first.
+        ended: the claims whose end its history tells.
     """
 
     attempts: int = 0
     dead: bool = False
+    ended: set[int] = field(default_factory=set)
 
 
 @dataclass
 class View:
-    """One handle's view: the refs that it leases, and how its earlier leases ended."""
+    """One handle's view: the refs that it leases, its latest claim on each, and how that ended."""
 
     holds: set[str] = field(default_factory=set)
+    claims: dict[str, int] = field(default_factory=dict)
     endings: dict[str, Ending] = field(default_factory=dict)
 
     def end(self, sample_id: str, how: Ending) -> None:
@@ -66,6 +70,7 @@ class Model:
         self.failed: dict[str, Book] = {}
         self.views: dict[int, View] = {}
         self.ordered = True
+        self.claims = 0
 
     def put(self, handle: int, sample_ids: Iterable[str]) -> None:
         for sample_id in dict.fromkeys(sample_ids):
@@ -84,12 +89,13 @@ class Model:
             lease = self.leased.pop(sample_id)
             if lease.handle == handle:
                 self.views[handle].end(sample_id, "lost")
-            self._count(sample_id)
+            self._count(sample_id, lease)
         return len(expired)
 
-    def _count(self, sample_id: str) -> None:
+    def _count(self, sample_id: str, lease: Lease) -> None:
         """An attempt has ended: back to the tail, or a dead letter after the last."""
         book = self.live[sample_id]
+        book.ended.add(lease.claim)
         if book.dead:
             book.attempts, book.dead = 0, False
         book.attempts += 1
@@ -108,8 +114,10 @@ class Model:
 
     def lease(self, handle: int, sample_id: str) -> None:
         self.pending.remove(sample_id)
-        self.leased[sample_id] = Lease(handle, self.now)
+        self.claims += 1
+        self.leased[sample_id] = Lease(handle, self.now, self.claims)
         self.views[handle].holds.add(sample_id)
+        self.views[handle].claims[sample_id] = self.claims
         self.views[handle].endings.pop(sample_id, None)
 
     def _has(self, handle: int, sample_id: str) -> bool:
@@ -125,13 +133,18 @@ class Model:
                 self._finish(sample_id, step)
             elif ending != "settled":
                 lost += [sample_id] if ending == "lost" else []
-                self._finish_pending(sample_id, step)
+                if self._ended_in_this_life(handle, sample_id):
+                    self._finish_pending(sample_id, step)
         for sample_id in strangers:
             if sample_id in self.leased:
                 self._finish(sample_id, step)
-            else:
+            elif sample_id in self.pending and self.live[sample_id].ended:
                 self._finish_pending(sample_id, step)
         return lost
+
+    def _ended_in_this_life(self, handle: int, sample_id: str) -> bool:
+        """The pending ref's history tells that the handle's latest claim on it ended."""
+        return sample_id in self.pending and self.views[handle].claims[sample_id] in self.live[sample_id].ended
 
     def _own_ending(self, handle: int, sample_id: str, how: Ending) -> Ending | Literal["now"] | None:
         """Tell how the handle's latest lease on a ref ended; "now" where it has one, which ends so."""
@@ -151,10 +164,9 @@ class Model:
         self.done.setdefault(sample_id, {})[step] = self.live.pop(sample_id)
 
     def _finish_pending(self, sample_id: str, step: int | None) -> None:
-        if sample_id in self.pending:
-            self.pending.remove(sample_id)
-            self._file_away(sample_id, step)
-            self.ordered = False  # the order's line for it stays behind, and may give it an earlier place
+        self.pending.remove(sample_id)
+        self._file_away(sample_id, step)
+        self.ordered = False  # the order's line for it stays behind, and may give it an earlier place
 
     def fail(self, handle: int, sample_ids: list[str], retryable: bool) -> list[str]:
         how: Ending = "returned" if retryable else "settled"
@@ -172,16 +184,21 @@ class Model:
                 if self.views[handle].endings.get(sample_id) is None:
                     self._fail(sample_id, retryable)
             elif sample_id in self.pending and not retryable:
+                returned = self.views[handle].endings.get(sample_id) == "returned"
+                if returned and not self._ended_in_this_life(handle, sample_id):
+                    continue
                 self.pending.remove(sample_id)
+                self.live[sample_id].ended.add(0)
                 self._bury(sample_id)
                 self.ordered = False
         return lost
 
     def _fail(self, sample_id: str, retryable: bool) -> None:
-        del self.leased[sample_id]
+        lease = self.leased.pop(sample_id)
         if retryable:
-            self._count(sample_id)
+            self._count(sample_id, lease)
         else:
+            self.live[sample_id].ended.add(lease.claim)
             self._bury(sample_id)
 
     def release(self, handle: int, sample_ids: list[str]) -> list[str]:
@@ -196,7 +213,8 @@ class Model:
             elif ending is None:
                 strangers.append(sample_id)
         for sample_id in strangers:
-            if self.leased.pop(sample_id, None):
+            if lease := self.leased.pop(sample_id, None):
+                self.live[sample_id].ended.add(lease.claim)
                 self.pending.append(sample_id)
         return lost
 

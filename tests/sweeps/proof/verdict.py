@@ -81,8 +81,8 @@ class Bystanders:
         assert found.get("old") == [DONE], f"an acked ref came back: {found.get('old')}"
         assert found.get("dead") == [FAILED], f"a dead letter moved: {found.get('dead')}"
         assert found.get("waiting") == [LIVE], f"a ref whose put had returned is {found.get('waiting')}"
-        name = names.leased_file("held", self.queue.owner)
-        assert (path / "leased" / name).exists(), "a live handle's lease was taken"
+        mine = [name for name in os.listdir(path / "leased") if name.startswith(f"held@{self.queue.owner}")]
+        assert len(mine) == 1, "a live handle's lease was taken"
 
 
 def census(path: Path) -> dict[str, list[str]]:
