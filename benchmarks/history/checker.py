@@ -171,7 +171,7 @@ class _History:
 
     def _check_unexpected(self) -> None:
         starts = [call for call in self._calls if call.kind in ("put", "requeue", "move")]
-        ends = [call for call in self._calls if call.done_with(self._id) and self._was_free_to(call)]
+        ends = [call for call in self._calls if call.done_with(self._id) and self._surely_ended(call)]
         for get in self._gets:
             before = [start for start in starts if start.invoked_at <= get.over_at]
             if not before:
@@ -185,6 +185,13 @@ class _History:
                         f"{end.owner} at {end.over_at:.3f}"
                     )
                 break
+
+    def _surely_ended(self, call: Call) -> bool:
+        """Whether a call that succeeded ended the ref's life; one by id leaves what is pending and was never leased."""
+        if not self._was_free_to(call):
+            return False
+        arrived = self._observed and any(c.kind == "arrived" and c.overlaps(call) for c in self._calls)
+        return arrived or self._knows_its_lease(call)
 
     def _was_free_to(self, call: Call) -> bool:
         """Whether the owner had not given the ref back before: then a further call does nothing."""

@@ -99,7 +99,9 @@ class _Observer:
 
     def file_of(self, sample_id: str, owner: str) -> int:
         """Which copy of a ref an owner leases; any live one, where it does not really lease it."""
-        mine = self.entries("leased").get(names.leased_file(sample_id, owner))
+        stem = names.stem_of(sample_id)
+        leases = ((names.parse_leased(name), inode) for name, inode in self.entries("leased").items())
+        mine = next((inode for lease, inode in leases if lease and (lease.stem, lease.owner) == (stem, owner)), None)
         if mine is None:
             for folder in _LIVE:
                 for name, inode in self.entries(folder).items():

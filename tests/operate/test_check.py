@@ -16,6 +16,7 @@ import pytest
 
 from fsqueue import FileSampleRefQueue, NotAQueueError, UnsupportedFormatError
 from fsqueue.engine.owners import describe_self
+from fsqueue.format import names
 from fsqueue.format.untyped import sight
 from fsqueue.operate.check import check_queue, repair
 from tests.support import Child, Queue, Tap, drain, ids, lease_and_obey, lease_name, names_in, numbered, ref, refs
@@ -240,7 +241,7 @@ def append(file: Path, data: bytes) -> None:
 
 
 def record_of_lease(path: Path) -> Path:
-    return path / "owners" / f"{lease(path).name.partition('@')[2]}"
+    return path / "owners" / names.ref_file(lease(path).name.partition("@")[2].partition("+")[0])
 
 
 def place(path: Path, where: str) -> str:
