@@ -76,12 +76,12 @@ class Held:
             self._keep(before)
 
     def find(self, stem: str, ref: object = None) -> Claim | None:
-        """Return the claim that this very object was handed out for, else the latest; None where there was none."""
-        if self._earlier and ref is not None:
-            for claim in self._earlier.get(stem, ()):
-                if claim.is_of(ref):
-                    return claim
-        return self._latest.get(stem)
+        """Return the claim that this very object was last handed out for, else the latest; None where none is known."""
+        latest = self._latest.get(stem)
+        if not self._earlier or ref is None or (latest is not None and latest.is_of(ref)):
+            return latest
+        earlier = reversed(self._earlier.get(stem, ()))
+        return next((claim for claim in earlier if claim.is_of(ref)), latest)
 
     def end(self, claim: Claim, how: Ending) -> None:
         """Note the end of a lease.

@@ -77,9 +77,12 @@ def test_ids_that_differ_after_the_cut_stay_apart() -> None:
 
 def test_the_longest_names_fit_a_directory_entry() -> None:
     """The longest id and owner with the longest pid make a name of at most 255 bytes."""
-    owner = names.owner_name("n" * names.OWNER_NAME_LIMIT) + f".{2**32}.ffffff"
+    owner = names.owner_name("n" * names.OWNER_NAME_LIMIT) + f".{2**22}.ffffff"
     assert names.is_owner(owner)
-    assert len(names.leased_file(names.stem_of("ü" * 1000), owner)) <= NAME_MAX_BYTES
+    stem = names.stem_of("ü" * 1000)
+    for claim in ("fffffffft", "gffffffff"):
+        assert names.parse_leased(names.leased_file(stem, owner, claim)) == names.Lease(stem, owner, claim)
+        assert len(names.leased_file("x" * names.STEM_LIMIT, owner, claim)) <= NAME_MAX_BYTES
     assert len(names.done_file("x" * 160, 2**63)) <= NAME_MAX_BYTES
 
 
