@@ -29,6 +29,7 @@ SETTINGS = "fsqueue.json"
 ORDER = "order.lock"
 STREAM = "stream"
 LEDGER = "ledger.json"
+REF_TYPE = "type.json"
 ORDER_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 STATES = ("pending", "leased", "done", "failed")
 DIRECTORIES = ("owners", "tmp", *STATES)
