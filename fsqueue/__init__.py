@@ -10,10 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fsqueue.disk.counting import Counts
+from fsqueue.engine.get import UnreadableRefWarning
 from fsqueue.engine.lock import StaleLockWarning
 from fsqueue.errors import (
     CorruptRefError,
     FsQueueError,
+    InvalidArgumentError,
     InvalidRefError,
     LeasesHeldError,
     LockTimeoutError,
@@ -24,9 +26,12 @@ from fsqueue.errors import (
     QueueClosedError,
     QueueConfigError,
     QueueIOError,
+    RefTypeError,
     StreamEndedError,
     StreamStalledError,
     TensorInRefError,
+    TooLongError,
+    UnreadableRefError,
     UnsupportedFormatError,
 )
 from fsqueue.queue import FileSampleRefQueue
@@ -69,6 +74,7 @@ __all__ = [
     "FileSampleRefQueue",
     "FsQueueError",
     "InMemoryMetadataStore",
+    "InvalidArgumentError",
     "InvalidRefError",
     "LeasesHeldError",
     "LedgerClosedError",
@@ -90,13 +96,17 @@ __all__ = [
     "QueueClosedError",
     "QueueConfigError",
     "QueueIOError",
+    "RefTypeError",
     "SampleRef",
     "StaleLockWarning",
     "StreamEndedError",
     "StreamStalledError",
     "TensorInRefError",
+    "TooLongError",
     "TrainLease",
     "TrainerView",
+    "UnreadableRefError",
+    "UnreadableRefWarning",
     "UnsupportedFormatError",
     "assert_no_tensors",
     "dp_partition",

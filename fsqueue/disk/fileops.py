@@ -42,8 +42,8 @@ _UPDATE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _CHUNK = 1 << 16
-FILE_LIMIT_BYTES = 1 << 26
-PUT_LIMIT_BYTES = FILE_LIMIT_BYTES - (1 << 20)  # leaves room for the longest history
+REF_LIMIT_BYTES = 1 << 26
+FILE_LIMIT_BYTES = REF_LIMIT_BYTES + (1 << 20)  # leaves room for the longest history
 
 
 @lru_cache(maxsize=1)
@@ -201,7 +201,7 @@ class FileOps:
 
         Raises:
             CorruptRefError: it is a symbolic link, a directory or a device.
-            TooLongError: it is larger than 64 MiB.
+            TooLongError: it is larger than any ref's with its history.
         """
         fd = self.open_to_read(dir_fd, name)
         try:

@@ -206,7 +206,7 @@ def _compare(path: str, stored: Settings, lease_timeout_s: float | None, lock: s
 def _create(ops: FileOps, path: str, settings: Settings) -> None:
     make_directory(ops, path)
     with closing(Directory(ops, path)) as root:
-        if strangers := strangers_in(root, {*DIRECTORIES, ORDER, SETTINGS}):
+        if strangers := strangers_in(root, {*DIRECTORIES, ORDER, SETTINGS, REF_TYPE}):
             raise NotAQueueError(
                 path,
                 f"is not empty and holds no {SETTINGS}, but for instance {strangers[0]!r}: choose a new directory",

@@ -17,8 +17,9 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 
+from fsqueue.disk import fileops
 from fsqueue.disk.directory import Directory
-from fsqueue.disk.fileops import FILE_LIMIT_BYTES, explained, silently_remove
+from fsqueue.disk.fileops import explained, silently_remove
 from fsqueue.disk.parallel import Overlap
 from fsqueue.disk.publish import write_file, write_together
 from fsqueue.engine.clock import Clock, FilesystemClock
@@ -236,7 +237,7 @@ class Moves:
             return self._replace(stem, data, change)
         change(bookkeeping)
         tail = bookkeeping_tail(bookkeeping)
-        if offset + len(tail) > FILE_LIMIT_BYTES:
+        if offset + len(tail) > fileops.FILE_LIMIT_BYTES:
             bookkeeping.reason = bookkeeping.reason or "no room is left in the file for its history"
             return bookkeeping
         try:
@@ -253,7 +254,7 @@ class Moves:
         """Wrap bytes that are no JSON object into a dead letter, under the same leased name."""
         bookkeeping = _unwritten(change, "the file holds no JSON object")
         letter = wrap_raw(data, bookkeeping)
-        if len(letter) <= FILE_LIMIT_BYTES:  # else nobody could read the letter
+        if len(letter) <= fileops.FILE_LIMIT_BYTES:  # else nobody could read the letter
             self._write_anew(stem, letter)
         return bookkeeping
 

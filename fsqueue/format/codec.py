@@ -110,7 +110,9 @@ class Codec(Generic[R]):
             raise InvalidArgumentError("ref_type", "a dataclass, the class itself", ref_type)
         fields = {f.name for f in dataclasses.fields(ref_type)}
         if "sample_id" not in fields or RESERVED in fields:
-            raise InvalidArgumentError("ref_type", f"a class with a field sample_id and none named {RESERVED}", ref_type)
+            raise InvalidArgumentError(
+                "ref_type", f"a class with a field sample_id and none named {RESERVED}", ref_type
+            )
         self.ref_type: type[R] = ref_type
         try:
             self._decode = msgspec.json.Decoder(ref_type).decode

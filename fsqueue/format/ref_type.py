@@ -18,15 +18,16 @@ from fsqueue.format.roundtrip import full_name
 
 Use = Literal["put", "get"]
 
-_KINDS = {
-    **dict.fromkeys(("Str", "Bytes", "ByteArray", "MemoryView", "DateTime", "Date", "Time", "UUID"), ["string"]),
-    **dict.fromkeys(("TimeDelta", "Decimal"), ["number", "string"]),
-    **dict.fromkeys(("Int", "Float"), ["number"]),
-    **dict.fromkeys(("List", "Set", "FrozenSet", "VarTuple", "Tuple", "NamedTuple"), ["array"]),
-    **dict.fromkeys(("Dict", "TypedDict", "Dataclass", "Struct"), ["object"]),
-    "Bool": ["boolean"],
-    "None": ["null"],
+_LABELS = {
+    ("string",): "Str Bytes ByteArray MemoryView DateTime Date Time UUID",
+    ("number", "string"): "TimeDelta Decimal",
+    ("number",): "Int Float",
+    ("array",): "List Set FrozenSet VarTuple Tuple NamedTuple",
+    ("object",): "Dict TypedDict Dataclass Struct",
+    ("boolean",): "Bool",
+    ("null",): "None",
 }
+_KINDS = {label: list(kinds) for kinds, labels in _LABELS.items() for label in labels.split()}
 _KIND_OF_VALUE = {bool: "boolean", int: "number", float: "number", str: "string", type(None): "null"}
 _RECORDS = ("Dataclass", "Struct", "TypedDict")
 
@@ -151,4 +152,6 @@ def _text(info: Any) -> str:
         return f"dict[{_text(info.key_type)}, {_text(info.value_type)}]"
     if hasattr(info, "item_type"):
         return f"{label.lower()}[{_text(info.item_type)}]"
-    return info.cls.__name__ if hasattr(info, "cls") else {"None": "None", "Any": "Any"}.get(label, label.lower())
+    if hasattr(info, "cls"):
+        return str(info.cls.__name__)
+    return label if label in ("None", "Any") else label.lower()

@@ -85,7 +85,7 @@ def _fields(data: bytes, offset: int) -> tuple[dict[str, Any], bool]:
 
 
 def _values(data: bytes) -> dict[str, Any]:
-    """Decode the fields of a JSON object; a value that cannot be decoded, which no reader may mind, stays as its text."""
+    """Decode the fields of a JSON object; a value that cannot be decoded stays as its text."""
     with suppress(*UNDECODABLE):
         return msgspec.json.decode(data, type=dict[str, Any])
     try:
