@@ -35,10 +35,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fsqueue.disk.counting import Counts
+from fsqueue.engine.get import UnreadableRefWarning
 from fsqueue.engine.lock import StaleLockWarning
 from fsqueue.errors import (
     CorruptRefError,
     FsQueueError,
+    InvalidArgumentError,
     InvalidRefError,
     LeasesHeldError,
     LockTimeoutError,
@@ -49,9 +51,12 @@ from fsqueue.errors import (
     QueueClosedError,
     QueueConfigError,
     QueueIOError,
+    RefTypeError,
     StreamEndedError,
     StreamStalledError,
     TensorInRefError,
+    TooLongError,
+    UnreadableRefError,
     UnsupportedFormatError,
 )
 from fsqueue.queue import FileSampleRefQueue
@@ -94,6 +99,7 @@ __all__ = [
     "FileSampleRefQueue",
     "FsQueueError",
     "InMemoryMetadataStore",
+    "InvalidArgumentError",
     "InvalidRefError",
     "LeasesHeldError",
     "LedgerClosedError",
@@ -115,13 +121,17 @@ __all__ = [
     "QueueClosedError",
     "QueueConfigError",
     "QueueIOError",
+    "RefTypeError",
     "SampleRef",
     "StaleLockWarning",
     "StreamEndedError",
     "StreamStalledError",
     "TensorInRefError",
+    "TooLongError",
     "TrainLease",
     "TrainerView",
+    "UnreadableRefError",
+    "UnreadableRefWarning",
     "UnsupportedFormatError",
     "assert_no_tensors",
     "dp_partition",

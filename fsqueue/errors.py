@@ -11,6 +11,7 @@ import errno as _errno
 import os
 from typing import Any, ClassVar
 
+_SHOWN = 60
 DISTRIBUTION = "fsqueue-shared"  # on PyPI, `fsqueue` is somebody else's package
 
 
@@ -38,11 +39,22 @@ class InvalidRefError(FsQueueError, ValueError):
 
     Attributes:
         where: the path inside the ref, such as ``<root>.metadata['x'][3]``.
+        sample_id: the ref's, where it has one that is known.
+        index: its place among the refs that were put, from 0, where it is known.
     """
 
     def __init__(self, where: str, problem: str) -> None:
         super().__init__(f"{where}: {problem}")
         self.where = where
+        self.sample_id: str | None = None
+        self.index: int | None = None
+
+    def locate(self, index: int, sample_id: object) -> None:
+        """Add which ref of a batch it is."""
+        self.index = index
+        self.sample_id = sample_id if isinstance(sample_id, str) else None
+        which = f"refs[{index}]" if self.sample_id is None else f"refs[{index}], {self.sample_id!r}"
+        self.args = (f"{self.args[0]} (in {which})",)
 
 
 class TensorInRefError(InvalidRefError, TypeError):
@@ -71,6 +83,41 @@ class CorruptRefError(FsQueueError, ValueError):
     def __init__(self, reason: str) -> None:
         super().__init__(f"this is no ref: {reason}")
         self.reason = reason
+
+
+class UnreadableRefError(CorruptRefError):
+    """A file holds a ref that the handle's class does not take: another reader may.
+
+    Attributes:
+        sample_id: the ref's.
+        ref_type: the class.
+        reason: what the decoder, or the class itself, says.
+    """
+
+    def __init__(self, sample_id: str, ref_type: str, reason: str) -> None:
+        FsQueueError.__init__(self, f"the ref {sample_id!r} cannot be read as a {ref_type}: {reason}")
+        self.sample_id = sample_id
+        self.ref_type = ref_type
+        self.reason = reason
+
+
+class TooLongError(CorruptRefError):
+    """A file is longer than any ref's: its bytes were not read, and stay as they are."""
+
+
+class InvalidArgumentError(FsQueueError, TypeError, ValueError):
+    """An argument is of a kind that cannot be meant.
+
+    Attributes:
+        call: what was called.
+        expected: what it takes.
+    """
+
+    def __init__(self, call: str, expected: str, found: object, advice: str = "") -> None:
+        shown = repr(found) if len(repr(found)) <= _SHOWN else f"{repr(found)[:_SHOWN]}..."
+        super().__init__(f"{call} expected {expected}, found {shown}, a {type(found).__name__}{advice}")
+        self.call = call
+        self.expected = expected
 
 
 class QueueConfigError(FsQueueError, ValueError):
@@ -107,6 +154,24 @@ class UnsupportedFormatError(NotAQueueError):
         super().__init__(path, f"has format {found!r}, this fsqueue reads {reads}: {then}")
         self.found = found
         self.reads = reads
+
+
+class RefTypeError(QueueConfigError, TypeError):
+    """A handle would put or get refs as a class that does not fit those in the queue; none was touched.
+
+    Attributes:
+        stored: the name of the class that the queue's type.json describes.
+        given: the name of the handle's.
+    """
+
+    def __init__(self, path: str, stored: str, given: str, why: str) -> None:
+        super().__init__(
+            path,
+            f"holds refs of {stored}, which {given} does not fit: {why}. Open it with ref_type= set to a class that "
+            "fits, or give new fields a default; once nothing of the former class is left in it, remove its type.json",
+        )
+        self.stored = stored
+        self.given = given
 
 
 class QueueClosedError(FsQueueError, ValueError):

@@ -19,16 +19,17 @@ from fsqueue.disk import fileops
 from fsqueue.disk.counting import Counts
 from fsqueue.disk.fileops import explained
 from fsqueue.disk.parallel import IoThreads
+from fsqueue.engine import arguments
 from fsqueue.engine.claim import Partition
 from fsqueue.engine.engine import Engine, Options
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import LEDGER, ensure_queue
 from fsqueue.engine.settle import Target
 from fsqueue.engine.waiting import StopEvent
-from fsqueue.errors import InvalidRefError, QueueClosedError, QueueConfigError
+from fsqueue.errors import InvalidArgumentError, QueueClosedError, QueueConfigError
 from fsqueue.format import names
 from fsqueue.format.codec import Codec, tidy
-from fsqueue.records import SampleRef, id_of_ref
+from fsqueue.records import SampleRef
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -96,6 +97,7 @@ class FileSampleRefQueue(Generic[R]):
         ops: the file operations that this handle makes.
 
     Raises:
+        InvalidArgumentError: an argument is of a kind that cannot be meant.
         QueueConfigError: the arguments are not valid, or differ from what the queue stores.
         NotAQueueError: the directory is not empty and holds no queue.
         LockUnsupportedError: the mount has no flock.
@@ -124,6 +126,7 @@ class FileSampleRefQueue(Generic[R]):
         self.options = Options(
             ref_type, owner, durable, keep_done, max_attempts, heartbeat_s, clock, poll_interval_s, io_threads
         )
+        arguments.seconds("lease_timeout_s", lease_timeout_s)
         self.options.validate(self.path)
         self.options.validate_heartbeat(self.path, lease_timeout_s)
         self._codec: Codec[R] = Codec(ref_type)
@@ -179,19 +182,17 @@ class FileSampleRefQueue(Generic[R]):
         All refs are checked and encoded before anything is written. partition_key is accepted and ignored.
 
         Raises:
-            InvalidRefError: a ref holds a tensor, an unusable id or a value that JSON would change.
+            InvalidRefError: a ref holds a tensor, an unusable id or a value that JSON would change; it says which.
+            RefTypeError: the queue holds refs of a class that ref_type does not fit.
             QueueIOError: the filesystem refused; calling put again with the same refs completes it.
         """
         engine = self.engine
         contents: dict[str, bytes] = {}
-        for ref in refs:
-            data = self._codec.encode(ref)
-            if len(data) > fileops.FILE_LIMIT_BYTES:
-                limit = fileops.FILE_LIMIT_BYTES
-                raise InvalidRefError("<root>", f"{len(data)} bytes encoded, at most {limit}: keep data in the store")
-            contents.setdefault(names.stem_of(id_of_ref(ref)), data)
+        for sample_id, data in self._codec.encode_all(arguments.batch("put", refs), at_most=fileops.REF_LIMIT_BYTES):
+            contents.setdefault(names.stem_of(sample_id), data)
         if contents:
             with explained("putting refs into", self.path):
+                engine.contents.agree_to_put()
                 engine.putter.put(contents)
 
     def put_when_below(
@@ -223,7 +224,11 @@ class FileSampleRefQueue(Generic[R]):
             StreamEndedError: all consumers have left, with the watermark reached; nothing was put.
             StreamStalledError: no room was made for timeout_s seconds; nothing was put.
         """
-        batch, opened, stream = list(refs), self._here(), self.stream()
+        for name, limit in (("high", high), ("low", low), ("high_bytes", high_bytes)):
+            if limit is not None or name == "high":
+                arguments.integer(f"put_when_below({name}=)", limit)
+        arguments.patience("put_when_below(timeout_s=)", timeout_s)
+        batch, opened, stream = list(arguments.batch("put_when_below", refs)), self._here(), self.stream()
         if opened.watermark is None:
             from fsqueue.stream.watermark import Watermark  # imported where needed, as below: few processes need all
 
@@ -254,10 +259,13 @@ class FileSampleRefQueue(Generic[R]):
 
         Raises:
             QueueClosedError: another thread closed this object; what was leased meanwhile is pending again.
+            RefTypeError: the queue holds refs of a class that ref_type does not fit; they stay pending.
             QueueIOError: the filesystem refused; refs leased before that go back to pending with the next call.
         """
-        if partition is not None and not 0 <= partition[0] < partition[1]:
-            raise QueueConfigError(self.path, f"needs a partition (index, count) with index < count, found {partition}")
+        max_refs = arguments.integer("get(max_refs)", max_refs)
+        arguments.patience("get(timeout_s=)", timeout_s)
+        if partition is not None:
+            arguments.partition("get", partition)
         engine = self.engine
         if max_refs <= 0:
             return []
@@ -282,7 +290,7 @@ class FileSampleRefQueue(Generic[R]):
             step = -1
         if step is not None and step < 0:
             raise QueueConfigError(self.path, "needs as step an integer of 0 or more, or None")
-        return self._on_leases("acknowledging refs in", refs, lambda targets: self.engine.settler.ack(targets, step))
+        return self._on_leases("acknowledging refs in", "ack", refs, lambda found: self.engine.settler.ack(found, step))
 
     def fail(self, refs: Iterable[R], reason: str, retryable: bool) -> list[str]:
         """Count an attempt: retryable refs go to the tail of pending/, others to failed/ with the reason.
@@ -290,18 +298,20 @@ class FileSampleRefQueue(Generic[R]):
         Returns:
             The ids whose lease this handle had lost, normally none; they are left as they are.
         """
+        if isinstance(retryable, str):
+            raise InvalidArgumentError("fail(refs, reason, retryable)", "True or False as retryable", retryable)
         said = tidy(reason)
         return self._on_leases(
-            "failing refs in", refs, lambda targets: self.engine.settler.fail(targets, said, retryable)
+            "failing refs in", "fail", refs, lambda found: self.engine.settler.fail(found, said, retryable)
         )
 
     def release(self, refs: Iterable[R]) -> list[str]:
         """Give refs back to the tail of pending/ without counting an attempt; return the ids lost, as ack does."""
-        return self._on_leases("releasing refs in", refs, self.engine.settler.release)
+        return self._on_leases("releasing refs in", "release", refs, self.engine.settler.release)
 
     def renew(self, refs: Iterable[R]) -> list[str]:
         """Start the lease timeout of refs anew; return the ids that this handle does not lease (any more)."""
-        return self._on_leases("renewing leases in", refs, self.engine.settler.renew)
+        return self._on_leases("renewing leases in", "renew", refs, self.engine.settler.renew)
 
     def hand_over(self, refs: Iterable[R], owner: str) -> list[str]:
         """Make leases another handle's, for it to `adopt`: a process that ends leaves its work to one that goes on.
@@ -315,19 +325,20 @@ class FileSampleRefQueue(Generic[R]):
             The ids whose lease this handle had lost.
         """
         return self._on_leases(
-            "handing leases over in", refs, lambda targets: self.engine.settler.hand_over(targets, owner)
+            "handing leases over in", "hand_over", refs, lambda found: self.engine.settler.hand_over(found, owner)
         )
 
     def adopt(self, refs: Iterable[R]) -> list[str]:
         """Take up leases that were handed over to this handle, to settle and renew them; return the ids of others."""
-        return self._on_leases("adopting leases in", refs, self.engine.settler.adopt)
+        return self._on_leases("adopting leases in", "adopt", refs, self.engine.settler.adopt)
 
-    def _on_leases(self, what: str, refs: Iterable[R], act: Callable[[list[Target]], list[str]]) -> list[str]:
+    def _on_leases(
+        self, what: str, call: str, refs: Iterable[R], act: Callable[[list[Target]], list[str]]
+    ) -> list[str]:
         """Act on these refs' leases; return the ids of those that act returns by stem."""
         ids: dict[str, str] = {}
         targets: list[Target] = []
-        for ref in refs:
-            sample_id = id_of_ref(ref)
+        for ref, sample_id in arguments.with_ids(call, refs):
             stem = names.stem_of(sample_id)
             ids[stem] = sample_id
             targets.append((stem, ref))
@@ -446,6 +457,7 @@ class FileSampleRefQueue(Generic[R]):
         Raises:
             QueueIOError: the filesystem refused; all refs are still done, and packing again completes it.
         """
+        arguments.seconds("pack(older_than_s=)", older_than_s)
         from fsqueue.engine.packing.pack import pack
 
         with explained("packing", self.path):

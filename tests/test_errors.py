@@ -39,6 +39,22 @@ CASES: list[tuple[FsQueueError, tuple[type, ...], dict[str, Any]]] = [
         {"where": "<root>.x", "type_name": "torch.Tensor"},
     ),
     (CorruptRefError("cut short"), (ValueError,), {"reason": "cut short"}),
+    (
+        errors.UnreadableRefError("s", "m.Ref", "odd"),
+        (ValueError, CorruptRefError),
+        {"sample_id": "s", "ref_type": "m.Ref", "reason": "odd"},
+    ),
+    (errors.TooLongError("too long"), (ValueError, CorruptRefError), {"reason": "too long"}),
+    (
+        errors.InvalidArgumentError("get(max_refs)", "an integer", "3"),
+        (TypeError, ValueError),
+        {"call": "get(max_refs)", "expected": "an integer"},
+    ),
+    (
+        errors.RefTypeError("/q", "m.Old", "m.New", "odd"),
+        (TypeError, QueueConfigError),
+        {"path": "/q", "stored": "m.Old", "given": "m.New"},
+    ),
     (QueueConfigError("/q", "is odd"), (ValueError,), {"path": "/q"}),
     (NotAQueueError("/q", "is none"), (ValueError, QueueConfigError), {"path": "/q"}),
     (UnsupportedFormatError("/q", 2, 1), (ValueError, NotAQueueError), {"path": "/q", "found": 2, "reads": 1}),
@@ -272,6 +288,7 @@ def test_a_ref_too_long_to_read_back_is_refused(tmp_path: Path, monkeypatch: pyt
     """A ref above the size that get reads is refused by put, so that all that it accepts comes back."""
     from fsqueue.disk import fileops
 
+    monkeypatch.setattr(fileops, "REF_LIMIT_BYTES", 1 << 16)
     monkeypatch.setattr(fileops, "FILE_LIMIT_BYTES", 1 << 17)
     queue = FileSampleRefQueue(tmp_path / "q")
     big = ref("big", metadata={"text": "x" * (1 << 18)})

@@ -14,6 +14,7 @@ import click
 from fsqueue.cli.arguments import dry_run, takes_queue_and_one
 from fsqueue.cli.jsonl import BadLine, LineReader
 from fsqueue.cli.output import count, remark, shown
+from fsqueue.engine.contents import agree
 from fsqueue.engine.listing import reading
 from fsqueue.queue import FileSampleRefQueue
 from fsqueue.records import SampleRef
@@ -34,7 +35,8 @@ def put(ctx: click.Context, queue: str, file: str, skip_bad: bool, batch: int, d
     All lines are checked first. Where one is bad, its number and the path inside the record are reported, nothing
     is put unless --skip-bad is given, and the command exits with 1. Ids that are pending or leased are skipped.
     """
-    with reading(queue), _opened(file) as lines:
+    with reading(queue) as layout, _opened(file) as lines:
+        agree(layout, SampleRef, "put")
         bad: set[int] = set()
         good = 0
         with _progress("checking", lines) as advance:

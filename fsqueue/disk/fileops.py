@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fsqueue.disk.mounts import mount_of
-from fsqueue.errors import CorruptRefError, FsQueueError, QueueIOError
+from fsqueue.errors import CorruptRefError, FsQueueError, QueueIOError, TooLongError
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -42,7 +42,8 @@ _UPDATE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _CHUNK = 1 << 16
-FILE_LIMIT_BYTES = 1 << 26
+REF_LIMIT_BYTES = 1 << 26
+FILE_LIMIT_BYTES = REF_LIMIT_BYTES + (1 << 20)  # leaves room for the longest history
 
 
 @lru_cache(maxsize=1)
@@ -199,7 +200,8 @@ class FileOps:
         """Return the content of a regular file.
 
         Raises:
-            CorruptRefError: it is a symbolic link, a directory, a device, or larger than 64 MiB.
+            CorruptRefError: it is a symbolic link, a directory or a device.
+            TooLongError: it is larger than any ref's with its history.
         """
         fd = self.open_to_read(dir_fd, name)
         try:
@@ -221,8 +223,10 @@ class FileOps:
                 raise CorruptRefError("not a regular file") from None
             raise
         status = self.fstat(fd)
-        if not stat_module.S_ISREG(status.st_mode) or status.st_size > FILE_LIMIT_BYTES:
-            raise CorruptRefError(f"not a regular file of at most {FILE_LIMIT_BYTES} bytes")
+        if not stat_module.S_ISREG(status.st_mode):
+            raise CorruptRefError("not a regular file")
+        if status.st_size > FILE_LIMIT_BYTES:
+            raise TooLongError(f"a file of {status.st_size} bytes, at most {FILE_LIMIT_BYTES} are read")
         parts = [data]
         while parts[-1]:
             parts.append(self.read(fd, _CHUNK))

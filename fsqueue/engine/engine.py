@@ -10,6 +10,8 @@ from typing import Any
 from fsqueue.disk.counting import NameCount
 from fsqueue.disk.fileops import FileOps, explained
 from fsqueue.disk.parallel import IoThreads
+from fsqueue.engine.arguments import integer, seconds
+from fsqueue.engine.contents import Contents
 from fsqueue.engine.expire import Reclaimer
 from fsqueue.engine.get import Getter
 from fsqueue.engine.handle import Handle
@@ -17,7 +19,7 @@ from fsqueue.engine.layout import open_layout
 from fsqueue.engine.owners import new_owner
 from fsqueue.engine.put import Putter
 from fsqueue.engine.settle import Settler
-from fsqueue.errors import QueueConfigError
+from fsqueue.errors import InvalidArgumentError, QueueConfigError
 from fsqueue.format import names
 from fsqueue.format.codec import Codec
 
@@ -38,9 +40,15 @@ class Options:
 
     def validate(self, path: str) -> None:
         """Raise a QueueConfigError where an option can mean nothing."""
+        if self.max_attempts is not None:
+            integer("max_attempts", self.max_attempts)
+        if self.owner is not None and not isinstance(self.owner, str):
+            raise InvalidArgumentError("owner", "a string or None", self.owner)
+        seconds("heartbeat_s", self.heartbeat_s)
+        seconds("poll_interval_s", self.poll_interval_s)
         if self.max_attempts is not None and self.max_attempts < 1:
             raise QueueConfigError(path, f"needs max_attempts of at least 1 or None, found {self.max_attempts}")
-        if not self.poll_interval_s > 0:
+        if not (self.poll_interval_s or 0) > 0:
             raise QueueConfigError(path, f"needs a positive poll_interval_s, found {self.poll_interval_s}")
         if self.heartbeat_s is not None and not self.heartbeat_s > 0:
             raise QueueConfigError(path, f"needs a positive heartbeat_s or None, found {self.heartbeat_s}")
@@ -86,8 +94,16 @@ class Engine:
         self.settler = Settler(handle, keep_done=options.keep_done, max_attempts=options.max_attempts)
         self.reclaimer = Reclaimer(handle, options.max_attempts)
         self.putter = Putter(handle)
+        self.contents = Contents(layout, options.ref_type)
         self.getter: Getter[Any] = Getter(
-            handle, codec, self.putter, self.settler, self.reclaimer, options.poll_interval_s
+            handle,
+            codec,
+            self.putter,
+            self.settler,
+            self.reclaimer,
+            self.contents,
+            options.poll_interval_s,
+            options.max_attempts,
         )
         self.pending = NameCount(layout.pending, names.parse_pending)
         self.leased = NameCount(layout.leased, names.parse_leased)

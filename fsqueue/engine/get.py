@@ -6,10 +6,12 @@ stray, which the next call gives back to pending/.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from fsqueue.engine.claim import Claimer, Partition
+from fsqueue.engine.contents import Contents
 from fsqueue.engine.expire import Reclaimer
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
@@ -17,12 +19,20 @@ from fsqueue.engine.moves import record
 from fsqueue.engine.put import Putter
 from fsqueue.engine.settle import Settler, bury
 from fsqueue.engine.waiting import Pace, StopEvent, StoppedError, Waiter
-from fsqueue.errors import CorruptRefError, InvalidRefError
+from fsqueue.errors import CorruptRefError, InvalidRefError, RefTypeError, UnreadableRefError
 from fsqueue.format import names
 from fsqueue.format.codec import Codec
 from fsqueue.records import dp_partition, id_of_ref
 
 R = TypeVar("R")
+
+UNREADABLE_ATTEMPTS = 3
+_UNREADABLE_A_ROUND = 16
+_CALLER = 7  # the frames between _return and who called the queue's get
+
+
+class UnreadableRefWarning(UserWarning):
+    """Warn that refs in the queue cannot be read as the handle's class, though it fits by its fields."""
 
 
 class Getter(Generic[R]):
@@ -35,13 +45,18 @@ class Getter(Generic[R]):
         putter: Putter,
         settler: Settler,
         reclaimer: Reclaimer,
+        contents: Contents,
         poll_interval_s: float,
+        max_attempts: int | None,
     ) -> None:
         self._handle = handle
         self._codec = codec
         self._putter = putter
         self._settler = settler
         self._reclaimer = reclaimer
+        self._contents = contents
+        attempts = max_attempts or UNREADABLE_ATTEMPTS
+        self._returner = Settler(handle, keep_done=True, max_attempts=attempts)  # of what this class does not take
         self._claimer = Claimer(handle)
         self._pace = Pace(handle, poll_interval_s, reclaimer.idle_s)
         self._timeout_s = handle.layout.settings.lease_timeout_s
@@ -50,6 +65,7 @@ class Getter(Generic[R]):
         self, max_refs: int, timeout_s: float | None, partition: Partition | None, stop: StopEvent | None
     ) -> list[R]:
         """Lease up to max_refs refs, waiting for the first one for up to timeout_s seconds, or until stop is set."""
+        self._contents.agree_to_get()
         use = self._handle.begin_use()
         try:
             return self._get(max_refs, partition, Waiter(self._handle, timeout_s, self._pace, stop))
@@ -87,6 +103,10 @@ class Getter(Generic[R]):
             refs = self._renewed_if_slow(self._fill(max_refs, partition, thorough, leased), started)
             waiter.raise_if_stopped()  # what was leased meanwhile would be leased to nobody
             return refs
+        except RefTypeError:
+            handle.strays.add(leased)
+            handle.strays.recover()
+            raise
         except BaseException:
             handle.strays.add(leased)
             raise
@@ -94,8 +114,9 @@ class Getter(Generic[R]):
     def _fill(self, max_refs: int, partition: Partition | None, thorough: bool, leased: list[Claim]) -> list[R]:
         """Lease and read until there are max_refs refs or no more; one file's error costs that ref, not the others."""
         refs: list[R] = []
+        unreadable: dict[Claim, UnreadableRefError] = {}
         first: OSError | None = None
-        while len(refs) < max_refs:
+        while len(refs) < max_refs and len(unreadable) < max(max_refs, _UNREADABLE_A_ROUND):
             seen = len(leased)
             try:
                 if not self._claimer.take(max_refs - len(refs), partition, thorough, leased):
@@ -105,11 +126,15 @@ class Getter(Generic[R]):
                     raise
                 self._handle.strays.add(leased[seen:])
                 break
+            self._contents.agree_to_get(leased=True)
             contents = self._handle.overlap.ahead(self._content, leased[seen:])
             for index, content in enumerate(contents, seen):
                 known = len(leased)
                 try:
                     ref = self._read(leased, index, content)
+                except UnreadableRefError as error:
+                    unreadable[leased[index]] = error
+                    continue
                 except OSError as error:
                     first = first or error
                     self._handle.strays.add([leased[index], *leased[known:]])
@@ -118,9 +143,29 @@ class Getter(Generic[R]):
                     leased[-1 if len(leased) > known else index].hand_out(ref)
                     if partition is None or self._belongs(ref, partition):
                         refs.append(ref)
+        if unreadable:
+            self._return(unreadable)
         if first is not None and not refs:
             raise first
         return refs
+
+    def _return(self, unreadable: dict[Claim, UnreadableRefError]) -> None:
+        """Count an attempt for refs that this class does not take, and leave them to other readers.
+
+        Only once the round is over, or it would lease them again.
+        """
+        for claim, error in unreadable.items():
+            try:
+                self._returner.fail([(claim.stem, None)], str(error), retryable=True)
+            except OSError:
+                self._handle.strays.add([claim])
+        some = next(iter(unreadable.values()))
+        warnings.warn(
+            f"queue {self._handle.layout.path}: {some}. Refs like this one count an attempt and go back to pending, "
+            "and to failed/ after the last one: read them as the class that they were put as",
+            UnreadableRefWarning,
+            stacklevel=_CALLER,
+        )
 
     def _belongs(self, ref: R, partition: Partition) -> bool:
         """Return whether a ref is of the partition, and release it where not: the name of a long id does not tell."""
@@ -152,6 +197,8 @@ class Getter(Generic[R]):
         except FileNotFoundError:
             self._handle.held.end(claim, "lost")
             return None
+        except UnreadableRefError:
+            raise
         except (CorruptRefError, InvalidRefError) as error:
             self._bury(claim, str(error))
             return None

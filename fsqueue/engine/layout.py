@@ -30,6 +30,7 @@ ORDER = "order.lock"
 HEADER_BYTES = 64
 STREAM = "stream"
 LEDGER = "ledger.json"
+REF_TYPE = "type.json"
 ORDER_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 STATES = ("pending", "leased", "done", "failed")
 DIRECTORIES = ("owners", "tmp", *STATES)
@@ -206,7 +207,7 @@ def _compare(path: str, stored: Settings, lease_timeout_s: float | None, lock: s
 def _create(ops: FileOps, path: str, settings: Settings) -> None:
     make_directory(ops, path)
     with closing(Directory(ops, path)) as root:
-        if strangers := strangers_in(root, {*DIRECTORIES, ORDER, SETTINGS}):
+        if strangers := strangers_in(root, {*DIRECTORIES, ORDER, SETTINGS, REF_TYPE}):
             raise NotAQueueError(
                 path,
                 f"is not empty and holds no {SETTINGS}, but for instance {strangers[0]!r}: choose a new directory",

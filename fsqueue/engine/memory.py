@@ -12,11 +12,10 @@ from itertools import islice
 from typing import Any, Generic, TypeVar, cast
 
 from fsqueue.disk.counting import Counts
+from fsqueue.engine import arguments
 from fsqueue.engine.waiting import StopEvent
-from fsqueue.errors import QueueConfigError
 from fsqueue.format.codec import Codec
-from fsqueue.format.names import stem_of
-from fsqueue.records import SampleRef, dp_partition, id_of_ref
+from fsqueue.records import SampleRef, dp_partition
 
 R = TypeVar("R")
 
@@ -72,9 +71,8 @@ class MemorySampleRefQueue(Generic[R]):
     def put(self, refs: Iterable[R], *, partition_key: str | None = None) -> None:
         """Add refs at the tail; an id that is pending or leased is skipped."""
         entries: dict[str, _Entry] = {}
-        for ref in refs:
-            stem_of(id_of_ref(ref))
-            entries.setdefault(id_of_ref(ref), _Entry(self._codec.encode(ref)))
+        for sample_id, data in self._codec.encode_all(arguments.batch("put", refs)):
+            entries.setdefault(sample_id, _Entry(data))
         with self._changed:
             for sample_id, entry in entries.items():
                 if sample_id not in self._leased and sample_id not in self._pending:
@@ -93,10 +91,10 @@ class MemorySampleRefQueue(Generic[R]):
         stop_event: StopEvent | None = None,
     ) -> list[R]:
         """Lease up to max_refs refs, the oldest first; see `FileSampleRefQueue.get`."""
-        if partition is not None and not 0 <= partition[0] < partition[1]:
-            raise QueueConfigError(
-                "in memory", f"needs a partition (index, count) with index < count, found {partition}"
-            )
+        max_refs = arguments.integer("get(max_refs)", max_refs)
+        arguments.patience("get(timeout_s=)", timeout_s)
+        if partition is not None:
+            arguments.partition("get", partition)
         deadline = time.monotonic() + (timeout_s or 0.0)
         with self._changed:
             while stop_event is None or not stop_event.is_set():
@@ -142,7 +140,7 @@ class MemorySampleRefQueue(Generic[R]):
         """Settle refs; return the ids whose lease had expired before."""
         lost = []
         with self._changed:
-            for sample_id in map(id_of_ref, refs):
+            for sample_id in arguments.ids("ack", refs):
                 if sample_id in self._lost and sample_id not in self._leased:
                     lost.append(sample_id)
                 if sample_id in self._leased or self._was_leased_locked(sample_id):
@@ -153,8 +151,9 @@ class MemorySampleRefQueue(Generic[R]):
     def fail(self, refs: Iterable[R], reason: str, retryable: bool) -> list[str]:
         """Count an attempt: retryable refs go to the tail, others are dead letters."""
         with self._changed:
-            lost = self._lost_locked(refs)
-            for sample_id in map(id_of_ref, refs):
+            ids = list(arguments.ids("fail", refs))
+            lost = self._lost_locked(ids)
+            for sample_id in ids:
                 if retryable and sample_id in self._leased:
                     self._return_locked(sample_id, attempt=True)
                 elif retryable or sample_id in lost or self._gave_back_locked(sample_id):
@@ -167,8 +166,9 @@ class MemorySampleRefQueue(Generic[R]):
     def release(self, refs: Iterable[R]) -> list[str]:
         """Give refs back to the tail without counting an attempt."""
         with self._changed:
-            lost = self._lost_locked(refs)
-            for sample_id in map(id_of_ref, refs):
+            ids = list(arguments.ids("release", refs))
+            lost = self._lost_locked(ids)
+            for sample_id in ids:
                 if sample_id in self._leased:
                     self._return_locked(sample_id, attempt=False)
             self._changed.notify_all()
@@ -177,10 +177,10 @@ class MemorySampleRefQueue(Generic[R]):
     def renew(self, refs: Iterable[R]) -> list[str]:
         """Start the lease timeout anew; return the ids that are not leased."""
         with self._changed:
-            now = self._clock()
-            for entry in (self._leased[i] for i in map(id_of_ref, refs) if i in self._leased):
+            now, ids = self._clock(), list(arguments.ids("renew", refs))
+            for entry in (self._leased[i] for i in ids if i in self._leased):
                 entry.leased_at = now
-            return [sample_id for sample_id in map(id_of_ref, refs) if sample_id not in self._leased]
+            return [sample_id for sample_id in ids if sample_id not in self._leased]
 
     def _was_leased_locked(self, sample_id: str) -> bool:
         """Return whether a pending ref's latest claim, or where none is known any, failed or expired in this life."""
@@ -196,8 +196,8 @@ class MemorySampleRefQueue(Generic[R]):
     def _forget_locked(self, sample_id: str) -> bool:
         return any(state.pop(sample_id, None) is not None for state in (self._leased, self._pending))
 
-    def _lost_locked(self, refs: Iterable[R]) -> list[str]:
-        return [i for i in map(id_of_ref, refs) if i in self._lost and i not in self._leased]
+    def _lost_locked(self, ids: Iterable[str]) -> list[str]:
+        return [i for i in ids if i in self._lost and i not in self._leased]
 
     def reclaim(self) -> int:
         """Bring back all refs whose lease has expired; return how many."""

@@ -21,6 +21,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 
+from fsqueue.disk import fileops
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import explained, silently_remove
 from fsqueue.disk.parallel import Overlap
@@ -28,7 +29,7 @@ from fsqueue.disk.publish import write_file, write_together
 from fsqueue.engine.clock import Clock, FilesystemClock
 from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import Layout
-from fsqueue.errors import CorruptRefError
+from fsqueue.errors import CorruptRefError, TooLongError
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping, Event, bookkeeping_tail, split, wrap_raw
 
@@ -234,6 +235,8 @@ class Moves:
     def _annotate_open(self, fd: int, claim: Claim, change: Change) -> Bookkeeping:
         try:
             data = self._ops.read_regular(fd)
+        except TooLongError as error:
+            return _unwritten(change, error.reason)
         except CorruptRefError:
             return self._replace(claim, b"", change)
         try:
@@ -241,8 +244,11 @@ class Moves:
         except CorruptRefError:
             return self._replace(claim, data, change)
         change(bookkeeping)
+        tail = bookkeeping_tail(bookkeeping)
+        if offset + len(tail) > fileops.FILE_LIMIT_BYTES:
+            bookkeeping.reason = bookkeeping.reason or "no room is left in the file for its history"
+            return bookkeeping
         try:
-            tail = bookkeeping_tail(bookkeeping)
             self._ops.update_in_place(fd, tail, offset, len(data))
             if self._durable:
                 self._ops.fsync(fd)
@@ -254,10 +260,10 @@ class Moves:
 
     def _replace(self, claim: Claim, data: bytes, change: Change) -> Bookkeeping:
         """Wrap bytes that are no JSON object into a dead letter, under the same leased name."""
-        bookkeeping = Bookkeeping()
-        change(bookkeeping)
-        bookkeeping.reason = bookkeeping.reason or "the file holds no JSON object"
-        self._write_anew(claim, wrap_raw(data, bookkeeping))
+        bookkeeping = _unwritten(change, "the file holds no JSON object")
+        letter = wrap_raw(data, bookkeeping)
+        if len(letter) <= fileops.FILE_LIMIT_BYTES:  # else nobody could read the letter
+            self._write_anew(claim, letter)
         return bookkeeping
 
     def part(self, claim: Claim) -> None:
@@ -289,6 +295,14 @@ class Moves:
     def owners_holding(self) -> frozenset[str]:
         """Return the owners that lease anything, by one listing."""
         return frozenset(lease.owner for leases in self.holders().values() for lease in leases)
+
+
+def _unwritten(change: Change, reason: str) -> Bookkeeping:
+    """Return what a dead letter's bookkeeping would say, for a file that keeps the bytes that it has."""
+    bookkeeping = Bookkeeping()
+    change(bookkeeping)
+    bookkeeping.reason = bookkeeping.reason or reason
+    return bookkeeping
 
 
 def record(event: str, at: float, holder: str | None, reason: str | None = None, attempt: bool = False) -> Change:

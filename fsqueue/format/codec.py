@@ -21,11 +21,14 @@ a line that is written with the ref and never again::
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from fsqueue.errors import CorruptRefError, InvalidRefError
+from fsqueue.errors import CorruptRefError, InvalidArgumentError, InvalidRefError, UnreadableRefError
+from fsqueue.format import names
 from fsqueue.format.roundtrip import (
     ChangedError,
     compare,
@@ -35,13 +38,14 @@ from fsqueue.format.roundtrip import (
     full_name,
     restore_tuples,
 )
-from fsqueue.records import assert_no_tensors
+from fsqueue.records import assert_no_tensors, id_of_ref
 
 R = TypeVar("R")
 
 RESERVED = "_fsqueue"
 HISTORY_LIMIT = 32
 _WORDS_LIMIT = 4096
+_BLANKS = b" \t\r\n"
 _KEY = b'"_fsqueue"'
 _MARK = b'\n,"_fsqueue":'
 _TUPLES = b'\n,"_fsqueue":{"tuples":'
@@ -49,7 +53,6 @@ _ENDS_A_LEASE = frozenset(("expired", "failed", "released"))
 _BEGINS_A_LIFE = frozenset(("requeued", "rewound"))
 _encode = msgspec.json.Encoder().encode
 UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_decode_any = msgspec.json.Decoder().decode
 
 
 class Event(msgspec.Struct, omit_defaults=True):
@@ -97,25 +100,60 @@ class Bookkeeping(msgspec.Struct, omit_defaults=True):
 _decode_bookkeeping = msgspec.json.Decoder(Bookkeeping).decode
 
 
+class _Object(msgspec.Struct):
+    """Hold what of a JSON object matters here; the other values are skipped unread, as a ref's class skips them.
+
+    A value may be one that nothing here could read: 1e400, an integer of thousands of digits, bytes that are no UTF-8.
+    """
+
+    sample_id: Any = None
+    bookkeeping: msgspec.Raw = msgspec.field(name=RESERVED, default=msgspec.Raw(b"{}"))
+
+
+_decode_object = msgspec.json.Decoder(_Object).decode
+
+
 class Codec(Generic[R]):
     """Turn refs of one dataclass into bytes and back.
 
     Raises:
-        TypeError: ref_type is no dataclass with a sample_id, or has a field that JSON cannot carry.
+        InvalidArgumentError: ref_type is no dataclass with a sample_id, or has a field that JSON cannot carry.
     """
 
     def __init__(self, ref_type: type[R]) -> None:
         if not (isinstance(ref_type, type) and dataclasses.is_dataclass(ref_type)):
-            raise TypeError(f"ref_type must be a dataclass, found {ref_type!r}")
+            raise InvalidArgumentError("ref_type", "a dataclass, the class itself", ref_type)
         fields = {f.name for f in dataclasses.fields(ref_type)}
         if "sample_id" not in fields or RESERVED in fields:
-            raise TypeError(f"{ref_type.__name__} must have a field sample_id and none named {RESERVED}")
+            raise InvalidArgumentError(
+                "ref_type", f"a class with a field sample_id and none named {RESERVED}", ref_type
+            )
         self.ref_type: type[R] = ref_type
         try:
             self._decode = msgspec.json.Decoder(ref_type).decode
             self.eq_tells_all = eq_tells_all(ref_type, set())
         except (TypeError, NameError) as error:
-            raise TypeError(f"JSON cannot carry the fields of {full_name(ref_type)}: {error}") from None
+            raise InvalidArgumentError("ref_type", "fields that JSON can carry", ref_type, f": {error}") from None
+
+    def encode_all(self, refs: Iterable[R], *, at_most: int | None = None) -> Iterator[tuple[str, bytes]]:
+        """Yield the id and the bytes of every ref.
+
+        Raises:
+            InvalidRefError: one of them cannot be put; it says which.
+        """
+        for index, ref in enumerate(refs):
+            sample_id = None
+            try:
+                sample_id = getattr(ref, "sample_id", None)
+                data = self.encode(ref)
+                names.stem_of(id_of_ref(ref))
+                if at_most is not None and len(data) > at_most:
+                    problem = f"{len(data)} bytes encoded, at most {at_most}: keep data in the feature store"
+                    raise InvalidRefError("<root>", problem)
+            except InvalidRefError as error:
+                error.locate(index, sample_id)
+                raise
+            yield id_of_ref(ref), data
 
     def encode(self, ref: R) -> bytes:
         """Return the bytes of a ref; decoding them gives an equal one.
@@ -128,7 +166,7 @@ class Codec(Generic[R]):
             data: bytes = _encode(ref)
             if self.eq_tells_all and self._decode(data) == ref:
                 return data + b"\n"
-        except (TypeError, ValueError, RecursionError):
+        except Exception:  # also of the class's own; what it was is found out with its place
             pass
         try:
             return self._encode_exactly(ref)
@@ -151,8 +189,10 @@ class Codec(Generic[R]):
             raise InvalidRefError(where, f"JSON cannot carry this: {error}") from None
         try:
             back = self._decode(data)
-        except UNDECODABLE as error:
-            raise InvalidRefError("<root>", f"does not fit {self.ref_type.__name__}: {error}") from None
+        except RecursionError:
+            raise
+        except Exception as error:
+            raise InvalidRefError("<root>", f"does not fit {self.ref_type.__name__}: {_words(error)}") from None
         tuples: list[list[str | int]] = []
         try:
             compare(ref, back, [], tuples)
@@ -167,17 +207,21 @@ class Codec(Generic[R]):
 
         Raises:
             CorruptRefError: there is none, not even after setting aside torn bookkeeping.
+            UnreadableRefError: there is one, which this class does not take.
         """
         try:
             return self._decode_whole(data)
-        except UNDECODABLE as error:
+        except MemoryError:
+            raise  # it says nothing about the ref
+        except Exception as error:  # of whatever class, from the class's own __post_init__
             first = error
         for body in _possible_bodies(data):
-            try:
+            with suppress(Exception):
                 return self._decode_whole(body)
-            except UNDECODABLE:
-                continue
-        raise CorruptRefError(str(first)) from None
+        sample_id = _id_in(data)
+        if sample_id is None:
+            raise CorruptRefError(_words(first)) from None
+        raise UnreadableRefError(sample_id, full_name(self.ref_type), _words(first)) from first
 
     def _decode_whole(self, data: bytes) -> R:
         ref = self._decode(data)
@@ -201,12 +245,12 @@ def split(data: bytes) -> tuple[int, Bookkeeping]:
     if mark >= 0:
         return _split_after_tuples(data, mark + len(_TUPLES))
     mark = data.rfind(_MARK)
-    if mark >= 0 and _fields(data[:mark] + b"}"):
+    if mark >= 0 and _object(data[:mark] + b"}"):
         return mark, _bookkeeping(data[mark + len(_MARK) :].rstrip()[:-1])
-    for body in (data.rstrip(b" \t\r\n"), *_possible_bodies(data)):
-        fields = _fields(body)
-        if fields:
-            return len(body) - 1, _bookkeeping(_encode(fields.get(RESERVED, {})))
+    for body in (data.rstrip(_BLANKS), *_possible_bodies(data)):
+        found = _object(body)
+        if found:
+            return len(body) - 1, _bookkeeping(found.bookkeeping)
     raise CorruptRefError("no JSON object with fields")
 
 
@@ -224,7 +268,7 @@ def _split_after_tuples(data: bytes, start: int) -> tuple[int, Bookkeeping]:
     return start + len(paths), found
 
 
-def _bookkeeping(data: bytes) -> Bookkeeping:
+def _bookkeeping(data: bytes | msgspec.Raw) -> Bookkeeping:
     """Decode bookkeeping; what is torn, or not ours, counts as none."""
     try:
         return _decode_bookkeeping(data)
@@ -261,10 +305,27 @@ def wrap_raw(data: bytes, bookkeeping: Bookkeeping) -> bytes:
     return _encode({RESERVED: bookkeeping}) + b"\n"
 
 
-def _fields(data: bytes) -> dict[str, Any]:
-    """Return the fields of a JSON object; none where the bytes hold something else."""
+def _object(data: bytes) -> _Object | None:
+    """Return what a JSON object with fields holds; None where the bytes hold something else."""
     try:
-        found = _decode_any(data)
+        found = _decode_object(data)
     except UNDECODABLE:
-        return {}
-    return found if isinstance(found, dict) else {}
+        return None
+    return None if data.rstrip(_BLANKS)[:-1].rstrip(_BLANKS).endswith(b"{") else found
+
+
+def _id_in(data: bytes) -> str | None:
+    """Return the id of the ref in a file, whatever its class; None where it has none that is usable."""
+    for body in (data, *_possible_bodies(data)):
+        found = _object(body)
+        if found is not None:
+            with suppress(InvalidRefError):
+                names.stem_of(found.sample_id)
+                return str(found.sample_id)
+            return None
+    return None
+
+
+def _words(error: Exception) -> str:
+    """Return what an error says; the name of its class too, where that is not the decoder's."""
+    return str(error) if isinstance(error, UNDECODABLE) else f"{type(error).__name__}: {error}"

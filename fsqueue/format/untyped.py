@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
@@ -11,6 +12,8 @@ import msgspec
 from fsqueue.errors import CorruptRefError, InvalidRefError
 from fsqueue.format import names
 from fsqueue.format.codec import RESERVED, UNDECODABLE, Bookkeeping, split
+
+_decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class Place(NamedTuple):
@@ -56,7 +59,7 @@ def sight(data: bytes) -> RefSight:
     try:
         offset, bookkeeping = split(data)
         fields, torn = _fields(data, offset)
-    except (CorruptRefError, *UNDECODABLE):
+    except CorruptRefError:
         return RefSight(None, None, Bookkeeping(), False, "holds no JSON object" if data.strip() else "is empty")
     try:
         names.stem_of(fields.get("sample_id", ""))
@@ -66,12 +69,37 @@ def sight(data: bytes) -> RefSight:
 
 
 def _fields(data: bytes, offset: int) -> tuple[dict[str, Any], bool]:
+    """Return the fields without the reserved key, and whether the bookkeeping is torn."""
     try:
-        fields: dict[str, Any] = msgspec.json.decode(data)
+        fields = _values(data)
         msgspec.convert(fields.pop(RESERVED, {}), Bookkeeping)
         return fields, False
-    except (*UNDECODABLE, AttributeError, TypeError):
-        return msgspec.json.decode(data[:offset] + b"}", type=dict[str, Any]), True
+    except (*UNDECODABLE, TypeError):
+        pass
+    for braces in (b"}", b"}}"):  # the paths of tuples come before the offset, under the reserved key
+        with suppress(*UNDECODABLE):
+            fields = _values(data[:offset] + braces)
+            fields.pop(RESERVED, None)
+            return fields, True
+    raise CorruptRefError("no JSON object with fields")
+
+
+def _values(data: bytes) -> dict[str, Any]:
+    """Decode the fields of a JSON object; a value that cannot be decoded stays as its text."""
+    with suppress(*UNDECODABLE):
+        return msgspec.json.decode(data, type=dict[str, Any])
+    try:
+        raw = _decode_raw(data)
+    except UnicodeDecodeError:
+        raw = _decode_raw(data.decode("utf-8", "replace").encode())
+    return {key: _value(value) for key, value in raw.items()}
+
+
+def _value(raw: msgspec.Raw) -> Any:
+    try:
+        return msgspec.json.decode(raw)
+    except UNDECODABLE:
+        return bytes(raw).decode("utf-8", "replace")
 
 
 def same_ref(one: bytes, other: bytes) -> bool:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fsqueue import FileSampleRefQueue
+from fsqueue import FileSampleRefQueue, InvalidRefError, SampleRef, UnreadableRefWarning
+from fsqueue.disk import fileops
+from fsqueue.format.codec import Codec
+from fsqueue.operate.requeue import requeue
 from tests.support import (
     Child,
     FakeClock,
@@ -21,6 +25,7 @@ from tests.support import (
     ids,
     names_in,
     open_tapped,
+    ref,
     refs,
     two_handles,
     wait_until,
@@ -138,3 +143,57 @@ def test_late_bookkeeping_hits_no_other_owner(path: Path) -> None:
     assert holders_in(path) == [f"s@{b.owner}"]
     assert names_in(path, "pending") == []
     assert b.ack(refs("s")) == []
+
+
+@pytest.fixture
+def short_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ref may have 4 kB, its file 8 kB."""
+    monkeypatch.setattr(fileops, "_CHUNK", 1 << 10)
+    monkeypatch.setattr(fileops, "REF_LIMIT_BYTES", 1 << 12)
+    monkeypatch.setattr(fileops, "FILE_LIMIT_BYTES", 1 << 13)
+
+
+def long_ref(size: int) -> SampleRef:
+    """A ref whose file has this size."""
+    missing = size - len(Codec(SampleRef).encode(ref("big", metadata={"x": ""})))
+    return ref("big", metadata={"x": "y" * missing})
+
+
+@pytest.mark.usefixtures("short_files")
+def test_history_never_makes_a_ref_too_long_to_read(path: Path) -> None:
+    """A ref as long as put takes it is failed and delivered until it has no room for history, and kept then."""
+    big = long_ref(fileops.REF_LIMIT_BYTES)
+    with FileSampleRefQueue(path, durable=False) as queue:
+        with pytest.raises(InvalidRefError, match="4097 bytes encoded, at most 4096"):
+            queue.put([long_ref(fileops.REF_LIMIT_BYTES + 1)])
+        queue.put([big])
+        delivered = 0
+        while got := queue.get(1):
+            assert got == [big]
+            delivered += 1
+            queue.fail(got, "x" * 1_000, retryable=True)
+        assert delivered > 3
+        file = path / "failed" / "big.json"
+        assert file.stat().st_size <= fileops.FILE_LIMIT_BYTES
+        assert file.read_bytes().startswith(Codec(SampleRef).encode(big)[:-2])
+        assert [outcome.moved for outcome in requeue(str(path), ["big"])] == [True]
+        assert queue.get(1, 1.0) == [big]
+        assert queue.ack([big]) == []
+
+
+@pytest.mark.usefixtures("short_files")
+@pytest.mark.parametrize("start", [b'{"sample_id":"hand","blob":"', b"no ref "], ids=["a ref", "no ref"])
+@pytest.mark.parametrize("size", [5_000, 8_000, 9_000])
+def test_bytes_that_were_not_read_stay(path: Path, start: bytes, size: int) -> None:
+    """A file that is too long, put by hand, is buried as it is; one that just can be read keeps its bytes too."""
+    data = start.ljust(size, b"\xff")[:-2] + b'"}'
+    with FileSampleRefQueue(path, durable=False) as queue, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnreadableRefWarning)
+        (path / "pending" / "hand.json").write_bytes(data)
+        for _ in range(4):
+            assert queue.get(1, 0.05) == []
+        assert tuple(queue.counts()) == (0, 0, 0, 1)
+    found = (path / "failed" / "hand.json").read_bytes()
+    assert found.startswith(data[:-1]) or content(path / "failed" / "hand.json")["_fsqueue"]["raw"].count("xff") > 1_000
+    if size > fileops.FILE_LIMIT_BYTES:
+        assert found == data

@@ -63,6 +63,9 @@ def test_golden_tree(tmp_path: Path) -> None:
     assert owner.startswith(f"node%2f1.{os.getpid()}.")
     order = found.pop("order.lock")
     record = found.pop(f"owners/{owner}.json")
+    held = found.pop("type.json")
+    assert held["name"] == "fsqueue.records.SampleRef"
+    assert held["fields"][0] == {"name": "sample_id", "type": "str", "json": ["string"], "required": True}
     plain = {name: json.loads(json.dumps(_fields(ref(name)))) for name in ("a", "b", "c", "d", "x/y")}
     assert found == {
         **{f"{name}/": None for name in ("owners", "tmp", *STATES)},

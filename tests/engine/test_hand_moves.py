@@ -146,7 +146,6 @@ def test_corrupt_files_are_buried_and_get_goes_on(path: Path, queue: Queue) -> N
         "deep": b"[" * 50_000,
         "noid": b"{}",
         "emptyid": b'{"sample_id":""}',
-        "fields": b'{"sample_id":"fields","run_id":7}',
     }
     for name, data in damages.items():
         (path / "pending" / f"{name}.json").write_bytes(data)

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fsqueue
-from fsqueue import CorruptRefError, InvalidRefError
+from fsqueue import CorruptRefError, InvalidRefError, UnreadableRefError
 from fsqueue.format.codec import HISTORY_LIMIT, Bookkeeping, Codec, Event, bookkeeping_tail, split, wrap_raw
+from fsqueue.format.untyped import sight
 from tests.support.foreign_records import Incomparable, Loose, SampleRef, foreign_ref
 from tests.support.implementations import make_ref
 
@@ -256,6 +257,58 @@ def test_foreign_records_round_trip() -> None:
     foreign = Codec(SampleRef)
     ref = foreign_ref("s", anything=(1, {"k": (2,)}), note="n")
     assert foreign.decode(foreign.encode(ref)) == ref
+
+
+@dataclass(frozen=True)
+class Changeable:
+    """Refuses what it took before."""
+
+    sample_id: str
+    span: Any = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.span, tuple):
+            raise KeyError("span")
+
+
+def test_what_its_own_class_would_not_take_back_is_refused() -> None:
+    """An exception of whatever class, raised when the ref is read back, is an InvalidRefError of put."""
+    with pytest.raises(InvalidRefError, match="does not fit Changeable: KeyError: 'span'"):
+        Codec(Changeable).encode(Changeable("s", (1, 2)))
+
+
+@pytest.mark.parametrize("tail", [b"}", b'}\n,"_fsqueue":{"attempts":1}}', b'}\n,"_fsqueue":{"att'], ids=range(3))
+def test_a_ref_that_the_class_refuses_is_told_from_no_ref(tail: bytes) -> None:
+    """It names the ref and the class, and what was said."""
+    with pytest.raises(UnreadableRefError, match=r"'s' cannot be read as a .*Changeable: ") as caught:
+        Codec(Changeable).decode(b'{"sample_id":"s","span":[1]' + tail.replace(b"}\n", b"\n"))
+    assert caught.value.sample_id == "s"
+    assert tail.endswith(b"att") or caught.value.reason == "KeyError: 'span'"
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """Finds no memory."""
+
+    sample_id: str
+
+    def __post_init__(self) -> None:
+        raise MemoryError
+
+
+def test_no_memory_says_nothing_about_a_ref() -> None:
+    """A MemoryError while decoding is raised as it is."""
+    with pytest.raises(MemoryError):
+        Codec(Greedy).decode(b'{"sample_id":"s"}')
+
+
+@pytest.mark.parametrize("cut", range(1, 40, 3))
+def test_untyped_reading_sets_torn_bookkeeping_aside_where_there_are_tuples(cut: int) -> None:
+    """What check and show see of a ref with tuples does not hang on its history."""
+    data = annotated(loose.encode(Loose("s", {"pair": (1, 2)})), Bookkeeping(attempts=3))
+    seen = sight(data[: len(data) - cut])
+    assert seen.fields == {"sample_id": "s", "value": {"pair": [1, 2]}}
+    assert seen.problem is None
 
 
 @dataclass(frozen=True)

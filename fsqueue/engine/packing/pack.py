@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fsqueue.disk.fileops import FILE_LIMIT_BYTES
+from fsqueue.disk.fileops import REF_LIMIT_BYTES
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import Layout
 from fsqueue.engine.packing.revision import Revision, look, read_segment, recover, recover_quietly
@@ -21,7 +21,7 @@ from fsqueue.format import names, packed
 from fsqueue.format.packed import SEGMENT_REFS, Done, Line, Segment
 from fsqueue.format.untyped import sight
 
-SEGMENT_BYTES = FILE_LIMIT_BYTES // 2
+SEGMENT_BYTES = REF_LIMIT_BYTES // 2
 _MERGED = 8
 _FRAME_BYTES = 512
 _BUFFER_BYTES = 1 << 20

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from fsqueue.disk.directory import Directory
-from fsqueue.engine.layout import DIRECTORIES, HEADER_BYTES, LEDGER, ORDER, SETTINGS, STATES, STREAM, Layout
+from fsqueue.engine.layout import DIRECTORIES, HEADER_BYTES, LEDGER, ORDER, REF_TYPE, SETTINGS, STATES, STREAM, Layout
 from fsqueue.engine.order import Header
 from fsqueue.engine.owners import read_record
 from fsqueue.engine.packing.revision import is_abandoned
@@ -24,7 +24,7 @@ from fsqueue.operate.stream_status import open_stream
 
 LEFTOVER_S = 3600.0
 FUTURE_S = 3600.0
-_KNOWN = (SETTINGS, STREAM, LEDGER, *DIRECTORIES)
+_KNOWN = (SETTINGS, STREAM, LEDGER, REF_TYPE, *DIRECTORIES)
 _replaced_order = re.compile(rf"\.{re.escape(ORDER)}\.[0-9]+\.[0-9a-f]{{12}}\Z").match
 
 Signature = tuple[int, int, int]

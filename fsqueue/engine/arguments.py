@@ -1,0 +1,73 @@
+"""Check the arguments of a queue's calls, so that a slip is told in the caller's words."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Iterator
+from numbers import Real
+from typing import Any, TypeVar
+
+from fsqueue.errors import InvalidArgumentError
+
+R = TypeVar("R")
+
+
+def integer(call: str, value: Any, advice: str = "") -> int:
+    """Return a count as an int."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise InvalidArgumentError(call, "an integer", value, advice) from None
+
+
+def seconds(call: str, value: Any) -> None:
+    """Refuse what is neither a number of seconds nor None."""
+    if value is not None and (not isinstance(value, Real) or isinstance(value, bool)):
+        raise InvalidArgumentError(call, "a number of seconds or None", value)
+
+
+def patience(call: str, value: Any) -> None:
+    """Refuse what is no time to wait."""
+    seconds(call, value)
+    if value is not None and math.isnan(value):
+        raise InvalidArgumentError(call, "a number of seconds or None", value)
+
+
+def partition(call: str, value: Any) -> None:
+    """Refuse what is no pair of integers."""
+    try:
+        index, count = map(operator.index, value)
+    except (TypeError, ValueError):
+        raise InvalidArgumentError(f"{call}(partition=)", "(index, count), two integers", value) from None
+    if not 0 <= index < count:
+        raise InvalidArgumentError(f"{call}(partition=)", "(index, count) with 0 <= index < count", value)
+
+
+def batch(call: str, refs: Iterable[R]) -> Iterable[R]:
+    """Refuse what is no iterable of refs: one ref alone, a string, a dict."""
+    advice = f": write {call}([ref])" if hasattr(refs, "sample_id") else ""
+    try:
+        if not (advice or isinstance(refs, (str, bytes, dict))):
+            iter(refs)
+            return refs
+    except TypeError:
+        pass
+    raise InvalidArgumentError(call, "an iterable of refs", refs, advice)
+
+
+def with_ids(call: str, refs: Iterable[R]) -> Iterator[tuple[R, str]]:
+    """Yield refs that get returned, or others that have the same ids, each with its id."""
+    for ref in batch(call, refs):
+        sample_id = getattr(ref, "sample_id", None)
+        if not isinstance(sample_id, str):
+            advice = (
+                ": settle what get returned; for an id alone, make a ref that has it" if isinstance(ref, str) else ""
+            )
+            raise InvalidArgumentError(call, "refs, with a sample_id each", ref, advice)
+        yield ref, sample_id
+
+
+def ids(call: str, refs: Iterable[object]) -> Iterator[str]:
+    """Yield the ids of such refs."""
+    return (sample_id for _, sample_id in with_ids(call, refs))

@@ -1,0 +1,79 @@
+"""Keep a handle from putting or getting refs as a class that does not fit what the queue holds.
+
+type.json describes the class of the refs in a queue. The first put writes it, once; a queue without one, whose refs
+were put by other programs, takes any class. Only putting and getting need the class: whoever counts, settles or moves
+refs may have another one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from fsqueue.disk.publish import publish_once
+from fsqueue.engine.layout import REF_TYPE, Layout, read_json
+from fsqueue.errors import RefTypeError
+from fsqueue.format.ref_type import RefType, Use, describe, misfit
+
+
+class Contents:
+    """Compare one handle's class with the queue's, once for puts and once for gets where it fits."""
+
+    def __init__(self, layout: Layout, ref_type: type[Any]) -> None:
+        self._layout = layout
+        self._ref_type = ref_type
+        self._agreed: set[Use] = set()
+
+    def agree_to_put(self) -> None:
+        """Refuse a class that does not fit; the first put says what the queue holds from now on.
+
+        RACE: of two first puts one writes the file, and both read it.
+
+        Raises:
+            RefTypeError: refs of this class would not fit those that are in the queue.
+        """
+        if "put" in self._agreed:
+            return
+        if not self._agree("put"):
+            data = msgspec.json.encode(describe(self._ref_type)) + b"\n"
+            publish_once(self._layout.ops, self._layout.root, REF_TYPE, data)
+            self._agree("put")
+        self._agreed.add("put")
+
+    def agree_to_get(self, *, leased: bool = False) -> None:
+        """Refuse a class that does not fit; as long as nothing says what the queue holds, ask again with every get.
+
+        Args:
+            leased: the queue has given a ref. A put writes the file first, so where there is still none, the queue
+                takes any class.
+
+        Raises:
+            RefTypeError: this class cannot hold the refs that are in the queue.
+        """
+        if "get" in self._agreed:
+            return
+        if leased and self._layout.remote:
+            self._layout.root.refresh()
+        if self._agree("get") or leased:
+            self._agreed.add("get")
+
+    def _agree(self, use: Use) -> bool:
+        """Compare the classes; return whether the queue has one."""
+        return agree(self._layout, self._ref_type, use)
+
+
+def agree(layout: Layout, ref_type: type[Any], use: Use) -> bool:
+    """Return whether a queue says what it holds.
+
+    Raises:
+        RefTypeError: it does, and this class does not fit.
+    """
+    stored = read_json(layout.ops, layout.root, REF_TYPE, RefType)
+    if stored is None:
+        return False
+    given = describe(ref_type)
+    why = misfit(stored, given, use)
+    if why is not None:
+        raise RefTypeError(layout.path, stored.name, given.name, why)
+    return True

@@ -1,0 +1,125 @@
+"""First-hour mistakes are told in the caller's words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fsqueue import FileSampleRefQueue, InvalidArgumentError, InvalidRefError, MemorySampleRefQueue, SampleRef
+from tests.support import names_in, numbered, ref, refs
+
+SLIPS: dict[str, tuple[Callable[[Any], object], str]] = {
+    "one ref": (lambda q: q.put(ref("a")), r"put expected an iterable of refs, found SampleRef.*put\(\[ref\]\)"),
+    "one dict": (lambda q: q.put({"sample_id": "x"}), "put expected an iterable of refs, found .*a dict"),
+    "a string": (lambda q: q.put("abc"), "put expected an iterable of refs, found 'abc', a str"),
+    "put None": (lambda q: q.put(None), "put expected an iterable of refs, found None"),
+    "ack ids": (
+        lambda q: q.ack(["s0"]),
+        "ack expected refs, with a sample_id each, found 's0', a str: settle what get",
+    ),
+    "ack a ref": (lambda q: q.ack(ref("s0")), r"ack expected an iterable of refs.*ack\(\[ref\]\)"),
+    "ack a string": (lambda q: q.ack("s0"), "ack expected an iterable of refs, found 's0'"),
+    "ack None": (lambda q: q.ack([None]), "ack expected refs, with a sample_id each, found None"),
+    "ack a number": (lambda q: q.ack(3), "ack expected an iterable of refs, found 3, a int"),
+    "fail ids": (lambda q: q.fail(["s0"], "r", True), "fail expected refs"),
+    "release ids": (lambda q: q.release(["s0"]), "release expected refs"),
+    "renew ids": (lambda q: q.renew(["s0"]), "renew expected refs"),
+    "a string as count": (lambda q: q.get("3"), r"get\(max_refs\) expected an integer, found '3', a str"),
+    "no count": (lambda q: q.get(None), r"get\(max_refs\) expected an integer, found None"),
+    "a fraction": (lambda q: q.get(1.5), r"get\(max_refs\) expected an integer, found 1.5"),
+    "a string as time": (lambda q: q.get(1, "5"), r"get\(timeout_s=\) expected a number of seconds or None, found '5'"),
+    "no number": (lambda q: q.get(1, float("nan")), r"get\(timeout_s=\) expected a number of seconds"),
+    "one partition": (
+        lambda q: q.get(1, partition=3),
+        r"partition=\) expected \(index, count\), two integers, found 3",
+    ),
+    "partition 2 of 2": (lambda q: q.get(1, partition=(2, 2)), "0 <= index < count"),
+}
+
+
+def opened(kind: str, directory: Path) -> Any:
+    return FileSampleRefQueue(directory / "q", durable=False) if kind == "file" else MemorySampleRefQueue()
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+@pytest.mark.parametrize(("slip", "words"), SLIPS.values(), ids=SLIPS)
+def test_a_slip_is_explained(tmp_path: Path, kind: str, slip: Callable[[Any], object], words: str) -> None:
+    """The text names the call, what it takes and what it got; nothing has happened to the queue."""
+    with opened(kind, tmp_path) as queue:
+        queue.put(refs("s0", "s1"))
+        queue.get(1)
+        with pytest.raises(InvalidArgumentError, match=words):
+            slip(queue)
+        assert tuple(queue.counts()) == (1, 1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("slip", "words"),
+    [
+        (lambda q: q.fail(refs("s0"), True, "out of memory"), "True or False as retryable, found 'out of memory'"),
+        (lambda q: q.put_when_below(refs("a"), high="5"), r"put_when_below\(high=\) expected an integer, found '5'"),
+        (lambda q: q.put_when_below(refs("a"), high=5, timeout_s="1"), "expected a number of seconds"),
+        (lambda q: q.put_when_below(ref("a"), high=5), "expected an iterable of refs"),
+        (lambda q: q.pack(older_than_s="1"), r"pack\(older_than_s=\) expected a number of seconds"),
+        (lambda q: q.hand_over(["s0"], q.owner), "hand_over expected refs"),
+        (lambda q: q.adopt(["s0"]), "adopt expected refs"),
+    ],
+)
+def test_a_slip_on_a_queue_of_files(tmp_path: Path, slip: Callable[[Any], object], words: str) -> None:
+    """The calls that only a queue of files has."""
+    with FileSampleRefQueue(tmp_path / "q", durable=False) as queue, pytest.raises(InvalidArgumentError, match=words):
+        slip(queue)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"lease_timeout_s": "60"}, "lease_timeout_s expected a number of seconds or None, found '60', a str"),
+        ({"heartbeat_s": "5"}, "heartbeat_s expected a number"),
+        ({"poll_interval_s": "5"}, "poll_interval_s expected a number"),
+        ({"max_attempts": "3"}, "max_attempts expected an integer, found '3'"),
+        ({"owner": 5}, "owner expected a string or None, found 5"),
+        ({"ref_type": ref("a")}, "ref_type expected a dataclass, the class itself, found SampleRef"),
+        ({"ref_type": dict}, "ref_type expected a dataclass"),
+    ],
+    ids=str,
+)
+def test_a_slip_in_an_option_makes_no_queue(tmp_path: Path, option: dict[str, Any], words: str) -> None:
+    """An option of the wrong kind is refused before anything is created."""
+    with pytest.raises(InvalidArgumentError, match=words):
+        FileSampleRefQueue(tmp_path / "q", **option)
+    assert not (tmp_path / "q").exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+@pytest.mark.parametrize(
+    ("bad", "where"),
+    [
+        (ref("s617", metadata={"score": float("nan")}), "score"),
+        (ref("s617", metadata={"text": "bad \ud83d half"}), "text"),
+        (ref("s617", num_tokens="many"), "num_tokens"),
+        (ref("s617", metadata={"x": {1, 2}}), "x"),
+    ],
+    ids=["nan", "surrogate", "type", "set"],
+)
+def test_a_bad_value_is_named_by_its_ref(tmp_path: Path, kind: str, bad: SampleRef, where: str) -> None:
+    """Of a thousand refs, the error names the one, its place in the batch, and the path inside it."""
+    batch = numbered(1_000)
+    batch[617] = bad
+    with opened(kind, tmp_path) as queue:
+        with pytest.raises(InvalidRefError, match=rf"{where}.*refs\[617\], 's617'") as caught:
+            queue.put(batch)
+        assert (caught.value.sample_id, caught.value.index) == ("s617", 617)
+        assert queue.depth() == 0
+
+
+def test_an_unusable_id_is_named_by_its_place(tmp_path: Path) -> None:
+    """A ref whose id says nothing is found by its place."""
+    with FileSampleRefQueue(tmp_path / "q") as queue, pytest.raises(InvalidRefError, match=r"refs\[1\], ''"):
+        queue.put(refs("a", ""))
+    with FileSampleRefQueue(tmp_path / "q") as queue, pytest.raises(InvalidRefError, match=r"\(in refs\[0\]\)"):
+        queue.put([None])  # type: ignore[list-item]
+    assert names_in(tmp_path / "q", "pending") == []
