@@ -31,8 +31,6 @@ Change = Callable[[Bookkeeping], None]
 
 _CTIME_GRAIN_S = 0.05
 _REMOVED = ": somebody removed it, taking this process for dead; put the refs again"
-    ": somebody removed it, as is done with what a process that seems to be dead left in tmp/; put the refs again"
-)
 _NO_SUCH_REPLACEMENT = (errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST)
 
 
