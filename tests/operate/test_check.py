@@ -114,9 +114,9 @@ def torn(path: Path, where: str) -> None:
     (path / where).write_bytes((path / where).read_bytes()[:-2] + b'\n,"_fsqueue":{"att')
 
 
-def old(path: Path, where: str) -> None:
+def old(path: Path, where: str, age_s: float = 2 * HOUR_S) -> None:
     (path / where).touch()
-    os.utime(path / where, (time.time() - 2 * HOUR_S,) * 2)
+    os.utime(path / where, (time.time() - age_s,) * 2)
 
 
 def linked_elsewhere(path: Path) -> None:
@@ -213,6 +213,11 @@ NOTES: dict[str, tuple[str, str, Breakage]] = {
     "a record that is none": ("owner-unreadable", f"owners/{OWNER}.json", written(f"owners/{OWNER}.json", "{")),
     "a lease without a record": ("no-record", "RECORD", lambda path: record_of_lease(path).unlink()),
     "an old tmp file": ("leftover", "tmp/x", lambda path: old(path, "tmp/x")),
+    "an old tmp file of an owner without a record": (
+        "leftover",
+        "tmp/gone.1.abcdef.0",
+        lambda path: old(path, "tmp/gone.1.abcdef.0", 25 * HOUR_S),
+    ),
     "a dead process's tmp file": (
         "leftover",
         f"tmp/{OWNER}.3",
