@@ -315,14 +315,19 @@ def _compare(path: str, stored: Settings, lease_timeout_s: float | None, lock: s
 def _create(ops: FileOps, path: str, settings: Settings) -> None:
     make_directory(ops, path)
     with closing(Directory(ops, path)) as root:
-        if strangers := strangers_in(root, {*DIRECTORIES, ORDER, SETTINGS}):
-            raise NotAQueueError(path, refusal_of(strangers, SETTINGS))
+        refuse_strangers(root)
         for name in DIRECTORIES:
             make_within(ops, root, name)
         _refuse_orphans(ops, root)
         ops.close(ops.open(ORDER, ORDER_FLAGS, 0o666, dir_fd=root.fd))
         # CRASH: before this there is no queue, only empty directories, which the next creator completes.
         publish_once(ops, root, SETTINGS, msgspec.json.encode(settings) + b"\n")
+
+
+def refuse_strangers(root: Directory) -> None:
+    """Raise a NotAQueueError where a directory holds what keeps it from being made a queue."""
+    if strangers := strangers_in(root, {*DIRECTORIES, ORDER, SETTINGS}):
+        raise NotAQueueError(root.path, refusal_of(strangers, SETTINGS))
 
 
 def _refuse_orphans(ops: FileOps, root: Directory) -> None:

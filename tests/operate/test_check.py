@@ -435,6 +435,17 @@ def test_a_lease_that_a_live_process_works_on_is_left_to_it(path: Path) -> None:
         child.join()
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+def test_what_an_owner_that_may_live_has_in_tmp_is_left_to_it(path: Path, recorded: bool) -> None:
+    """A producer of another node that was stopped for hours finds its files in tmp/ when it goes on."""
+    old(path, f"tmp/{OWNER}.3", 2 * HOUR_S)
+    if recorded:
+        old(path, f"tmp/{OWNER}.4", 100 * 24 * HOUR_S)
+        write_record(path, OWNER, boot_id="of another host")
+    repair(path)
+    assert len(list((path / "tmp").iterdir())) == 1 + recorded
+
+
 def test_an_unreadable_file_is_named(path: Path) -> None:
     with readable_by_all(path) as public:
         (public / "pending" / "a.json").chmod(0)
