@@ -143,6 +143,9 @@ class Layout:
             raise
         retired, self._retired = self._retired, []
         self._retired += (directory.exchange(fd) for directory, fd in zip(opened, fds, strict=True))
+        if not self._opened:  # closed meanwhile
+            retired += [*self._retired, *(directory.exchange(-1) for directory in opened)]
+            self._retired.clear()
         _close_quietly(ops, retired)
 
     @property
