@@ -137,7 +137,8 @@ class Layout:
             if found is None:
                 raise FileNotFoundError(errno.ENOENT, "no queue", self.path)
             require_same(self.path, self.settings, found)
-            fds += (directory.open_in(fds[0]) for directory in opened[1:])
+            for directory in opened[1:]:
+                fds.append(_open_or_make(directory, fds[0]))
         except BaseException:
             _close_quietly(ops, fds)
             raise
@@ -164,6 +165,16 @@ class Layout:
         retired, self._retired = self._retired, []
         _close_quietly(self.ops, retired)
         despite_errors(Directory.close, opened)
+
+
+def _open_or_make(directory: Directory, root_fd: int) -> int:
+    """Return a new descriptor on a queue's directory, which is made where somebody has removed it."""
+    try:
+        return directory.open_in(root_fd)
+    except FileNotFoundError:
+        with suppress(FileExistsError):
+            directory.ops.mkdir(directory.name, 0o777, dir_fd=root_fd)
+        return directory.open_in(root_fd)
 
 
 def _close_quietly(ops: FileOps, fds: list[int]) -> None:

@@ -186,6 +186,7 @@ def test_a_handle_with_stale_descriptors_opens_by_path_again(path: Path, code: i
     held = queue.get(1)
     stream = queue.stream()
     before = open_descriptors()
+    os.rmdir(path / "stream")  # it may be deleted at any moment
     stale.errno = code
     calls: dict[str, Callable[[], Any]] = {
         "put": lambda: queue.put(refs("d")),
