@@ -136,6 +136,24 @@ class NotAQueueError(QueueConfigError):
     """The directory is no queue and is not empty, so it is not made one."""
 
 
+class QueueReplacedError(QueueConfigError):
+    """The path leads to another queue, where a handle has to reach the one that it was opened on.
+
+    Attributes:
+        opened: the queue_id of that one; None where it has none.
+        found: that of the queue which lies there now.
+    """
+
+    def __init__(self, path: str, opened: str | None, found: str | None) -> None:
+        super().__init__(
+            path,
+            f"was replaced: this handle belongs to the queue with queue_id {opened}, and the one that lies there now "
+            f"has {found}; find out who moved or removed the former, and open a new handle on the one that is meant",
+        )
+        self.opened = opened
+        self.found = found
+
+
 class UnsupportedFormatError(NotAQueueError):
     """The queue was written in a format that this version does not read.
 

@@ -19,11 +19,12 @@ from fsqueue.disk import fileops
 from fsqueue.disk.counting import Counts
 from fsqueue.disk.fileops import explained
 from fsqueue.disk.parallel import IoThreads
+from fsqueue.disk.publish import absolute
 from fsqueue.engine import arguments
 from fsqueue.engine.claim import Partition
-from fsqueue.engine.engine import Engine, Options
+from fsqueue.engine.engine import Engine, Options, reaching
 from fsqueue.engine.handle import Handle
-from fsqueue.engine.layout import LEDGER, ensure_queue
+from fsqueue.engine.layout import LEDGER, Settings, ensure_queue, require_same
 from fsqueue.engine.settle import Target
 from fsqueue.engine.waiting import StopEvent
 from fsqueue.errors import InvalidArgumentError, QueueClosedError, QueueConfigError
@@ -91,15 +92,16 @@ class FileSampleRefQueue(Generic[R]):
         run_id: stored in a new queue; a handle that passes another one is refused.
         io_threads: how many threads make file operations that do not depend on each other. "auto": several for
             slow operations on a shared mount, and for fsyncs on any.
+        create: False: the queue must be there already, as on a node whose mount may not be ready.
 
     Attributes:
-        path, options, lease_timeout_s, run_id: what the arguments and the queue say.
+        path, options, settings, lease_timeout_s, run_id: what the arguments and the queue say.
         ops: the file operations that this handle makes.
 
     Raises:
         InvalidArgumentError: an argument is of a kind that cannot be meant.
         QueueConfigError: the arguments are not valid, or differ from what the queue stores.
-        NotAQueueError: the directory is not empty and holds no queue.
+        NotAQueueError: the directory is not empty and holds no queue, or none is there and create is False.
         LockUnsupportedError: the mount has no flock.
         QueueIOError: the filesystem refused.
     """
@@ -120,8 +122,9 @@ class FileSampleRefQueue(Generic[R]):
         poll_interval_s: float = 0.05,
         run_id: str | None = None,
         io_threads: IoThreads = "auto",
+        create: bool = True,
     ) -> None:
-        self.path = os.path.abspath(os.fspath(path))
+        self.path = absolute(path)
         self.ops = fileops.current()
         self.options = Options(
             ref_type, owner, durable, keep_done, max_attempts, heartbeat_s, clock, poll_interval_s, io_threads
@@ -139,7 +142,9 @@ class FileSampleRefQueue(Generic[R]):
             lock=None if lock == "flock" else lock,
             run_id=run_id,
             now=clock or self.ops.time,
+            create=create,
         )
+        self.settings = settings
         self.lease_timeout_s = settings.lease_timeout_s
         self.run_id = settings.run_id
         self.options.validate_heartbeat(self.path, settings.lease_timeout_s)
@@ -147,7 +152,7 @@ class FileSampleRefQueue(Generic[R]):
         _live.add(self)
 
     def _open(self) -> _Opened:
-        return _Opened(Engine(self.ops, self.path, self._codec, self.options))
+        return _Opened(Engine(self.ops, self.path, self._codec, self.options, self.settings))
 
     def _here(self) -> _Opened:
         """Return what is open in this process."""
@@ -160,6 +165,10 @@ class FileSampleRefQueue(Generic[R]):
             if self._opened is None:
                 self._opened = self._open()
             return self._opened
+
+    def _reaching(self, what: str) -> explained:
+        """Say of what a block does, and where, when it fails; open the queue anew where it is out of reach."""
+        return reaching(what, self.handle.layout)
 
     @property
     def engine(self) -> Engine:
@@ -191,7 +200,7 @@ class FileSampleRefQueue(Generic[R]):
         for sample_id, data in self._codec.encode_all(arguments.batch("put", refs), at_most=fileops.REF_LIMIT_BYTES):
             contents.setdefault(names.stem_of(sample_id), data)
         if contents:
-            with explained("putting refs into", self.path):
+            with self._reaching("putting refs into"):
                 engine.contents.agree_to_put()
                 engine.putter.put(contents)
 
@@ -233,7 +242,7 @@ class FileSampleRefQueue(Generic[R]):
             from fsqueue.stream.watermark import Watermark  # imported where needed, as below: few processes need all
 
             opened.watermark = Watermark(self.ops, self.path, stream, self.depth)
-        with explained("putting refs into", self.path):
+        with self._reaching("putting refs into"):
             opened.watermark.wait(batch, high, low, high_bytes, timeout_s)
         self.put(batch)
 
@@ -269,7 +278,7 @@ class FileSampleRefQueue(Generic[R]):
         engine = self.engine
         if max_refs <= 0:
             return []
-        with explained("getting refs from", self.path):
+        with self._reaching("getting refs from"):
             return engine.getter.get(max_refs, timeout_s, partition, stop_event)
 
     def ack(self, refs: Iterable[R], *, step: int | None = None) -> list[str]:
@@ -344,31 +353,31 @@ class FileSampleRefQueue(Generic[R]):
             targets.append((stem, ref))
         if not targets:
             return []
-        with explained(what, self.path):
+        with self._reaching(what):
             return [ids[stem] for stem in act(targets)]
 
     def release_all(self) -> int:
         """Give back every ref leased in this handle's name, also those handed over to it; return how many."""
         engine = self.engine
-        with explained("releasing refs in", self.path):
+        with self._reaching("releasing refs in"):
             return engine.settler.release_all()
 
     def reclaim(self) -> int:
         """Bring back now all refs whose lease has expired; return how many."""
         engine = self.engine
-        with explained("reclaiming leases in", self.path):
+        with self._reaching("reclaiming leases in"):
             return engine.reclaimer.round()
 
     def depth(self) -> int:
         """Count the pending refs; lists them only where that may have changed in the last two seconds."""
         engine = self.engine
-        with explained("listing", engine.handle.layout.pending.path):
+        with self._reaching("listing"):
             return engine.pending.count()
 
     def in_flight(self) -> int:
         """Count the leased refs."""
         engine = self.engine
-        with explained("listing", engine.handle.layout.leased.path):
+        with self._reaching("listing"):
             return engine.leased.count()
 
     def counts(self) -> Counts:
@@ -376,7 +385,7 @@ class FileSampleRefQueue(Generic[R]):
         from fsqueue.engine.packing.revision import look
 
         layout = self.handle.layout
-        with explained("listing", self.path):
+        with self._reaching("listing"):
             done = look(layout).count
             failed = sum(1 for name in layout.failed.listing() if names.parse_ref(name))
         return Counts(self.depth(), self.in_flight(), done, failed)
@@ -387,7 +396,7 @@ class FileSampleRefQueue(Generic[R]):
         if opened.stream is None:
             from fsqueue.stream.stream import Stream
 
-            with explained("opening the stream of", self.path):
+            with self._reaching("opening the stream of"):
                 opened.stream = Stream(opened.engine.handle, opened.engine.opened_at)
         return opened.stream
 
@@ -408,19 +417,19 @@ class FileSampleRefQueue(Generic[R]):
         return self._join("consumer", name, expected)
 
     def _join(self, role: Role, name: str, expected: int) -> Membership:
-        with explained(f"joining as {role}", self.path):
+        with self._reaching(f"joining as {role}"):
             return self.stream().join(role, name, expected)
 
     def drained(self) -> bool:
         """Tell whether every producer has closed, nothing is pending and nothing is leased."""
-        with explained("looking at the stream of", self.path):
+        with self._reaching("looking at the stream of"):
             return self.stream().drained()
 
     def publish_quantum(self, *, dp_size: int, batch_size: int, accumulation_steps: int = 1) -> None:
         """Say how many refs the consumers take at a time; a high watermark below it is refused from then on."""
         from fsqueue.stream.stream import Quantum
 
-        with explained("publishing the quantum of", self.path):
+        with self._reaching("publishing the quantum of"):
             self.stream().publish_quantum(Quantum(dp_size, batch_size, accumulation_steps))
 
     def rewind(self, *, after_step: int, force: bool = False) -> list[str]:
@@ -439,7 +448,7 @@ class FileSampleRefQueue(Generic[R]):
         handle = self.handle
         if not isinstance(after_step, int) or after_step < 0:
             raise QueueConfigError(self.path, f"needs as after_step an integer of 0 or more, found {after_step!r}")
-        with explained("rewinding", self.path):
+        with self._reaching("rewinding"):
             if handle.ops.exists(handle.layout.root.fd, LEDGER):
                 raise QueueConfigError(
                     self.path,
@@ -460,7 +469,7 @@ class FileSampleRefQueue(Generic[R]):
         arguments.seconds("pack(older_than_s=)", older_than_s)
         from fsqueue.engine.packing.pack import pack
 
-        with explained("packing", self.path):
+        with self._reaching("packing"):
             return pack(self.handle, older_than_s)
 
     def close(self) -> None:
@@ -482,8 +491,20 @@ class FileSampleRefQueue(Generic[R]):
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Make a copy, in whatever process, another handle of the same queue, with the same options."""
-        return partial(FileSampleRefQueue, **vars(self.options)), (self.path,)
+        """Make a copy, in whatever process, another handle of the same queue, with the same options.
+
+        Raises, where the copy is made:
+            NotAQueueError: there is no queue at its path; none is created.
+            QueueReplacedError: there is another one.
+        """
+        return partial(FileSampleRefQueue, create=False, **vars(self.options)), (self.path,), self.settings
+
+    def __setstate__(self, settings: Settings) -> None:
+        try:
+            require_same(self.path, settings, self.settings)
+        except BaseException:
+            self.close()
+            raise
 
     def __repr__(self) -> str:
         return f"FileSampleRefQueue({self.path!r})"

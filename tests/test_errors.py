@@ -23,6 +23,7 @@ from fsqueue import (
     QueueClosedError,
     QueueConfigError,
     QueueIOError,
+    QueueReplacedError,
     TensorInRefError,
     UnsupportedFormatError,
     control,
@@ -58,6 +59,11 @@ CASES: list[tuple[FsQueueError, tuple[type, ...], dict[str, Any]]] = [
     (QueueConfigError("/q", "is odd"), (ValueError,), {"path": "/q"}),
     (NotAQueueError("/q", "is none"), (ValueError, QueueConfigError), {"path": "/q"}),
     (UnsupportedFormatError("/q", 2, 1), (ValueError, NotAQueueError), {"path": "/q", "found": 2, "reads": 1}),
+    (
+        QueueReplacedError("/q", "0123456789abcdef", None),
+        (ValueError, QueueConfigError),
+        {"path": "/q", "opened": "0123456789abcdef", "found": None},
+    ),
     (QueueClosedError("/q"), (ValueError,), {"path": "/q"}),
     (
         QueueIOError("writing", "/q/tmp/x", OSError(errno.ENOSPC, "full")),
@@ -239,7 +245,7 @@ def test_put_asks_a_caching_client_afresh(tmp_path: Path) -> None:
         return bool(real_access(name, *args, **kwargs))
 
     def forget(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if name == "open" and str(args[0]).endswith("/pending"):
+        if name == "open" and args[0] == "pending":
             remembered.clear()
 
     tap.ops.stat, tap.ops.access = stat, access  # type: ignore[assignment]

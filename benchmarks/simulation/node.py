@@ -58,7 +58,7 @@ class Process:
     def _parent(self, path: str, dir_fd: int | None) -> tuple[Inode, str]:
         """The directory that a path's last component is in, by this node's cache."""
         directory = self._directory(dir_fd)
-        *above, name = path.strip("/").split("/")
+        *above, name = ("" if path == "." else path).strip("/").split("/")
         for part in above:
             found = self.cache.lookup(directory, part)
             if found is None:
@@ -249,8 +249,8 @@ class Process:
         if "unlink-retransmitted" in self._rules.unmeasured and self._retransmitted():
             raise failed(errno.ENOENT, name)
 
-    def mkdir(self, path: str, mode: int = 0o777) -> None:
-        directory, name = self._parent(path, None)
+    def mkdir(self, path: str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
+        directory, name = self._parent(path, dir_fd)
         self.cache.forget(directory, name)
         self.cache.learn(directory, name, self._server.mkdir(directory, name))
         if self._retransmitted():

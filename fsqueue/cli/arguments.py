@@ -44,7 +44,9 @@ def _taking(metavar: str, nargs: int, parse: Callable[[Any, str | None], dict[st
         @click.option("-q", "--queue", "option", metavar="QUEUE", help="The queue, in place of the argument.")
         @functools.wraps(command)
         def wrapper(*args: Any, words: Any, option: str | None, **kwargs: Any) -> Any:
-            return command(*args, **parse(words, option), **kwargs)
+            parsed = parse(words, option)
+            parsed["queue"] = os.path.expanduser(parsed["queue"])  # no shell does so after --queue=
+            return command(*args, **parsed, **kwargs)
 
         return wrapper  # type: ignore[return-value]
 

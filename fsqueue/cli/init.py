@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 
 import click
 
 from fsqueue.cli.arguments import dry_run, duration, takes_queue
 from fsqueue.cli.output import remark
+from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import current
-from fsqueue.engine.layout import LOCK_MODES, SETTINGS, ensure_queue
-from fsqueue.engine.listing import reading
+from fsqueue.engine.layout import LOCK_MODES, SETTINGS, ensure_queue, refuse_strangers
 from fsqueue.errors import NotAQueueError
 from fsqueue.queue import FileSampleRefQueue
 
@@ -43,6 +44,6 @@ def init(queue: str, lease_timeout: float | None, lock: str | None, run_id: str 
 def _refuse_other_contents(queue: str) -> None:
     if os.path.exists(queue) and not os.path.isdir(queue):
         raise NotAQueueError(queue, "is a file: a queue is a directory")
-    if os.path.isdir(queue) and os.listdir(queue):
-        with reading(queue):
-            pass
+    if os.path.isdir(queue):
+        with closing(Directory(current(), queue)) as root:
+            refuse_strangers(root)

@@ -64,7 +64,7 @@ def side_of(queue: SampleQueue[Any], store: MetadataStore[Any]) -> Iterator[Cont
     if not isinstance(queue, FileSampleRefQueue):
         yield ContractSide(queue, store)
         return
-    with fileops.using(queue.ops), operator.operator(queue.path) as handle:
+    with fileops.using(queue.ops), operator.operator(queue.path, queue.settings) as handle:
         yield FileSide(queue, store, handle)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -11,12 +12,33 @@ T = TypeVar("T")
 
 
 class Directory:
-    """Hold a descriptor on one directory of a queue."""
+    """Hold a descriptor on one directory of a queue.
 
-    def __init__(self, ops: FileOps, path: str) -> None:
+    A path may lead elsewhere tomorrow: a symbolic link is moved on, a queue is moved away and another one made. So the
+    path is used once, for the root; whatever is opened later is reached from there, in the same queue.
+
+    Args:
+        within: the directory that it is in; opened by name from there. None: opened by its path.
+    """
+
+    def __init__(self, ops: FileOps, path: str, within: Directory | None = None) -> None:
         self.ops = ops
         self.path = path
-        self.fd = ops.open(path, DIRECTORY)
+        self.fd = -1
+        self._within = within
+        self.fd = ops.open(path, DIRECTORY) if within is None else self.open_in(within.fd)
+
+    @property
+    def name(self) -> str:
+        """Return its name in the directory that it was opened from; ``.`` for one opened by its path."""
+        return os.path.basename(self.path) if self._within else "."
+
+    def open_in(self, dir_fd: int) -> int:
+        """Return a new descriptor on it, or on what has its name, from one on the directory that it is in."""
+        return self.ops.open(self.name, DIRECTORY, dir_fd=dir_fd)
+
+    def _open_afresh(self) -> int:
+        return self.open_in(self._within.fd if self._within else self.fd)
 
     def refresh(self) -> None:
         """Make this client ask the server again about every name in here.
@@ -24,7 +46,7 @@ class Directory:
         NFS: it remembers for up to 30 s that a name was missing or present; opening the directory ends that,
         a stat of it does not.
         """
-        self.ops.close(self.ops.open(self.path, DIRECTORY))
+        self.ops.close(self._open_afresh())
 
     def listing(self) -> list[str]:
         """Return the names in here, read afresh."""
@@ -39,7 +61,7 @@ class Directory:
         return self._afresh(lambda fd: self.ops.fstat(fd).st_mtime_ns)
 
     def _afresh(self, read: Callable[[int], T]) -> T:
-        fd = self.ops.open(self.path, DIRECTORY)
+        fd = self._open_afresh()
         try:
             return read(fd)
         finally:
@@ -48,6 +70,11 @@ class Directory:
     def sync(self) -> None:
         """Make the names in here durable."""
         self.ops.fsync(self.fd)
+
+    def exchange(self, fd: int) -> int:
+        """Go on with another descriptor; return the former one, for the caller to close."""
+        former, self.fd = self.fd, fd
+        return former
 
     def close(self) -> None:
         fd, self.fd = self.fd, -1

@@ -122,7 +122,7 @@ class FileOps:
     time = staticmethod(timing.time)
     monotonic = staticmethod(timing.monotonic)
     sleep: Callable[[float], None] = staticmethod(timing.sleep)
-    random = staticmethod(random.random)
+    random = staticmethod(random.SystemRandom().random)  # programs seed the other one alike in all their processes
     filesystem_type = staticmethod(_filesystem_type)
 
     def each(self, work: Callable[[T], None], items: list[T], threads: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import closing, suppress
 
 from fsqueue.disk.directory import Directory
@@ -16,6 +16,21 @@ from fsqueue.disk.fileops import FileOps, silently_remove
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 _SYNCED_TOGETHER = 256
+
+
+VOLUME_NAMES = ("lost+found", "$RECYCLE.BIN", "System Volume Information", "@eaDir")
+"""What filesystems and servers keep in the root of a volume."""
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """Return a path from the root of the filesystem, with ``~`` as the home directory, which no shell has expanded."""
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def make_within(ops: FileOps, directory: Directory, name: str) -> None:
+    """Make a directory in an open one, where it is missing."""
+    with suppress(FileExistsError):
+        ops.mkdir(name, 0o777, dir_fd=directory.fd)
 
 
 def make_directory(ops: FileOps, path: str) -> None:
@@ -33,8 +48,19 @@ def make_directory(ops: FileOps, path: str) -> None:
 
 
 def strangers_in(root: Directory, ours: Collection[str]) -> list[str]:
-    """List the names in a directory that do not belong to the kind of directory it is to become."""
-    return sorted(set(root.listing()) - set(ours))
+    """List the names in a directory that do not belong to the kind of directory it is to become.
+
+    Dot files are nobody's business: mounts (``.snapshot``, ``.nfs…``), desktops and synchronizers leave them.
+    """
+    return sorted(name for name in set(root.listing()) - set(ours) if not name.startswith("."))
+
+
+def refusal_of(strangers: Sequence[str], settings: str) -> str:
+    """Say why a directory with strangers in it is not made one of ours, and what to do."""
+    for name in strangers:
+        if name in VOLUME_NAMES:
+            return f"is the root of a volume, for {name!r} lies in it: use a subdirectory of it"
+    return f"is not empty and holds no {settings}, but for instance {strangers[0]!r}: choose a new directory"
 
 
 def write_file(ops: FileOps, dir_fd: int, name: str, data: bytes, durable: bool) -> None:
@@ -102,7 +128,7 @@ def replace_file(ops: FileOps, directory: Directory, name: str, data: bytes, dur
 def publish_once(ops: FileOps, root: Directory, target: str, data: bytes) -> None:
     """Write a directory's settings by way of its tmp/, unless another process has done so meanwhile; durable."""
     name = own_name(ops, target)
-    with closing(Directory(ops, os.path.join(root.path, "tmp"))) as tmp:
+    with closing(Directory(ops, os.path.join(root.path, "tmp"), root)) as tmp:
         try:
             write_file(ops, tmp.fd, name, data, durable=True)
             _link_or_rename(ops, root, tmp, name, target)

@@ -15,13 +15,28 @@ from fsqueue.engine.contents import Contents
 from fsqueue.engine.expire import Reclaimer
 from fsqueue.engine.get import Getter
 from fsqueue.engine.handle import Handle
-from fsqueue.engine.layout import open_layout
+from fsqueue.engine.layout import Layout, Settings, open_layout
 from fsqueue.engine.owners import new_owner
 from fsqueue.engine.put import Putter
 from fsqueue.engine.settle import Settler
 from fsqueue.errors import InvalidArgumentError, QueueConfigError
 from fsqueue.format import names
 from fsqueue.format.codec import Codec
+
+
+class reaching(explained):
+    """Do as `explained`, and open the queue anew where an error says that it cannot be reached any more."""
+
+    __slots__ = ("_layout",)
+
+    def __init__(self, what: str, layout: Layout) -> None:
+        super().__init__(what, layout.path)
+        self._layout = layout
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            self._layout.recover(error)
+        super().__exit__(kind, error, trace)
 
 
 @dataclass(frozen=True)
@@ -73,9 +88,11 @@ class Engine:
         opened_at: when this was opened, monotonic.
     """
 
-    def __init__(self, ops: FileOps, path: str, codec: Codec[Any], options: Options) -> None:
-        """Open the queue; it costs no listing."""
-        layout = open_layout(ops, path, make_missing=True)
+    def __init__(
+        self, ops: FileOps, path: str, codec: Codec[Any], options: Options, same_as: Settings | None = None
+    ) -> None:
+        """Open the queue, which must be the one with these settings; it costs no listing."""
+        layout = open_layout(ops, path, make_missing=True, same_as=same_as)
         self.handle = handle = Handle(
             layout,
             owner=new_owner(options.owner, path),

@@ -7,16 +7,25 @@ whoever reads it finds everything else in place.
 
 from __future__ import annotations
 
+import errno
 import os
-from contextlib import closing
+import secrets
+import threading
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from fsqueue.disk.directory import Directory
-from fsqueue.disk.fileops import FileOps, despite_errors, explained
-from fsqueue.disk.publish import make_directory, publish_once, strangers_in
-from fsqueue.errors import CorruptRefError, NotAQueueError, QueueConfigError, UnsupportedFormatError
+from fsqueue.disk.fileops import DIRECTORY, FileOps, despite_errors, explained
+from fsqueue.disk.publish import make_directory, make_within, publish_once, refusal_of, strangers_in
+from fsqueue.errors import (
+    CorruptRefError,
+    NotAQueueError,
+    QueueConfigError,
+    QueueReplacedError,
+    UnsupportedFormatError,
+)
 from fsqueue.format.codec import UNDECODABLE
 
 if TYPE_CHECKING:
@@ -35,6 +44,7 @@ ORDER_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 STATES = ("pending", "leased", "done", "failed")
 DIRECTORIES = ("owners", "tmp", *STATES)
 LOCK_MODES = ("flock", "lease", "none")
+_GONE = (errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.ENOENT)
 _LOCAL_TYPES = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "overlay", "bcachefs")
 
 
@@ -44,6 +54,7 @@ class Settings(msgspec.Struct, frozen=True):
     Attributes:
         lease_timeout_s: seconds after which an unrenewed lease expires; None: leases do not time out.
         lock: what orders the critical sections: "flock", "lease" (filelock's SoftFileLease) or "none".
+        queue_id: tells this queue from others that lie at its path at another time; None in those made without one.
     """
 
     format: int
@@ -51,47 +62,93 @@ class Settings(msgspec.Struct, frozen=True):
     run_id: str | None
     lease_timeout_s: float | None
     lock: str
+    queue_id: str | None = None
 
 
 class Layout:
     """Hold an existing queue's settings and open directories.
+
+    The path is followed once. All that a handle does from then on happens in the queue that it led to, whatever lies
+    there later; a queue that cannot be reached any more is opened by its path again only where that is the same one.
+
+    Args:
+        root: the queue's directory, open; closed with the others.
 
     Attributes:
         remote: other hosts may change the files behind this one's caches, so an ENOENT and a remembered name are
             doubted; true unless the filesystem is known to be local.
     """
 
-    def __init__(self, ops: FileOps, path: str, settings: Settings, make_missing: bool = False) -> None:
-        self.ops = ops
-        self.path = path
+    def __init__(self, root: Directory, settings: Settings, make_missing: bool = False) -> None:
+        self.ops = root.ops
+        self.path = root.path
         self.settings = settings
-        self.remote = is_remote(ops, path)
-        self._make_missing = make_missing
-        self._opened: list[Directory] = []
+        self.root = root
+        self._opened = [root]
+        self._retired: list[int] = []
+        self._reopening = threading.RLock()
         try:
-            self.root = self._open("")
-            self.owners = self._open("owners")
-            self.tmp = self._open("tmp")
-            self.pending = self._open("pending")
-            self.leased = self._open("leased")
-            self.done = self._open("done")
-            self.failed = self._open("failed")
+            self.remote = is_remote(root.ops, root.path)
+            self.owners = self.open("owners", make_missing)
+            self.tmp = self.open("tmp", make_missing)
+            self.pending = self.open("pending", make_missing)
+            self.leased = self.open("leased", make_missing)
+            self.done = self.open("done", make_missing)
+            self.failed = self.open("failed", make_missing)
         except BaseException:
             self.close()
             raise
 
-    def _open(self, name: str) -> Directory:
-        path = os.path.join(self.path, name) if name else self.path
+    def within(self, name: str) -> Directory:
+        """Open a directory of the queue, for the caller to close."""
+        return Directory(self.ops, os.path.join(self.path, name), self.root)
+
+    def open(self, name: str, make_missing: bool = False) -> Directory:
+        """Open a directory of the queue, which is closed with the others."""
         try:
-            directory = Directory(self.ops, path)
+            directory = self.within(name)
         except FileNotFoundError:
-            if not (name and self._make_missing):
+            if not make_missing:
                 raise
             # An empty directory was removed by hand, or its making was reported done and was not.
-            make_directory(self.ops, path)
-            directory = Directory(self.ops, path)
+            make_within(self.ops, self.root, name)
+            directory = self.within(name)
         self._opened.append(directory)
         return directory
+
+    def recover(self, error: OSError) -> None:
+        """Open the queue by its path again after an error that says that it cannot be reached by its descriptors.
+
+        So it is after an NFS export was made anew, or a mount by FUSE: the error goes on to the caller, whose next call
+        works. Where no queue is found there, as before the mount is back, nothing changes.
+
+        Raises:
+            QueueReplacedError: it leads to another queue.
+        """
+        if error.errno in _GONE and self._opened:
+            with self._reopening, suppress(OSError, NotAQueueError):
+                self._reopen()
+
+    def _reopen(self) -> None:
+        """RACE: other threads may be using the former descriptors, so they are closed the next time only."""
+        ops, fds = self.ops, [self.ops.open(self.path, DIRECTORY)]
+        opened = [self.root, *(directory for directory in self._opened[1:] if directory.fd >= 0)]
+        try:
+            found = _settings_in(ops, self.path, fds[0])
+            if found is None:
+                raise FileNotFoundError(errno.ENOENT, "no queue", self.path)
+            require_same(self.path, self.settings, found)
+            for directory in opened[1:]:
+                fds.append(_open_or_make(directory, fds[0]))
+        except BaseException:
+            _close_quietly(ops, fds)
+            raise
+        retired, self._retired = self._retired, []
+        self._retired += (directory.exchange(fd) for directory, fd in zip(opened, fds, strict=True))
+        if not self._opened:  # closed meanwhile
+            retired += [*self._retired, *(directory.exchange(-1) for directory in opened)]
+            self._retired.clear()
+        _close_quietly(ops, retired)
 
     @property
     def batch_size(self) -> int:
@@ -106,21 +163,70 @@ class Layout:
     def close(self) -> None:
         """Close all descriptors, also where closing one of them fails."""
         opened, self._opened = self._opened, []
+        retired, self._retired = self._retired, []
+        _close_quietly(self.ops, retired)
         despite_errors(Directory.close, opened)
 
 
-def open_layout(ops: FileOps, path: str, make_missing: bool = False) -> Layout:
+def _open_or_make(directory: Directory, root_fd: int) -> int:
+    """Return a new descriptor on a queue's directory, which is made where somebody has removed it."""
+    try:
+        return directory.open_in(root_fd)
+    except FileNotFoundError:
+        with suppress(FileExistsError):
+            directory.ops.mkdir(directory.name, 0o777, dir_fd=root_fd)
+        return directory.open_in(root_fd)
+
+
+def _close_quietly(ops: FileOps, fds: list[int]) -> None:
+    for fd in fds:
+        with suppress(OSError):
+            ops.close(fd)
+
+
+def open_layout(ops: FileOps, path: str, make_missing: bool = False, *, same_as: Settings | None = None) -> Layout:
     """Open an existing queue; write nothing, unless told to make missing directories.
+
+    Args:
+        same_as: the settings of the queue that has to lie there.
 
     Raises:
         NotAQueueError: there is none at this path.
         UnsupportedFormatError: it has another format.
+        QueueReplacedError: it is another one.
     """
     with explained("opening queue", path):
-        settings = _read_settings(ops, path)
+        root, settings = open_root(ops, path, same_as)
+        return Layout(root, settings, make_missing)
+
+
+def open_root(ops: FileOps, path: str, same_as: Settings | None = None) -> tuple[Directory, Settings]:
+    """Open the directory of an existing queue, as `open_layout` does; return it with the queue's settings."""
+    path = os.path.expanduser(path)
+    root = _root(ops, path)
+    if root is None:
+        raise _missing(path)
+    try:
+        settings = _settings_in(ops, path, root.fd)
         if settings is None:
-            raise NotAQueueError(path, f"does not exist: there is no {SETTINGS} in it; `fsqueue init` creates one")
-        return Layout(ops, path, settings, make_missing)
+            raise _missing(path)
+        if same_as is not None:
+            require_same(path, same_as, settings)
+    except BaseException:
+        root.close()
+        raise
+    return root, settings
+
+
+def _missing(path: str) -> NotAQueueError:
+    return NotAQueueError(path, f"does not exist: there is no {SETTINGS} in it; `fsqueue init` creates one")
+
+
+def require_same(path: str, before: Settings, found: Settings) -> None:
+    """Raise a QueueReplacedError where these settings are those of two queues."""
+    same = before.queue_id == found.queue_id if before.queue_id else before == found
+    if not same:
+        raise QueueReplacedError(path, before.queue_id, found.queue_id)
 
 
 def ensure_queue(
@@ -131,18 +237,21 @@ def ensure_queue(
     lock: str | None,
     run_id: str | None,
     now: Callable[[], float],
+    create: bool = True,
 ) -> Settings:
-    """Return the settings of a queue, which is created where the directory is missing or empty.
+    """Return the settings of a queue, which is created, unless told otherwise, where the directory is missing or empty.
 
     Raises:
-        NotAQueueError: the directory is not empty and holds no queue.
+        NotAQueueError: the directory is not empty and holds no queue, or there is none and none is to be created.
         QueueConfigError: the queue's settings differ from the arguments given.
     """
     _validate(path, lease_timeout_s, lock)
     with explained("opening queue", path):
         settings = _read_settings(ops, path)
         if settings is None:
-            wanted = Settings(FORMAT, now(), run_id, lease_timeout_s, lock or "flock")
+            if not create:
+                raise _missing(path)
+            wanted = Settings(FORMAT, now(), run_id, lease_timeout_s, lock or "flock", secrets.token_hex(8))
             _create(ops, path, wanted)
             settings = _read_settings(ops, path)
             if settings is None:
@@ -160,13 +269,27 @@ def _validate(path: str, lease_timeout_s: float | None, lock: str | None) -> Non
 
 def _read_settings(ops: FileOps, path: str) -> Settings | None:
     """Return the settings; None where there is no fsqueue.json (or no directory)."""
+    root = _root(ops, path)
+    if root is None:
+        return None
+    with closing(root):
+        return _settings_in(ops, path, root.fd)
+
+
+def _root(ops: FileOps, path: str) -> Directory | None:
     try:
-        with closing(Directory(ops, path)) as root:
-            data = ops.read_file(root.fd, SETTINGS)
+        return Directory(ops, path)
     except FileNotFoundError:
         return None
     except NotADirectoryError:
         raise NotAQueueError(path, "is a file: a queue is a directory") from None
+
+
+def _settings_in(ops: FileOps, path: str, root_fd: int) -> Settings | None:
+    try:
+        data = ops.read_file(root_fd, SETTINGS)
+    except FileNotFoundError:
+        return None
     except CorruptRefError:
         raise NotAQueueError(path, f"has a {SETTINGS} that is not a regular file: look who put it there") from None
     return _parse_settings(path, data)
@@ -207,27 +330,32 @@ def _compare(path: str, stored: Settings, lease_timeout_s: float | None, lock: s
 def _create(ops: FileOps, path: str, settings: Settings) -> None:
     make_directory(ops, path)
     with closing(Directory(ops, path)) as root:
-        if strangers := strangers_in(root, {*DIRECTORIES, ORDER, SETTINGS, REF_TYPE}):
-            raise NotAQueueError(
-                path,
-                f"is not empty and holds no {SETTINGS}, but for instance {strangers[0]!r}: choose a new directory",
-            )
+        refuse_strangers(root)
         for name in DIRECTORIES:
-            make_directory(ops, os.path.join(path, name))
-        _refuse_orphans(ops, path)
+            make_within(ops, root, name)
+        _refuse_orphans(ops, root)
         ops.close(ops.open(ORDER, ORDER_FLAGS, 0o666, dir_fd=root.fd))
         # CRASH: before this there is no queue, only empty directories, which the next creator completes.
         publish_once(ops, root, SETTINGS, msgspec.json.encode(settings) + b"\n")
 
 
-def _refuse_orphans(ops: FileOps, path: str) -> None:
+def refuse_strangers(root: Directory) -> None:
+    """Raise a NotAQueueError where a directory holds what keeps it from being made a queue."""
+    if strangers := strangers_in(root, {*DIRECTORIES, ORDER, SETTINGS, REF_TYPE}):
+        raise NotAQueueError(root.path, refusal_of(strangers, SETTINGS))
+
+
+def _refuse_orphans(ops: FileOps, root: Directory) -> None:
     """Refuse to take a queue that lost its fsqueue.json for a new one while there are refs in it."""
     for state in STATES:
-        with closing(Directory(ops, os.path.join(path, state))) as directory:
-            names = ops.listdir(directory.fd)
-        if names and _read_settings(ops, path) is None:
+        with closing(Directory(ops, os.path.join(root.path, state), root)) as directory:
+            found = [name for name in ops.listdir(directory.fd) if not name.startswith(".")]
+        if not found:
+            continue
+        root.refresh()  # NFS: that there is no such file may be remembered from before
+        if _settings_in(ops, root.path, root.fd) is None:
             raise NotAQueueError(
-                path,
+                root.path,
                 f"has files in {state}/ but no {SETTINGS}: restore it (FORMAT.md shows one), or move the files away",
             )
 

@@ -29,13 +29,14 @@ from fsqueue.disk.publish import write_file, write_together
 from fsqueue.engine.clock import Clock, FilesystemClock
 from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import Layout
-from fsqueue.errors import CorruptRefError, TooLongError
+from fsqueue.errors import CorruptRefError, QueueIOError, TooLongError
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping, Event, bookkeeping_tail, split, wrap_raw
 
 Change = Callable[[Bookkeeping], None]
 
 _CTIME_GRAIN_S = 0.05
+_REMOVED = ": somebody removed it, taking this process for dead; put the refs again"
 _NO_SUCH_REPLACEMENT = (errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST)
 
 
@@ -107,8 +108,12 @@ class Moves:
         write_file(self._ops, self._layout.tmp.fd, *named, self._durable)
 
     def publish(self, tmp_name: str, stem: str) -> None:
-        """Move tmp/ -> pending/."""
-        self._install(tmp_name, self._layout.pending, names.ref_file(stem))
+        """Move tmp/ -> pending/.
+
+        Raises:
+            QueueIOError: the file was gone before, and nothing shows that it came into the queue.
+        """
+        self._install(tmp_name, self._layout.pending, names.ref_file(stem), stem)
 
     def write(self, data: bytes, directory: Directory, name: str) -> None:
         """Publish one small file by tmp + rename, in place of an older one of this name."""
@@ -121,10 +126,27 @@ class Moves:
         if self._durable:
             directory.sync()
 
-    def _install(self, tmp_name: str, directory: Directory, name: str) -> None:
-        # NFS: the tmp name is this owner's alone; that it is gone means that the rename was done, whatever it said.
-        if not self.move(self._layout.tmp, tmp_name, directory, name) and not self._layout.remote:
-            raise FileNotFoundError(errno.ENOENT, "it vanished before it was published", tmp_name)
+    def _install(self, tmp_name: str, directory: Directory, name: str, stem: str | None = None) -> None:
+        """Move a file of one's own out of tmp/.
+
+        NFS: that it is gone may mean that the rename was done, whatever it said, or that somebody removed the file
+        while this process was stopped. Only a file that has come since to where it would be by now tells.
+        """
+        tmp, started = self._layout.tmp, self._ops.monotonic()
+        if self.move(tmp, tmp_name, directory, name):
+            return
+        if stem is None or not (self._layout.remote and self._came_in(stem, started)):
+            gone = FileNotFoundError(errno.ENOENT, "removed before it was published")
+            raise QueueIOError("publishing", f"{tmp.path}/{tmp_name}", gone, _REMOVED)
+
+    def _came_in(self, stem: str, started: float) -> bool:
+        """Return whether a ref has entered the queue since then, wherever it is by now."""
+        layout = self._layout
+        for directory in (layout.pending, layout.leased, layout.done, layout.failed, layout.pending):
+            found = [name for name in directory.listing() if name.removesuffix(names.SUFFIX).partition("@")[0] == stem]
+            if any(self._arrived(directory, name, started, unique=False) for name in found):
+                return True
+        return False
 
     def stamp_pending(self, stem: str) -> bool:
         """Make the first step of a claim: start the lease timeout, since a rename keeps the old mtime.

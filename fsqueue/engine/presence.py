@@ -52,8 +52,12 @@ class Presence:
 
     def beat(self) -> None:
         """Prolong all leases of this owner by touching its record; write it anew where it was deleted."""
-        if not self._clock.stamp(self._layout.owners, ref_file(self._owner)):
-            self._write_record()
+        try:
+            if not self._clock.stamp(self._layout.owners, ref_file(self._owner)):
+                self._write_record()
+        except OSError as error:
+            self._layout.recover(error)  # a trainer may call nothing else for an hour
+            raise
 
     def _write_record(self) -> None:
         injected = self._clock.injected

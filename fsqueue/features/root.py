@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ import msgspec
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps
-from fsqueue.disk.publish import make_directory, publish_once, strangers_in
+from fsqueue.disk.publish import make_directory, make_within, publish_once, refusal_of, strangers_in
 from fsqueue.errors import CorruptRefError
 from fsqueue.features.errors import FeatureStoreError
 
@@ -54,10 +53,8 @@ class StoreRoot:
     def _create(self) -> StoreSettings:
         """CRASH: before features.json is there, the directory holds an empty tmp/, which the next creator completes."""
         if strangers := strangers_in(self.directory, {TMP, SETTINGS}):
-            raise self._refused(
-                f"is not empty and holds no {SETTINGS}, but for instance {strangers[0]!r}: choose a new directory"
-            )
-        make_directory(self.ops, os.path.join(self.directory.path, TMP))
+            raise self._refused(refusal_of(strangers, SETTINGS))
+        make_within(self.ops, self.directory, TMP)
         settings = StoreSettings(FORMAT, secrets.token_hex(8), self.ops.time())
         publish_once(self.ops, self.directory, SETTINGS, msgspec.json.encode(settings) + b"\n")
         found = self._read()  # another process may have been first
@@ -93,7 +90,7 @@ class StoreRoot:
             fd = self.ops.open_folder(self.directory.fd, name)
         except FileNotFoundError:
             if create:
-                make_directory(self.ops, os.path.join(self.directory.path, name))
+                make_within(self.ops, self.directory, name)
                 self.directory.sync()
             else:
                 self.directory.refresh()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fsqueue.disk.fileops import current, explained, silently_remove
-from fsqueue.disk.publish import write_file
+from fsqueue.disk.publish import absolute, write_file
 from fsqueue.engine.layout import is_remote
 from fsqueue.engine.owners import new_owner
 from fsqueue.errors import CorruptRefError
@@ -71,7 +71,7 @@ class SharedDirFeatureStore:
     def __init__(
         self, root: str | os.PathLike[str], *, durable: bool = True, mapped: bool | None = None, verify: bool = False
     ) -> None:
-        self.root = os.path.abspath(os.fspath(root))
+        self.root = absolute(root)
         self._durable = durable
         self._given_mapped = mapped
         self._verify = verify

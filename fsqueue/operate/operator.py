@@ -17,7 +17,7 @@ from fsqueue.disk.fileops import current, explained
 from fsqueue.engine.claim import Claimer
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
-from fsqueue.engine.layout import open_layout
+from fsqueue.engine.layout import Settings, open_layout
 from fsqueue.engine.listing import directory_of, owners_named, reading
 from fsqueue.engine.moves import Change, record
 from fsqueue.engine.owners import new_owner, read_record
@@ -44,14 +44,18 @@ class Outcome:
 
 
 @contextmanager
-def operator(path: str) -> Iterator[Handle]:
+def operator(path: str, same_as: Settings | None = None) -> Iterator[Handle]:
     """Open a handle of one's own, announced in owners/, for moves by hand.
+
+    Args:
+        same_as: the settings of the queue that was looked at before.
 
     Raises:
         NotAQueueError: there is no queue at this path.
+        QueueReplacedError: there is another one than was looked at.
         QueueIOError: the filesystem refused.
     """
-    layout = open_layout(current(), path)
+    layout = open_layout(current(), path, same_as=same_as)
     handle = Handle(layout, owner=new_owner(None, path), durable=True, heartbeat_s=None, clock=None)
     with explained("changing", path), closing(handle):
         handle.presence.announce()
@@ -123,7 +127,7 @@ def release(path: str, owner: str, *, force: bool = False, dry_run: bool = False
         )
     if dry_run or not leases:
         return [Outcome(names.id_of(lease.stem) or lease.stem, True, f"from {lease.owner}") for lease in sorted(leases)]
-    with operator(path) as handle:
+    with operator(path, layout.settings) as handle:
         return _release(handle, sorted(leases))
 
 

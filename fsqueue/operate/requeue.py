@@ -63,7 +63,7 @@ def requeue(path: str, ids: Iterable[str], *, dry_run: bool = False, ledger_agre
                 outcomes.append(Outcome(sample_id, False, "done, also in its ledger: `fsqueue rewind` takes both back"))
             else:
                 letters[sample_id] = letter
-        return outcomes + _requeue(path, letters, dry_run)
+        return outcomes + _requeue(layout, letters, dry_run)
 
 
 def requeue_failed(path: str, *, owner: str | None = None, dry_run: bool = False) -> list[Outcome]:
@@ -79,7 +79,7 @@ def requeue_failed(path: str, *, owner: str | None = None, dry_run: bool = False
             under = {sample_id: _failed_under(letter.ref.bookkeeping) for sample_id, letter in letters.items()}
             wanted = owners_named(layout, owner, filter(None, under.values()))
             letters = {sample_id: letter for sample_id, letter in letters.items() if under[sample_id] in wanted}
-        return _requeue(path, letters, dry_run)
+        return _requeue(layout, letters, dry_run)
 
 
 def _letters(layout: Layout, stems: list[str]) -> dict[str, _Letter]:
@@ -126,7 +126,7 @@ def _failed_under(bookkeeping: Bookkeeping) -> str | None:
     return names.owner_in(last) if last else None
 
 
-def _requeue(path: str, letters: dict[str, _Letter], dry_run: bool) -> list[Outcome]:
+def _requeue(layout: Layout, letters: dict[str, _Letter], dry_run: bool) -> list[Outcome]:
     outcomes = [
         Outcome(sample_id, False, f"{letter.where} {letter.ref.problem}: there is no ref to requeue")
         for sample_id, letter in letters.items()
@@ -136,7 +136,7 @@ def _requeue(path: str, letters: dict[str, _Letter], dry_run: bool) -> list[Outc
     if dry_run or not good:
         return outcomes + [Outcome(sample_id, True, f"from {letter.where}") for sample_id, letter in good]
     packed = {letter.name for _, letter in good if letter.file != letter.name}
-    with operator(path) as handle:
+    with operator(layout.path, layout.settings) as handle:
         if packed:
             unpack(handle, lambda stem, step: names.done_file(stem, step) in packed)
         size = handle.layout.batch_size

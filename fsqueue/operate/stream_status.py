@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -58,7 +57,7 @@ class StreamStatus:
 def open_stream(layout: Layout) -> Directory | None:
     """Open the directory of a queue's stream; None where it has none."""
     try:
-        return Directory(layout.ops, os.path.join(layout.path, STREAM))
+        return layout.within(STREAM)
     except (FileNotFoundError, NotADirectoryError):
         return None
 

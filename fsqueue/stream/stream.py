@@ -8,7 +8,6 @@ The end of the stream is decided by the members' files and the refs' own, never 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Container
 
 import msgspec
@@ -16,7 +15,6 @@ import msgspec
 from fsqueue.disk.counting import Unchanged, standstill_s
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, silently_remove
-from fsqueue.disk.publish import make_directory
 from fsqueue.engine import owners
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import STREAM, read_json
@@ -51,9 +49,7 @@ class Stream:
         self.opened_at = opened_at
         self._handle = handle
         self._ops: FileOps = handle.ops
-        path = os.path.join(handle.layout.path, STREAM)
-        make_directory(self._ops, path)
-        self.directory = Directory(self._ops, path)
+        self.directory = handle.layout.open(STREAM, make_missing=True)
         self._stood: tuple[tuple[int, int], float] = ((0, 0), 0.0)
         self._unchanged = Unchanged(self.directory)
         self._watched_at = -1e9

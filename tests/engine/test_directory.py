@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ def test_golden_tree(tmp_path: Path) -> None:
             "run_id": "run-7",
             "lease_timeout_s": 60.0,
             "lock": "flock",
+            "queue_id": queue.settings.queue_id,
         },
         "done/a@7.json": plain["a"],
         "done/b.json": plain["b"],
@@ -95,6 +97,7 @@ def test_golden_tree(tmp_path: Path) -> None:
             }
         },
     }
+    assert re.fullmatch("[0-9a-f]{16}", queue.settings.queue_id or "")
     assert os.stat(path / f"leased/x%2fy@{owner}+5.json").st_mtime == 1_000.0
     assert record["owner"] == owner and record["pid"] == os.getpid()
     assert {"host", "boot_id", "pid_namespace", "pid_start_time", "started_at"} <= record.keys()

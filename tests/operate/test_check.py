@@ -115,9 +115,9 @@ def torn(path: Path, where: str) -> None:
     (path / where).write_bytes((path / where).read_bytes()[:-2] + b'\n,"_fsqueue":{"att')
 
 
-def old(path: Path, where: str) -> None:
+def old(path: Path, where: str, age_s: float = 2 * HOUR_S) -> None:
     (path / where).touch()
-    os.utime(path / where, (time.time() - 2 * HOUR_S,) * 2)
+    os.utime(path / where, (time.time() - age_s,) * 2)
 
 
 def linked_elsewhere(path: Path) -> None:
@@ -214,6 +214,11 @@ NOTES: dict[str, tuple[str, str, Breakage]] = {
     "a record that is none": ("owner-unreadable", f"owners/{OWNER}.json", written(f"owners/{OWNER}.json", "{")),
     "a lease without a record": ("no-record", "RECORD", lambda path: record_of_lease(path).unlink()),
     "an old tmp file": ("leftover", "tmp/x", lambda path: old(path, "tmp/x")),
+    "an old tmp file of an owner without a record": (
+        "leftover",
+        "tmp/gone.1.abcdef.0",
+        lambda path: old(path, "tmp/gone.1.abcdef.0", 25 * HOUR_S),
+    ),
     "a dead process's tmp file": (
         "leftover",
         f"tmp/{OWNER}.3",
@@ -429,6 +434,17 @@ def test_a_lease_that_a_live_process_works_on_is_left_to_it(path: Path) -> None:
         assert (mended.done, mended.violation.kind) == (False, "undecodable")
         child.send("end")
         child.join()
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_what_an_owner_that_may_live_has_in_tmp_is_left_to_it(path: Path, recorded: bool) -> None:
+    """A producer of another node that was stopped for hours finds its files in tmp/ when it goes on."""
+    old(path, f"tmp/{OWNER}.3", 2 * HOUR_S)
+    if recorded:
+        old(path, f"tmp/{OWNER}.4", 100 * 24 * HOUR_S)
+        write_record(path, OWNER, boot_id="of another host")
+    repair(path)
+    assert len(list((path / "tmp").iterdir())) == 1 + recorded
 
 
 def test_an_unreadable_file_is_named(path: Path) -> None:

@@ -19,6 +19,7 @@ from fsqueue.control.ledger.noted import OnFiles, note_ledger
 from fsqueue.control.ledger.replica import Replica
 from fsqueue.disk import fileops
 from fsqueue.disk.fileops import explained
+from fsqueue.disk.publish import absolute
 from fsqueue.errors import CorruptRefError
 from fsqueue.format.codec import Codec
 from fsqueue.records import SampleRef, id_of_ref
@@ -56,7 +57,7 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
         durable: bool = True,
         lock_timeout_s: float = LOCK_TIMEOUT_S,
     ) -> None:
-        self.path = os.path.abspath(os.fspath(path))
+        self.path = absolute(path)
         self._ops = fileops.current()
         self._codec: Codec[R] = Codec(ref_type)
         self._durable = durable

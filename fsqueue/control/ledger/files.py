@@ -19,7 +19,7 @@ from fsqueue.control.errors import LedgerFormatError
 from fsqueue.control.ledger.flock import wait_for_lock
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, silently_remove
-from fsqueue.disk.publish import make_directory, replace_file, sync_parent, write_file
+from fsqueue.disk.publish import make_directory, refusal_of, replace_file, sync_parent, write_file
 
 FORMAT = 1
 SETTINGS = "fsledger.json"
@@ -152,9 +152,7 @@ def _refuse_strangers(ops: FileOps, root: Directory) -> None:
         if name == SETTINGS:
             return
         if not _is_ours(name):
-            raise LedgerFormatError(
-                root.path, f"holds no {SETTINGS}, but for instance {name!r}: choose a new directory"
-            )
+            raise LedgerFormatError(root.path, refusal_of([name], SETTINGS))
         if name.endswith(".jsonl") and ops.stat(name, dir_fd=root.fd, follow_symlinks=False).st_size:
             raise LedgerFormatError(root.path, f"holds {name} but no {SETTINGS}: restore it")
 

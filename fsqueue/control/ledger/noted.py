@@ -17,7 +17,7 @@ from fsqueue.control.ledger.files import SETTINGS
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, current, explained
 from fsqueue.disk.publish import replace_file
-from fsqueue.engine.layout import LEDGER
+from fsqueue.engine.layout import LEDGER, Settings, open_root
 from fsqueue.errors import CorruptRefError, QueueConfigError
 from fsqueue.format.codec import UNDECODABLE
 
@@ -30,9 +30,10 @@ class _Note(msgspec.Struct):
 
 @runtime_checkable
 class OnFiles(Protocol):
-    """Say where a queue on files lies, and how it reaches them."""
+    """Say where a queue on files lies, which one it is, and how it reaches them."""
 
     path: str
+    settings: Settings
     ops: FileOps
 
 
@@ -40,7 +41,7 @@ def note_ledger(queue: OnFiles, ledger: str) -> None:
     """Note a ledger in its queue's directory, durably, unless it is noted there already."""
     wanted = _Note(os.path.relpath(os.path.realpath(ledger), os.path.realpath(queue.path)))
     with explained("noting the ledger in", queue.path):
-        root = Directory(queue.ops, queue.path)
+        root, _ = open_root(queue.ops, queue.path, queue.settings)
         try:
             with suppress(QueueConfigError):
                 if _read(root) == wanted:
@@ -59,7 +60,7 @@ def noted_ledger(path: str) -> str | None:
         QueueConfigError: the note is damaged.
     """
     with explained("reading", path):
-        root = Directory(current(), path)
+        root = Directory(current(), os.path.expanduser(path))
         try:
             found = _read(root)
         finally:

@@ -41,7 +41,7 @@ def check_queue(path: str | os.PathLike[str], *, notes: bool = False) -> list[Vi
         UnsupportedFormatError: it has another format.
         QueueIOError: this user cannot read it.
     """
-    path, ops = os.path.normpath(os.fspath(path)), current()
+    path, ops = os.path.normpath(os.path.expanduser(path)), current()
     try:
         layout = open_layout(ops, path)
     except QueueIOError as error:
@@ -62,7 +62,7 @@ def repair(path: str | os.PathLike[str]) -> list[Mended]:
     Raises:
         QueueIOError: the filesystem refused; what was mended before that stays mended.
     """
-    path, ops = os.path.normpath(os.fspath(path)), current()
+    path, ops = os.path.normpath(os.path.expanduser(path)), current()
     mended: list[Mended] = []
     left_alone: set[tuple[str, str]] = set()
     for _ in range(_PASSES):

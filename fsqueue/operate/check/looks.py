@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from fsqueue.disk.directory import Directory
+from fsqueue.engine.expire import ABANDONED_AFTER_S
 from fsqueue.engine.layout import DIRECTORIES, HEADER_BYTES, LEDGER, ORDER, REF_TYPE, SETTINGS, STATES, STREAM, Layout
 from fsqueue.engine.order import Header
 from fsqueue.engine.owners import read_record
@@ -256,11 +257,14 @@ class Looks:
             yield "foreign", f"a {type_name(status)}"
             return
         owner = name.rpartition(".")[0]
-        liveness = self.liveness(owner) if names.is_owner(owner) else None
+        is_owner, age_s = names.is_owner(owner), self._now - status.st_mtime
+        liveness = self.liveness(owner) if is_owner else None
         if liveness == "dead":
             yield "leftover", "left by a process that is gone"
-        elif liveness != "alive" and self._now - status.st_mtime > LEFTOVER_S:
+        elif not is_owner and age_s > LEFTOVER_S:
             yield "leftover", "unfinished for more than an hour"
+        elif liveness is None and age_s > ABANDONED_AFTER_S:
+            yield "leftover", "unfinished for more than a day, by an owner without a record"
 
     def _stream_file(self, name: str, status: os.stat_result) -> Iterator[Problem]:
         if self._stream is not None and not _ignored(name):

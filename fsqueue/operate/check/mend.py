@@ -111,7 +111,9 @@ class Mender:
 
     def _directory(self, path: str) -> Directory:
         if path not in self._directories:
-            self._directories[path] = self._opened.enter_context(closing(Directory(self._handle.ops, path)))
+            self._directories[path] = self._opened.enter_context(
+                closing(self._handle.layout.within(os.path.basename(path)))
+            )
         return self._directories[path]
 
     def _read(self, directory: Directory, name: str) -> RefSight:

@@ -102,7 +102,7 @@ class Journal:
     def _place(self, path: str, dir_fd: int | None) -> tuple[int, str]:
         """The directory and the name that a path means."""
         if dir_fd is not None:
-            return self._open[dir_fd], path
+            return self._open[dir_fd], "" if path == "." else path
         relative = os.path.relpath(path, self._base)
         directory, parts = BASE, [] if relative == "." else relative.split("/")
         for part in parts[:-1]:
@@ -132,8 +132,8 @@ class Journal:
         self.records.append(Entries(((directory, name, node),), created=(node, is_directory)))
         return node
 
-    def _mkdir(self, _: None, path: str, mode: int = 0o777) -> None:
-        self._new(*self._place(path, None), is_directory=True)
+    def _mkdir(self, _: None, path: str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
+        self._new(*self._place(path, dir_fd), is_directory=True)
 
     def _write(self, count: int, fd: int, data: bytes) -> None:
         self._pwrite(count, fd, data, self._positions[fd])
