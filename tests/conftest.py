@@ -7,12 +7,13 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from fsqueue import FileSampleRefQueue
+from fsqueue.engine.awake import Awake
 from tests.support import Queue
 from tests.sweeps.proof.apart import Apart
 
@@ -24,6 +25,13 @@ _ROOM_BYTES = 4 << 30
 # What the tests do to a directory takes a third of the time on a tmpfs; what an fsync is for, they simulate.
 if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ROOM_BYTES:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", _MEMORY)
+
+
+@pytest.fixture(autouse=True)
+def awake_for_long(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Let each test's process have been awake for long, however slow the machine; returns what ends that."""
+    monkeypatch.setattr(Awake, "for_s", lambda awake: float("inf"))
+    return monkeypatch.undo
 
 
 @pytest.fixture
