@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,11 +27,19 @@ if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ROOM_BYTES
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", _MEMORY)
 
 
+_awake_for_s = Awake.for_s
+
+
 @pytest.fixture(autouse=True)
-def awake_for_long(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Let each test's process have been awake for long, however slow the machine; returns what ends that."""
+def awake_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test's process counts as awake for long, however slow the machine is."""
     monkeypatch.setattr(Awake, "for_s", lambda awake: float("inf"))
-    return monkeypatch.undo
+
+
+@pytest.fixture
+def noticing_stalls(awake_for_long: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test's process counts as awake since its last stall, as anybody else's does."""
+    monkeypatch.setattr(Awake, "for_s", _awake_for_s)
 
 
 @pytest.fixture

@@ -45,6 +45,7 @@ class Reclaimer:
         self._doubts = Doubts(handle.awake)
         self._departed = Departed(handle, self._others, lambda: {lease[1] for lease in self._leases()}, self._round_now)
         self._owner_waits_s: dict[str, float] = {}  # of this round
+        self._silent: set[str] = set()  # owners in this round whose heart has stopped
         self._looks_left = 0
         self._began_at = 0.0
         self._last_round: float | None = None
@@ -125,6 +126,7 @@ class Reclaimer:
         self._others.begin_round(reads)
         self._looks_left = looks
         self._owner_waits_s.clear()
+        self._silent.clear()
         self._began_at = self._handle.ops.monotonic()
         leases = self._leases()
         self._notice_a_hang()
@@ -203,7 +205,7 @@ class Reclaimer:
         if since is None or left_s > _EPSILON_S:
             self._looks_left -= 1
             return left_s
-        return self._doubted_s(lease, since, self._heartbeat_s(owner))
+        return 0.0 if owner in self._silent else self._doubted_s(lease, since, self._heartbeat_s(owner))
 
     def _owner_wait_s(self, owner: str) -> float:
         """Return for how long none of an owner's leases can be called expired, seconds, by one look a round."""
@@ -224,7 +226,10 @@ class Reclaimer:
         if left_s > _EPSILON_S:
             self._looks_left -= 1
             return left_s
-        return self._doubted_s(owner, beat, known.heartbeat_s)
+        wait_s = self._doubted_s(owner, beat, known.heartbeat_s)
+        if not wait_s:
+            self._silent.add(owner)
+        return wait_s
 
     def _heartbeat_s(self, owner: str) -> float | None:
         known = self._others.look(owner)
