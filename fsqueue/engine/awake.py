@@ -37,6 +37,11 @@ def gap_s(heartbeat_s: float | None, timeout_s: float | None) -> float:
     return max(_SHORTEST_GAP_S, longest_s)
 
 
+def process_age_s() -> float:
+    """Return for how long this process is known to have run, seconds: since it imported this module."""
+    return time.monotonic() - _imported
+
+
 class Awake:
     """Keep for one handle since when it has been running; its calls and the heartbeat thread tick.
 
@@ -56,7 +61,7 @@ class Awake:
         self._last = ops.monotonic()
         self._last_wall = ops.time()
         self._heard: tuple[float, float] | None = None
-        self._since = self._last - (time.monotonic() - _imported)
+        self._since = self._last - process_age_s()
 
     def tick(self, began_at: float | None = None) -> float:
         """Note that this process runs; return the monotonic time.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import pytest
@@ -172,7 +171,7 @@ def test_a_new_process_has_not_been_awake(path: Path, monkeypatch: pytest.Monkey
     tap = Tap()
     time = Time(tap.ops)
     with silent_other(path, None):
-        monkeypatch.setattr(awake, "_imported", monotonic() - 0.25)
+        monkeypatch.setattr(awake, "process_age_s", lambda: 0.25)
         queue = open_tapped(tap, path)
         assert queue.get(1) == []
         time.run(queue.handle.awake, 1.0)
