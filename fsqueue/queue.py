@@ -363,10 +363,14 @@ class FileSampleRefQueue(Generic[R]):
             return engine.settler.release_all()
 
     def reclaim(self) -> int:
-        """Bring back now all refs whose lease has expired; return how many."""
+        """Bring back all refs whose lease has expired; return how many.
+
+        A process that has just begun to run, or was stopped, first waits for as long as living owners may need to show
+        up: at most one and a half of their beats and half a second, or one second where they keep no heartbeat.
+        """
         engine = self.engine
         with self._reaching("reclaiming leases in"):
-            return engine.reclaimer.round()
+            return engine.reclaimer.reclaim()
 
     def depth(self) -> int:
         """Count the pending refs; lists them only where that may have changed in the last two seconds."""

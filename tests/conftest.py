@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fsqueue import FileSampleRefQueue
+from fsqueue.engine.awake import Awake
 from tests.support import Queue
 from tests.sweeps.proof.apart import Apart
 
@@ -24,6 +25,21 @@ _ROOM_BYTES = 4 << 30
 # What the tests do to a directory takes a third of the time on a tmpfs; what an fsync is for, they simulate.
 if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ROOM_BYTES:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", _MEMORY)
+
+
+_awake_for_s = Awake.for_s
+
+
+@pytest.fixture(autouse=True)
+def awake_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test's process counts as awake for long, however slow the machine is."""
+    monkeypatch.setattr(Awake, "for_s", lambda awake: float("inf"))
+
+
+@pytest.fixture
+def noticing_stalls(awake_for_long: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test's process counts as awake since its last stall, as anybody else's does."""
+    monkeypatch.setattr(Awake, "for_s", _awake_for_s)
 
 
 @pytest.fixture

@@ -153,6 +153,7 @@ def _deterministic() -> Iterator[None]:
         stack.enter_context(mock.patch("fsqueue.engine.heartbeat.heartbeats", _NoHeartbeats()))
         for name in ("boot_id", "pid_namespace"):
             stack.enter_context(mock.patch(f"fsqueue.engine.owners.{name}", lambda: None))
+        stack.enter_context(mock.patch("fsqueue.engine.awake.process_age_s", lambda: 0.0))
         stack.enter_context(mock.patch("fsqueue.engine.owners.process_stat", lambda pid: (None, None)))
         yield
 

@@ -67,6 +67,10 @@ class Directory:
         finally:
             self.ops.close(fd)
 
+    def mount(self) -> int:
+        """Return a number that all directories on one mount share: the device's."""
+        return self.ops.fstat(self.fd).st_dev
+
     def sync(self) -> None:
         """Make the names in here durable."""
         self.ops.fsync(self.fd)

@@ -1,30 +1,33 @@
 """Notice expired leases, and bring their refs back.
 
 A lease has expired when lease_timeout_s has passed since the newer of the leased file's mtime and, where the
-owner keeps a heartbeat, its record's mtime; or at once when the owner's process is known to be gone. A lease that
-was taken over because its time was up expires by its mtime alone: that may be the stamp of an owner who renewed it
-in the last instant, when the one who took it over dies before looking once more.
+owner keeps a heartbeat, its record's mtime; or at once when the owner's process is known to be gone. By time, it is
+called so only by a process that was awake while the owner was silent (`awake`). A lease that was taken over because
+its time was up expires by its mtime alone: that may be the stamp of an owner who renewed it in the last instant, when
+the one who took it over dies before looking once more.
 
 A round costs one listing of leased/. A lease that appeared since the previous round cannot expire before that
-round's start plus the timeout, so a file is looked at only when its time may have come.
+round's start plus the timeout, so a file is looked at only when its time may have come; one look at an owner's
+record covers all of its leases. What a get's round looks at in vain is bounded; the next round goes on.
 """
 
 from __future__ import annotations
 
-from fsqueue.disk.fileops import despite_errors, silently_remove
+from fsqueue.disk.fileops import despite_errors
+from fsqueue.engine.awake import Doubts, grace_s
+from fsqueue.engine.departed import Departed
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
 from fsqueue.engine.moves import Change, record
-from fsqueue.engine.owners import OwnerRecord, read_record
+from fsqueue.engine.others import READS_A_ROUND, Others
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping
 from fsqueue.format.names import Lease
 
 ROUND_S = 1.0
 IDLE_ROUND_S = 0.05
-OWNERS_ROUND_S = 10.0
-ABANDONED_ROUND_S = 3600.0
-ABANDONED_AFTER_S = 86_400.0
+LOOKS_A_ROUND = 128
+_NO_LIMIT = 1 << 62
 _EPSILON_S = 1e-6
 _TIMED_OUT = "t"
 
@@ -41,10 +44,16 @@ class Reclaimer:
         self._timeout_s = handle.layout.settings.lease_timeout_s
         self._round_s = ROUND_S if self._timeout_s is None else min(ROUND_S, self._timeout_s / 10)
         self._check_at: dict[Lease, float] = {}
-        self._records: dict[str, OwnerRecord | None] = {}
+        self._others = Others(handle)
+        self._doubts = Doubts(handle.awake)
+        self._departed = Departed(handle, self._others, handle.moves.owners_holding, self._round_now)
+        self._owner_waits_s: dict[str, float] = {}  # of this round
+        self._silent: set[str] = set()  # owners in this round whose heart has stopped
+        self._looks_left = 0
+        self._began_at = 0.0
         self._last_round: float | None = None
         self._now: float | None = None  # the filesystem's time in this round, read when first needed
-        self._last_round_mono = self._last_owners_mono = self._last_abandoned_mono = -1e9
+        self._last_round_mono = -1e9
 
     def due(self, idle: bool) -> bool:
         """Return whether a round is due; that is sooner where idle, with nothing else to hand out."""
@@ -73,36 +82,69 @@ class Reclaimer:
         if not self.due(idle) or not self._handle.mutex.acquire(blocking=False):
             return 0
         try:
-            return self.round()
+            return self.round(READS_A_ROUND, LOOKS_A_ROUND)
         finally:
             self._handle.mutex.release()
 
-    def round(self) -> int:
-        """Reclaim what has expired; return how many refs left leased/."""
+    def reclaim(self) -> int:
+        """Reclaim all that has expired; wait first where this process was not awake for long enough to tell."""
+        moved = self.round()
+        if self._doubts.left_s:
+            self._handle.ops.sleep(self._doubts.left_s)
+            moved += self.round()
+        return moved
+
+    def round(self, reads: int = _NO_LIMIT, looks: int = _NO_LIMIT) -> int:
+        """Reclaim what has expired; return how many refs left leased/.
+
+        Args:
+            reads, looks: how many owners' records may be read, and how many leases looked at that have not expired.
+        """
         with self._handle.mutex:
+            self._handle.presence.wake()
             self._handle.strays.recover()
             started = self._tick()
-            leases = self._leases()
+            leases = self._look_around(reads, looks)
             self._forget_gone(leases)
             dead = self._dead(leases)
             expired = self._expired(leases, dead, started)
             self._last_round = started
             self._last_round_mono = self._handle.ops.monotonic()
             moved = self._reclaim_all(sorted(expired), dead)
-            self._remove_dead_owners()
+            self._departed.round_if_due()
             return moved
 
     def would_leave(self) -> set[str]:
         """Return the owners who would hold leases after a round; move nothing."""
-        leases = self._leases()
-        expired = self._expired(leases, self._dead(leases), self._tick())
+        for _ in range(2):
+            started, leases = self._tick(), self._look_around(_NO_LIMIT, _NO_LIMIT)
+            expired = self._expired(leases, self._dead(leases), started)
+            if not self._doubts.left_s:
+                break
+            self._handle.ops.sleep(self._doubts.left_s)
         return {lease.owner for lease in set(leases).difference(expired)}
 
+    def _look_around(self, reads: int, looks: int) -> list[Lease]:
+        """Begin a round by listing the leases."""
+        self._others.begin_round(reads)
+        self._looks_left = looks
+        self._owner_waits_s.clear()
+        self._silent.clear()
+        self._began_at = self._handle.ops.monotonic()
+        leases = self._leases()
+        self._notice_a_hang()
+        return leases
+
+    def _notice_a_hang(self) -> None:
+        """Tell, after operations that may have hung, that this process runs again."""
+        self._began_at = self._handle.awake.tick(self._began_at)
+
     def _dead(self, leases: list[Lease]) -> set[str]:
-        return {owner for owner in dict.fromkeys(lease.owner for lease in leases) if self._is_dead(owner)}
+        return {owner for owner in dict.fromkeys(lease.owner for lease in leases) if self._others.is_dead(owner)}
 
     def _expired(self, leases: list[Lease], dead: set[str], started: float) -> list[Lease]:
         self._now = None
+        self._doubts.keep({*leases, *(lease.owner for lease in leases)})
         return [lease for lease in leases if _ends_with(lease, dead) or self._time_has_come(lease, started)]
 
     def _reclaim_all(self, expired: list[Lease], dead: set[str]) -> int:
@@ -110,6 +152,7 @@ class Reclaimer:
         moved: list[Lease] = []
 
         def reclaim(lease: Lease) -> None:
+            self._began_at = self._handle.awake.tick()
             if self._reclaim(lease, _ends_with(lease, dead), back):
                 moved.append(lease)
             self._check_at.pop(lease, None)
@@ -135,21 +178,6 @@ class Reclaimer:
     def _forget_gone(self, leases: list[Lease]) -> None:
         present = set(leases)
         self._check_at = {lease: at for lease, at in self._check_at.items() if lease in present}
-        owners = {lease.owner for lease in leases}
-        self._records = {owner: record for owner, record in self._records.items() if owner in owners}
-
-    def _record(self, owner: str) -> OwnerRecord | None:
-        found = self._records.get(owner)
-        if found is None:
-            found = read_record(self._handle.ops, self._handle.layout.owners, owner)
-            self._records[owner] = found
-        return found
-
-    def _is_dead(self, owner: str) -> bool:
-        if owner == self._handle.owner:
-            return False
-        found = self._record(owner)
-        return found is not None and found.liveness() == "dead"
 
     def _time_has_come(self, lease: Lease, now: float) -> bool:
         if self._timeout_s is None:
@@ -158,12 +186,72 @@ class Reclaimer:
         if check_at is None:
             check_at = now if self._last_round is None else self._last_round + self._timeout_s
         if now >= check_at:
-            left_s = self._left_s(lease, lease.file)
-            if left_s is not None and left_s <= _EPSILON_S:
+            wait_s = self._wait_s(lease)
+            if wait_s == 0.0:
                 return True
-            check_at = now + (left_s or 0.0)
+            check_at = now + wait_s
         self._check_at[lease] = check_at
         return False
+
+    def _wait_s(self, lease: Lease) -> float:
+        """Return for how long a lease need not be looked at again, seconds; 0: it has expired."""
+        assert self._timeout_s is not None
+        handle, owner = self._handle, lease.owner
+        if owner == handle.owner and handle.presence.heartbeat_s is not None and not handle.clock.injected:
+            return self._timeout_s  # it lives, as this call shows, and beats
+        timed_out = lease.is_timed_take_over
+        if not timed_out and (wait_s := self._owner_wait_s(owner)):
+            return wait_s
+        if self._looks_left <= 0:
+            return self._round_s
+        since = handle.ops.fresh_mtime(handle.layout.leased.fd, lease.file)
+        left_s = self._round_s if since is None else since + self._timeout_s - self._round_now()
+        if since is None or left_s > _EPSILON_S:
+            self._looks_left -= 1
+            return left_s
+        known_silent = owner in self._silent and not timed_out
+        return 0.0 if known_silent else self._doubted_s(lease, since, None if timed_out else self._heartbeat_s(owner))
+
+    def _owner_wait_s(self, owner: str) -> float:
+        """Return for how long none of an owner's leases can be called expired, seconds, by one look a round."""
+        wait_s = self._owner_waits_s.get(owner)
+        if wait_s is None:
+            self._owner_waits_s[owner] = wait_s = self._look_at_owner(owner)
+        return wait_s
+
+    def _look_at_owner(self, owner: str) -> float:
+        assert self._timeout_s is not None
+        known = self._others.look(owner, afresh=True)
+        if known is None or self._looks_left <= 0:
+            return self._round_s
+        beat = self._last_beat(owner)
+        if beat is None:
+            return 0.0
+        left_s = beat + self._timeout_s - self._round_now()
+        if left_s > _EPSILON_S:
+            self._looks_left -= 1
+            return left_s
+        wait_s = self._doubted_s(owner, beat, known.heartbeat_s)
+        if not wait_s:
+            self._silent.add(owner)
+        return wait_s
+
+    def _heartbeat_s(self, owner: str) -> float | None:
+        known = self._others.look(owner)
+        return known.heartbeat_s if known else None
+
+    def _last_beat(self, owner: str) -> float | None:
+        """Return when an owner that keeps a heartbeat last beat; None for one that keeps none."""
+        if self._heartbeat_s(owner) is None:
+            return None
+        return self._handle.ops.fresh_mtime(self._handle.layout.owners.fd, names.ref_file(owner))
+
+    def _doubted_s(self, who: object, stamp: float, heartbeat_s: float | None) -> float:
+        """Return for how long this process must go on to see the same silence before it may accuse anybody."""
+        if self._handle.clock.injected:
+            return 0.0
+        self._notice_a_hang()
+        return self._doubts.about(who, stamp, grace_s(heartbeat_s, self._timeout_s))
 
     def _left_s(self, lease: Lease, name: str) -> float | None:
         """Return the seconds that are left of a lease, in a file of this name in leased/; None where that is gone."""
@@ -172,15 +260,14 @@ class Reclaimer:
         since = ops.fresh_mtime(layout.leased.fd, name)
         if since is None:
             return None
-        found = None if lease.is_timed_take_over else self._record(lease.owner)
-        if found is not None and found.heartbeat_s is not None:
-            beat = ops.fresh_mtime(layout.owners.fd, names.ref_file(lease.owner))
-            since = max(since, beat or 0.0)
-        return since + self._timeout_s - self._round_now()
+        beat = None if lease.is_timed_take_over else self._last_beat(lease.owner)
+        return max(since, beat or 0.0) + self._timeout_s - self._round_now()
 
     def _round_now(self) -> float:
         if self._now is None:
             self._now = self._handle.clock.now()
+            if not self._handle.clock.injected:
+                self._handle.awake.hear(self._now)
         return self._now
 
     def _reclaim(self, lease: Lease, dead: bool, back: list[str]) -> bool:
@@ -212,52 +299,11 @@ class Reclaimer:
             raise
 
     def _still_expired(self, lease: Lease, claim: Claim) -> bool:
+        gaps = self._handle.awake.gaps
         left_s = self._left_s(lease, claim.name)
-        return left_s is not None and left_s <= _EPSILON_S
-
-    def _remove_dead_owners(self) -> None:
-        """Remove the records of processes that are gone and lease nothing, and the tmp files of the dead.
-
-        One that died between taking places in the order and claiming them left refs that no line names.
-        """
-        handle = self._handle
-        if handle.ops.monotonic() - self._last_owners_mono < OWNERS_ROUND_S:
-            return
-        self._last_owners_mono = handle.ops.monotonic()
-        owners = {owner for owner in map(names.parse_owner, handle.layout.owners.listing()) if owner}
-        dead = {owner for owner in sorted(owners) if self._is_dead(owner)}
-        gone = dead | self._abandoned(owners - dead)
-        # The dead lease nothing new: what they hold is in this listing, made after they were found dead.
-        gone -= {lease.owner for lease in self._leases()} if gone else set()
-        if not gone:
-            return
-        handle.order.incomplete = True
-        silently_remove(handle.ops, handle.layout.tmp.fd, self._leftovers(dead & gone))
-        silently_remove(handle.ops, handle.layout.owners.fd, [names.ref_file(owner) for owner in sorted(gone)])
-
-    def _leftovers(self, owners: set[str]) -> list[str]:
-        prefixes = tuple(f"{owner}." for owner in owners)
-        return [name for name in self._handle.layout.tmp.listing() if name.startswith(prefixes)] if owners else []
-
-    def _abandoned(self, owners: set[str]) -> set[str]:
-        """Return, once an hour, those owners whose process cannot be looked at and who have been silent for a day.
-
-        An owner that gets refs shows up every hour, and writes its record anew where that was removed.
-        """
-        handle = self._handle
-        found: set[str] = set()
-        if handle.ops.monotonic() - self._last_abandoned_mono < ABANDONED_ROUND_S:
-            return found
-        self._last_abandoned_mono = handle.ops.monotonic()
-        handle.presence.show_up()
-        for owner in sorted(owners):
-            record = self._record(owner)
-            if owner == handle.owner or record is None or record.liveness() != "unknown":
-                continue
-            seen = handle.ops.fresh_mtime(handle.layout.owners.fd, names.ref_file(owner))
-            if seen is not None and seen + (self._timeout_s or 0.0) + ABANDONED_AFTER_S < self._round_now():
-                found.add(owner)
-        return found
+        self._notice_a_hang()
+        stalled = gaps != self._handle.awake.gaps and not self._handle.clock.injected
+        return left_s is not None and left_s <= _EPSILON_S and not stalled
 
 
 def _ends_with(lease: Lease, dead: set[str]) -> bool:

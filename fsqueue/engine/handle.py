@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from fsqueue.disk.fileops import FileOps, despite_errors
 from fsqueue.disk.parallel import IoThreads, Overlap
+from fsqueue.engine.awake import Awake, gap_s
 from fsqueue.engine.clock import FilesystemClock, InjectedClock
 from fsqueue.engine.held import Held
 from fsqueue.engine.layout import Layout
@@ -31,6 +32,7 @@ class Handle:
         mutex: held by the thread that reclaims, renews, or settles what this handle does not lease.
         held: what it leases.
         strays: what it may lease though nobody has it.
+        awake: since when its process has been running.
         presence: its record and heartbeat.
         closed: once True, a get ends with a QueueClosedError, and leases nothing.
     """
@@ -57,7 +59,8 @@ class Handle:
         self.moves = Moves(layout, self.clock, owner, durable, self.overlap)
         self.held = Held()
         self.strays = Strays(self.moves, self.held, self.order, self.mutex)
-        self.presence = Presence(layout, self.clock, self.moves, owner, heartbeat_s)
+        self.awake = Awake(self.ops, gap_s(heartbeat_s, layout.settings.lease_timeout_s))
+        self.presence = Presence(layout, self.clock, self.moves, owner, heartbeat_s, self.awake)
         self.closed = False
         self._uses: weakref.WeakSet[Use] = weakref.WeakSet()
         self._still_open = [True]

@@ -1,14 +1,16 @@
 """Name the owners of leases, keep their records in owners/, and tell whether their processes live.
 
-A handle that leases has one record, ``owners/<owner>.json``. It says on which host, boot and pid namespace the
-process runs and since when, so that another handle on the same host can tell that it is gone; where the owner
-keeps a heartbeat, the record's mtime is its last beat and prolongs all of the owner's leases.
+A handle that leases has one record, ``owners/<owner>.json``. It says on which host and boot, in which namespaces the
+process runs and since when, so that another handle beside it can tell that it is gone; where the owner keeps a
+heartbeat, the record's mtime is its last beat and prolongs all of the owner's leases.
+
+"Dead" needs proof. Whatever leaves a doubt (another host of the same boot id, as cloned machines have; another pid or
+time namespace; a /proc that is not that of this process's namespace) makes an owner unknown.
 """
 
 from __future__ import annotations
 
 import os
-from functools import lru_cache
 from typing import Literal
 
 import msgspec
@@ -26,8 +28,8 @@ class OwnerRecord(msgspec.Struct, frozen=True):
     """Hold the content of owners/<owner>.json.
 
     Attributes:
-        boot_id, pid_namespace, pid_start_time: with pid, these name a process for good; None where the
-            system does not tell.
+        boot_id, pid_namespace, pid_start_time, time_namespace: with host and pid, these name a process for good; None
+            where the system does not tell. The time namespace shifts the start times that its processes see.
         heartbeat_s: seconds between beats; None: the owner keeps none, and the mtime means nothing.
     """
 
@@ -39,14 +41,19 @@ class OwnerRecord(msgspec.Struct, frozen=True):
     pid_start_time: str | None
     started_at: float
     heartbeat_s: float | None = None
+    time_namespace: str | None = None
 
     def liveness(self) -> Liveness:
-        """Tell whether the owner's process runs, as far as this host can know."""
-        if self.boot_id is None or self.pid_namespace is None or self.pid_start_time is None:
-            return "unknown"
-        if (self.boot_id, self.pid_namespace) != (boot_id(), pid_namespace()):
+        """Tell whether the owner's process runs, as far as this process can prove."""
+        if self.pid_start_time is None or not self.is_from_here() or not sees_itself():
             return "unknown"
         return _liveness(self.pid, self.pid_start_time)
+
+    def is_from_here(self) -> bool:
+        """Tell whether the owner's pid means the same process here as where the record was written."""
+        if self.boot_id is None or self.pid_namespace is None or self.host != os.uname().nodename:
+            return False
+        return (self.pid_namespace, self.time_namespace, self.boot_id) == (pid_namespace(), time_namespace(), boot_id())
 
 
 def _liveness(pid: int, start_time: str) -> Liveness:
@@ -85,8 +92,9 @@ def new_owner(name: str | None, path: str) -> str:
 def describe_self(owner: str, now: float, heartbeat_s: float | None) -> OwnerRecord:
     """Return the record of a handle of this process."""
     pid = os.getpid()
+    started = process_stat(pid)[1] if sees_itself() else None
     return OwnerRecord(
-        owner, os.uname().nodename, boot_id(), pid_namespace(), pid, process_stat(pid)[1], now, heartbeat_s
+        owner, os.uname().nodename, boot_id(), pid_namespace(), pid, started, now, heartbeat_s, time_namespace()
     )
 
 
@@ -95,7 +103,6 @@ def read_record(ops: FileOps, owners: Directory, owner: str) -> OwnerRecord | No
     return read_json(ops, owners, names.ref_file(owner), OwnerRecord)
 
 
-@lru_cache(maxsize=1)
 def boot_id() -> str | None:
     """Identify this boot of this host (Linux: /proc/sys/kernel/random/boot_id)."""
     try:
@@ -107,8 +114,22 @@ def boot_id() -> str | None:
 
 def pid_namespace() -> str | None:
     """Identify the namespace of this process's pids (Linux: /proc/self/ns/pid)."""
+    return _link("/proc/self/ns/pid")
+
+
+def time_namespace() -> str | None:
+    """Identify the namespace of this process's clocks (Linux: /proc/self/ns/time)."""
+    return _link("/proc/self/ns/time")
+
+
+def sees_itself() -> bool:
+    """Tell whether /proc shows this process under its own pid: not where it is that of an outer pid namespace."""
+    return _link("/proc/self") == str(os.getpid())
+
+
+def _link(path: str) -> str | None:
     try:
-        return os.readlink("/proc/self/ns/pid")
+        return os.readlink(path)
     except OSError:
         return None
 

@@ -8,6 +8,7 @@ import msgspec
 
 from fsqueue.disk.fileops import silently_remove
 from fsqueue.engine import heartbeat
+from fsqueue.engine.awake import Awake
 from fsqueue.engine.clock import Clock
 from fsqueue.engine.layout import Layout
 from fsqueue.engine.moves import Moves
@@ -22,12 +23,16 @@ class Presence:
         heartbeat_s: seconds between the beats that prolong all of the owner's leases; None: it keeps none.
     """
 
-    def __init__(self, layout: Layout, clock: Clock, moves: Moves, owner: str, heartbeat_s: float | None) -> None:
+    def __init__(
+        self, layout: Layout, clock: Clock, moves: Moves, owner: str, heartbeat_s: float | None, awake: Awake
+    ) -> None:
         self.heartbeat_s = heartbeat_s
         self._layout = layout
         self._clock = clock
         self._moves = moves
         self._owner = owner
+        self._awake = awake
+        self._gaps = 0
         self._mutex = threading.RLock()
         self._announced = False
         self._beat_key: int | None = None
@@ -41,14 +46,23 @@ class Presence:
                 return
             self._write_record()
             if self.heartbeat_s is not None:
-                monotonic = self._layout.ops.monotonic
-                self._beat_key = heartbeat.heartbeats.register(self.beat, self.heartbeat_s, monotonic)
+                mount = self._layout.root.mount()
+                self._beat_key = heartbeat.heartbeats.register(self.beat, self.heartbeat_s, self._awake, mount)
             self._announced = True
 
     def show_up(self) -> None:
         """Keep a long-lived owner's record from looking abandoned."""
         if self._announced:
             self.beat()
+
+    def wake(self) -> None:
+        """Beat at once where this process was stopped for a while: the others have seen it silent."""
+        self._awake.tick()
+        gaps = self._awake.gaps
+        if gaps != self._gaps:
+            if self._beat_key is not None:
+                self.beat()
+            self._gaps = gaps
 
     def beat(self) -> None:
         """Prolong all leases of this owner by touching its record; write it anew where it was deleted."""

@@ -103,6 +103,7 @@ class Waiter:
                 return True
             pause_s = self._pause_s * (0.9 + 0.1 * self._ops.random())
             self._ops.sleep(min(pause_s, self._deadline - now))
+            self._handle.awake.tick()
             self._pause_s = min(self._pause_s * _GROWTH, self._pace.ceiling_s)
             before, self._seen = self._seen, self._look()
             if self._seen != before:

@@ -54,12 +54,14 @@ class Member(NamedTuple):
 
     Attributes:
         age_s: seconds since its last heartbeat, by the filesystem's clock.
+        beat_at: when that was.
     """
 
     role: Role
     state: State
     record: Record
     age_s: float
+    beat_at: float
 
     @property
     def is_dead(self) -> bool:
@@ -67,6 +69,11 @@ class Member(NamedTuple):
         if self.state != "open" or self.age_s <= DEAD_AFTER_S:
             return False
         return self.record.process.liveness() != "alive"
+
+    @property
+    def is_merely_silent(self) -> bool:
+        """True where nothing but its silence says that it is dead."""
+        return self.state == "open" and self.age_s > DEAD_AFTER_S and self.record.process.liveness() == "unknown"
 
     @property
     def keeps_its_name(self) -> bool:
@@ -98,7 +105,7 @@ class Membership:
         try:
             with explained(f"joining as {role}", directory.path):
                 self._write("open", record)
-            self._beat_key = heartbeat.heartbeats.register(self.beat, BEAT_S, handle.ops.monotonic)
+            self._beat_key = heartbeat.heartbeats.register(self.beat, BEAT_S, handle.awake, directory.mount())
         except BaseException:
             self.withdraw()
             raise
@@ -183,4 +190,4 @@ def read_members(ops: FileOps, directory: Directory, listing: list[str], now: fl
         beat = ops.fresh_mtime(directory.fd, name)
         record = read_json(ops, directory, name, Record)
         if record is not None:
-            yield name, Member(*parsed, record, now - (beat or 0.0))
+            yield name, Member(*parsed, record, now - (beat or 0.0), beat or 0.0)

@@ -16,6 +16,7 @@ from fsqueue.disk.counting import Unchanged, standstill_s
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, silently_remove
 from fsqueue.engine import owners
+from fsqueue.engine.awake import Doubts, grace_s
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import STREAM, read_json
 from fsqueue.errors import MemberFailedError, QueueConfigError
@@ -54,6 +55,7 @@ class Stream:
         self._unchanged = Unchanged(self.directory)
         self._watched_at = -1e9
         self._failures_seen: set[str] = set()
+        self._doubts = Doubts(handle.awake)
 
     def close(self) -> None:
         self.directory.close()
@@ -65,9 +67,7 @@ class Stream:
             QueueConfigError: a member of this name is alive.
         """
         earlier = []
-        for file, member in self._files():
-            if (member.role, member.record.name) != (role, name):
-                continue
+        for file, member in self._namesakes(role, name):
             if member.keeps_its_name:
                 raise QueueConfigError(
                     self._handle.layout.path,
@@ -84,6 +84,27 @@ class Stream:
             joined.withdraw()
             raise
         return joined
+
+    def _namesakes(self, role: Role, name: str) -> list[tuple[str, Member]]:
+        """Read the members of this name; one that is merely silent has time to show up after a stall of everybody."""
+
+        def read() -> list[tuple[str, Member]]:
+            return [(file, m) for file, m in self._files() if (m.role, m.record.name) == (role, name)]
+
+        found = read()
+        left_s = max((self._doubted_s(member) for _, member in found), default=0.0)
+        if not left_s:
+            return found
+        self._ops.sleep(left_s)
+        return read()
+
+    def _doubted_s(self, member: Member) -> float:
+        """Return for how many seconds more a member's silence does not prove that it is dead."""
+        clock = self._handle.clock
+        if not member.is_merely_silent or clock.injected:
+            return 0.0
+        who = member.role, member.record.process.owner
+        return self._doubts.about(who, member.beat_at, grace_s(members.BEAT_S, None))
 
     def members(self) -> list[Member]:
         return [member for _, member in self._files()]
@@ -116,7 +137,8 @@ class Stream:
         for member in self.members():
             if member.role != role or (among is not None and member.record.name not in among):
                 continue
-            if (member.state == "failed" or member.is_dead) and not self._is_old(member):
+            gone = member.state == "failed" or (member.is_dead and not self._doubted_s(member))
+            if gone and not self._is_old(member):
                 reason = member.record.reason or "its process is gone or silent"
                 raise MemberFailedError(member.describe(), reason, member.record.traceback)
 

@@ -9,13 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import fsqueue
 from fsqueue import FileSampleRefQueue
+from fsqueue.engine.expire import LOOKS_A_ROUND
+from fsqueue.engine.owners import OwnerRecord
 from tests.support import (
     Queue,
     Tap,
+    backdate,
     folder_of,
     ids,
     numbered,
@@ -178,6 +182,59 @@ def test_an_idle_consumer_makes_few_operations(path: Path, mount: str) -> None:
     assert queue.get(1, 300.0) == []
     assert 0 < made[1_180 // 60] < 25 * 60
     queue.close()
+
+
+def spend_on_gets(path: Path, seconds: float, **arguments: Any) -> tuple[int, int]:
+    """Let a new handle get, once a second, where nothing is pending; return the most operations and the last."""
+    tap, now = Tap(), [1_000.0]
+    tap.ops.monotonic = lambda: now[0]
+    queue, spent = open_tapped(tap, path, **arguments), []
+    while now[0] < 1_000.0 + seconds:
+        tap.counts.clear()
+        assert queue.get(1) == []
+        spent.append(sum(tap.counts.values()))
+        now[0] += 1.0
+    queue.close()
+    return max(spent), spent[-1]
+
+
+def test_other_nodes_owners_cost_a_bounded_number_of_reads(path: Path) -> None:
+    """A get makes fewer than 100 operations, whether 100 or 1,000 owners on other nodes have left their records."""
+    with FileSampleRefQueue(path, lease_timeout_s=60.0):
+        pass
+    most = []
+    for count in (100, 1_000):
+        for number in range(count):
+            owner = f"pod-{number}.7.{number:06x}"
+            record = OwnerRecord(owner, f"pod-{number}", "another boot", "pid:[1]", 7, "1", 0.0)
+            (path / "owners" / f"{owner}.json").write_bytes(msgspec.json.encode(record))
+        most.append(spend_on_gets(path, 30.0)[0])
+    assert max(most) < 100
+
+
+def test_one_look_at_an_owner_covers_all_of_its_leases(path: Path) -> None:
+    """An owner that beats costs the others the same with 10 and with 500 leases that are older than the timeout."""
+    cost = []
+    for count in (10, 500):
+        there = path / str(count)
+        with FileSampleRefQueue(there, lease_timeout_s=10.0, heartbeat_s=5.0, durable=False) as trainer:
+            trainer.put(numbered(count))
+            trainer.get(count)
+            for file in (there / "leased").iterdir():
+                backdate(file, 3600.0)
+            cost.append(spend_on_gets(there, 30.0))
+    assert cost[0] == cost[1]
+    assert cost[1][0] < 50
+
+
+def test_a_new_handle_looks_at_a_bounded_number_of_leases_a_get(path: Path) -> None:
+    """The first gets of a handle share the first look at 500 leases of other owners."""
+    with FileSampleRefQueue(path, lease_timeout_s=600.0, durable=False) as trainer:
+        trainer.put(numbered(500))
+        trainer.get(500)
+        most, last = spend_on_gets(path, 8.0)
+    assert most < 3 * LOOKS_A_ROUND + 100
+    assert last < 30
 
 
 def test_a_waiting_get_notices_an_expired_lease_in_time(path: Path) -> None:

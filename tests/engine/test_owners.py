@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -94,9 +96,44 @@ def test_other_hosts_owners_are_unknown(path: Path) -> None:
         queue.get(1)
         record = OwnerRecord(**content(path / "owners" / f"{queue.owner}.json"))
         assert record.liveness() == "alive"
-        elsewhere: list[dict[str, Any]] = [{"boot_id": "other"}, {"pid_namespace": "pid:[1]"}, {"pid_start_time": None}]
-        assert [replace(record, **change).liveness() for change in elsewhere] == ["unknown"] * 3
+        elsewhere: list[dict[str, Any]] = [
+            {"boot_id": "other"},
+            {"pid_namespace": "pid:[1]"},
+            {"time_namespace": "time:[1]"},
+            {"time_namespace": None, "boot_id": None},
+            {"host": "clone"},
+            {"pid_start_time": None},
+        ]
+        for change in elsewhere:
+            gone = {"pid": 2**22 + 1} if change != {"pid_start_time": None} else {}
+            assert replace(record, **(gone | change)).liveness() == "unknown", change
         assert replace(record, pid_start_time="1").liveness() == "dead", "the pid is somebody else's by now"
+
+
+def test_a_foreign_proc_proves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where /proc shows this process under another pid, it names no start time, and calls nobody dead."""
+    with FileSampleRefQueue(path) as queue:
+        queue.put(refs("a"))
+        queue.get(1)
+        record = OwnerRecord(**content(path / "owners" / f"{queue.owner}.json"))
+        gone = replace(record, pid_start_time="1")
+        assert gone.liveness() == "dead"
+        monkeypatch.setattr(owners, "sees_itself", lambda: False)
+        assert (record.liveness(), gone.liveness()) == ("unknown", "unknown")
+        assert owners.describe_self("x.1.aaaaaa", 0.0, None).pid_start_time is None
+
+
+def test_an_inner_pid_namespace_with_an_outer_proc_records_no_start(path: Path) -> None:
+    """The number in the inner namespace is another process's in the outer one, whose end would say nothing."""
+    code = "from fsqueue.engine.owners import *; print(describe_self('x.1.aaaaaa', 0.0, None).pid_start_time)"
+    inside = ["unshare", "--pid", "--fork", sys.executable, "-c", code]
+    try:
+        done = subprocess.run(inside, capture_output=True, text=True, timeout=GUARD_S)
+    except FileNotFoundError:
+        pytest.skip("there is no unshare command here")
+    if "unshare" in done.stderr:
+        pytest.skip(f"a pid namespace needs root: {done.stderr.strip()}")
+    assert done.stdout.strip() == "None", done.stderr
 
 
 def elsewhere(path: Path, owner: str, silent_s: float) -> Path:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from fsqueue.disk.directory import Directory
-from fsqueue.engine.expire import ABANDONED_AFTER_S
+from fsqueue.engine.departed import ABANDONED_AFTER_S
 from fsqueue.engine.layout import DIRECTORIES, HEADER_BYTES, LEDGER, ORDER, REF_TYPE, SETTINGS, STATES, STREAM, Layout
 from fsqueue.engine.order import Header
 from fsqueue.engine.owners import read_record
