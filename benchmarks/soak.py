@@ -1,7 +1,7 @@
 """Run a queue for long under everything that goes wrong in practice, and account for every ref.
 
-    python benchmarks/soak.py --dir /mnt/shared/soak --minutes 10 --producers 3 --consumers 4 --kill-every 2
-    python benchmarks/soak.py --dir /mnt/shared/soak --producers 3 --consumers 4 --kill-every 2 --join   # elsewhere
+    python benchmarks/soak.py --dir /mnt/shared/soak --minutes 10 --kill-every 2 --nodes 2
+    python benchmarks/soak.py --dir /mnt/shared/soak --kill-every 2 --join   # on another node
 
 Real processes put and get in all ways there are, while they are killed, stopped for longer than the lease, and
 restarted, refs are moved by hand, the order hint is damaged, and with --fill a small disk fills up and empties.
