@@ -1,7 +1,7 @@
 """Run a queue for long under everything that goes wrong in practice, and account for every ref.
 
-    python benchmarks/soak.py --dir /mnt/shared/soak --minutes 10 --producers 3 --consumers 4 --kill-every 2
-    python benchmarks/soak.py --dir /mnt/shared/soak --producers 3 --consumers 4 --kill-every 2 --join   # elsewhere
+    python benchmarks/soak.py --dir /mnt/shared/soak --minutes 10 --kill-every 2 --nodes 2
+    python benchmarks/soak.py --dir /mnt/shared/soak --kill-every 2 --join   # on another node
 
 Real processes put and get in all ways there are, while they are killed, stopped for longer than the lease, and
 restarted, refs are moved by hand, the order hint is damaged, and with --fill a small disk fills up and empties.
@@ -36,6 +36,7 @@ _PROGRESS_S = 10.0
 _DRAIN_S = 180.0
 _JOIN_S = 120.0
 _JOIN_BEFORE_S = 1.0
+_BEHIND_S = 60.0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kill-every", type=_positive, default=2.0, help="seconds between kills (default: 2)")
     parser.add_argument("--lease-timeout", type=_positive, default=2.0, help="of the queue, seconds (default: 2)")
     parser.add_argument("--fill", type=int, metavar="MIB", help="mount a disk of this size (as root) and fill it")
+    parser.add_argument("--nodes", type=int, default=1, help="begin once so many take part, this one included")
     parser.add_argument("--join", action="store_true", help="take part in the soak that another node runs in --dir")
     parser.add_argument("--seed", type=int, help="of everything random but the scheduling (default: a new one)")
     parser.add_argument("--keep", action="store_true", help="keep queue and logs, also when all is well")
@@ -88,9 +90,9 @@ def _lead(parsed: argparse.Namespace, found: dict[str, Any]) -> int:
         disk = _small_disk(parsed, site, stack)
         queue = "disk/queue" if disk else "queue"
         seed = random.SystemRandom().randrange(2**32) if parsed.seed is None else parsed.seed
-        settings = Settings(queue, parsed.lease_timeout, clock() + 60 * parsed.minutes, seed)
+        settings = Settings(queue, parsed.lease_timeout, seed)
         FileSampleRefQueue(site.queue_of(settings), lease_timeout_s=settings.lease_timeout_s).close()
-        site.announce(unsure_s=clock.unsure_s, done=False)
+        site.announce(unsure_s=clock.unsure_s, begun=False, done=False)
         site.publish(settings)
         report = Report(site, settings, {"environment": found, "options": vars(parsed), "seed": seed})
         _run(parsed, site, settings, clock, report, disk)
@@ -130,10 +132,11 @@ def _join(parsed: argparse.Namespace) -> int:
     assert settings is not None
     site.make()
     clock = Clock.measured(site.logs)
-    if clock() > settings.ends_at - _JOIN_BEFORE_S:
+    ends_at = site.ends_at()
+    if ends_at is not None and clock() > ends_at - _JOIN_BEFORE_S:
         print(f"soak: the soak in {parsed.dir} is over, or almost", file=sys.stderr)
         return 1
-    site.announce(unsure_s=clock.unsure_s, done=False)
+    site.announce(unsure_s=clock.unsure_s, begun=False, done=False)
     report = Report(site, settings, {})
     try:
         _run(parsed, site, settings, clock, report, None)
@@ -141,7 +144,7 @@ def _join(parsed: argparse.Namespace) -> int:
         report.problem("it was interrupted")
         raise
     finally:
-        site.announce(unsure_s=clock.unsure_s, done=True, doings=report.counts, problems=report.problems)
+        site.announce(unsure_s=clock.unsure_s, begun=True, done=True, doings=report.counts, problems=report.problems)
     print("\n".join([report.doings(), *report.problems]))
     return 1 if report.problems else 0
 
@@ -151,17 +154,18 @@ def _run(
 ) -> None:
     """Workers and chaos until the time is over; in the first node then the drain, once the others have left."""
     with Crew(site, settings, clock) as crew:
+        crew.start("producer", parsed.producers)
+        crew.start("consumer", parsed.consumers)
+        ends_at = _begin(parsed, site, crew, clock, report)
         chaos = Chaos(site, settings, crew, clock, parsed.kill_every, first=not parsed.join, disk=disk)
         try:
-            crew.start("producer", parsed.producers)
-            crew.start("consumer", parsed.consumers)
             shown_at = clock()
-            while clock() < settings.ends_at:
+            while (now := clock()) < ends_at or (_is_behind(crew, chaos, ends_at) and now < ends_at + _BEHIND_S):
                 crew.tend()
                 chaos.tick()
                 if clock() - shown_at >= _PROGRESS_S:
                     shown_at = clock()
-                    report.progress(settings.ends_at - shown_at, crew.tally, chaos.counts)
+                    report.progress(ends_at - shown_at, crew.tally, chaos.counts)
                 time.sleep(_TICK_S)
         finally:
             chaos.end()
@@ -171,6 +175,33 @@ def _run(
             if not crew.drain(_DRAIN_S):
                 report.problem(f"stranded: the queue was not empty after {_DRAIN_S:.0f} s of draining")
         report.note(asdict(crew.tally), chaos.counts)
+
+
+def _is_behind(crew: Crew, chaos: Chaos, ends_at: float) -> bool:
+    return chaos.owes(ends_at) or not crew.is_whole()
+
+
+def _begin(parsed: argparse.Namespace, site: Site, crew: Crew, clock: Clock, report: Report) -> float:
+    """Wait until the workers of all nodes that are to take part have begun; return when the soak ends.
+
+    The time counts from here: on a busy machine a worker may need longer to start than a short soak lasts.
+    """
+
+    def begun() -> bool:
+        at_work = [node for node, facts in site.nodes().items() if facts["begun"]]
+        return len(at_work) >= int(parsed.nodes)
+
+    if not wait_until(crew.is_at_work, _JOIN_S):
+        report.problem(f"the workers of {site.node} have not begun within {_JOIN_S:.0f} s")
+    site.announce(unsure_s=clock.unsure_s, begun=True, done=False)
+    if parsed.join:
+        wait_until(lambda: site.ends_at() is not None, 2 * _JOIN_S)
+        return site.ends_at() or clock()
+    if not wait_until(begun, _JOIN_S):
+        report.problem(f"fewer than {parsed.nodes} nodes have joined within {_JOIN_S:.0f} s")
+    ends_at: float = clock() + 60 * parsed.minutes
+    site.publish_end(ends_at)
+    return ends_at
 
 
 def _wait_for_others(site: Site) -> list[str]:

@@ -30,11 +30,17 @@ _KEPT_DONE = 2000
 
 @dataclass
 class _Due:
-    """An action and when it is due next."""
+    """An action and when it is due next.
 
-    action: Callable[[], None]
+    Attributes:
+        action: returns False where it found nothing to act on.
+        done: True once it had an effect.
+    """
+
+    action: Callable[[], bool | None]
     every_s: float
     at: float
+    done: bool = False
 
 
 class Chaos:
@@ -58,7 +64,7 @@ class Chaos:
         self._rng = Random(f"{settings.seed}/chaos/{'first' if first else site.node}")
         self._log = Log.to_file(site.logs / CHAOS, clock)
         self._hand_made = f"u-{HAND}-{site.node}"
-        actions: list[tuple[Callable[[], None], float]] = [
+        actions: list[tuple[Callable[[], bool | None], float]] = [
             (lambda: crew.kill_one(self._rng), kill_every_s),
             (self._stop, 1.5 * kill_every_s),
             (self._move_leased, kill_every_s / 2),
@@ -81,15 +87,19 @@ class Chaos:
             self._full_until = None
         for due in self._due:
             if now >= due.at:
-                due.action()
+                due.done |= due.action() is not False
                 due.at = self._clock() + due.every_s * self._rng.uniform(0.3, 1.7)
+
+    def owes(self, ends_at: float) -> bool:
+        """Return True where something that was due before the end has yet to be done, the machine being too slow."""
+        return any(due.at < ends_at and not due.done for due in self._due)
 
     def end(self) -> None:
         if self._disk:
             self._disk.empty()
 
-    def _stop(self) -> None:
-        self._crew.stop_one(self._rng, self._lease_s * self._rng.uniform(*_STOP_IN_LEASES))
+    def _stop(self) -> bool:
+        return self._crew.stop_one(self._rng, self._lease_s * self._rng.uniform(*_STOP_IN_LEASES))
 
     def _fill(self) -> None:
         if self._disk and self._full_until is None:

@@ -76,6 +76,14 @@ class Crew:
             with deferred():
                 self._members.append(_Member(job, self._spawn(job)))
 
+    def is_at_work(self) -> bool:
+        """Return True once every worker's first call is over, unless it has died before."""
+        return all(_has_called(member) or member.process.poll() is not None for member in self._members)
+
+    def is_whole(self) -> bool:
+        """Return True while nobody who was killed has yet to be replaced."""
+        return all(member.killed_at is None for member in self._members)
+
     def _job(self, role: str, name: str, incarnation: int, predecessor: str | None) -> Job:
         queue, logs = self._site.queue_of(self._settings), self._site.logs
         log = logs / f"{name}-{incarnation}.jsonl"
@@ -94,19 +102,25 @@ class Crew:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         )
 
-    def kill_one(self, rng: Random) -> None:
-        """SIGKILL a worker, running or stopped, mostly in the middle of a call."""
-        member = rng.choice(self._members)
+    def kill_one(self, rng: Random) -> bool:
+        """SIGKILL a worker that has begun, running or stopped, mostly in the middle of a call; False without one."""
+        alive = [member for member in self._members if _has_begun(member) and member.process.poll() is None]
+        if not alive:
+            return False
+        member = rng.choice(alive)
         _catch(member, rng)
         if member.killed_at is None and member.process.poll() is None:
             member.killed_at = self._clock()  # before the signal: others may see at once that it is gone
             member.process.kill()
             member.wakes_at = None
             self.tally.kills += 1
+            return True
+        return False
 
-    def stop_one(self, rng: Random, seconds: float) -> None:
-        """SIGSTOP a worker for that long."""
-        running = [m for m in self._members if m.killed_at is None and m.wakes_at is None and m.process.poll() is None]
+    def stop_one(self, rng: Random, seconds: float) -> bool:
+        """SIGSTOP a worker that has begun, for that long; False without one."""
+        alive = [member for member in self._members if _has_begun(member) and member.process.poll() is None]
+        running = [member for member in alive if member.killed_at is None and member.wakes_at is None]
         stopped = sum(1 for member in self._members if member.wakes_at is not None)
         if running and stopped < _MOST_STOPPED:
             member = rng.choice(running)
@@ -114,6 +128,8 @@ class Crew:
             member.process.send_signal(signal.SIGSTOP)
             member.wakes_at = self._clock() + seconds
             self.tally.stops += 1
+            return True
+        return False
 
     def tend(self) -> None:
         """Wake those that were stopped for long enough; reap and replace the dead."""
@@ -140,7 +156,7 @@ class Crew:
         """Note when a process that was reaped cannot have done anything any more."""
         code, name = member.process.returncode, Path(member.job.log).name
         append_line(self._site.logs / DEATHS, {"log": name, "killed_at": member.killed_at, "reaped_at": self._clock()})
-        asked_early = code == -signal.SIGTERM and not _has_begun(Path(member.job.log))
+        asked_early = code == -signal.SIGTERM and not _has_begun(member)
         expected = -signal.SIGKILL if member.killed_at is not None else 0
         if code != expected and not asked_early:
             self.tally.crashes.append(f"{name} ended with exit code {code}: see {STDERR} beside it")
@@ -184,8 +200,13 @@ def _catch(member: _Member, rng: Random) -> None:
         member.process.send_signal(signal.SIGCONT)
 
 
-def _has_begun(log: Path) -> bool:
+def _has_begun(member: _Member) -> bool:
+    log = Path(member.job.log)
     return log.exists() and log.stat().st_size > 0
+
+
+def _has_called(member: _Member) -> bool:
+    return _has_begun(member) and b'"over_at": ' in Path(member.job.log).read_bytes()
 
 
 def _in_a_call(log: Path) -> bool:

@@ -1,8 +1,9 @@
 """The directory of a soak: where its queue, logs and nodes are, and the clock that all of them share.
 
 DIR/soak.json               what the first node has settled
+DIR/end.json                when it ends, by the filesystem's clock; once all workers of the first node have begun
 DIR/queue/                  the queue; DIR/disk/queue/ where a small disk is mounted on DIR/disk
-DIR/nodes/<node>.json       one per node: how exact its clock is, whether it is done, and what it did
+DIR/nodes/<node>.json       one per node: how exact its clock is, if its workers have begun, if it is done, what it did
 DIR/logs/<node>/*.jsonl     the calls of each process, one file each; what the node's chaos did; who died when
 """
 
@@ -27,11 +28,10 @@ _TICK_S = 0.01
 
 @dataclass(frozen=True)
 class Settings:
-    """What all nodes must agree on; times by the filesystem's clock."""
+    """What all nodes must agree on."""
 
     queue: str
     lease_timeout_s: float
-    ends_at: float
     seed: int
 
 
@@ -72,6 +72,7 @@ class Site:
         self.node = node or f"{socket.gethostname().partition('.')[0]}-{os.getpid()}"
         self.disk = self.directory / "disk"
         self._settings = self.directory / "soak.json"
+        self._end = self.directory / "end.json"
 
     @property
     def logs(self) -> Path:
@@ -89,6 +90,16 @@ class Site:
         """What the first node has settled; None as long as it has not."""
         try:
             return Settings(**json.loads(self._settings.read_bytes()))
+        except FileNotFoundError:
+            return None
+
+    def publish_end(self, ends_at: float) -> None:
+        _write(self._end, {"ends_at": ends_at})
+
+    def ends_at(self) -> float | None:
+        """When the soak ends; None as long as its time has not begun."""
+        try:
+            return float(json.loads(self._end.read_bytes())["ends_at"])
         except FileNotFoundError:
             return None
 

@@ -15,7 +15,7 @@ from fsqueue.operate.show import Entry, entries
 @click.command(epilog="Example:  fsqueue ls /shared/queue --state failed --long")
 @takes_queue
 @click.option("--state", type=click.Choice((*STATES, "all")), help="Default: pending; with --owner, leased.")
-@click.option("--owner", help="Leases of this owner, or of all owners on this node, whatever their names.")
+@click.option("--owner", help="Leases of this owner, or of all that run on this node.")
 @click.option("--limit", type=click.IntRange(min=0), help="Stop after so many.")
 @click.option("--long", "details", is_flag=True, help="With age, attempts, and owner, step or reason.")
 @as_json

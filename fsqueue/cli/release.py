@@ -11,11 +11,7 @@ from fsqueue.operate import operator
 
 @click.command(epilog="Example:  fsqueue release /shared/queue --owner node12")
 @takes_queue
-@click.option(
-    "--owner",
-    required=True,
-    help="An owner as `fsqueue status` names it, or a node: all owners on it, whatever their names.",
-)
+@click.option("--owner", required=True, help="An owner as `fsqueue status` names it, or a node: all that run on it.")
 @click.option("--force", is_flag=True, help="Also from a process that runs on this host.")
 @dry_run
 @click.pass_context

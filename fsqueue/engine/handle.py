@@ -66,7 +66,7 @@ class Handle:
         self._still_open = [True]
 
     def begin_use(self) -> Use:
-        """Keep the descriptors open until `end_use`, or until the caller's frame is gone without it."""
+        """Keep the descriptors open until `end_use`, or until the use is gone with the frame of an interrupted call."""
         use = Use()
         self._uses.add(use)
         if self.closed:
@@ -77,8 +77,8 @@ class Handle:
     def end_use(self, use: Use) -> None:
         """End a use; the last one after a close closes."""
         self._uses.discard(use)
-        if self.closed and not self._uses:
-            self._close()
+        if self.closed:
+            self._close_unused()
 
     def close(self) -> None:
         """Stop the heartbeat, give strays back, and close the descriptors, once nobody uses them any more.
@@ -87,10 +87,13 @@ class Handle:
         """
         self.closed = True
         self.presence.stop_beating()
-        if not self._uses:
-            self._close()
+        for use in list(self._uses):
+            weakref.finalize(use, self._close_unused).atexit = False
+        self._close_unused()
 
-    def _close(self) -> None:
+    def _close_unused(self) -> None:
+        if any(True for _ in self._uses):
+            return
         try:
             self._still_open.pop()
         except IndexError:

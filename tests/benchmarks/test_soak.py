@@ -83,7 +83,8 @@ def test_two_nodes(tmp_path: Path) -> None:
     """A second node that joins takes part, and its calls are in the history that the first one judges."""
     directory, result = tmp_path / "soak", tmp_path / "result.json"
     workers = ("--producers", "1", "--consumers", "1", "--kill-every", "0.5")
-    first = soak(directory, *workers, "--minutes", str(SECONDS / 60), "--json", str(result), "--keep")
+    times = ("--minutes", str(SECONDS / 60), "--nodes", "2")
+    first = soak(directory, *workers, *times, "--json", str(result), "--keep")
     try:
         second = soak(directory, *workers, "--join")
         assert "kills" in outcome(second)

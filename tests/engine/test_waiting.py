@@ -170,13 +170,14 @@ def test_a_closing_signal_handler_that_exits(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_use_does_not_keep_a_handle_open(tmp_path: Path) -> None:
-    """An exception between a call's last line and the end of its use leaves nothing that close would wait for."""
-    queue = FileSampleRefQueue(tmp_path / "q")
-    handle = queue.handle
-
-    def interrupted() -> None:
-        handle.begin_use()  # and no end_use
-
-    interrupted()
-    queue.close()
-    assert handle.layout.root.fd == -1
+    """An interrupted call that could not end its use keeps the handle open while its frame lives, no longer."""
+    for kept in (False, True):
+        queue = FileSampleRefQueue(tmp_path / "q")
+        handle = queue.handle
+        frames = [handle.begin_use()]  # as a traceback keeps it; no end_use follows
+        if not kept:
+            frames.clear()
+        queue.close()
+        assert (handle.layout.root.fd == -1) is not kept
+        frames.clear()
+        assert handle.layout.root.fd == -1
