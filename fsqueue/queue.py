@@ -197,10 +197,10 @@ class FileSampleRefQueue(Generic[R]):
         """
         engine = self.engine
         contents: dict[str, bytes] = {}
-        for sample_id, data in self._codec.encode_all(arguments.batch("put", refs), at_most=fileops.REF_LIMIT_BYTES):
-            contents.setdefault(names.stem_of(sample_id), data)
+        for stem, data in self._codec.encode_all(arguments.batch("put", refs), at_most=fileops.REF_LIMIT_BYTES):
+            contents.setdefault(stem, data)
         if contents:
-            with self._reaching("putting refs into"):
+            with reaching("putting refs into", engine.handle.layout):
                 engine.contents.agree_to_put()
                 engine.putter.put(contents)
 
@@ -271,14 +271,16 @@ class FileSampleRefQueue(Generic[R]):
             RefTypeError: the queue holds refs of a class that ref_type does not fit; they stay pending.
             QueueIOError: the filesystem refused; refs leased before that go back to pending with the next call.
         """
-        max_refs = arguments.integer("get(max_refs)", max_refs)
-        arguments.patience("get(timeout_s=)", timeout_s)
+        if type(max_refs) is not int:
+            max_refs = arguments.integer("get(max_refs)", max_refs)
+        if timeout_s is not None:
+            arguments.patience("get(timeout_s=)", timeout_s)
         if partition is not None:
             arguments.partition("get", partition)
         engine = self.engine
         if max_refs <= 0:
             return []
-        with self._reaching("getting refs from"):
+        with reaching("getting refs from", engine.handle.layout):
             return engine.getter.get(max_refs, timeout_s, partition, stop_event)
 
     def ack(self, refs: Iterable[R], *, step: int | None = None) -> list[str]:
@@ -299,7 +301,9 @@ class FileSampleRefQueue(Generic[R]):
             step = -1
         if step is not None and step < 0:
             raise QueueConfigError(self.path, "needs as step an integer of 0 or more, or None")
-        return self._on_leases("acknowledging refs in", "ack", refs, lambda found: self.engine.settler.ack(found, step))
+        return self._on_leases(
+            "acknowledging refs in", "ack", refs, lambda found: self._here().engine.settler.ack(found, step)
+        )
 
     def fail(self, refs: Iterable[R], reason: str, retryable: bool) -> list[str]:
         """Count an attempt: retryable refs go to the tail of pending/, others to failed/ with the reason.
@@ -353,7 +357,7 @@ class FileSampleRefQueue(Generic[R]):
             targets.append((stem, ref))
         if not targets:
             return []
-        with self._reaching(what):
+        with reaching(what, self.engine.handle.layout):
             return [ids[stem] for stem in act(targets)]
 
     def release_all(self) -> int:

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from fsqueue.errors import TensorInRefError
 
@@ -153,4 +153,4 @@ def _children(obj: Any) -> Iterator[tuple[Any, Any]]:
 
 def id_of_ref(ref: object) -> str:
     """Return the id of a ref of whatever class."""
-    return cast(str, cast(Any, ref).sample_id)
+    return ref.sample_id  # type: ignore[attr-defined,no-any-return]

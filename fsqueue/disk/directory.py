@@ -19,6 +19,9 @@ class Directory:
 
     Args:
         within: the directory that it is in; opened by name from there. None: opened by its path.
+
+    Attributes:
+        name: its name in the directory that it was opened from; ``.`` for one opened by its path.
     """
 
     def __init__(self, ops: FileOps, path: str, within: Directory | None = None) -> None:
@@ -26,19 +29,15 @@ class Directory:
         self.path = path
         self.fd = -1
         self._within = within
+        self.name = os.path.basename(path) if within else "."
         self.fd = ops.open(path, DIRECTORY) if within is None else self.open_in(within.fd)
-
-    @property
-    def name(self) -> str:
-        """Return its name in the directory that it was opened from; ``.`` for one opened by its path."""
-        return os.path.basename(self.path) if self._within else "."
 
     def open_in(self, dir_fd: int) -> int:
         """Return a new descriptor on it, or on what has its name, from one on the directory that it is in."""
         return self.ops.open(self.name, DIRECTORY, dir_fd=dir_fd)
 
     def _open_afresh(self) -> int:
-        return self.open_in(self._within.fd if self._within else self.fd)
+        return self.ops.open(self.name, DIRECTORY, dir_fd=self._within.fd if self._within else self.fd)
 
     def refresh(self) -> None:
         """Make this client ask the server again about every name in here.
@@ -50,7 +49,11 @@ class Directory:
 
     def listing(self) -> list[str]:
         """Return the names in here, read afresh."""
-        return self._afresh(self.ops.listdir)
+        fd = self._open_afresh()
+        try:
+            return self.ops.listdir(fd)
+        finally:
+            self.ops.close(fd)
 
     def any_name(self, accept: Callable[[str], bool]) -> bool:
         """Return whether some name in here is accepted; read no further than to the first."""

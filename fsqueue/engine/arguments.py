@@ -46,6 +46,8 @@ def partition(call: str, value: Any) -> None:
 
 def batch(call: str, refs: Iterable[R]) -> Iterable[R]:
     """Refuse what is no iterable of refs: one ref alone, a string, a dict."""
+    if type(refs) is list:
+        return refs
     advice = f": write {call}([ref])" if hasattr(refs, "sample_id") else ""
     try:
         if not (advice or isinstance(refs, (str, bytes, dict))):

@@ -46,15 +46,13 @@ class Refused:
         pause_s = min(_REFUSED_S * 2.0 ** (times - 2), SWEEP_S) if times > 1 else 0.0
         self._of[stem] = times, self._monotonic() + pause_s
 
-    def forget(self, stem: str) -> None:
-        if self._of:
-            self._of.pop(stem, None)
+    def __bool__(self) -> bool:
+        return bool(self._of)
 
     def now(self) -> set[str]:
-        """Return the stems of those that are to be left alone now."""
-        if not self._of:
-            return set()
+        """Return the stems of those that are to be left alone now; forget those that have been for long enough."""
         time = self._monotonic()
+        self._of = {stem: (times, until) for stem, (times, until) in self._of.items() if until > time - 2 * SWEEP_S}
         return {stem for stem, (_, until) in self._of.items() if until > time}
 
 
@@ -108,19 +106,19 @@ class Claimer:
             # NFS: a remembered name may still mean the file of an earlier life, which the stamp would go to.
             handle.layout.pending.refresh()
             handle.layout.leased.refresh()
-        new_claim, move, strays = handle.moves.new_claim, handle.moves.claim_stamped, handle.strays.stems()
-        if refused := self._refused.now():
-            stems = [stem for stem in stems if stem not in refused]
+        new_claim, move = handle.moves.new_claim, handle.moves.claim_stamped
+        if handle.strays or self._refused:
+            left_alone = handle.strays.stems() | self._refused.now()
+            stems = [stem for stem in stems if stem not in left_alone]
         stamps = handle.overlap.ahead(handle.moves.stamp_pending, stems)
         for stem, stamp in zip(stems, stamps, strict=True):
-            if stem in strays or (stem in held and self._still_leased(stem)):
+            if stem in held and self._still_leased(stem):
                 continue
             claim = new_claim(stem)
             leased.append(claim)
             try:
                 if stamp() and move(claim):
                     held.add(claim)
-                    self._refused.forget(stem)
                     continue
             except OSError as error:
                 errors.append(error)
@@ -137,7 +135,7 @@ class Claimer:
     def _reserve(self, count: int, partition: Partition | None) -> tuple[list[str], bool]:
         """Take places in the order; the second value says that it holds no more of them."""
         handle = self._handle
-        with handle.order_file.soon() as held:
+        with handle.order_file.soon as held:
             if not held:
                 return self._without_lock(count, partition), True
             if partition is None:
@@ -198,7 +196,7 @@ class Claimer:
         handle = self._handle
         if not stems:
             return stems
-        with handle.order_file.soon() as held:
+        with handle.order_file.soon as held:
             if not held:
                 handle.order.incomplete = True
                 return []
@@ -221,7 +219,7 @@ class Claimer:
 
     def _pending_stems(self) -> list[str]:
         """List the stems in pending/; give a file that was moved there under another name its own."""
-        stems, refused = [], self._refused.now()
+        stems, refused = [], self._refused.now() if self._refused else ()
         for name in self._handle.layout.pending.listing():
             stem = names.parse_pending(name)
             if stem is None or stem in refused:

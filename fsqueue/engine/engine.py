@@ -30,13 +30,12 @@ class reaching(explained):
     __slots__ = ("_layout",)
 
     def __init__(self, what: str, layout: Layout) -> None:
-        super().__init__(what, layout.path)
-        self._layout = layout
+        self._what, self._path, self._layout = what, layout.path, layout
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError):
             self._layout.recover(error)
-        super().__exit__(kind, error, trace)
+            super().__exit__(kind, error, trace)
 
 
 @dataclass(frozen=True)

@@ -62,13 +62,13 @@ class Handle:
         self.awake = Awake(self.ops, gap_s(heartbeat_s, layout.settings.lease_timeout_s))
         self.presence = Presence(layout, self.clock, self.moves, owner, heartbeat_s, self.awake)
         self.closed = False
-        self._uses: weakref.WeakSet[Use] = weakref.WeakSet()
+        self._uses: dict[int, weakref.ref[Use]] = {}
         self._still_open = [True]
 
     def begin_use(self) -> Use:
         """Keep the descriptors open until `end_use`, or until the use is gone with the frame of an interrupted call."""
         use = Use()
-        self._uses.add(use)
+        self._uses[id(use)] = weakref.ref(use)
         if self.closed:
             self.end_use(use)
             raise QueueClosedError(self.layout.path)
@@ -76,7 +76,7 @@ class Handle:
 
     def end_use(self, use: Use) -> None:
         """End a use; the last one after a close closes."""
-        self._uses.discard(use)
+        self._uses.pop(id(use), None)
         if self.closed:
             self._close_unused()
 
@@ -87,12 +87,14 @@ class Handle:
         """
         self.closed = True
         self.presence.stop_beating()
-        for use in list(self._uses):
-            weakref.finalize(use, self._close_unused).atexit = False
+        for reference in list(self._uses.values()):
+            if (use := reference()) is not None:
+                weakref.finalize(use, self._close_unused).atexit = False
+        use = None
         self._close_unused()
 
     def _close_unused(self) -> None:
-        if any(True for _ in self._uses):
+        if any(reference() is not None for reference in list(self._uses.values())):
             return
         try:
             self._still_open.pop()

@@ -49,20 +49,17 @@ class Hold:
     Nothing else takes or gives it. An exception in the midst of either lets go of everything.
     """
 
-    __slots__ = ("_give", "_held", "_take")
+    __slots__ = ("_give", "_take")
 
     def __init__(self, take: Callable[[], bool], give: Callable[[], None]) -> None:
         self._take = take
         self._give = give
-        self._held = False
 
     def __enter__(self) -> bool:
-        self._held = self._take()
-        return self._held
+        return self._take()
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if self._held:
-            self._give()
+        self._give()
 
 
 class OrderFile:
@@ -71,6 +68,12 @@ class OrderFile:
     Attributes:
         fd: its descriptor; valid while the lock is held.
         size: its length in bytes when the lock was taken.
+        soon: holds the lock for a with block, or lets it go on without where it cannot be had in `GET_PATIENCE_S`
+            seconds. After one such failure it is only tried, not waited for, for `STUCK_FOR_S` seconds, unless its
+            holder moves on.
+        surely: holds the lock for a with block, and replaces its file where a holder has not moved on for
+            `PUT_TIMEOUT_S` seconds. Raises a LockTimeoutError in mode ``lease``, where a dead holder's claim expires
+            and a live one's does not.
     """
 
     def __init__(self, ops: FileOps, root: Directory, mode: str, remote: bool) -> None:
@@ -81,6 +84,8 @@ class OrderFile:
         self.fd = -1
         self.size = 0
         self._mode = mode
+        self.soon = Hold(self._take_soon, self._give)
+        self.surely = Hold(self._take_surely, self._give)
         self._mutex = threading.RLock()
         self._inside: set[int] = set()  # the threads that take, hold or give the lock
         self._stuck_until = 0.0
@@ -93,21 +98,6 @@ class OrderFile:
             self._lease = SoftFileLease(
                 os.path.join(root.path, "order.lease"), lease_duration=LEASE_DURATION_S, thread_local=False
             )
-
-    def soon(self) -> Hold:
-        """Hold the lock for a with block, or go on without it where it cannot be had in `GET_PATIENCE_S` seconds.
-
-        After one such failure it is only tried, not waited for, for `STUCK_FOR_S` seconds, unless its holder moves on.
-        """
-        return Hold(self._take_soon, self._give)
-
-    def surely(self) -> Hold:
-        """Hold the lock for a with block; replace its file where a holder has not moved on for `PUT_TIMEOUT_S` seconds.
-
-        Raises:
-            LockTimeoutError: in mode ``lease``, where a dead holder's claim expires and a live one's does not.
-        """
-        return Hold(self._take_surely, self._give)
 
     def _take_soon(self) -> bool:
         stuck = self._stuck_at is not None and self.ops.monotonic() < self._stuck_until
@@ -156,7 +146,7 @@ class OrderFile:
 
     def _give(self) -> None:
         if threading.get_ident() not in self._inside:
-            return  # a signal handler that ran in the midst of the block has closed this, or let go of the lock
+            return  # it was not had; or a signal handler that ran in the midst of the block has let go of it
         try:
             if self._lease is not None:
                 self._lease.release()
@@ -238,6 +228,9 @@ class OrderFile:
 
     def _take_within(self, patience_s: float) -> bool:
         """Take the lock, or return False when its holder has not moved on for patience_s seconds."""
+        if self._lease is None and self._try_lock(0.0) and self._is_linked():
+            self._pause_s = max(_FIRST_PAUSE_S, self._pause_s / 4)
+            return True
         monotonic = self.ops.monotonic
         started = monotonic()
         deadline, pause_s = started + patience_s, self._pause_s

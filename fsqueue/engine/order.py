@@ -121,7 +121,7 @@ class Order:
         """Name refs that have come back to pending/ at the tail; where the lock cannot be had, a sweep finds them."""
         if not stems:
             return
-        with self._file.soon() as held:
+        with self._file.soon as held:
             if held:
                 self.append_locked(stems)
             else:
@@ -140,11 +140,12 @@ class Order:
                 cursor += len(line)
                 if line[0] == DEAD:
                     dead -= len(line)
-                elif (stem := _stem(line)) is not None:
+                elif line != b"\n" and (stem := _stem(line)) is not None:
                     stems.append(stem)
                     if len(stems) == count:
                         break
-        self._advance_locked(header._replace(cursor=min(cursor, self._file.size), dead=max(dead, 0)), header)
+        after = Header(min(cursor, self._file.size), max(dead, 0), header.epoch, header.swept_at)
+        self._advance_locked(after, header)
         return stems
 
     def take_partition_locked(

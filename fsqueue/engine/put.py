@@ -63,11 +63,13 @@ class Putter:
         while done < len(stems):
             if done:
                 handle.ops.sleep(_PAUSE_S)
-            with handle.order_file.surely():
+            with handle.order_file.surely:
                 started = handle.ops.monotonic()
                 taken = self._publish_locked(stems[done : done + size], waiting, started + hold_s)
-                took_s = handle.ops.monotonic() - started
             done += taken
+            if done == len(stems):
+                break
+            took_s = handle.ops.monotonic() - started
             size = max(_LEAST_PIECE, min(int(taken * hold_s / max(took_s, 1e-6)), 2 * size))
 
     def _publish_locked(self, stems: list[str], waiting: dict[str, str], until: float) -> int:

@@ -147,7 +147,7 @@ def _fetch(handle: Handle, batch: list[_Acked], fetched: dict[_Acked, Claim]) ->
     The lives of one ref get one claim: the last one to be moved replaces those before.
     """
     claims: dict[str, Claim] = {}
-    with handle.order_file.soon() as held:
+    with handle.order_file.soon as held:
         if held:
             handle.order.header_locked()  # how long the backlog is decides how to look through it
         known = Putter(handle).known([stem for _, stem, _ in batch])

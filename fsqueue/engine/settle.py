@@ -63,9 +63,11 @@ class Settler:
         try:
             despite_errors(finish, targets)
         finally:
-            self._ack_late(late, step)
-            self._ack_by_id(list(strangers), step)
-        if targets:
+            if late:
+                self._ack_late(late, step)
+            if strangers:
+                self._ack_by_id(list(strangers), step)
+        if self._handle.durable and targets:
             self._sync(*([layout.done] if self._keep_done else []), layout.leased, layout.pending)
         return list(lost)
 

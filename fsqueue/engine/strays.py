@@ -38,6 +38,9 @@ class Strays:
         """Forget all of them, where they have gone where they belong."""
         self._claims.clear()
 
+    def __bool__(self) -> bool:
+        return bool(self._claims)
+
     def stems(self) -> set[str]:
         return {claim.stem for claim in list(self._claims.values())}
 

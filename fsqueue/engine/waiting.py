@@ -57,7 +57,7 @@ class Waiter:
         self._ops = handle.ops
         self._pace = pace
         self._rounds = 1
-        self._pause_s = pace.first_pause_s()
+        self._pause_s = pace.first_pause_s() if timeout_s else 0.0
         self._deadline = self._ops.monotonic() + timeout_s if timeout_s and timeout_s > 0 else None
         self._seen = self._look() if self._deadline is not None else None
         self._over = self._deadline is None

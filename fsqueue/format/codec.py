@@ -38,7 +38,7 @@ from fsqueue.format.roundtrip import (
     full_name,
     restore_tuples,
 )
-from fsqueue.records import assert_no_tensors, id_of_ref
+from fsqueue.records import assert_no_tensors
 
 R = TypeVar("R")
 
@@ -136,24 +136,24 @@ class Codec(Generic[R]):
             raise InvalidArgumentError("ref_type", "fields that JSON can carry", ref_type, f": {error}") from None
 
     def encode_all(self, refs: Iterable[R], *, at_most: int | None = None) -> Iterator[tuple[str, bytes]]:
-        """Yield the id and the bytes of every ref.
+        """Yield the stem and the bytes of every ref.
 
         Raises:
             InvalidRefError: one of them cannot be put; it says which.
         """
         for index, ref in enumerate(refs):
-            sample_id = None
+            sample_id: Any = None
             try:
                 sample_id = getattr(ref, "sample_id", None)
                 data = self.encode(ref)
-                names.stem_of(id_of_ref(ref))
+                stem = names.stem_of(sample_id)
                 if at_most is not None and len(data) > at_most:
                     problem = f"{len(data)} bytes encoded, at most {at_most}: keep data in the feature store"
                     raise InvalidRefError("<root>", problem)
             except InvalidRefError as error:
                 error.locate(index, sample_id)
                 raise
-            yield id_of_ref(ref), data
+            yield stem, data
 
     def encode(self, ref: R) -> bytes:
         """Return the bytes of a ref; decoding them gives an equal one.

@@ -150,7 +150,7 @@ def _requeue_batch(handle: Handle, batch: list[tuple[str, _Letter]]) -> list[Out
     outcomes = []
     # RACE: under the lock no put is between its look for the id and its publishing, and a put that comes later
     # finds the ref leased. Without the lock, the id may be queued twice, as with two puts.
-    with handle.order_file.soon() as held:
+    with handle.order_file.soon as held:
         if held:
             handle.order.header_locked()  # how long the backlog is decides how to look through it
         stems = [names.stem_of(letter.ref.sample_id or "") for _, letter in batch]

@@ -408,11 +408,11 @@ def test_an_interrupted_hold_is_let_go(path: Path) -> None:
     """After a signal's exception in the midst of a hold, the same thread's next call does not wait for itself."""
     queue = FileSampleRefQueue(path, durable=False)
     file = queue.handle.order_file
-    hold = file.surely()
+    hold = file.surely
     assert hold.__enter__()  # and no __exit__, as where an exception comes before it is called
     queue.put(refs("a"))
     assert ids(queue.get(1)) == ["a"]
-    hold = file.surely()
+    hold = file.surely
     assert hold.__enter__()
     queue.close()
     os.close(locked_by_me(path))

@@ -290,7 +290,7 @@ def test_a_sweep_leaves_places_alone_that_another_handle_has_just_taken(path: Pa
     with FileSampleRefQueue(path, durable=False) as busy:
         busy.put(numbered(3))
         places = busy.handle.order
-        with busy.handle.order_file.surely():
+        with busy.handle.order_file.surely:
             assert len(places.take_locked(3)) == 3
 
         def take_all(_: float) -> None:
@@ -355,7 +355,7 @@ def test_a_waiting_get_looks_fully_in_time_though_it_is_woken_all_the_while(path
     first.put(refs("moved"))
     first.ack(first.get(1))
     (path / "done" / "moved.json").rename(path / "moved.json")
-    with first.handle.order_file.surely():
+    with first.handle.order_file.surely:
         pass
     order = first.handle.order
     tap.ops.monotonic = clock

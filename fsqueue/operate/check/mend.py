@@ -152,7 +152,7 @@ class Mender:
             return self._rename_settled(directory, name, stem)
         self._refuse_worked_on(directory, name)
         # RACE: under the lock, no put is between its look for the id and its publishing.
-        with self._handle.order_file.soon():
+        with self._handle.order_file.soon:
             claim = self._lease(directory, name, stem)
         return self._settle_live(claim)
 
@@ -267,7 +267,7 @@ class Mender:
     def _rebuild_order(self, directory: Directory, name: str) -> str:
         """Keep the lines that name something, under a new header, and add what is pending and not named."""
         handle, file = self._handle, self._handle.order_file
-        with file.surely():
+        with file.surely:
             data = handle.ops.pread(file.fd, file.size, 0)
             header = Header.decode(data[:HEADER_BYTES])
             lines = data[header.cursor if header else 0 :].decode("ascii", "replace").split("\n")
