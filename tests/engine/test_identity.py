@@ -231,7 +231,9 @@ def test_stale_descriptors_are_not_traded_for_another_queue(path: Path, there: s
         queue.put(refs("b"))
     stale.errno = 0
     queue.close()
-    assert sorted(os.listdir(path)) == ([] if there == "none" else sorted({*os.listdir(path.with_name("moved"))} - {"type.json"}))
+    assert sorted(os.listdir(path)) == (
+        [] if there == "none" else sorted({*os.listdir(path.with_name("moved"))} - {"type.json"})
+    )
     assert names_in(path.with_name("moved"), "pending") == ["a.json"]
 
 
