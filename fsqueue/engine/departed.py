@@ -60,7 +60,7 @@ class Departed:
         """Read the next records that are not known yet, first those that may be of processes on this host."""
         self._others.reads_left = min(self._others.reads_left, READS_A_ROUND)
         here = self._handle.owner.rsplit(".", 2)[0] + "."
-        unread = [owner for owner in owners if not self._others.is_known(owner)]
+        unread = [o for o in owners if o != self._handle.owner and not self._others.is_known(o)]
         for owner in sorted(unread, key=lambda owner: not owner.startswith(here)):
             if self._others.look(owner) is None:
                 return

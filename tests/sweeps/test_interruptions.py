@@ -130,7 +130,7 @@ def test_two_threads_recover_at_once(path: Path) -> None:
     tap, barrier, delivered = Tap(), threading.Barrier(2), threading.Event()
     queue = open_tapped(tap, path, durable=False)
     queue.put(refs("a"))
-    interrupted_get(queue, tap, STRIKES["read"], KeyboardInterrupt(), after=False, at=1)
+    interrupted_get(queue, tap, STRIKES["read"], KeyboardInterrupt(), after=False, at=2)  # after type.json
     assert holders_in(path) == [f"a@{queue.owner}"]
     came = itertools.count()
 
