@@ -251,7 +251,10 @@ class _Run:
     def _errors(self) -> list[str]:
         """Only a file handle that the server reported as stale may come out as an error."""
         errors = [error for script in self._scripts for error in script.errors]
-        return [f"error {os.strerror(error.errno or 0)}: {error}" for error in errors if error.errno != errno.ESTALE]
+        excused = {errno.ESTALE}
+        if not self._plan.keep_done:
+            excused.add(errno.ENOENT)  # of a rename that was done, of a ref that was acked and unlinked before the answer
+        return [f"error {os.strerror(error.errno or 0)}: {error}" for error in errors if error.errno not in excused]
 
     def _damage(self) -> list[str]:
         """What `fsqueue check` finds in the drained queue.

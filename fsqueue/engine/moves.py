@@ -30,7 +30,7 @@ from fsqueue.engine.clock import Clock, FilesystemClock
 from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import Layout
 from fsqueue.errors import CorruptRefError, QueueIOError, TooLongError
-from fsqueue.format import names
+from fsqueue.format import names, packed
 from fsqueue.format.codec import Bookkeeping, Event, bookkeeping_tail, split, wrap_raw
 
 Change = Callable[[Bookkeeping], None]
@@ -140,13 +140,30 @@ class Moves:
             raise QueueIOError("publishing", f"{tmp.path}/{tmp_name}", gone, _REMOVED)
 
     def _came_in(self, stem: str, started: float) -> bool:
-        """Return whether a ref has entered the queue since then, wherever it is by now."""
+        """Return whether a ref has entered the queue since then, wherever it is by now.
+
+        RACE: it may go from one directory to another between two listings, also back, so all are looked at twice.
+        """
         layout = self._layout
-        for directory in (layout.pending, layout.leased, layout.done, layout.failed, layout.pending):
-            found = [name for name in directory.listing() if name.removesuffix(names.SUFFIX).partition("@")[0] == stem]
-            if any(self._arrived(directory, name, started, unique=False) for name in found):
-                return True
+        for directory in 2 * (layout.pending, layout.leased, layout.done, layout.failed):
+            for name in directory.listing():
+                came = self._may_hold(name, stem) and self._arrived(directory, name, started, unique=False)
+                if came and (packed.parse_segment(name) is None or self._is_packed_in(name, stem)):
+                    return True
         return False
+
+    def _may_hold(self, name: str, stem: str) -> bool:
+        """Return whether a name is that of a ref's file, in whatever state, or of a segment."""
+        aside = packed.parse_aside(name)
+        ref_name = aside.ref_name if aside else name
+        return ref_name.removesuffix(names.SUFFIX).partition("@")[0] == stem or packed.parse_segment(name) is not None
+
+    def _is_packed_in(self, segment: str, stem: str) -> bool:
+        try:
+            data = self._ops.read_file(self._layout.done.fd, segment)
+        except (FileNotFoundError, CorruptRefError):
+            return False
+        return any(packed.lines_of(data, stem))
 
     def stamp_pending(self, stem: str) -> bool:
         """Make the first step of a claim: start the lease timeout, since a rename keeps the old mtime.

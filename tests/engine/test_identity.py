@@ -385,7 +385,17 @@ def buried(other: Queue) -> None:
     other.fail(other.get(1), "no", retryable=False)
 
 
-@pytest.mark.parametrize("then", [leased, acked, buried])
+def packed(other: Queue) -> None:
+    other.ack(other.get(1))
+    other.pack(older_than_s=-1e9)
+
+
+def retried(other: Queue) -> None:
+    other.fail(other.get(1), "again", retryable=True)
+    other.get(1)
+
+
+@pytest.mark.parametrize("then", [leased, acked, buried, packed, retried])
 def test_a_rename_that_was_done_is_found_where_the_ref_is_by_now(path: Path, then: Callable[[Queue], None]) -> None:
     """A retransmitted rename says ENOENT though it was done; the ref may be leased, done or failed by the answer."""
     tap, other = Tap(), FileSampleRefQueue(path)
