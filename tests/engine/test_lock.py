@@ -204,7 +204,7 @@ def test_put_replaces_a_lock_that_does_not_come_free(path: Path, impatient: None
             a.put(refs("fourth"))
         assert ids(a.get(10)) == ["first", "second", "third", "fourth"]
         assert sorted(os.listdir(path)) == sorted(
-            ["fsqueue.json", "order.lock", "owners", "tmp", "pending", "leased", "done", "failed"]
+            ["fsqueue.json", "type.json", "order.lock", "owners", "tmp", "pending", "leased", "done", "failed"]
         )
     a.ack(refs("first", "second", "third", "fourth"))
     assert_clean(path)
