@@ -72,7 +72,7 @@ def picture() -> str:
         f'<rect width="{WIDTH}" height="{HEIGHT}" rx="8" fill="{PAPER}"/>',
         text(20, 34, "queue/", weight="bold", size=18, mono=True),
         box(LEFT, TOP, "pending/", ("waiting, oldest first", "page-1.json")),
-        box(MIDDLE, TOP, "leased/", ("one owner works on it", "page-0@ann.4711.9f3a01.json")),
+        box(MIDDLE, TOP, "leased/", ("one owner works on it", "page-0@ann.4711.9f3a01+1.json")),
         box(RIGHT, TOP, "done/", ("acknowledged, at step 400", "page-3@400.json")),
         box(MIDDLE, BOTTOM, "failed/", ("dead letters, with reasons", "page-4.json")),
         # The way of a ref.

@@ -254,11 +254,9 @@ class _History:
     def _took_effect(self, call: Call) -> bool:
         """Whether the ref went where the call was to send it, and the caller's own answer came too late to tell."""
         ended = call.kind == "ack" or call.final
-        return any(
-            other.overlaps(call) and (other.kind == "arrived" if ended else other.kind == "get")
-            for other in self._calls
-            if other.owner != call.owner
-        )
+        # What was given back may be leased next, or ended by the late ack of an earlier lease in this life.
+        shows = ("arrived",) if ended else ("get", "arrived")
+        return any(other.overlaps(call) and other.kind in shows for other in self._calls if other.owner != call.owner)
 
     def _cut(self, span: _Span) -> _Span:
         """End a span where somebody who is entitled to may have taken the lease away."""

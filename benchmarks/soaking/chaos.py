@@ -112,7 +112,7 @@ class Chaos:
         return self._rng.sample(found, min(count, len(found)))
 
     def _move_leased(self) -> None:
-        """`mv leased/<id>@<owner>.json pending/<id>.json`: takes leases away."""
+        """`mv leased/<id>@<owner>+<claim>.json pending/<id>.json`: takes leases away."""
         for name in self._some("leased", self._rng.randint(1, 4)):
             parsed = names.parse_leased(name)
             if parsed:

@@ -102,6 +102,7 @@ class Settler:
         lease of this handle's and looked at again; where it is another one by now, it is given back.
         """
         handle, pending, leased = self._handle, self._handle.layout.pending, self._handle.layout.leased
+        handle.layout.refresh_pending()
         was_leased = self._was_leased(pending, names.ref_file(stem), holders)
         if not was_leased:
             return was_leased is not None

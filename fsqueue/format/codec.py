@@ -4,7 +4,7 @@ A file is the ref's JSON object and, once something happened to the ref, one res
 line of its own::
 
     {"sample_id":"s17","run_id":"r1",...,"metadata":{}
-    ,"_fsqueue":{"attempts":1,"history":[{"event":"expired","at":1760000000.0,"owner":"node12.4711.9f3a01"}]}}
+    ,"_fsqueue":{"attempts":1,"history":[{"event":"expired","at":1760000000.0,"owner":"node12.4711.9f3a01+1f"}]}}
 
 Invariant: everything before that last line feed is written once and never again. Bookkeeping is added by one
 write in place, from the closing brace on. So a ref never has two files, and a write that was cut short costs the

@@ -216,6 +216,19 @@ def test_ack_of_a_pending_ref_by_the_same_handle(full_queue: Implementation) -> 
     assert ids(queue.get(3)) == ["s002", "s001"]
 
 
+def test_a_late_ack_leaves_the_next_life_alone(full_queue: Implementation) -> None:
+    """What was acknowledged and put again is delivered again, whatever a lease on its earlier life comes to."""
+    queue = full_queue.open()
+    late = leased_once(queue)
+    expire(full_queue)
+    assert queue.ack(queue.get(1)) == []
+    queue.put(numbered(1))
+    queue.ack(late)
+    queue.ack(make_refs("s000"))
+    assert queue.counts() == (1, 0, 1, 0)
+    assert ids(queue.get(1)) == ["s000"]
+
+
 def test_as_a_context_manager(full_queue: Implementation) -> None:
     """A queue is its own context manager."""
     with full_queue.open() as queue:

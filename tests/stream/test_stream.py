@@ -31,7 +31,7 @@ from fsqueue import (
 )
 from fsqueue.operate.check import check_queue
 from fsqueue.stream import members
-from tests.support import Tap, folder_of, open_tapped, wait_until
+from tests.support import FakeClock, Tap, folder_of, open_tapped, wait_until
 
 SPAWN = multiprocessing.get_context("spawn")
 GUARD_S = 60.0
@@ -420,3 +420,27 @@ def test_a_view_renews_what_is_out_also_after_an_error(tmp_path: Path) -> None:
             for file, stamp in zip(files, before, strict=True):
                 wait_until(lambda f=file, s=stamp: f.stat().st_mtime_ns > s, "renewal")  # type: ignore[misc]
             assert view.ack(batch) == []
+
+
+def test_a_rank_that_was_stopped_for_longer_than_its_lease_has_no_ref_twice(tmp_path: Path) -> None:
+    """A view that leases again what it held already counts it once, and waits for the rest of its batch."""
+    clock, tap, naps = FakeClock(), Tap(), iter(range(1_000))
+    queue = open_tapped(tap, tmp_path / "q", durable=False, lease_timeout_s=60, clock=clock)
+    with queue, FileSampleRefQueue(tmp_path / "q", durable=False, clock=clock) as other, other.producer("p"):
+        other.put(refs(2))
+        really_sleep = tap.ops.sleep
+
+        def sleep(seconds: float) -> None:
+            nap = next(naps)
+            if nap == 3:
+                clock.now += 61.0
+            if nap == 40:
+                other.put(refs(2, 2))
+            really_sleep(min(seconds, 0.01))
+
+        tap.ops.sleep = sleep
+        with TrainerView(queue, batch=4) as view:
+            batch = view.get()
+            assert sorted(ids(batch)) == ids(refs(4))
+            assert view.ack(batch) == []
+        assert queue.counts() == (0, 0, 4, 0)
