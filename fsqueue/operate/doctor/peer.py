@@ -40,11 +40,6 @@ def local_command() -> list[str]:
     return [sys.executable, "-m", MODULE]
 
 
-def remote_command(prefix: str, python: str) -> list[str]:
-    """Return the command that starts a peer through another, such as ``ssh node2``, which takes a shell command."""
-    return [*shlex.split(prefix), shlex.join([python, "-m", MODULE])]
-
-
 class Peer:
     """Start one peer process, and talk to it.
 
@@ -87,10 +82,6 @@ class Peer:
         """Run a task and return its result."""
         self.send(task, **arguments)
         return self.receive()
-
-    def wait_for_death(self) -> None:
-        """Wait until a peer that was told to die has done so."""
-        self._process.wait(ANSWER_TIMEOUT_S)
 
     def close(self, patience_s: float = _END_PATIENCE_S) -> None:
         """End the process: by the end of its stdin, or by force where that takes too long."""
