@@ -54,7 +54,7 @@ class Peer:
         self.command = list(command or local_command())
         self._buffer = b""
         self._process = subprocess.Popen(
-            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment(), bufsize=0
+            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(), bufsize=0
         )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
@@ -158,7 +158,7 @@ def side_by_side(work: Sequence[tuple[Peer, str, dict[str, Any]]]) -> list[Any]:
     return results
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Return this process's environment, with this very package importable though it may not be installed."""
     package_parent = str(Path(__file__).resolve().parents[3])
     path = os.environ.get("PYTHONPATH")
