@@ -28,8 +28,9 @@ class FsQueueError(Exception):
 
 
 def _rebuild(cls: type[FsQueueError], args: tuple[Any, ...], facts: dict[str, Any]) -> FsQueueError:
-    error = cls.__new__(cls)
-    (OSError if isinstance(error, OSError) else Exception).__init__(error, *args)  # an OSError's errno is among args
+    error = cls.__new__(cls, *args)
+    if isinstance(error, OSError):
+        OSError.__init__(error, *args)  # which reads them here where cls has an __init__ of its own
     error.__dict__.update(facts)
     return error
 

@@ -14,7 +14,7 @@ from zlib import crc32
 
 import msgspec
 
-from fsqueue.control.ledger.files import read_to_end
+from fsqueue.control.ledger.files import CHUNK_BYTES
 from fsqueue.control.ledger.index import Index
 from fsqueue.control.ledger.log import Log
 from fsqueue.disk.directory import Directory
@@ -77,7 +77,10 @@ def load(ops: FileOps, root: Directory, index: Index, log: Log) -> int:
 def _read(ops: FileOps, root: Directory) -> bytes:
     fd = ops.open(NAME, _FLAGS, dir_fd=root.fd)
     try:
-        return read_to_end(ops, fd, 0)
+        parts = [ops.read(fd, CHUNK_BYTES)]
+        while parts[-1]:
+            parts.append(ops.read(fd, CHUNK_BYTES))
+        return b"".join(parts)
     finally:
         ops.close(fd)
 
