@@ -20,12 +20,12 @@ from typing import Any
 
 from fsqueue import FsQueueError
 from fsqueue.operate.doctor.diagnosis import scratch_directory
-from fsqueue.operate.doctor.peer import PeerError, Peers, local_command, remote_command
+from fsqueue.operate.doctor.peer import PeerError, Peers
 from measuring.environment import environment, one_line
 from verifying.files import file_checks
 from verifying.leases import lease_checks
 from verifying.queues import queue_checks
-from verifying.sides import Options, Sides, Verdict
+from verifying.sides import Options, Sides, Verdict, remote_command, start
 
 GROUPS = {"files": file_checks, "queues": queue_checks, "leases": lease_checks}
 _WIDTH = 26
@@ -80,12 +80,12 @@ def _groups(text: str) -> list[str]:
 
 
 def _sides(parsed: argparse.Namespace, scratch: str, peers: Peers) -> Sides:
-    command = remote_command(parsed.peer, parsed.peer_python or sys.executable) if parsed.peer else local_command()
+    command = remote_command(parsed.peer, parsed.peer_python or sys.executable) if parsed.peer else None
     there = os.path.join(os.path.abspath(parsed.second_mount or parsed.dir), os.path.basename(scratch))
     here = os.path.abspath(scratch)
     options = Options(parsed.lock, parsed.refs, parsed.files, parsed.rounds, parsed.lease_timeout)
-    a, b = peers.start("A", here), peers.start("B", there, command)
-    return Sides(here, a, b, lambda: peers.start("victim", there, command), options)
+    a, b = start(peers, "A", here), start(peers, "B", there, command)
+    return Sides(here, a, b, lambda: start(peers, "victim", there, command), options)
 
 
 def _run(parsed: argparse.Namespace, sides: Sides) -> Iterator[Verdict]:

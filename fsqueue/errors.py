@@ -24,12 +24,13 @@ class FsQueueError(Exception):
     """The base of all errors of this package."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), str(self), self.__dict__)
+        return _rebuild, (type(self), self.args, self.__dict__)
 
 
-def _rebuild(cls: type[FsQueueError], text: str, facts: dict[str, Any]) -> FsQueueError:
-    error = cls.__new__(cls)
-    error.args = (text,)
+def _rebuild(cls: type[FsQueueError], args: tuple[Any, ...], facts: dict[str, Any]) -> FsQueueError:
+    error = cls.__new__(cls, *args)
+    if isinstance(error, OSError):
+        OSError.__init__(error, *args)  # which reads them here where cls has an __init__ of its own
     error.__dict__.update(facts)
     return error
 
@@ -237,16 +238,6 @@ class QueueIOError(FsQueueError, OSError):
     def __str__(self) -> str:
         return str(self.args[1]) if len(self.args) > 1 else str(self.args[0])
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild_io, (type(self), self.errno, str(self), self.path)
-
-
-def _rebuild_io(cls: type[QueueIOError], code: int, text: str, path: str) -> QueueIOError:
-    error = cls.__new__(cls)
-    OSError.__init__(error, code, text)
-    error.path = path
-    return error
-
 
 class LockUnsupportedError(QueueIOError):
     """The filesystem does not support the lock that the queue is configured with."""
@@ -268,11 +259,13 @@ class LockTimeoutError(FsQueueError, TimeoutError):
         waited_s: for how long it was tried.
     """
 
+    text: ClassVar[str] = (
+        "lock {path} was held, and its lease refreshed, by another process for {waited_s:.0f} s: "
+        "find that process (the file names it), then call again"
+    )
+
     def __init__(self, path: str, waited_s: float) -> None:
-        super().__init__(
-            f"lock {path} was held, and its lease refreshed, by another process for {waited_s:.0f} s: "
-            "find that process (the file names it), then call again"
-        )
+        super().__init__(self.text.format(path=path, waited_s=waited_s))
         self.path = path
         self.waited_s = waited_s
 

@@ -88,7 +88,7 @@ def _killed(sides: Sides) -> Verdict:
     sides.queue(victim, "open", "killed", lock=sides.lock)
     leased = sides.queue(victim, "get", "killed", count=_REFS)
     victim.send("queue_die")
-    victim.wait_for_death()
+    victim.close()
     died = time.monotonic()
     back = sides.drain(sides.a, "killed", len(leased), timeout_s=timeout_s + _PATIENCE_S)
     took_s = time.monotonic() - died

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fsqueue.disk import fileops
-from fsqueue.operate.doctor.peer import Peer, PeerError
+from fsqueue.operate.doctor.peer import MODULE, Peer, PeerError, Peers
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,18 @@ class Sides:
                 break
             ids += more
         return ids
+
+
+def start(peers: Peers, name: str, directory: str, command: Sequence[str] | None = None) -> Peer:
+    """Start a peer that knows the tasks of tasks.py."""
+    peer = peers.start(name, directory, command)
+    peer.call("learn", source=Path(__file__).with_name("tasks.py").read_text(encoding="utf-8"))
+    return peer
+
+
+def remote_command(prefix: str, python: str) -> list[str]:
+    """The command that starts a peer through another, such as ``ssh node2``, which takes a shell command."""
+    return [*shlex.split(prefix), shlex.join([python, "-m", MODULE])]
 
 
 def milliseconds(seconds: Iterable[float]) -> dict[str, float]:

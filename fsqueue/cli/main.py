@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -20,20 +19,20 @@ from fsqueue.errors import FsQueueError, NotAQueueError
 FAILED, NOT_A_QUEUE, TIMED_OUT, INTERRUPTED, CLOSED_PIPE = 1, 3, 4, 130, 141
 
 COMMANDS = {
-    "init": ("fsqueue.cli.init:init", "Create a queue."),
-    "status": ("fsqueue.cli.status:status", "Counts, ages, owners, and rates."),
-    "ls": ("fsqueue.cli.ls:ls", "List refs, pending ones in the order in which they come."),
-    "show": ("fsqueue.cli.show:show", "Everything about one ref."),
-    "put": ("fsqueue.cli.put:put", "Put refs from a JSON Lines file."),
-    "requeue": ("fsqueue.cli.requeue:requeue", "Move failed or done refs back to pending."),
-    "rewind": ("fsqueue.cli.rewind:rewind", "Put back what was acked after a checkpoint."),
-    "release": ("fsqueue.cli.release:release", "Take the leases of a dead node back, now."),
-    "purge": ("fsqueue.cli.purge:purge", "Remove old files from done or failed."),
-    "pack": ("fsqueue.cli.pack:pack", "Put old done files together into few."),
-    "check": ("fsqueue.cli.check:check", "Find damage, and repair it."),
-    "top": ("fsqueue.cli.top:top", "Watch a queue live."),
-    "doctor": ("fsqueue.cli.doctor:doctor", "Find out what the filesystem can do for a queue."),
-    "demo": ("fsqueue.cli.demo:demo", "Train a draft head online through a queue."),
+    "init": "Create a queue.",
+    "status": "Counts, ages, owners, and rates.",
+    "ls": "List refs, pending ones in the order in which they come.",
+    "show": "Everything about one ref.",
+    "put": "Put refs from a JSON Lines file.",
+    "requeue": "Move failed or done refs back to pending.",
+    "rewind": "Put back what was acked after a checkpoint.",
+    "release": "Take the leases of a dead node back, now.",
+    "purge": "Remove old files from done or failed.",
+    "pack": "Put old done files together into few.",
+    "check": "Find damage, and repair it.",
+    "top": "Watch a queue live.",
+    "doctor": "Find out what the filesystem can do for a queue.",
+    "demo": "Train a draft head online through a queue.",
 }
 
 
@@ -50,14 +49,13 @@ class Program(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+        command: click.Command = getattr(importlib.import_module(f"fsqueue.cli.{cmd_name}"), cmd_name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table of commands, without importing any of them."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+            formatter.write_dl(list(COMMANDS.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -65,17 +63,10 @@ class Program(click.Group):
         except BrokenPipeError:
             raise _ClosedPipeError from None
 
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        **extra: Any,
-    ) -> Any:
-        if not standalone_mode:
-            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
-        code = self._run(args, prog_name, complete_var, extra)
+    def main(self, *args: Any, **options: Any) -> Any:
+        if not options.get("standalone_mode", True):
+            return super().main(*args, **options)
+        code = self._run(*args, **options)
         try:
             sys.stdout.flush()
         except BrokenPipeError:
@@ -84,11 +75,10 @@ class Program(click.Group):
             _discard_output()
         sys.exit(code)
 
-    def _run(
-        self, args: Sequence[str] | None, prog_name: str | None, complete_var: str | None, extra: dict[str, Any]
-    ) -> int:
+    def _run(self, *args: Any, **options: Any) -> int:
+        options["standalone_mode"] = False
         try:
-            code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+            code = super().main(*args, **options)
         except click.ClickException as error:
             error.show()
             return error.exit_code

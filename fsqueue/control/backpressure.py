@@ -146,10 +146,7 @@ class BackpressureController:
     def snapshot(self) -> dict[str, Any]:
         """Return state and counters, and the load where it is known."""
         with self._mutex:
-            found: dict[str, Any] = {
-                "paused": self._paused,
-                **{name: self._counts[name] for name in _COUNTERS},
-            }
+            found: dict[str, Any] = {"paused": self._paused, **{name: self._counts[name] for name in _COUNTERS}}
         if self.capacity is not None:
             health = self.capacity.health()
             resident_bytes, refs = _load(health)

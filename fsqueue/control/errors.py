@@ -49,15 +49,11 @@ class LedgerClosedError(LedgerError):
 class LedgerLockedError(LockTimeoutError):
     """A log's lock could not be had; a ledger is never written, nor believed, without it."""
 
-    def __init__(self, path: str, waited_s: float) -> None:
-        FsQueueError.__init__(
-            self,
-            f"the lock on {path} was held by another process for {waited_s:.0f} s, and a ledger is never written "
-            "without it: find that process (`lslocks`, /proc/locks); after the death of a whole NFS client the server "
-            "frees the lock within 90 s (NFS 4) or when that client is back (NFS 3)",
-        )
-        self.path = path
-        self.waited_s = waited_s
+    text = (
+        "the lock on {path} was held by another process for {waited_s:.0f} s, and a ledger is never written "
+        "without it: find that process (`lslocks`, /proc/locks); after the death of a whole NFS client the server "
+        "frees the lock within 90 s (NFS 4) or when that client is back (NFS 3)"
+    )
 
 
 class LedgerLockUnsupportedError(LockUnsupportedError):

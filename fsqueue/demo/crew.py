@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import fsqueue
 from fsqueue.demo.demo_dir import DemoDirectory
 from fsqueue.demo.journal import starts_of
 from fsqueue.demo.options import DemoError
+from fsqueue.operate.doctor.peer import environment
 
 _TAIL_LINES = 12
 
@@ -138,11 +138,8 @@ def _indexed(demo: DemoDirectory, kind: str, index: int, threads: int) -> Proces
 
 def _environment(threads: int) -> dict[str, str]:
     """Return this process's environment, without network look-ups, and with a number of threads that fits."""
-    package_parent = os.path.dirname(os.path.dirname(os.path.abspath(fsqueue.__file__)))
-    inherited = os.environ.get("PYTHONPATH")
     return {
-        **os.environ,
-        "PYTHONPATH": package_parent if not inherited else package_parent + os.pathsep + inherited,
+        **environment(),
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads starve the other processes where cores are few

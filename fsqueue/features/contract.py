@@ -55,9 +55,8 @@ class StoredFeatures:
             fields: the ref's other fields, such as run_id and strategy; they take precedence.
         """
         hint = get_type_hints(ref_type).get("feature_specs", dict[str, FeatureSpec])
-        own: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        own["feature_specs"] = msgspec.convert(self.feature_specs, hint, from_attributes=True)
-        return ref_type(**(own | fields))
+        specs = msgspec.convert(self.feature_specs, hint, from_attributes=True)
+        return ref_type(**(vars(self) | {"feature_specs": specs} | fields))
 
 
 @dataclass(frozen=True)

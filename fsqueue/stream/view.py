@@ -261,10 +261,7 @@ class TrainerView(Generic[R]):
 
     def close(self) -> None:
         """Give back what is still out, and leave the stream, also where giving back fails."""
-        try:
-            self._stop()
-        finally:
-            self._membership.close()
+        self.__exit__(None, None, None)
 
     def _stop(self) -> None:
         if self._closed.is_set() or os.getpid() != self._pid:

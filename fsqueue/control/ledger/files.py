@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import ExitStack
 
 import msgspec
 
@@ -134,17 +135,14 @@ def _create_once(ops: FileOps, root: Directory, durable: bool, lock_timeout_s: f
     CRASH: until fsledger.json is there, what lies here is nobody's, and the next creator begins anew.
     """
     _refuse_strangers(ops, root)
-    fd = ops.open(CREATE_LOCK, _LOCK_FLAGS, 0o666, dir_fd=root.fd)
-    try:
+    with ExitStack() as stack:
+        fd = ops.open(CREATE_LOCK, _LOCK_FLAGS, 0o666, dir_fd=root.fd)
+        stack.callback(ops.close, fd)
         wait_for_lock(ops, fd, os.path.join(root.path, CREATE_LOCK), ops.monotonic(), lock_timeout_s)
-        try:
-            root.refresh()
-            if not _is_ledger(ops, root):
-                _create_locked(ops, root, durable)
-        finally:
-            ops.unlock(fd)
-    finally:
-        ops.close(fd)
+        stack.callback(ops.unlock, fd)
+        root.refresh()
+        if not _is_ledger(ops, root):
+            _create_locked(ops, root, durable)
 
 
 def _refuse_strangers(ops: FileOps, root: Directory) -> None:

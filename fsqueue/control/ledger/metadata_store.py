@@ -154,15 +154,6 @@ class InMemoryMetadataStore(MetadataStore[R]):
         with self._mutex:
             return {i: self._steps[i] for i in sample_ids if i in self._steps}
 
-    def progress(self) -> tuple[int, int | None]:
-        with self._mutex:
-            return len(self._steps), self._global_step
-
-    def backlog(self) -> tuple[int, int]:
-        with self._mutex:
-            waiting = [ref for sample_id, ref in self._refs.items() if sample_id not in self._steps]
-            return len(waiting), sum(map(weight_of, waiting))
-
 
 def weight_of(ref: object) -> int:
     """Return a ref's estimated_bytes; 0 where its class has no such field."""

@@ -7,7 +7,7 @@ the ledger would take such a change back.
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Protocol, runtime_checkable
 
 import msgspec
@@ -40,16 +40,15 @@ class OnFiles(Protocol):
 def note_ledger(queue: OnFiles, ledger: str) -> None:
     """Note a ledger in its queue's directory, durably, unless it is noted there already."""
     wanted = _Note(os.path.relpath(os.path.realpath(ledger), os.path.realpath(queue.path)))
-    with explained("noting the ledger in", queue.path):
-        root, _ = open_root(queue.ops, queue.path, queue.settings)
-        try:
-            with suppress(QueueConfigError):
-                if _read(root) == wanted:
-                    return
-            # CRASH: a dot file is nobody's business.
-            replace_file(queue.ops, root, LEDGER, msgspec.json.encode(wanted) + b"\n", durable=True)
-        finally:
-            root.close()
+    with (
+        explained("noting the ledger in", queue.path),
+        closing(open_root(queue.ops, queue.path, queue.settings)[0]) as root,
+    ):
+        with suppress(QueueConfigError):
+            if _read(root) == wanted:
+                return
+        # CRASH: a dot file is nobody's business.
+        replace_file(queue.ops, root, LEDGER, msgspec.json.encode(wanted) + b"\n", durable=True)
 
 
 def noted_ledger(path: str) -> str | None:
@@ -59,12 +58,8 @@ def noted_ledger(path: str) -> str | None:
         LedgerFormatError: one is noted, and there is no ledger at that place.
         QueueConfigError: the note is damaged.
     """
-    with explained("reading", path):
-        root = Directory(current(), os.path.expanduser(path))
-        try:
-            found = _read(root)
-        finally:
-            root.close()
+    with explained("reading", path), closing(Directory(current(), os.path.expanduser(path))) as root:
+        found = _read(root)
     if found is None:
         return None
     ledger = os.path.normpath(os.path.join(os.path.realpath(path), found.path))

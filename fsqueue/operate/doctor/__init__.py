@@ -4,5 +4,5 @@ diagnosis.py     runs everything in order and judges           notes.py      wha
 findings.py      what was found out, and the advice            advice.py     settings that suit what was found
 probes.py        what one process can find out                 costs.py      what each file operation costs
 races.py         what it takes several processes to find out
-peer.py          starts those processes and talks to them      peer_tasks.py, queue_tasks.py   what they can do
+peer.py          starts those processes and talks to them      peer_tasks.py   what they can do
 """

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -86,13 +86,13 @@ class _Doctor:
     progress: Callable[[str], None]
 
     def run(self) -> None:
-        with ExitStack() as stack:
-            self._probe_alone(self._opened(stack, "a"), self._opened(stack, "b"))
+        with self._opened("a") as a, self._opened("b") as b:
+            self._probe_alone(a, b)
         with Peers() as peers:
             racing = self._path("race")
             self._race([peers.start(f"p{number}", racing) for number in range(self.effort.processes)])
-        with ExitStack() as stack:
-            self._time(self._opened(stack, "c"), self._opened(stack, "d"))
+        with self._opened("c") as c, self._opened("d") as d:
+            self._time(c, d)
         self._judge()
 
     def _path(self, name: str) -> str:
@@ -100,10 +100,8 @@ class _Doctor:
         self.ops.mkdir(path, 0o777)
         return path
 
-    def _opened(self, stack: ExitStack, name: str) -> Directory:
-        directory = Directory(self.ops, self._path(name))
-        stack.callback(directory.close)
-        return directory
+    def _opened(self, name: str) -> closing[Directory]:
+        return closing(Directory(self.ops, self._path(name)))
 
     def _attempt(self, what: str, probe: Callable[[], T]) -> T | None:
         """Return a probe's result; where the filesystem refuses, note a problem and return None."""

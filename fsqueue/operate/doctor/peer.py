@@ -40,11 +40,6 @@ def local_command() -> list[str]:
     return [sys.executable, "-m", MODULE]
 
 
-def remote_command(prefix: str, python: str) -> list[str]:
-    """Return the command that starts a peer through another, such as ``ssh node2``, which takes a shell command."""
-    return [*shlex.split(prefix), shlex.join([python, "-m", MODULE])]
-
-
 class Peer:
     """Start one peer process, and talk to it.
 
@@ -59,7 +54,7 @@ class Peer:
         self.command = list(command or local_command())
         self._buffer = b""
         self._process = subprocess.Popen(
-            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment(), bufsize=0
+            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(), bufsize=0
         )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
@@ -87,10 +82,6 @@ class Peer:
         """Run a task and return its result."""
         self.send(task, **arguments)
         return self.receive()
-
-    def wait_for_death(self) -> None:
-        """Wait until a peer that was told to die has done so."""
-        self._process.wait(ANSWER_TIMEOUT_S)
 
     def close(self, patience_s: float = _END_PATIENCE_S) -> None:
         """End the process: by the end of its stdin, or by force where that takes too long."""
@@ -167,7 +158,7 @@ def side_by_side(work: Sequence[tuple[Peer, str, dict[str, Any]]]) -> list[Any]:
     return results
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Return this process's environment, with this very package importable though it may not be installed."""
     package_parent = str(Path(__file__).resolve().parents[3])
     path = os.environ.get("PYTHONPATH")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -87,8 +87,7 @@ def lock_race(ops: FileOps, directory: str, peers: Sequence[Peer], rounds: int, 
     with closing(Directory(ops, directory)) as folder:
         counted = read_counter(ops.read_file(folder.fd, LOCKED))
     total = {key: sum(visit[key] for visit in visits) for key in ("rounds", "waits", "overlaps")}
-    lost = total["rounds"] - counted
-    return LockFindings(True, None, len(peers), total["rounds"], total["waits"], total["overlaps"], lost)
+    return LockFindings(True, None, len(peers), **total, lost_updates=total["rounds"] - counted)
 
 
 def _met(visits: list[dict[str, int]]) -> bool:
@@ -103,32 +102,31 @@ def rename_race(ops: FileOps, directory: str, peers: Sequence[Peer], files: int)
     claims = together(peers, "rename_race", count=count)
     with closing(Directory(ops, os.path.join(directory, "to"))) as folder:
         present = folder.listing()
-    found, claimed = defaultdict[int, list[str]](list), defaultdict[int, list[str]](list)
+    found = defaultdict[int, list[str]](list)
     for name in sorted(set(present)):
         number, _, key = name.partition("@")
         found[int(number)].append(key)
-    for peer, numbers in zip(peers, claims, strict=True):
-        for number in numbers:
-            claimed[number].append(peer.name)
-    return _judge(count, claimed, found, tuple(len(numbers) for numbers in claims))
+    return _judge(count, peers, claims, found)
 
 
 def create_race(ops: FileOps, directory: str, peers: Sequence[Peer], names: int) -> RaceFindings:
     """Let peers create the same names with O_EXCL."""
     ops.mkdir(os.path.join(directory, "made"), 0o777)
-    claims = together(peers, "create_race", count=names)
-    times = Counter(number for numbers in claims for number in numbers)
-    several = sum(1 for number in times if times[number] > 1)
-    one = len(times) - several
-    return RaceFindings(len(peers), names, one, several, 0, names - len(times), tuple(len(won) for won in claims))
+    return _judge(names, peers, together(peers, "create_race", count=names), None)
 
 
 def _judge(
-    count: int, claimed: Mapping[int, list[str]], found: Mapping[int, list[str]], wins: tuple[int, ...]
+    count: int, peers: Sequence[Peer], claims: list[list[int]], found: Mapping[int, list[str]] | None
 ) -> RaceFindings:
+    """Compare what each peer claims to have won with what was found, by number; None: nothing tells whose a file is."""
+    claimed = defaultdict[int, list[str]](list)
+    for peer, numbers in zip(peers, claims, strict=True):
+        for number in numbers:
+            claimed[number].append(peer.name)
     one = several = unreported = gone = 0
     for number in range(count):
-        said, there = claimed.get(number, []), found.get(number, [])
+        said = claimed[number]
+        there = said if found is None else found.get(number, [])
         if len(said) > 1 or len(there) > 1:
             several += 1
         elif said and said == there:
@@ -137,7 +135,7 @@ def _judge(
             unreported += 1
         else:
             gone += 1
-    return RaceFindings(len(wins), count, one, several, unreported, gone, wins)
+    return RaceFindings(len(peers), count, one, several, unreported, gone, tuple(map(len, claims)))
 
 
 def _prepare(ops: FileOps, path: str, files: int) -> int:

@@ -1,15 +1,24 @@
-"""Do in a peer process what a trainer or a rollout worker does: call real queues."""
+"""Do in a peer process what a trainer or a rollout worker does, and look at files as one does.
+
+Peers are sent this source (`learn`), so that they need nothing but fsqueue itself.
+"""
 
 from __future__ import annotations
 
+import atexit
 import os
+import platform
 import signal
+import socket
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
+import fsqueue
 from fsqueue.disk import fileops
 from fsqueue.disk.directory import Directory
+from fsqueue.disk.mounts import mount_of
 from fsqueue.errors import LockUnsupportedError
 from fsqueue.operate.doctor.probes import create_new
 from fsqueue.queue import FileSampleRefQueue
@@ -20,6 +29,74 @@ _FAIL_EVERY = 7
 _RELEASE_EVERY = 11
 
 Queue = FileSampleRefQueue[SampleRef]
+
+ops = fileops.current()
+
+
+def hello(directory: str) -> dict[str, Any]:
+    """Say who the peer is, and what it sees under the directory."""
+    mount = mount_of(directory)
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "fsqueue": fsqueue.__version__,
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "filesystem": mount.type if mount else None,
+        "source": mount.source if mount else None,
+        "mount_point": mount.point if mount else None,
+        "mount_options": list(mount.options) if mount else [],
+        "present": os.path.isdir(directory),
+        "time": ops.time(),
+    }
+
+
+def make(directory: str, name: str) -> None:
+    """Create a file in the way that put does: elsewhere, then renamed to its place."""
+    unfinished = f".{name}.{os.getpid()}"
+    with closing(Directory(ops, directory)) as folder:
+        ops.close(ops.create(folder.fd, unfinished, b"x"))
+        ops.rename(unfinished, name, src_dir_fd=folder.fd, dst_dir_fd=folder.fd)
+
+
+def rename(directory: str, name: str, new_name: str) -> bool:
+    """Rename a file; False where it is not there."""
+    with closing(Directory(ops, directory)) as folder:
+        try:
+            ops.rename(name, new_name, src_dir_fd=folder.fd, dst_dir_fd=folder.fd)
+        except FileNotFoundError:
+            return False
+        return True
+
+
+def touch(directory: str, name: str) -> dict[str, float]:
+    """Stamp a file and read the stamp back; with it, what this host's clock says."""
+    before = ops.time()
+    ops.utime(os.path.join(directory, name))
+    host_s = (before + ops.time()) / 2
+    stamp_ns = status(directory, name, fresh=True) or 0
+    return {"stamp_ns": stamp_ns, "skew_s": stamp_ns / 1e9 - host_s}
+
+
+def status(directory: str, name: str, fresh: bool) -> int | None:
+    """Return a file's mtime in ns, None where it seems not to exist; fresh: by open and fstat instead of stat."""
+    path = os.path.join(directory, name)
+    try:
+        if not fresh:
+            return ops.stat(path).st_mtime_ns
+        fd = ops.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        return ops.fstat(fd).st_mtime_ns
+    finally:
+        ops.close(fd)
+
+
+def listing(directory: str) -> list[str]:
+    """List a directory that is opened anew."""
+    with closing(Directory(ops, directory)) as folder:
+        return folder.listing()
 
 
 def sample(sample_id: str) -> SampleRef:
@@ -35,21 +112,10 @@ def sample(sample_id: str) -> SampleRef:
 
 
 class QueueTasks:
-    """Hold the queues that this peer has open, by their paths, and run tasks on them."""
+    """Hold the queues that this peer has open, by their paths; each method called ``queue_...`` is a task."""
 
     def __init__(self) -> None:
         self._queues: dict[str, Queue] = {}
-
-    def task(self, name: str) -> Callable[..., Any]:
-        """Return a task by its name, which is that of a method called ``queue_...`` here.
-
-        Raises:
-            ValueError: there is none.
-        """
-        if not name.startswith("queue_") or not hasattr(self, name):
-            raise ValueError(f"no such task: {name!r}")
-        method: Callable[..., Any] = getattr(self, name)
-        return method
 
     def queue_open(
         self, queue: str, lock: str, lease_timeout_s: float | None = None, heartbeat_s: float | None = None
@@ -178,3 +244,11 @@ class _Churn:
 
 def _marker(sample_id: str) -> str:
     return sample_id.replace("/", "-")
+
+
+_queues = QueueTasks()
+atexit.register(_queues.close_all)
+TASKS: dict[str, Callable[..., Any]] = {
+    **{task.__name__: task for task in (hello, make, rename, touch, status, listing)},
+    **{name: getattr(_queues, name) for name in dir(_queues) if name.startswith("queue_")},
+}
