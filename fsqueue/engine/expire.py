@@ -3,8 +3,8 @@
 A lease has expired when lease_timeout_s has passed since the newer of the leased file's mtime and, where the
 owner keeps a heartbeat, its record's mtime; or at once when the owner's process is known to be gone. By time, it is
 called so only by a process that was awake while the owner was silent (`awake`). A lease that was taken over because
-its time was up expires by its mtime alone: that may be the stamp of an owner who renewed it in the last instant, when
-the one who took it over dies before looking once more.
+its time was up expires by its mtime alone, until whoever took it over has looked once more: that may be the stamp of
+an owner who renewed it in the last instant.
 
 A round costs one listing of leased/. A lease that appeared since the previous round cannot expire before that
 round's start plus the timeout, so a file is looked at only when its time may have come; one look at an owner's
@@ -281,12 +281,14 @@ class Reclaimer:
         CRASH: after the take-over this is a lease of this owner, which expires.
         """
         handle = self._handle
-        claim = handle.moves.new_claim(lease.stem, "" if dead else _TIMED_OUT)
+        claim, doubtful = handle.moves.new_claim(lease.stem), handle.moves.new_claim(lease.stem, _TIMED_OUT)
         try:
-            if not handle.moves.take_over(lease, claim):
+            if not handle.moves.take_over(lease, claim if dead else doubtful):
                 return False
-            if not dead and not self._still_expired(lease, claim):
-                handle.moves.hand_back(claim, lease)
+            if not dead and not self._still_expired(lease, doubtful):
+                handle.moves.hand_back(doubtful, lease)
+                return False
+            if not dead and not handle.moves.rename_leased(doubtful, claim):
                 return False
             if lease.owner == handle.owner:
                 handle.held.lose(lease.stem, lease.file)
@@ -298,7 +300,7 @@ class Reclaimer:
         except FileNotFoundError:
             return False
         except BaseException:
-            handle.strays.add([claim])
+            handle.strays.add([claim, doubtful])
             raise
 
     def _still_expired(self, lease: Lease, claim: Claim) -> bool:

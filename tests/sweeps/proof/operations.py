@@ -203,7 +203,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("ack-step", stages.leased, _ack_step, _OR_DONE, DONE),
     Operation("ack-unlink", stages.leased, _ack, _OR_GONE, GONE, _UNLINK),
     Operation("ack-by-id", stages.leased_by_another, _ack, _OR_DONE, DONE),
-    Operation("ack-pending", stages.pending, _ack, _OR_DONE, DONE),
+    Operation("ack-pending", stages.returned, _ack, _OR_DONE, DONE),
     Operation("fail", stages.leased, _fail, _STAYS, LIVE),
     Operation("fail-by-id", stages.leased_by_another, _fail, _STAYS, LIVE),
     Operation("fail-for-good", stages.leased, _fail_for_good, _OR_FAILED, FAILED),

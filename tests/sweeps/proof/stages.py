@@ -131,6 +131,12 @@ def leased(stage: Stage) -> None:
     assert ids(stage.queue.get(len(stage.batch))) == ids(stage.batch)
 
 
+def returned(stage: Stage) -> None:
+    """The batch is pending again, after leases whose end the history tells."""
+    leased(stage)
+    assert stage.queue.fail(stage.batch, "an earlier attempt", retryable=True) == []
+
+
 def lived_before(stage: Stage) -> None:
     """The batch's first ref has a dead letter of an earlier life."""
     opened(stage)
