@@ -108,8 +108,8 @@ class Lease(NamedTuple):
 
     Attributes:
         claim: tells this lease from all others of its owner: the serial number of one that the owner took, in hex,
-            with a ``t`` behind it where it was taken from somebody whose time was up, and not looked at again yet; or ``g`` and eight hex digits,
-            where it was given to the owner. Empty where somebody made the name by hand.
+            with a ``t`` behind it where it was taken from somebody whose time was up, and not looked at again yet;
+            or ``g`` and eight hex digits, where it was given to the owner. Empty where somebody made the name by hand.
     """
 
     stem: str
