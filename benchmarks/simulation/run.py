@@ -253,7 +253,7 @@ class _Run:
         errors = [error for script in self._scripts for error in script.errors]
         excused = {errno.ESTALE}
         if not self._plan.keep_done:
-            excused.add(errno.ENOENT)  # of a rename that was done, of a ref that was acked and unlinked before the answer
+            excused.add(errno.ENOENT)  # a rename was done, and its ref acked and unlinked before the answer
         return [f"error {os.strerror(error.errno or 0)}: {error}" for error in errors if error.errno not in excused]
 
     def _damage(self) -> list[str]:
