@@ -183,7 +183,8 @@ class Claimer:
             if stranded:
                 # RACE: another handle may just have taken the places of these, and be about to claim them.
                 handle.ops.sleep(_REMOTE_CLAIMING_S if handle.layout.remote else _CLAIMING_S)
-                stranded = set(stranded).intersection(self._pending_stems())
+                still = set(self._pending_stems())
+                stranded = [stem for stem in sorted(stranded) if stem in still]
                 self._unnamed(stranded, name=True)
         except BaseException:
             handle.order.incomplete = True

@@ -127,7 +127,7 @@ def test_a_queue_that_does_not_stamp_is_caught(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_queue_that_never_reclaims_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Refs of a client that died are stranded, and the end of the run says so."""
-    without("stranded", monkeypatch, Reclaimer, "round", lambda self: 0)
+    without("stranded", monkeypatch, Reclaimer, "round", lambda self, *limits: 0)
 
 
 def test_a_queue_that_loses_what_it_unpacks_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
