@@ -197,7 +197,7 @@ class FileSampleRefQueue(Generic[R]):
         """
         engine = self.engine
         contents: dict[str, bytes] = {}
-        for stem, data in self._codec.encode_all(arguments.batch("put", refs), at_most=fileops.REF_LIMIT_BYTES):
+        for _, stem, data in self._codec.encode_all(arguments.batch("put", refs), at_most=fileops.REF_LIMIT_BYTES):
             contents.setdefault(stem, data)
         if contents:
             with reaching("putting refs into", engine.handle.layout):

@@ -69,11 +69,20 @@ def train(path: str, name: str, batch: int) -> None:
             queue.ack(refs, step=step)
 
 
+def command() -> None:
+    """Run the program on this other host, whose processes it would not know of otherwise."""
+    from fsqueue.cli.main import main
+
+    be_on_node1()
+    sys.exit(main())
+
+
 def screen(command: list[str], folder: str) -> str:
     """Return what a command has written to a terminal by its end."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(COLUMNS), "LINES": str(LINES)}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     environment.pop("NO_COLOR", None)
     with subprocess.Popen(command, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs, env=environment):
         os.close(theirs)
@@ -107,7 +116,7 @@ def draw(target: Path, looks: int = 40, interval: str = "250ms") -> None:
         looks: how often `top` looks before its last look is taken.
         interval: the time between two looks.
     """
-    fsqueue = [sys.executable, "-m", "fsqueue"]
+    fsqueue = [sys.executable, "-c", "import terminals; terminals.command()"]
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "queue")
         queue = FileSampleRefQueue(path, ref_type=Sample, lease_timeout_s=60, run_id="run-1")

@@ -133,7 +133,6 @@ def publish_once(ops: FileOps, root: Directory, target: str, data: bytes) -> Non
             write_file(ops, tmp.fd, name, data, durable=True)
             _link_or_rename(ops, root, tmp, name, target)
             root.sync()
-            sync_parent(ops, root.path)
         finally:
             silently_remove(ops, tmp.fd, [name])
 

@@ -18,7 +18,7 @@ import msgspec
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import DIRECTORY, FileOps, despite_errors, explained
-from fsqueue.disk.publish import make_directory, make_within, publish_once, refusal_of, strangers_in
+from fsqueue.disk.publish import make_directory, make_within, publish_once, refusal_of, strangers_in, sync_parent
 from fsqueue.errors import (
     CorruptRefError,
     NotAQueueError,
@@ -337,6 +337,7 @@ def _create(ops: FileOps, path: str, settings: Settings) -> None:
         ops.close(ops.open(ORDER, ORDER_FLAGS, 0o666, dir_fd=root.fd))
         # CRASH: before this there is no queue, only empty directories, which the next creator completes.
         publish_once(ops, root, SETTINGS, msgspec.json.encode(settings) + b"\n")
+        sync_parent(ops, path)
 
 
 def refuse_strangers(root: Directory) -> None:

@@ -71,7 +71,7 @@ class MemorySampleRefQueue(Generic[R]):
     def put(self, refs: Iterable[R], *, partition_key: str | None = None) -> None:
         """Add refs at the tail; an id that is pending or leased is skipped."""
         entries: dict[str, _Entry] = {}
-        for sample_id, data in self._codec.encode_all(arguments.batch("put", refs)):
+        for sample_id, _, data in self._codec.encode_all(arguments.batch("put", refs)):
             entries.setdefault(sample_id, _Entry(data))
         with self._changed:
             for sample_id, entry in entries.items():

@@ -11,6 +11,7 @@ this life of the ref, or, where the handle never had it, that any did. One that 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 from fsqueue.disk.directory import Directory
@@ -45,6 +46,7 @@ class Settler:
         lost: dict[str, None] = {}
         late: dict[str, set[str]] = {}
         strangers: dict[str, None] = {}
+        self._recover_strays()
 
         def finish(target: Target) -> None:
             stem, ref = target
@@ -70,6 +72,14 @@ class Settler:
         if self._handle.durable and targets:
             self._sync(*([layout.done] if self._keep_done else []), layout.leased, layout.pending)
         return list(lost)
+
+    def _recover_strays(self) -> None:
+        """Give strays back: among them may be a ref that an earlier call was about to end.
+
+        An error of one of them is no reason to leave the leases that this call is about as they are.
+        """
+        with suppress(OSError):
+            self._handle.strays.recover()
 
     def _ack_late(self, late: dict[str, set[str]], step: int | None) -> None:
         """Finish refs that are pending, where these holders' leases ended in the same life."""
@@ -177,7 +187,11 @@ class Settler:
         def give_back(claim: Claim, holder: str) -> bool:
             if holder != claim.holder and moves.annotate(claim, record("released", handle.clock.now(), holder)) is None:
                 return False
-            given = moves.give_back(claim)
+            try:
+                given = moves.give_back(claim)
+            except BaseException:
+                handle.strays.add([claim])  # its owner is done with it: the next call gives it back
+                raise
             if given:
                 back.append(claim.stem)
             return given
@@ -204,6 +218,7 @@ class Settler:
         lost: dict[str, None] = {}
         late: dict[str, set[str]] = {}
         strangers: dict[str, None] = {}
+        self._recover_strays()
 
         def end_own(target: Target) -> None:
             stem, ref = target

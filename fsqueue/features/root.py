@@ -10,7 +10,7 @@ import msgspec
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps
-from fsqueue.disk.publish import make_directory, make_within, publish_once, refusal_of, strangers_in
+from fsqueue.disk.publish import make_directory, make_within, publish_once, refusal_of, strangers_in, sync_parent
 from fsqueue.errors import CorruptRefError
 from fsqueue.features.errors import FeatureStoreError
 
@@ -57,6 +57,7 @@ class StoreRoot:
         make_within(self.ops, self.directory, TMP)
         settings = StoreSettings(FORMAT, secrets.token_hex(8), self.ops.time())
         publish_once(self.ops, self.directory, SETTINGS, msgspec.json.encode(settings) + b"\n")
+        sync_parent(self.ops, self.directory.path)
         found = self._read()  # another process may have been first
         if found is None:
             raise self._refused(f"vanished while it was created: {SETTINGS} is gone")

@@ -135,8 +135,8 @@ class Codec(Generic[R]):
         except (TypeError, NameError) as error:
             raise InvalidArgumentError("ref_type", "fields that JSON can carry", ref_type, f": {error}") from None
 
-    def encode_all(self, refs: Iterable[R], *, at_most: int | None = None) -> Iterator[tuple[str, bytes]]:
-        """Yield the stem and the bytes of every ref.
+    def encode_all(self, refs: Iterable[R], *, at_most: int | None = None) -> Iterator[tuple[str, str, bytes]]:
+        """Yield the id, its stem and the bytes of every ref.
 
         Raises:
             InvalidRefError: one of them cannot be put; it says which.
@@ -153,7 +153,7 @@ class Codec(Generic[R]):
             except InvalidRefError as error:
                 error.locate(index, sample_id)
                 raise
-            yield stem, data
+            yield sample_id, stem, data
 
     def encode(self, ref: R) -> bytes:
         """Return the bytes of a ref; decoding them gives an equal one.
