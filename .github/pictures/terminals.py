@@ -74,7 +74,7 @@ def command() -> None:
     from fsqueue.cli.main import main
 
     be_on_node1()
-    sys.exit(main())
+    main()
 
 
 def screen(command: list[str], folder: str) -> str:
