@@ -34,6 +34,7 @@ class Scene:
         self.path = path
         self.clock = FakeClock()
         given: dict[str, Any] = {"lease_timeout_s": _TIMEOUT_S, "clock": self.clock} | options
+        self.given = given
         self.queue: Queue = FileSampleRefQueue(path, heartbeat_s=_TIMEOUT_S / 2, **given)
         self.other: Queue = FileSampleRefQueue(path, **given)
         self.batch = numbered(3)
@@ -165,19 +166,20 @@ def _check(scene: Scene) -> None:
         queue.close()
     assert _leased_by(scene, queue) <= set(scene.owned), "leased to nobody"
     InThread(lambda: _use(scene)).result()
-    scene.other.ack(scene.other.get(100))
     scene.other.release_all()
-    scene.other.ack(list(scene.owned.values()))
-    scene.other.ack(scene.other.get(100))
+    with FileSampleRefQueue(scene.path, **scene.given) as third:  # whose acks are by id
+        third.ack(third.get(100))
+        third.ack(list(scene.owned.values()))
     queue.close()
-    assert queue._opened is None and scene.presence not in _beating()
+    assert queue._opened is None, "not closed"
+    assert scene.presence not in _beating(), "beats on"
     found = Counter(_stem(name) for state in _STATES for name in names_in(scene.path, state))
     kept = scene.other.options.keep_done
     assert set(found.values()) <= {1}, f"in several states: {found}"
     assert scene.sure <= set(found) or not kept, f"lost: {scene.sure - set(found)}"
-    assert set(found) <= scene.sure | scene.unsure
-    assert names_in(scene.path, "pending") == []
-    assert names_in(scene.path, "leased") == []
+    assert set(found) <= scene.sure | scene.unsure, "put by nobody"
+    for state in ("pending", "leased"):
+        assert names_in(scene.path, state) == [], f"left in {state}/"
     scene.other.close()
     assert_clean(scene.path)
 
@@ -189,7 +191,7 @@ def _use(scene: Scene) -> None:
         scene.queue.renew([ref("p2")])
         scene.get(100)
         scene.queue.reclaim()
-        scene.queue.ack([ref("p2")])
+        scene.queue.ack(list(scene.owned.values()))
     except QueueClosedError:
         pass
 
