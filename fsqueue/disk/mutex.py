@@ -30,8 +30,11 @@ class Mutex:
         return self._lock.acquire(blocking=False)
 
     def release(self) -> None:
-        with suppress(RuntimeError):
+        try:
             self._lock.release()
+        except RuntimeError as error:
+            if "un-acquired" not in str(error):
+                raise  # it came from a signal handler
 
     def drop_leftovers(self) -> None:
         """Let go of it as often as this thread holds it."""

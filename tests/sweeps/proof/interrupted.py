@@ -41,7 +41,7 @@ class Scene:
         self.owned: dict[str, SampleRef] = {}
         self.sure: set[str] = set()
         self.unsure: set[str] = set()
-        self.presence = self.queue.handle.presence
+        self.handle = self.queue.handle
 
     def put(self, refs: list[SampleRef]) -> None:
         self.unsure |= set(ids(refs)) - self.sure
@@ -172,7 +172,8 @@ def _check(scene: Scene) -> None:
         third.ack(list(scene.owned.values()))
     queue.close()
     assert queue._opened is None, "not closed"
-    assert scene.presence not in _beating(), "beats on"
+    assert scene.handle.presence not in _beating(), "beats on"
+    assert not scene.handle._open, "its closing waits for something"
     found = Counter(_stem(name) for state in _STATES for name in names_in(scene.path, state))
     kept = scene.other.options.keep_done
     assert set(found.values()) <= {1}, f"in several states: {found}"
@@ -197,7 +198,7 @@ def _use(scene: Scene) -> None:
 
 
 def _leased_by(scene: Scene, queue: Queue) -> set[str]:
-    owner = f"@{scene.presence._owner}+"
+    owner = f"@{scene.handle.owner}+"
     return {name.partition("@")[0] for name in names_in(scene.path, "leased") if owner in name}
 
 
