@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import operator
 import os
-import threading
 import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -18,12 +17,14 @@ from typing import TYPE_CHECKING, Any, Generic, cast
 from fsqueue.disk import fileops
 from fsqueue.disk.counting import Counts
 from fsqueue.disk.fileops import explained
+from fsqueue.disk.mutex import Mutex
 from fsqueue.disk.parallel import IoThreads
 from fsqueue.disk.publish import absolute
 from fsqueue.engine import arguments
 from fsqueue.engine.claim import Partition
 from fsqueue.engine.engine import Engine, Options, reaching
 from fsqueue.engine.handle import Handle
+from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import LEDGER, Settings, ensure_queue, require_same
 from fsqueue.engine.settle import Target
 from fsqueue.engine.waiting import StopEvent
@@ -133,8 +134,9 @@ class FileSampleRefQueue(Generic[R]):
         self.options.validate(self.path)
         self.options.validate_heartbeat(self.path, lease_timeout_s)
         self._codec: Codec[R] = Codec(ref_type)
-        self._opening = threading.Lock()
+        self._opening = Mutex()
         self._closed = False
+        self._closing: _Opened | None = None
         settings = ensure_queue(
             self.ops,
             self.path,
@@ -159,12 +161,16 @@ class FileSampleRefQueue(Generic[R]):
         opened = self._opened
         if opened is not None:
             return opened
-        with self._opening:
-            if self._closed:
-                raise QueueClosedError(self.path)
-            if self._opened is None:
-                self._opened = self._open()
-            return self._opened
+        try:
+            with self._opening:
+                if self._closed:
+                    raise QueueClosedError(self.path)
+                if self._opened is None:
+                    self._opened = self._open()
+                return self._opened
+        except BaseException:
+            self._opening.drop_leftovers()
+            raise
 
     def _reaching(self, what: str) -> explained:
         """Say of what a block does, and where, when it fails; open the queue anew where it is out of reach."""
@@ -199,10 +205,15 @@ class FileSampleRefQueue(Generic[R]):
         contents: dict[str, bytes] = {}
         for _, stem, data in self._codec.encode_all(arguments.batch("put", refs), at_most=fileops.REF_LIMIT_BYTES):
             contents.setdefault(stem, data)
-        if contents:
+        if not contents:
+            return
+        try:
             with reaching("putting refs into", engine.handle.layout):
                 engine.contents.agree_to_put()
                 engine.putter.put(contents)
+        except BaseException as error:
+            engine.after_interruption(error)
+            raise
 
     def put_when_below(
         self,
@@ -280,8 +291,14 @@ class FileSampleRefQueue(Generic[R]):
         engine = self.engine
         if max_refs <= 0:
             return []
-        with reaching("getting refs from", engine.handle.layout):
-            return engine.getter.get(max_refs, timeout_s, partition, stop_event)
+        leased: list[Claim] = []
+        try:
+            with reaching("getting refs from", engine.handle.layout):
+                found = engine.getter.get(max_refs, timeout_s, partition, stop_event, leased)
+            return found
+        except BaseException as error:
+            engine.after_interruption(error, leased)
+            raise
 
     def ack(self, refs: Iterable[R], *, step: int | None = None) -> list[str]:
         """Move refs to done/; with step, the optimizer step becomes part of the file's name.
@@ -357,14 +374,25 @@ class FileSampleRefQueue(Generic[R]):
             targets.append((stem, ref))
         if not targets:
             return []
-        with reaching(what, self.engine.handle.layout):
-            return [ids[stem] for stem in act(targets)]
+        engine = self.engine
+        try:
+            with reaching(what, engine.handle.layout):
+                lost = [ids[stem] for stem in act(targets)]
+            return lost
+        except BaseException as error:
+            engine.after_interruption(error)
+            raise
 
     def release_all(self) -> int:
         """Give back every ref leased in this handle's name, also those handed over to it; return how many."""
         engine = self.engine
-        with self._reaching("releasing refs in"):
-            return engine.settler.release_all()
+        try:
+            with self._reaching("releasing refs in"):
+                count = engine.settler.release_all()
+            return count
+        except BaseException as error:
+            engine.after_interruption(error)
+            raise
 
     def reclaim(self) -> int:
         """Bring back all refs whose lease has expired; return how many.
@@ -373,8 +401,13 @@ class FileSampleRefQueue(Generic[R]):
         up: at most one and a half of their beats and half a second, or one second where they keep no heartbeat.
         """
         engine = self.engine
-        with self._reaching("reclaiming leases in"):
-            return engine.reclaimer.reclaim()
+        try:
+            with self._reaching("reclaiming leases in"):
+                count = engine.reclaimer.reclaim()
+            return count
+        except BaseException as error:
+            engine.after_interruption(error)
+            raise
 
     def depth(self) -> int:
         """Count the pending refs; lists them only where that may have changed in the last two seconds."""
@@ -485,12 +518,26 @@ class FileSampleRefQueue(Generic[R]):
 
         A get that waits in another thread ends with a QueueClosedError.
         """
+        try:
+            self._close()
+        except BaseException as error:
+            self._opening.drop_leftovers()
+            if self._closing is not None:
+                self._closing.engine.after_interruption(error)
+            raise
+
+    def _close(self) -> None:
+        """Close what is open; who is interrupted in here completes it by closing again."""
         with self._opening:
             self._closed = True
-            opened, self._opened = self._opened, None
-        if opened is not None:
+            if self._opened is not None:
+                self._closing = self._opened
+                self._opened = None
+        closing = self._closing
+        if closing is not None:
             with explained("closing", self.path):
-                opened.close()
+                closing.close()
+            self._closing = None
 
     def __enter__(self) -> FileSampleRefQueue[R]:
         return self
@@ -518,8 +565,8 @@ class FileSampleRefQueue(Generic[R]):
         return f"FileSampleRefQueue({self.path!r})"
 
     def _after_fork_in_child(self) -> None:
-        self._opening = threading.Lock()
-        opened, self._opened = self._opened, None
+        self._opening = Mutex()
+        opened, self._opened, self._closing = self._opened or self._closing, None, None
         if opened is not None:
             opened.abandon_in_child()
 

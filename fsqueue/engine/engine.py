@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +15,12 @@ from fsqueue.engine.contents import Contents
 from fsqueue.engine.expire import Reclaimer
 from fsqueue.engine.get import Getter
 from fsqueue.engine.handle import Handle
+from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import Layout, Settings, open_layout
 from fsqueue.engine.owners import new_owner
 from fsqueue.engine.put import Putter
 from fsqueue.engine.settle import Settler
-from fsqueue.errors import InvalidArgumentError, QueueConfigError
+from fsqueue.errors import FsQueueError, InvalidArgumentError, QueueConfigError
 from fsqueue.format import names
 from fsqueue.format.codec import Codec
 
@@ -124,3 +125,15 @@ class Engine:
         self.pending = NameCount(layout.pending, names.parse_pending)
         self.leased = NameCount(layout.leased, names.parse_leased)
         self.opened_at = ops.monotonic()
+
+    def after_interruption(self, error: BaseException, leased: Iterable[Claim] = ()) -> None:
+        """Clean up after a call of this thread that an exception ended, wherever it came: no lock stays held.
+
+        Args:
+            leased: what the call has leased and not handed out.
+        """
+        handle = self.handle
+        handle.drop_leftovers()
+        handle.strays.add(leased)
+        if isinstance(error, OSError) or not isinstance(error, FsQueueError):
+            handle.order.incomplete = True  # what has come into pending/ may not be named yet

@@ -80,7 +80,7 @@ class Reclaimer:
 
     def round_if_due(self, idle: bool) -> int:
         """Make a round, unless none is due or another thread is at it."""
-        if not self.due(idle) or not self._handle.mutex.acquire(blocking=False):
+        if not self.due(idle) or not self._handle.mutex.try_acquire():
             return 0
         try:
             return self.round(READS_A_ROUND, LOOKS_A_ROUND)

@@ -62,54 +62,62 @@ class Getter(Generic[R]):
         self._timeout_s = handle.layout.settings.lease_timeout_s
 
     def get(
-        self, max_refs: int, timeout_s: float | None, partition: Partition | None, stop: StopEvent | None
+        self,
+        max_refs: int,
+        timeout_s: float | None,
+        partition: Partition | None,
+        stop: StopEvent | None,
+        leased: list[Claim],
     ) -> list[R]:
-        """Lease up to max_refs refs, waiting for the first one for up to timeout_s seconds, or until stop is set."""
+        """Lease up to max_refs refs, waiting for the first one for up to timeout_s seconds, or until stop is set.
+
+        Args:
+            leased: every claim is added to it, so that those of a call that was cut short can be made strays.
+        """
         self._contents.agree_to_get()
         use = self._handle.begin_use()
         try:
-            return self._get(max_refs, partition, Waiter(self._handle, timeout_s, self._pace, stop))
-        except StoppedError:
-            self._handle.strays.recover()
-            return []
+            return self._get(max_refs, partition, Waiter(self._handle, timeout_s, self._pace, stop), leased)
+        except BaseException as error:
+            self._handle.strays.add(leased)
+            if isinstance(error, (StoppedError, RefTypeError)):
+                self._handle.strays.recover()
+            if isinstance(error, StoppedError):
+                return []
+            raise
         finally:
             self._handle.end_use(use)
 
-    def _get(self, max_refs: int, partition: Partition | None, waiter: Waiter) -> list[R]:
+    def _get(self, max_refs: int, partition: Partition | None, waiter: Waiter, leased: list[Claim]) -> list[R]:
         thorough = True
         while True:
             waiter.raise_if_stopped()
-            refs = self._get_now(max_refs, partition, thorough, waiter)
+            refs = self._get_now(max_refs, partition, thorough, waiter, leased)
             if refs:
                 self._pace.waited_s = 0.0
             if refs or waiter.expired() or (partition and self._claimer.anything_pending()):
                 return refs
             thorough = waiter.wait()
 
-    def _get_now(self, max_refs: int, partition: Partition | None, thorough: bool, waiter: Waiter) -> list[R]:
+    def _get_now(
+        self, max_refs: int, partition: Partition | None, thorough: bool, waiter: Waiter, leased: list[Claim]
+    ) -> list[R]:
         self._reclaimer.round_if_due(idle=False)
-        refs = self._lease(max_refs, partition, thorough, waiter)
+        refs = self._lease(max_refs, partition, thorough, waiter, leased)
         if thorough and not refs and self._reclaimer.round_if_due(idle=True):
-            refs = self._lease(max_refs, partition, thorough, waiter)
+            refs = self._lease(max_refs, partition, thorough, waiter, leased)
         return refs
 
-    def _lease(self, max_refs: int, partition: Partition | None, thorough: bool, waiter: Waiter) -> list[R]:
+    def _lease(
+        self, max_refs: int, partition: Partition | None, thorough: bool, waiter: Waiter, leased: list[Claim]
+    ) -> list[R]:
         handle, started = self._handle, self._handle.ops.monotonic()
         handle.presence.announce()
         handle.strays.recover()
         self._claimer.sweep_if_due()
-        leased: list[Claim] = []
-        try:
-            refs = self._renewed_if_slow(self._fill(max_refs, partition, thorough, leased), started)
-            waiter.raise_if_stopped()  # what was leased meanwhile would be leased to nobody
-            return refs
-        except RefTypeError:
-            handle.strays.add(leased)
-            handle.strays.recover()
-            raise
-        except BaseException:
-            handle.strays.add(leased)
-            raise
+        refs = self._renewed_if_slow(self._fill(max_refs, partition, thorough, leased), started)
+        waiter.raise_if_stopped()  # what was leased meanwhile would be leased to nobody
+        return refs
 
     def _fill(self, max_refs: int, partition: Partition | None, thorough: bool, leased: list[Claim]) -> list[R]:
         """Lease and read until there are max_refs refs or no more; one file's error costs that ref, not the others."""

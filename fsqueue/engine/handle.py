@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable
 
 from fsqueue.disk.fileops import FileOps, despite_errors
+from fsqueue.disk.mutex import Mutex
 from fsqueue.disk.parallel import IoThreads, Overlap
 from fsqueue.engine.awake import Awake, gap_s
 from fsqueue.engine.clock import FilesystemClock, InjectedClock
@@ -51,7 +51,7 @@ class Handle:
         self.layout = layout
         self.owner = owner
         self.durable = durable
-        self.mutex = threading.RLock()
+        self.mutex = Mutex()
         self.clock = InjectedClock(self.ops, clock) if clock else FilesystemClock(self.ops, layout.root)
         self.order_file = OrderFile(self.ops, layout.root, layout.settings.lock, layout.remote)
         self.order = Order(self.ops, self.order_file)
@@ -63,7 +63,7 @@ class Handle:
         self.presence = Presence(layout, self.clock, self.moves, owner, heartbeat_s, self.awake)
         self.closed = False
         self._uses: dict[int, weakref.ref[Use]] = {}
-        self._still_open = [True]
+        self._open = {"mark": True}
 
     def begin_use(self) -> Use:
         """Keep the descriptors open until `end_use`, or until the use is gone with the frame of an interrupted call."""
@@ -96,15 +96,24 @@ class Handle:
     def _close_unused(self) -> None:
         if any(reference() is not None for reference in list(self._uses.values())):
             return
+        mark = False
         try:
-            self._still_open.pop()
-        except IndexError:
-            return  # RACE: of several threads, the one that took the mark closes
-        try:
-            self.strays.recover()
-            self.presence.remove()
-        finally:
-            despite_errors(lambda close: close(), [self.order_file.close, self.layout.close])
+            mark = self._open.pop("mark", False)
+            if mark:  # RACE: of several threads, the one that took the mark closes
+                steps = [self.strays.recover, self.presence.remove, self.order_file.close, self.layout.close]
+                despite_errors(lambda step: step(), steps)
+        except OSError:
+            raise
+        except BaseException:
+            if mark:
+                self._open["mark"] = True  # whoever closes this again completes it
+            raise
+
+    def drop_leftovers(self) -> None:
+        """Let go of every lock that an interrupted call of this thread has left held."""
+        self.order_file.drop_leftovers()
+        for mutex in (self.mutex, self.presence.mutex, self.layout.reopening):
+            mutex.drop_leftovers()
 
     def abandon_in_child(self) -> None:
         """Close a forked child's copies of the descriptors; locks and leases stay the parent's."""

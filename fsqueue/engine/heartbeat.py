@@ -5,12 +5,14 @@ The thread also ticks more often than it beats, so that a handle knows whether i
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from fsqueue.engine.awake import Awake
@@ -45,25 +47,31 @@ class Heartbeats:
         self._changed = threading.Condition()
         self._hearts: dict[int, dict[int, _Heart]] = {}  # by mount
         self._threads: dict[int, threading.Thread] = {}
-        self._last_key = 0
+        self._keys = itertools.count(1)
 
-    def register(self, beat: Callable[[], None], interval_s: float, awake: Awake, mount: int) -> int:
+    def new_key(self) -> int:
+        """Return the key of one more beat, for `register`: who is interrupted there has it, to register once more."""
+        return next(self._keys)
+
+    def register(self, key: int, beat: Callable[[], None], interval_s: float, awake: Awake, mount: int) -> None:
         """Call beat every interval_s seconds, as long as the object that it is a method of lives.
 
         Args:
             mount: a number that is the same for all queues that hang together.
         """
-        with self._changed:
-            self._last_key = key = self._last_key + 1
-            hearts = self._hearts.setdefault(mount, {})
-            hearts[key] = _Heart(weakref.WeakMethod(beat), interval_s, awake, awake.tick() + interval_s)
-            try:
-                self._start_locked(mount)
-            except BaseException:
-                del hearts[key]
-                raise
-            self._changed.notify_all()
-            return key
+        try:
+            with self._changed:
+                hearts = self._hearts.setdefault(mount, {})
+                hearts[key] = _Heart(weakref.WeakMethod(beat), interval_s, awake, awake.tick() + interval_s)
+                try:
+                    self._start_locked(mount)
+                except BaseException:
+                    hearts.pop(key, None)
+                    raise
+                self._changed.notify_all()
+        except BaseException:
+            self._drop_leftovers()
+            raise
 
     def _start_locked(self, mount: int) -> None:
         thread = self._threads.get(mount)
@@ -73,10 +81,20 @@ class Heartbeats:
             self._threads[mount] = thread
 
     def unregister(self, key: int) -> None:
-        with self._changed:
-            for hearts in self._hearts.values():
-                hearts.pop(key, None)
-            self._changed.notify_all()
+        try:
+            with self._changed:
+                for hearts in self._hearts.values():
+                    hearts.pop(key, None)
+                self._changed.notify_all()
+        except BaseException:
+            self._drop_leftovers()
+            raise
+
+    def _drop_leftovers(self) -> None:
+        """Let go of what an exception on the way out of a block has left locked: all heartbeats would end."""
+        with suppress(RuntimeError):  # which says that this thread does not hold it any more
+            while True:
+                self._changed.release()
 
     def _run(self, mount: int) -> None:
         while True:

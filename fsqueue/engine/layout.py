@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-import threading
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,6 +17,7 @@ import msgspec
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import DIRECTORY, FileOps, despite_errors, explained
+from fsqueue.disk.mutex import Mutex
 from fsqueue.disk.publish import make_directory, make_within, publish_once, refusal_of, strangers_in, sync_parent
 from fsqueue.errors import (
     CorruptRefError,
@@ -86,7 +86,7 @@ class Layout:
         self.root = root
         self._opened = [root]
         self._retired: list[int] = []
-        self._reopening = threading.RLock()
+        self.reopening = Mutex()
         try:
             self.remote = is_remote(root.ops, root.path)
             self.owners = self.open("owners", make_missing)
@@ -126,7 +126,7 @@ class Layout:
             QueueReplacedError: it leads to another queue.
         """
         if error.errno in _GONE and self._opened:
-            with self._reopening, suppress(OSError, NotAQueueError):
+            with self.reopening, suppress(OSError, NotAQueueError):
                 self._reopen()
 
     def _reopen(self) -> None:

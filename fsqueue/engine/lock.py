@@ -137,8 +137,8 @@ class OrderFile:
                 return False
             if self._take_within(patience_s):
                 return True
-            self._inside.discard(thread)
             self._mutex.release()
+            self._inside.discard(thread)
             return False
         except BaseException:
             self.drop_leftovers()
@@ -168,18 +168,14 @@ class OrderFile:
         lock too, whatever state it was left in.
         """
         thread = threading.get_ident()
-        if thread not in self._inside or not self._mutex.acquire(blocking=False):
-            self._inside.discard(thread)
-            return
         try:
-            if self._lease is not None:
-                self._lease.release(force=True)
+            if thread in self._inside and self._mutex.acquire(blocking=False):
+                self._unlock_quietly()
         finally:
-            self._drop_quietly()
-            self._inside.discard(thread)
             with suppress(RuntimeError):  # as often as it was acquired; an RLock says when it is not held any more
                 while True:
                     self._mutex.release()
+            self._inside.discard(thread)
 
     def probe(self) -> None:
         """Find out whether the mount has the lock at all.
@@ -330,8 +326,13 @@ class OrderFile:
         if fd >= 0:
             self.ops.close(fd)
 
-    def _drop_quietly(self) -> None:
+    def _unlock_quietly(self) -> None:
+        """Unlock first: an interrupt within `_drop` leaves a descriptor open that nobody knows any more."""
+        if self._lease is not None:
+            self._lease.release(force=True)
         with suppress(OSError):
+            if self._mode == "flock" and self.fd >= 0:
+                self.ops.unlock(self.fd)
             self._drop()
 
     def _was_replaced(self) -> bool:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-
 import msgspec
 
 from fsqueue.disk.fileops import silently_remove
+from fsqueue.disk.mutex import Mutex
 from fsqueue.engine import heartbeat
 from fsqueue.engine.awake import Awake
 from fsqueue.engine.clock import Clock
@@ -20,6 +19,7 @@ class Presence:
     """Show other handles that this owner is there.
 
     Attributes:
+        mutex: held by the thread that announces the owner.
         heartbeat_s: seconds between the beats that prolong all of the owner's leases; None: it keeps none.
     """
 
@@ -33,7 +33,7 @@ class Presence:
         self._owner = owner
         self._awake = awake
         self._gaps = 0
-        self._mutex = threading.RLock()
+        self.mutex = Mutex()
         self._announced = False
         self._beat_key: int | None = None
 
@@ -41,13 +41,15 @@ class Presence:
         """Write the owner's record, once, before its first lease; start its heartbeat where it keeps one."""
         if self._announced:
             return
-        with self._mutex:
+        with self.mutex:
             if self._announced:
                 return
             self._write_record()
             if self.heartbeat_s is not None:
                 mount = self._layout.root.mount()
-                self._beat_key = heartbeat.heartbeats.register(self.beat, self.heartbeat_s, self._awake, mount)
+                if self._beat_key is None:
+                    self._beat_key = heartbeat.heartbeats.new_key()
+                heartbeat.heartbeats.register(self._beat_key, self.beat, self.heartbeat_s, self._awake, mount)
             self._announced = True
 
     def show_up(self) -> None:
@@ -92,3 +94,4 @@ class Presence:
         """Remove the record, unless leases are left: then it tells others that the process is gone."""
         if self._announced and self._owner not in self._moves.owners_holding():
             silently_remove(self._layout.ops, self._layout.owners.fd, [ref_file(self._owner)])
+        self._announced = False

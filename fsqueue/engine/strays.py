@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
 
 from fsqueue.disk.fileops import despite_errors
+from fsqueue.disk.mutex import Mutex
 from fsqueue.engine.held import Claim, Held
 from fsqueue.engine.moves import Moves
 from fsqueue.engine.order import Order
@@ -18,7 +18,7 @@ class Strays:
         mutex: held by whoever reclaims, renews, or settles what this handle does not lease.
     """
 
-    def __init__(self, moves: Moves, held: Held, order: Order, mutex: threading.RLock) -> None:
+    def __init__(self, moves: Moves, held: Held, order: Order, mutex: Mutex) -> None:
         self._moves = moves
         self._held = held
         self._order = order

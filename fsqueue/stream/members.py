@@ -105,7 +105,8 @@ class Membership:
         try:
             with explained(f"joining as {role}", directory.path):
                 self._write("open", record)
-            self._beat_key = heartbeat.heartbeats.register(self.beat, BEAT_S, handle.awake, directory.mount())
+            self._beat_key = heartbeat.heartbeats.new_key()
+            heartbeat.heartbeats.register(self._beat_key, self.beat, BEAT_S, handle.awake, directory.mount())
         except BaseException:
             self.withdraw()
             raise

@@ -43,14 +43,14 @@ class Patient:
 def hearts() -> Iterator[Heartbeats]:
     it = Heartbeats()
     yield it
-    for key in range(1, it._last_key + 1):
+    for key in range(1, it.new_key()):
         it.unregister(key)
     wait_until(lambda: not it._threads, "the threads' end")
 
 
 def join(hearts: Heartbeats, mount: int) -> Patient:
     patient = Patient()
-    hearts.register(patient.beat, BEAT_S, Awake(FileOps(), 1.0), mount)
+    hearts.register(hearts.new_key(), patient.beat, BEAT_S, Awake(FileOps(), 1.0), mount)
     return patient
 
 
@@ -93,7 +93,7 @@ def test_an_error_in_the_thread_itself_does_not_end_it(hearts: Heartbeats, monke
 
     ops.monotonic = fail_once
     patient = Patient()
-    hearts.register(patient.beat, BEAT_S, Awake(ops, 1.0), 1)
+    hearts.register(hearts.new_key(), patient.beat, BEAT_S, Awake(ops, 1.0), 1)
     patient.beats_on()
     assert failed.is_set()
 

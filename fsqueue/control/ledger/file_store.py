@@ -5,29 +5,47 @@ from __future__ import annotations
 import errno
 import operator
 import os
-import threading
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Generic, Literal, TypeVar, cast
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast
 
 from fsqueue.control.errors import LedgerClosedError, LedgerDamagedError, LedgerError
 from fsqueue.control.ledger.entries import Ack
 from fsqueue.control.ledger.index import NO_STEP, UNACKED
+from fsqueue.control.ledger.log import Log
 from fsqueue.control.ledger.metadata_store import Marker, MetadataStore, weight_of
 from fsqueue.control.ledger.noted import OnFiles, note_ledger
 from fsqueue.control.ledger.replica import Replica
 from fsqueue.disk import fileops
 from fsqueue.disk.fileops import explained
+from fsqueue.disk.mutex import Mutex
 from fsqueue.disk.publish import absolute
-from fsqueue.errors import CorruptRefError
+from fsqueue.errors import CorruptRefError, FsQueueError
 from fsqueue.format.codec import Codec
 from fsqueue.records import SampleRef, id_of_ref
 
+P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
+Store = TypeVar("Store", bound="FileMetadataStore[Any]")
 
 LOCK_TIMEOUT_S = 120.0
 _STEP_LIMIT = 2**63
+
+
+def _lets_go(method: Callable[Concatenate[Store, P], T]) -> Callable[Concatenate[Store, P], T]:
+    """Make a method let go of the ledger's locks wherever an exception ends it."""
+
+    @wraps(method)
+    def guarded(store: Store, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(store, *args, **kwargs)
+        except BaseException:
+            store._drop_leftovers()
+            raise
+
+    return guarded
 
 
 class FileMetadataStore(MetadataStore[R], Generic[R]):
@@ -62,8 +80,9 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
         self._codec: Codec[R] = Codec(ref_type)
         self._durable = durable
         self._lock_timeout_s = lock_timeout_s
-        self._mutex = threading.RLock()
+        self._mutex = Mutex()
         self._closed = False
+        self._underway = False
         with explained("opening ledger", self.path):
             self._replica: Replica | None = self._open()
         try:
@@ -77,6 +96,7 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
     def _open(self) -> Replica:
         return Replica(self._ops, self.path, self._durable, self._lock_timeout_s)
 
+    @_lets_go
     def refresh(self) -> None:
         """Read what others have written since."""
         with self._held("commits"):
@@ -86,6 +106,7 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
 
     # -- commits ------------------------------------------------------------------------------------------------
 
+    @_lets_go
     def commit_samples(self, refs: Iterable[R]) -> list[bool]:
         """Record samples in one transaction: one write, one fsync, however many there are.
 
@@ -114,6 +135,7 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
     def _decode(self, data: bytes) -> R:
         return self._codec.decode(data.replace(b' ,"_fsqueue":', b'\n,"_fsqueue":') + b"\n")
 
+    @_lets_go
     def is_committed(self, sample_id: str) -> bool:
         with self._mutex:
             if sample_id in self._here().index.numbers:
@@ -121,6 +143,7 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
             with self._held("commits") as replica:
                 return sample_id in replica.index.numbers
 
+    @_lets_go
     def get_committed(self, sample_id: str) -> R | None:
         """Read a ref from the ledger.
 
@@ -159,10 +182,12 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
         offset, size_bytes = index.place(index.numbers[sample_id])
         return offset, commits.read(size_bytes, offset)
 
+    @_lets_go
     def committed_count(self) -> int:
         with self._held("commits") as replica:
             return len(replica.index.numbers)
 
+    @_lets_go
     def all_committed_ids(self) -> list[str]:
         """Return every committed id, in commit order; what is returned is durable."""
         with self._held("commits") as replica:
@@ -171,6 +196,7 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
 
     # -- acknowledgements ---------------------------------------------------------------------------------------
 
+    @_lets_go
     def record_train_ack(
         self, sample_ids: Iterable[str], *, global_step: int | None = None, optimizer_durable: bool = False
     ) -> None:
@@ -187,6 +213,7 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
         with self._held("acks", "writing") as replica:
             replica.acknowledge(Ack(ids, global_step, bool(optimizer_durable)))
 
+    @_lets_go
     def forget_acks(self, *, after_step: int) -> list[str]:
         """Take back every acknowledgement of a later step, as one record; returns the ids, in commit order."""
         after_step = self._step("after_step", after_step)
@@ -205,6 +232,7 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
             raise LedgerError(self.path, f"takes a {name} of 0 or more, an integer below 2**63; found {step!r}")
         return found
 
+    @_lets_go
     def durable_marker(self) -> Marker:
         """Return acknowledged ids, step and marker, all of it durable. Costs a set of all acknowledged ids."""
         with self._held("acks") as replica:
@@ -215,21 +243,25 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
                 optimizer_durable=replica.optimizer_durable,
             )
 
+    @_lets_go
     def acked_steps(self, sample_ids: Sequence[str]) -> dict[str, int | None]:
         with self._held("acks") as replica:
             steps = {sample_id: replica.index.step_of(sample_id) for sample_id in sample_ids}
         return {i: None if step == NO_STEP else step for i, step in steps.items() if step != UNACKED}
 
+    @_lets_go
     def progress(self) -> tuple[int, int | None]:
         with self._held("acks") as replica:
             return replica.index.acked, replica.global_step
 
+    @_lets_go
     def backlog(self) -> tuple[int, int]:
         with self._held("acks"):
             pass
         with self._held("commits") as replica:
             return replica.index.waiting, replica.index.waiting_bytes
 
+    @_lets_go
     def compact(self) -> None:
         """Rewrite the acknowledgements into as few records as say the same; done without asking where it pays."""
         with self._held("acks", "compacting") as replica:
@@ -237,17 +269,23 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
 
     # -- one process's use --------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _held(self, kind: Literal["commits", "acks"], what: str = "reading") -> Iterator[Replica]:
+    def _held(self, kind: Literal["commits", "acks"], what: str = "reading") -> _Transaction:
         """Hold one of the logs, read up to its end."""
-        with self._mutex, explained(f"{what} ledger", self.path):
-            replica = self._here()
-            log = replica.commits if kind == "commits" else replica.acks
-            locked_fd = log.acquire()
-            try:
-                yield replica
-            finally:
-                log.release(locked_fd)
+        return _Transaction(self, kind, what)
+
+    def _drop_leftovers(self) -> None:
+        """Let go of all that an interrupted call of this thread has left locked.
+
+        What such a call has written need not be in this copy of the ledger yet: the next call reads it anew.
+        """
+        try:
+            if self._mutex.try_acquire() and self._underway:
+                replica, self._replica = self._replica, None
+                self._underway = False
+                if replica is not None:
+                    replica.drop()
+        finally:
+            self._mutex.drop_leftovers()
 
     def _here(self) -> Replica:
         if self._closed:
@@ -260,13 +298,14 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
         if isinstance(queue, OnFiles):
             note_ledger(queue, self.path)
 
+    @_lets_go
     def close(self) -> None:
         with self._mutex:
             self._closed = True
-            replica, self._replica = self._replica, None
-            if replica is not None:
-                replica.save_if_worthwhile()
-                replica.close()
+            if self._replica is not None:
+                self._replica.save_if_worthwhile()
+                self._replica.close()
+                self._replica = None
 
     def __enter__(self) -> FileMetadataStore[R]:
         return self
@@ -279,10 +318,48 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
 
     def _after_fork_in_child(self) -> None:
         # A flock belongs to the open file, which parent and child would share: the child opens its own.
-        self._mutex = threading.RLock()
+        self._mutex = Mutex()
         replica, self._replica = self._replica, None
         if replica is not None:
             replica.close()
+
+
+class _Transaction:
+    """Hold the store's mutex and the lock of one log for a with block; nothing else takes them or gives them back.
+
+    An exception other than a refusal, which leaves the ledger as it was, marks the store's copy as not to be trusted.
+    """
+
+    def __init__(self, store: FileMetadataStore[Any], kind: Literal["commits", "acks"], what: str) -> None:
+        self._store = store
+        self._kind = kind
+        self._explained = explained(f"{what} ledger", store.path)
+        self._log: Log | None = None
+
+    def __enter__(self) -> Replica:
+        store = self._store
+        store._mutex.__enter__()
+        try:
+            with self._explained:
+                replica = store._here()
+                store._underway = True
+                self._log = replica.commits if self._kind == "commits" else replica.acks
+                self._log.acquire()
+        except BaseException as error:
+            self._end(error)
+            raise
+        return replica
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if self._log is not None:
+            self._log.release()
+        self._end(error)
+        self._explained.__exit__(kind, error, trace)
+
+    def _end(self, error: BaseException | None) -> None:
+        if error is None or isinstance(error, FsQueueError) or (isinstance(error, OSError) and error.errno):
+            self._store._underway = False
+        self._store._mutex.release()
 
 
 _live: weakref.WeakSet[FileMetadataStore[Any]] = weakref.WeakSet()

@@ -167,7 +167,8 @@ class Log(LogReader):
         self._cut_torn_tail()
         try:
             self._ops.pwrite_all(self.fd, framing.frame(seal(name)), self.end_bytes)
-        except OSError:
-            self._cut_back()
+            self._next = name
+        except BaseException:
+            if self._next is None:
+                self._cut_back()
             raise
-        self._next = name

@@ -60,6 +60,7 @@ class LogReader:
         self._path = ""
         self._next: str | None = None
         self._torn = False
+        self._locked_fd = -1
 
     def read(self, size_bytes: int, offset: int) -> bytes:
         """Return bytes of the current file; needs no lock, since what was once written there stays."""
@@ -68,12 +69,19 @@ class LogReader:
     def close(self) -> None:
         fd, self.fd = self.fd, -1
         if fd >= 0:
+            if fd == self._locked_fd:
+                self._locked_fd = -1
             self._ops.close(fd)
+
+    def drop(self) -> None:
+        """Unlock and close what is open, in whatever state an interrupted call has left it."""
+        self.release()
+        self.close()
 
     # -- the lock -----------------------------------------------------------------------------------------------
 
-    def acquire(self) -> int:
-        """Lock the current file and read what was written since; returns the descriptor to release.
+    def acquire(self) -> None:
+        """Lock the current file and read what was written since; `release` ends it.
 
         Raises:
             LedgerLockedError: the lock could not be had within lock_timeout_s seconds.
@@ -84,30 +92,35 @@ class LogReader:
             if self.fd < 0:
                 self._open_current()
             try:
-                wait_for_lock(self._ops, self.fd, self._path, since, self._lock_timeout_s)
+                self._locked_fd = self.fd
                 try:
+                    wait_for_lock(self._ops, self.fd, self._path, since, self._lock_timeout_s)
                     if self._ops.fstat(self.fd).st_nlink and self._read_on():
-                        return self.fd
+                        return
                     self._complete_switch()
                 except BaseException:
-                    self.release(self.fd)
+                    self.release()
                     raise
-                self.release(self.fd)
+                self.release()
             except OSError as error:
                 if error.errno != errno.ESTALE or self._ops.monotonic() - since >= self._lock_timeout_s:
                     raise
             self.close()
 
-    def release(self, locked_fd: int) -> None:
+    def release(self) -> None:
         """Unlock the file that acquire locked, which this log may have left meanwhile.
 
         Where unlocking fails, closing the file does it, and what was written stays written: nobody need know.
         """
+        locked_fd = self._locked_fd
+        if locked_fd < 0:
+            return  # it was closed, by a signal handler that ran in the midst of the block
         try:
             self._ops.unlock(locked_fd)
         except OSError:
             if locked_fd == self.fd:
                 self.fd = -1
+        self._locked_fd = -1
         if locked_fd != self.fd:
             with suppress(OSError):
                 self._ops.close(locked_fd)

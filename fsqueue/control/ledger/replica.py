@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import msgspec
 
@@ -125,6 +126,13 @@ class Replica:
             for first in range(0, len(ids), IDS_A_RECORD):
                 yield ack_body(Ack(ids[first : first + IDS_A_RECORD], None if step == NO_STEP else step))
         yield ack_body(Ack([], self.global_step, self.optimizer_durable))
+
+    def drop(self) -> None:
+        """Close all, in whatever state an interrupted call has left it; no lock stays held."""
+        for log in (self.commits, self.acks):
+            with suppress(OSError):
+                log.drop()
+        self._root.close()
 
     def close(self) -> None:
         self.commits.close()

@@ -1,0 +1,71 @@
+"""An exception at every line of a call: the handle goes on, no lock is held, nothing is leased to nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.sweeps.proof import tally
+from tests.sweeps.proof.interrupted import CALLS, Scene, interrupt
+from tests.sweeps.proof.interrupted_ledger import LEDGER_CALLS, interrupt_ledger, prepared
+from tests.sweeps.proof.lines import lines_of
+
+_STRIDE = 37
+
+
+def sweep(lines: int, stride: int, name: str, what: str, interrupt_at: Callable[[int], object]) -> None:
+    """Interrupt a call at every stride-th of its lines; others for each call."""
+    problems: list[str] = []
+    for at in range(1 + len(name) % stride, lines + 1, stride):
+        try:
+            interrupt_at(at)
+        except AssertionError as problem:
+            problems.append(f"line {at}: {problem}: {problem.__cause__!r}")
+        tally.count(f"lines at which a call of a {what} was interrupted: locks held, refs lost or leased to nobody 0")
+    assert not problems, "\n".join(problems)
+
+
+def sweep_queue(tmp_path: Path, name: str, stride: int, error: type[BaseException]) -> None:
+    call = CALLS[name]
+    scene = Scene(tmp_path / "whole", **call.options)
+    call.prepare(scene)
+    lines = lines_of(lambda: call.run(scene))
+    scene.queue.close()
+    scene.other.close()
+    sweep(lines, stride, name, "queue", lambda at: interrupt(tmp_path / str(at), call, at, error))
+
+
+def sweep_ledger(tmp_path: Path, name: str, stride: int, error: type[BaseException]) -> None:
+    with prepared(tmp_path / "whole") as ledger:
+        lines = lines_of(lambda: LEDGER_CALLS[name](ledger))
+    sweep(lines, stride, name, "ledger", lambda at: interrupt_ledger(tmp_path / str(at), name, at, error))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_interrupted_at_some_lines(tmp_path: Path, name: str) -> None:
+    """After a Ctrl-C in the midst of a call the same handle works, holds no lock, and leases nothing to nobody."""
+    sweep_queue(tmp_path, name, _STRIDE, KeyboardInterrupt)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("name", CALLS)
+def test_interrupted_at_every_line(tmp_path: Path, name: str, error: type[BaseException]) -> None:
+    """The same at every line, and for an exception such as a signal handler of torch's DataLoader raises."""
+    sweep_queue(tmp_path, name, 1 if error is KeyboardInterrupt else 7, error)
+
+
+@pytest.mark.parametrize("name", LEDGER_CALLS)
+def test_ledger_interrupted_at_some_lines(tmp_path: Path, name: str) -> None:
+    """After a Ctrl-C in the midst of a transaction the same ledger works, and what it says is what is written."""
+    sweep_ledger(tmp_path, name, 11, KeyboardInterrupt)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("name", LEDGER_CALLS)
+def test_ledger_interrupted_at_every_line(tmp_path: Path, name: str, error: type[BaseException]) -> None:
+    """The same at every line."""
+    sweep_ledger(tmp_path, name, 1, error)
