@@ -12,7 +12,7 @@ from tests.sweeps.proof.interrupted import CALLS, Scene, interrupt
 from tests.sweeps.proof.interrupted_ledger import LEDGER_CALLS, interrupt_ledger, prepared
 from tests.sweeps.proof.lines import lines_of
 
-_STRIDE = 37
+_STRIDE = 47
 
 
 def sweep(lines: int, stride: int, name: str, what: str, interrupt_at: Callable[[int], object]) -> None:
