@@ -137,15 +137,15 @@ class OrderFile:
                 return False
             if self._take_within(patience_s):
                 return True
-            self._mutex.release()
-            self._inside.discard(thread)
+            self._leave(thread)
             return False
         except BaseException:
             self.drop_leftovers()
             raise
 
     def _give(self) -> None:
-        if threading.get_ident() not in self._inside:
+        thread = threading.get_ident()
+        if thread not in self._inside:
             return  # it was not had; or a signal handler that ran in the midst of the block has let go of it
         try:
             if self._lease is not None:
@@ -158,8 +158,16 @@ class OrderFile:
         except BaseException:
             self.drop_leftovers()
             raise
-        self._mutex.release()
-        self._inside.discard(threading.get_ident())
+        self._leave(thread)
+
+    def _leave(self, thread: int) -> None:
+        try:
+            self._mutex.release()
+        except RuntimeError:
+            if thread in self._inside:
+                raise
+            return  # a signal handler that ran just now has closed this
+        self._inside.discard(thread)
 
     def drop_leftovers(self) -> None:
         """Let go of what an interrupted call of this thread has left locked, if anything.
