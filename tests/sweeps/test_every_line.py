@@ -14,6 +14,9 @@ from tests.sweeps.proof.lines import lines_of
 
 _STRIDE = 47
 
+# An exception that comes while an object ends, a generator for instance, is reported by the interpreter and goes nowhere.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def sweep(lines: int, stride: int, name: str, what: str, interrupt_at: Callable[[int], object]) -> None:
     """Interrupt a call at every stride-th of its lines; others for each call."""
