@@ -14,7 +14,7 @@ from tests.sweeps.proof.lines import lines_of
 
 _STRIDE = 47
 
-# An exception that comes while an object ends, a generator for instance, is reported by the interpreter and goes nowhere.
+# An exception that comes while an object ends, a generator say, is reported by the interpreter and goes nowhere.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
