@@ -209,7 +209,8 @@ class FileSampleRefQueue(Generic[R]):
             return
         try:
             with reaching("putting refs into", engine.handle.layout):
-                engine.contents.agree_to_put()
+                if not engine.contents.fits_puts:
+                    engine.contents.agree_to_put()
                 engine.putter.put(contents)
         except BaseException as error:
             engine.after_interruption(error)

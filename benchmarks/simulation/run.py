@@ -120,8 +120,11 @@ def _stem(folder: str, name: str) -> str | None:
 class _NoHeartbeats:
     """The heartbeat thread's place: in a run, beats are steps."""
 
-    def register(self, *_: object) -> int:
+    def new_key(self) -> int:
         return 0
+
+    def register(self, *_: object) -> None:
+        pass
 
     def unregister(self, key: int) -> None:
         pass

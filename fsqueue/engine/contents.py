@@ -18,12 +18,17 @@ from fsqueue.format.ref_type import RefType, Use, describe, misfit
 
 
 class Contents:
-    """Compare one handle's class with the queue's, once for puts and once for gets where it fits."""
+    """Compare one handle's class with the queue's, once for puts and once for gets where it fits.
+
+    Attributes:
+        fits_puts, fits_gets: that was done, and need not be done again.
+    """
 
     def __init__(self, layout: Layout, ref_type: type[Any]) -> None:
         self._layout = layout
         self._ref_type = ref_type
-        self._agreed: set[Use] = set()
+        self.fits_puts = False
+        self.fits_gets = False
 
     def agree_to_put(self) -> None:
         """Refuse a class that does not fit; the first put says what the queue holds from now on.
@@ -33,13 +38,11 @@ class Contents:
         Raises:
             RefTypeError: refs of this class would not fit those that are in the queue.
         """
-        if "put" in self._agreed:
-            return
         if not self._agree("put"):
             data = msgspec.json.encode(describe(self._ref_type)) + b"\n"
             publish_once(self._layout.ops, self._layout.root, REF_TYPE, data)
             self._agree("put")
-        self._agreed.add("put")
+        self.fits_puts = True
 
     def agree_to_get(self, *, leased: bool = False) -> None:
         """Refuse a class that does not fit; as long as nothing says what the queue holds, ask again with every get.
@@ -51,12 +54,10 @@ class Contents:
         Raises:
             RefTypeError: this class cannot hold the refs that are in the queue.
         """
-        if "get" in self._agreed:
-            return
         if leased and self._layout.remote:
             self._layout.root.refresh()
         if self._agree("get") or leased:
-            self._agreed.add("get")
+            self.fits_gets = True
 
     def _agree(self, use: Use) -> bool:
         """Compare the classes; return whether the queue has one."""

@@ -74,7 +74,8 @@ class Getter(Generic[R]):
         Args:
             leased: every claim is added to it, so that those of a call that was cut short can be made strays.
         """
-        self._contents.agree_to_get()
+        if not self._contents.fits_gets:
+            self._contents.agree_to_get()
         use = self._handle.begin_use()
         try:
             return self._get(max_refs, partition, Waiter(self._handle, timeout_s, self._pace, stop), leased)
@@ -91,7 +92,8 @@ class Getter(Generic[R]):
     def _get(self, max_refs: int, partition: Partition | None, waiter: Waiter, leased: list[Claim]) -> list[R]:
         thorough = True
         while True:
-            waiter.raise_if_stopped()
+            if self._handle.closed or waiter.stop is not None:
+                waiter.raise_if_stopped()
             refs = self._get_now(max_refs, partition, thorough, waiter, leased)
             if refs:
                 self._pace.waited_s = 0.0
@@ -116,7 +118,8 @@ class Getter(Generic[R]):
         handle.strays.recover()
         self._claimer.sweep_if_due()
         refs = self._renewed_if_slow(self._fill(max_refs, partition, thorough, leased), started)
-        waiter.raise_if_stopped()  # what was leased meanwhile would be leased to nobody
+        if handle.closed or waiter.stop is not None:
+            waiter.raise_if_stopped()  # what was leased meanwhile would be leased to nobody
         return refs
 
     def _fill(self, max_refs: int, partition: Partition | None, thorough: bool, leased: list[Claim]) -> list[R]:
@@ -134,7 +137,8 @@ class Getter(Generic[R]):
                     raise
                 self._handle.strays.add(leased[seen:])
                 break
-            self._contents.agree_to_get(leased=True)
+            if not self._contents.fits_gets:
+                self._contents.agree_to_get(leased=True)
             contents = self._handle.overlap.ahead(self._content, leased[seen:])
             for index, content in enumerate(contents, seen):
                 known = len(leased)

@@ -135,6 +135,9 @@ class OrderFile:
             if not self._mutex.acquire(timeout=-1 if after_threads else patience_s):
                 self._inside.discard(thread)
                 return False
+            if self._lease is None and self._try_lock(0.0) and self._is_linked():
+                self._pause_s = max(_FIRST_PAUSE_S, self._pause_s / 4)
+                return True
             if self._take_within(patience_s):
                 return True
             self._leave(thread)
@@ -232,9 +235,6 @@ class OrderFile:
 
     def _take_within(self, patience_s: float) -> bool:
         """Take the lock, or return False when its holder has not moved on for patience_s seconds."""
-        if self._lease is None and self._try_lock(0.0) and self._is_linked():
-            self._pause_s = max(_FIRST_PAUSE_S, self._pause_s / 4)
-            return True
         monotonic = self.ops.monotonic
         started = monotonic()
         deadline, pause_s = started + patience_s, self._pause_s

@@ -48,7 +48,8 @@ class Putter:
         try:
             self._publish(waiting)
         finally:
-            silently_remove(handle.ops, handle.layout.tmp.fd, waiting.values())
+            if waiting:
+                silently_remove(handle.ops, handle.layout.tmp.fd, waiting.values())
 
     def _publish(self, waiting: dict[str, str]) -> None:
         """Publish in pieces, so that others come in between; what remains in waiting is in the queue already.

@@ -46,7 +46,8 @@ class Settler:
         lost: dict[str, None] = {}
         late: dict[str, set[str]] = {}
         strangers: dict[str, None] = {}
-        self._recover_strays()
+        if handle.strays:
+            self._recover_strays()
 
         def finish(target: Target) -> None:
             stem, ref = target
@@ -218,7 +219,8 @@ class Settler:
         lost: dict[str, None] = {}
         late: dict[str, set[str]] = {}
         strangers: dict[str, None] = {}
-        self._recover_strays()
+        if handle.strays:
+            self._recover_strays()
 
         def end_own(target: Target) -> None:
             stem, ref = target

@@ -53,7 +53,7 @@ class Waiter:
 
     def __init__(self, handle: Handle, timeout_s: float | None, pace: Pace, stop: StopEvent | None) -> None:
         self._handle = handle
-        self._stop = stop
+        self.stop = stop
         self._ops = handle.ops
         self._pace = pace
         self._rounds = 1
@@ -72,7 +72,7 @@ class Waiter:
         """
         if self._handle.closed:
             raise QueueClosedError(self._handle.layout.path)
-        if self._stop is not None and self._stop.is_set():
+        if self.stop is not None and self.stop.is_set():
             raise StoppedError
 
     def expired(self) -> bool:
