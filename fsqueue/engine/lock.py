@@ -341,6 +341,7 @@ class OrderFile:
         with suppress(OSError):
             if self._mode == "flock" and self.fd >= 0:
                 self.ops.unlock(self.fd)
+        with suppress(OSError):
             self._drop()
 
     def _was_replaced(self) -> bool:
