@@ -6,7 +6,6 @@ The thread also ticks more often than it beats, so that a handle knows whether i
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import threading
 import time
@@ -14,10 +13,13 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fsqueue.engine.awake import Awake
 
-_log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    import logging
+
 _TICKS_A_GAP = 2
 _AFTER_AN_ERROR_S = 0.1
 
@@ -34,6 +36,13 @@ class _Heart:
     def next_s(self) -> float:
         """Tick, and return in how many seconds the next beat or tick is due."""
         return min(self.due - self.awake.tick(), self.awake.gap_s / _TICKS_A_GAP)
+
+
+def _log() -> logging.Logger:
+    """Return this module's logger; few processes have anything to log, and importing it takes a while."""
+    import logging
+
+    return logging.getLogger(__name__)
 
 
 class Heartbeats:
@@ -102,7 +111,7 @@ class Heartbeats:
                 if not self._step(mount):
                     return
             except BaseException:
-                _log.exception("an error in the heartbeat thread; it goes on")
+                _log().exception("an error in the heartbeat thread; it goes on")
                 time.sleep(_AFTER_AN_ERROR_S)
 
     def _step(self, mount: int) -> bool:
@@ -131,7 +140,7 @@ class Heartbeats:
             beat()
         except BaseException as error:
             if any(key in hearts for hearts in list(self._hearts.values())):  # it was not just closed
-                _log.warning("a heartbeat failed, the next one is due in %g s: %r", heart.interval_s, error)
+                _log().warning("a heartbeat failed, the next one is due in %g s: %r", heart.interval_s, error)
         heart.awake.tick()
 
 
