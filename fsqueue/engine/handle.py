@@ -90,7 +90,7 @@ class Handle:
         for reference in list(self._uses.values()):
             if (use := reference()) is not None:
                 weakref.finalize(use, self._close_unused).atexit = False
-        use = None
+        use = None  # the loop would keep the last one alive, and with it the descriptors
         self._close_unused()
 
     def _close_unused(self) -> None:
