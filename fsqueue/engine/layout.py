@@ -17,6 +17,7 @@ import msgspec
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import DIRECTORY, FileOps, despite_errors, explained
+from fsqueue.disk.filesystems import filesystem
 from fsqueue.disk.mutex import Mutex
 from fsqueue.disk.publish import make_directory, make_within, publish_once, refusal_of, strangers_in, sync_parent
 from fsqueue.errors import (
@@ -45,7 +46,6 @@ STATES = ("pending", "leased", "done", "failed")
 DIRECTORIES = ("owners", "tmp", *STATES)
 LOCK_MODES = ("flock", "lease", "none")
 _GONE = (errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.ENOENT)
-_LOCAL_TYPES = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "overlay", "bcachefs")
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -75,6 +75,7 @@ class Layout:
         root: the queue's directory, open; closed with the others.
 
     Attributes:
+        filesystem: what is known of the kind of filesystem that it lies on.
         remote: other hosts may change the files behind this one's caches, so an ENOENT and a remembered name are
             doubted; true unless the filesystem is known to be local.
     """
@@ -88,7 +89,8 @@ class Layout:
         self._retired: list[int] = []
         self.reopening = Mutex()
         try:
-            self.remote = is_remote(root.ops, root.path)
+            self.filesystem = filesystem(root.ops.filesystem_type(root.path))
+            self.remote = not self.filesystem.local
             self.owners = self.open("owners", make_missing)
             self.tmp = self.open("tmp", make_missing)
             self.pending = self.open("pending", make_missing)
@@ -363,4 +365,4 @@ def _refuse_orphans(ops: FileOps, root: Directory) -> None:
 
 def is_remote(ops: FileOps, path: str) -> bool:
     """Return whether other hosts may change files behind this one's caches, as far as can be known."""
-    return ops.filesystem_type(path) not in _LOCAL_TYPES
+    return not filesystem(ops.filesystem_type(path)).local
