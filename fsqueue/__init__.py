@@ -35,6 +35,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fsqueue.disk.counting import Counts
+from fsqueue.disk.filesystems import UnfitFilesystemWarning
 from fsqueue.engine.get import UnreadableRefWarning
 from fsqueue.engine.lock import StaleLockWarning
 from fsqueue.errors import (
@@ -132,6 +133,7 @@ __all__ = [
     "TooLongError",
     "TrainLease",
     "TrainerView",
+    "UnfitFilesystemWarning",
     "UnreadableRefError",
     "UnreadableRefWarning",
     "UnsupportedFormatError",

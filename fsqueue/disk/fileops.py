@@ -83,7 +83,7 @@ def _readinto(fd: int, buffer: memoryview, offset: int) -> int:
 
 def _filesystem_type(path: str) -> str | None:
     mount = mount_of(path)
-    return mount.type if mount else None
+    return mount.kind if mount else None
 
 
 def _scan_until(fd: int, accept: Callable[[str], bool]) -> bool:

@@ -10,13 +10,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_REMOTE_TYPES = frozenset({
-    "nfs", "nfs3", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "smbfs", "afs", "9p", "virtiofs",
-    "gfs2", "ocfs2", "orangefs", "pvfs2", "panfs", "wekafs", "quobyte", "coda", "vboxsf", "prl_fs",
-    "fuse.sshfs", "fuse.ceph", "fuse.ceph-fuse", "fuse.glusterfs", "fuse.juicefs", "fuse.s3fs", "fuse.gcsfuse",
-    "fuse.goofys", "fuse.rclone", "fuse.davfs", "fuse.quobyte", "fuse.nfs",
-})  # fmt: skip
+from fsqueue.disk.filesystems import Filesystem, filesystem
+
 _HOST_SOURCE = re.compile(r"//[^/]+/|(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9_.,@-]+):").match
+_FUSE_SOURCES = {
+    "mfs#": "fuse.mfs", "mountpoint-s3": "fuse.mountpoint-s3", "http://": "fuse.davfs", "https://": "fuse.davfs",
+}  # fmt: skip
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -43,10 +42,22 @@ class Mount:
         return next((value for key, _, value in parts if key == name), None)
 
     @property
+    def kind(self) -> str:
+        """Return the type, with the name of the program where the kernel says "fuse" and the source tells it."""
+        if self.type != "fuse":
+            return self.type
+        return next((kind for begin, kind in _FUSE_SOURCES.items() if self.source.startswith(begin)), self.type)
+
+    @property
+    def filesystem(self) -> Filesystem:
+        """Return what is known of filesystems of this kind."""
+        return filesystem(self.kind)
+
+    @property
     def is_remote(self) -> bool:
-        """Tell whether other hosts may see the same files: a known type, or a source such as ``host:/export``."""
+        """Tell whether others may see the same files: a type not known as local, or a source like ``host:/export``."""
         named_host = not self.source.startswith("/dev/") and _HOST_SOURCE(self.source) is not None
-        return self.type in _REMOTE_TYPES or named_host
+        return not self.filesystem.local or named_host
 
 
 def mount_of(path: str | os.PathLike[str]) -> Mount | None:

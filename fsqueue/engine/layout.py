@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import warnings
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,7 +18,7 @@ import msgspec
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import DIRECTORY, FileOps, despite_errors, explained
-from fsqueue.disk.filesystems import filesystem
+from fsqueue.disk.filesystems import UnfitFilesystemWarning, filesystem, refusal
 from fsqueue.disk.mutex import Mutex
 from fsqueue.disk.publish import make_directory, make_within, publish_once, refusal_of, strangers_in, sync_parent
 from fsqueue.errors import (
@@ -45,6 +46,7 @@ ORDER_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 STATES = ("pending", "leased", "done", "failed")
 DIRECTORIES = ("owners", "tmp", *STATES)
 LOCK_MODES = ("flock", "lease", "none")
+_warned: set[str] = set()
 _GONE = (errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.ENOENT)
 
 
@@ -199,7 +201,19 @@ def open_layout(ops: FileOps, path: str, make_missing: bool = False, *, same_as:
     """
     with explained("opening queue", path):
         root, settings = open_root(ops, path, same_as)
-        return Layout(root, settings, make_missing)
+        layout = Layout(root, settings, make_missing)
+    _warn_where_unfit(layout)
+    return layout
+
+
+def _warn_where_unfit(layout: Layout) -> None:
+    """Warn, once a queue in each process, where it lies on a filesystem on which none can be kept."""
+    key = layout.settings.queue_id or layout.path
+    if layout.filesystem.unfit is None or key in _warned:
+        return
+    _warned.add(key)
+    reason = refusal(layout.ops.filesystem_type(layout.path))
+    warnings.warn(f"queue {layout.path}: {reason}", UnfitFilesystemWarning, stacklevel=4)
 
 
 def open_root(ops: FileOps, path: str, same_as: Settings | None = None) -> tuple[Directory, Settings]:
