@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import click
 
@@ -13,7 +14,10 @@ from fsqueue.cli.output import data, one_json
 from fsqueue.errors import QueueIOError
 from fsqueue.operate.doctor.diagnosis import diagnose
 from fsqueue.operate.doctor.findings import Diagnosis
+from fsqueue.operate.doctor.peer import PeerError
 from fsqueue.operate.doctor.races import LockFindings, RaceFindings
+from fsqueue.operate.doctor.sides.verdict import Verdict
+from fsqueue.operate.doctor.sides.verify import CHECKS, Report, verify
 
 OPERATIONS = {
     "create_write_close": "create + write 600 B + close",
@@ -34,44 +38,141 @@ _STAMPED_BY = {
 }
 
 
-@click.command(epilog="Example:  fsqueue doctor /mnt/shared/queues --json | jq .advice")
+_MARKS = {"holds": "holds", "lives with it": "lives", "weaker": "WEAKER", "broken": "BROKEN", "measured": ""}
+
+
+def _chosen(context: click.Context, option: click.Parameter, text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    chosen = [name.strip() for name in text.split(",")]
+    if unknown := sorted(set(chosen) - set(CHECKS)):
+        raise click.BadParameter(f"{', '.join(unknown)} is none of {', '.join(CHECKS)}")
+    return [name for name in CHECKS if name in chosen]
+
+
+@click.command(epilog="Example:  fsqueue doctor /mnt/shared/queues --peer 'ssh node2'")
 @click.argument(
     "directory", metavar="[DIR]", envvar="FSQUEUE_DIR", default=".", type=click.Path(exists=True, file_okay=False)
 )
+@click.option(
+    "--peer",
+    metavar="COMMAND",
+    help="Try two nodes: COMMAND runs a shell command on the other one, as 'ssh node2' does.",
+)
+@click.option("--peer-python", metavar="PYTHON", help="The Python there that has fsqueue; default: as here.")
+@click.option(
+    "--second-mount",
+    metavar="DIR2",
+    help="Try two mounts: DIR2 is DIR through the other one; with --peer, as seen there.",
+)
+@click.option(
+    "--only", metavar="CHECKS", callback=_chosen, help=f"Some of the checks of two sides: {', '.join(CHECKS)}."
+)
 @as_json
-def doctor(directory: str, as_json: bool) -> None:
+def doctor(
+    directory: str,
+    peer: str | None,
+    peer_python: str | None,
+    second_mount: str | None,
+    only: list[str] | None,
+    as_json: bool,
+) -> None:
     """Find out what the filesystem under DIR can do for a queue, and what settings suit it.
 
     DIR may be a queue or any directory; without it, $FSQUEUE_DIR or the current directory. Everything happens in a
-    fresh subdirectory of DIR, which is removed. Exits with 1 where a promise of the queue cannot be kept there.
+    fresh subdirectory of DIR, which is removed.
+
+    Alone, it takes well under a minute and tells what this mount does, and what each operation costs. What several
+    mounts or nodes do to each other takes two of them: with --second-mount or --peer, a process on each side works on
+    the same files and queues for some minutes, and each promise of the queue gets a verdict:
+
+    \b
+    holds    as promised
+    lives    the filesystem does not do what was asked; the queue has its own way round, and no promise suffers
+    WEAKER   nothing is lost; order, deduplication or the wake-up of a waiting get is not to be relied on
+    BROKEN   refs may be lost, held by two, or stuck: keep no queue there
+
+    Exits with 1 where a promise cannot be kept.
     """
+    two_sides = bool(peer or second_mount)
+    if not two_sides and (peer_python or only):
+        raise click.UsageError("--peer-python and --only are about two sides: give --peer or --second-mount as well")
+    report: Report | None = None
     try:
         with sigterm_as_exit():
             found = diagnose(directory, progress=_progress)
-    except QueueIOError as error:
+            _progress("")
+            if not as_json:
+                data("\n".join(_lines(found, two_sides)))
+            if two_sides and found.fit:
+                report = verify(
+                    directory,
+                    second_mount=second_mount,
+                    peer=peer,
+                    peer_python=peer_python,
+                    checks=only or list(CHECKS),
+                    progress=_progress,
+                    said=_ignore if as_json else _say,
+                    met=_ignore if as_json else _introduce,
+                )
+    except (QueueIOError, PeerError) as error:
         raise click.ClickException(str(error)) from None
     finally:
         _progress("")
     if as_json:
-        one_json(found.as_json())
-    else:
-        data("\n".join(_lines(found)))
-    sys.exit(0 if found.fit else 1)
+        one_json({**found.as_json(), "two_sides": report.as_json() if report else None})
+    elif report:
+        data("\n" + _summary(report))
+    sys.exit(0 if found.fit and (report is None or report.holds) else 1)
 
 
-def _lines(found: Diagnosis) -> Iterator[str]:
+def _ignore(what: object) -> None:
+    """Say nothing."""
+
+
+def _introduce(sides: dict[str, dict[str, Any]]) -> None:
+    """Print what the two sides are."""
+    _progress("")
+    data("\nbetween two sides")
+    for name, side in sides.items():
+        where = f"{side['filesystem']} ({side['source']} on {side['mount_point']})"
+        data(f"  {name}: {side['host']}, fsqueue {side['fsqueue']}, Python {side['python']}, {where}")
+
+
+def _say(verdict: Verdict) -> None:
+    """Print one verdict as soon as it is known."""
+    _progress("")
+    weaker = f" [{', '.join(verdict.weakens)}]" if verdict.weakens else ""
+    data(f"  {_MARKS[verdict.judgement]:<7}{verdict.promise:<36}{verdict.text}{weaker}")
+
+
+def _summary(report: Report) -> str:
+    if not report.holds:
+        broken = ", ".join(verdict.promise for verdict in report.verdicts if verdict.broken)
+        return f"NOT FIT for a queue of two sides: {broken}"
+    if report.weakens:
+        return f"fit: nothing is lost between the two sides; weaker: {', '.join(report.weakens)}"
+    return "fit: a queue's promises hold between the two sides"
+
+
+def _lines(found: Diagnosis, two_sides: bool = False) -> Iterator[str]:
     mount = found.mount
     where = f"{mount.type} ({mount.source} on {mount.point})" if mount else "an unknown filesystem"
     yield f"{found.directory} is on {where}"
     yield f"  {','.join(mount.options)}" if mount else "  no /proc/self/mountinfo here"
     for note in found.mount_notes:
         yield f"  {'!' if note.level == 'warning' else ' '} {note.option}: {note.text}"
+    if not found.examined:
+        yield from _section("NOT FIT for a queue", [f"  {problem}" for problem in found.problems])
+        return
     yield from _section("what it can do", _abilities(found))
     yield from _section("clock and timestamps", _times(found))
     yield from _section(f"{'cost of an operation, µs':<38}{'median':>10}{'p99':>10}", _costs(found))
     yield from _section("advice", _advice(found))
     if found.fit:
-        yield "\nfit: a queue's promises can be kept here"
+        yield (
+            "\nfit so far: what follows takes two sides" if two_sides else "\nfit: a queue's promises can be kept here"
+        )
     else:
         yield from _section("NOT FIT for a queue", [f"  {problem}" for problem in found.problems])
 
@@ -112,6 +213,7 @@ def _race(race: RaceFindings | None) -> str:
         (race.unreported, "won but reported as failed"),
         (race.gone, "with none"),
     ]
+    others += [(count, f"refused with {name}") for name, count in sorted(race.heard.items())]
     return ", ".join([f"{told} ({wins})", *(f"{count} {what}" for count, what in others if count)])
 
 

@@ -45,7 +45,7 @@ def lying_peers(monkeypatch: pytest.MonkeyPatch) -> Any:
             "import errno, os\nfrom fsqueue.disk.fileops import FileOps\n"
             f"{lie}\nfrom fsqueue.operate.doctor import peer_tasks\npeer_tasks.serve()"
         )
-        monkeypatch.setattr("fsqueue.operate.doctor.peer.local_command", lambda: [sys.executable, "-c", program])
+        monkeypatch.setattr("fsqueue.operate.doctor.peer.local_command", lambda module: [sys.executable, "-c", program])
 
     return patch
 
@@ -103,7 +103,7 @@ class TestDiagnosis:
     def test_a_peer_that_cannot_start_is_a_problem_and_not_a_verdict(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("fsqueue.operate.doctor.peer.local_command", lambda: [sys.executable, "-c", "pass"])
+        monkeypatch.setattr("fsqueue.operate.doctor.peer.local_command", lambda module: [sys.executable, "-c", "pass"])
         seen = diagnose(str(tmp_path), SMALL)
         assert not seen.fit and seen.rename_race is None and seen.lock is None
         assert list(tmp_path.iterdir()) == []
@@ -135,6 +135,7 @@ class TestCommand:
         assert set(seen) == {
             "fit", "problems", "directory", "mount", "mount_notes", "rename_race", "lock", "create_race",
             "rename_times", "hard_links", "exclusive_create", "clock", "granularity", "names", "costs", "advice",
+            "kind", "two_sides",
         }  # fmt: skip
         assert seen["rename_race"]["decided"] and seen["lock"]["excludes"]
         assert set(seen["costs"]) == OPERATIONS == set(command.OPERATIONS)

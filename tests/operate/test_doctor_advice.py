@@ -92,6 +92,14 @@ class TestProbes:
     def test_a_remote_clock_that_agrees_proves_nothing(self, place: Directory) -> None:
         assert probes.clock(FileOps(), place, remote=True).stamped_by == "undecided"
 
+    def test_stamps_in_whole_seconds_are_no_other_clock(self, place: Directory) -> None:
+        def whole(name: str, **where: Any) -> None:
+            stamp_ns = int(os.stat(name, dir_fd=where["dir_fd"]).st_ctime) * 10**9
+            os.utime(name, ns=(stamp_ns, stamp_ns), **where)
+
+        seen = probes.clock(ops_with(utime=whole), place, remote=False)
+        assert seen.stamped_by == "this_host" and seen.uncertainty_s >= 1.0
+
     def test_coarse_timestamps_are_measured(self, place: Directory, other: Directory) -> None:
         step_ns = 20_000_000
         ticks = iter(range(10**9))
@@ -158,10 +166,13 @@ class TestNotes:
             (mount("lustre"), "lustre", "warning", "NTP"),
             (mount("cifs", "nobrl"), "nobrl", "warning", "only processes of this node"),
             (mount("gpfs"), "gpfs", "warning", "say nothing"),
-            (mount("beegfs"), "beegfs", "info", "tuneUseGlobalFileLocks"),
+            (mount("beegfs"), "beegfs", "warning", "tuneUseGlobalFileLocks"),
             (mount("ceph"), "ceph", "info", "coherent"),
             (mount("tmpfs"), "tmpfs", "warning", "next boot"),
-            (mount("fuse.unheard-of"), "fuse.unheard-of", "warning", "verify_filesystem.py"),
+            (mount("fuse.seaweedfs"), "fuse.seaweedfs", "warning", "two winners"),
+            (mount("fuse.mergerfs"), "fuse.mergerfs", "warning", "processes of one mount"),
+            (mount("fuse.glusterfs"), "fuse.glusterfs", "info", "clients' clocks"),
+            (mount("fuse.unheard-of"), "fuse.unheard-of", "warning", "--second-mount"),
             (Mount(1, "/", "ext4", "/dev/vda", ("ro",)), "ro", "warning", "read-only"),
         ],
     )
@@ -182,6 +193,7 @@ class TestNotes:
             (mount("nfs4", "actimeo=garbage"), 60.0),
             (mount("cifs"), 1.0),
             (mount("lustre"), 0.0),
+            (mount("fuse.sshfs"), 20.0),
         ],
     )
     def test_the_longest_time_that_attributes_are_believed(self, mounted: Mount, seconds: float) -> None:
@@ -197,6 +209,9 @@ class TestNotes:
             (mount("lustre", "localflock"), True),
             (mount("gpfs"), True),
             (mount("ceph"), False),
+            (mount("fuse.seaweedfs"), True),
+            (mount("fuse.gocryptfs"), True),
+            (mount("fuse.mfs"), False),
         ],
     )
     def test_a_mount_tells_whether_its_locks_stay_on_the_node(self, mounted: Mount, local: bool) -> None:
@@ -212,7 +227,7 @@ class TestAdvice:
     def test_leases_on_nfs_outlast_what_clients_remember(self) -> None:
         advice = advise(found(kind="nfs4", options=("vers=4.2", "local_lock=none")))
         assert (advice.lease_timeout_s, advice.lock) == (120.0, "flock")
-        assert any("verify_filesystem.py" in remark for remark in advice.remarks)
+        assert any("--peer" in remark for remark in advice.remarks)
 
     def test_leases_on_any_shared_mount_outlast_a_restart_of_the_server(self) -> None:
         assert advise(found(kind="nfs4", options=("actimeo=1",))).lease_timeout_s == 90.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fsqueue.operate.doctor.findings import Advice, Diagnosis, Lock
-from fsqueue.operate.doctor.notes import NFS_TYPES, VOLATILE_TYPES, attribute_cache_s, lock_is_node_local
+from fsqueue.operate.doctor.notes import NFS_TYPES, attribute_cache_s, lock_is_node_local
 from fsqueue.operate.doctor.probes import NAME_BYTES_NEEDED
 
 BEATS_PER_LEASE = 4
@@ -24,13 +24,13 @@ def advise(found: Diagnosis) -> Advice:
     remarks: list[str] = []
     lease_timeout_s = _lease_timeout_s(found, remarks)
     lock = _lock(found, remarks)
-    durable = found.mount is None or found.mount.type not in VOLATILE_TYPES
+    durable = found.mount is None or found.mount.filesystem.durable
     if not durable:
         remarks.append("durable=False: this filesystem is held in memory, so fsync buys nothing")
     _remark_on_clock(found, remarks)
     _remark_on_names(found, remarks)
     if found.remote:
-        remarks.append("this was one host: benchmarks/verify_filesystem.py tries two mounts or two nodes")
+        remarks.append(f"this was one mount: `fsqueue doctor {found.directory} --peer 'ssh NODE'` tries two nodes")
     return Advice(
         lease_timeout_s, lease_timeout_s / BEATS_PER_LEASE, _poll_interval_s(found), lock, durable, tuple(remarks)
     )
@@ -68,9 +68,9 @@ def _poll_interval_s(found: Diagnosis) -> float:
 
 
 def _lock(found: Diagnosis, remarks: list[str]) -> Lock:
-    if found.lock is not None and found.lock.excludes:
+    if found.lock is not None and found.lock.excludes and found.lock.freshens:
         return _lock_that_excludes_here(found, remarks)
-    fallback: Lock = "lease" if found.exclusive_create else "none"
+    fallback = _without_flock(found)
     if found.lock is None or not found.lock.supported:
         error = found.lock.error if found.lock is not None else "no answer"
         remarks.append(f"lock={fallback!r}: flock is not to be had here ({error})")
@@ -85,18 +85,25 @@ def _lock_that_excludes_here(found: Diagnosis, remarks: list[str]) -> Lock:
         remarks.append("the processes never met at the lock, so little is proved about it: try again")
     if found.mount is None or not found.remote or not lock_is_node_local(found.mount):
         return "flock"
+    other: Lock = "lease" if _without_flock(found) == "lease" else "flock"
+    instead = "use lock='lease', or " if other == "lease" else ""
     remarks.append(
-        "flock excludes on this node and, as mounted, not between nodes: for one node keep lock='flock'; for several "
-        "mount it otherwise, or use lock='lease', or accept a weaker order"
+        "flock excludes here and, as mounted, not between nodes or mounts: for one of them keep lock='flock'; for "
+        f"several mount it otherwise, or {instead}accept a weaker order"
     )
-    return "lease" if found.exclusive_create else "flock"
+    return other
+
+
+def _without_flock(found: Diagnosis) -> Lock:
+    creates_once = found.mount is None or found.mount.filesystem.creates_once
+    return "lease" if found.exclusive_create and creates_once else "none"
 
 
 def _remark_on_clock(found: Diagnosis, remarks: list[str]) -> None:
     clock = found.clock
     if clock is None:
         return
-    if abs(clock.skew_s) > _SKEW_WORTH_SAYING_S:
+    if abs(clock.skew_s) > _SKEW_WORTH_SAYING_S + clock.uncertainty_s:
         remarks.append(
             f"the filesystem's clock is {clock.skew_s:+.1f} s from this host's: leases are safe, since only "
             "the filesystem's counts; ages that other programs compute are off"

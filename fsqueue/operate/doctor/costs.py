@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from fsqueue.disk.fileops import FileOps
 
 _CONTENT = b"x" * 600
 _SAMPLES = 200
-_FEWEST = 5
+_FEWEST = 3
 _LISTED = 100
 
 
@@ -65,11 +64,11 @@ class _Bench:
     def timed(self, step: Callable[[int], object], count: int) -> list[float]:
         """Time up to count calls of ``step(i)``, in seconds; fewer when the budget is used up."""
         seconds: list[float] = []
-        end = time.perf_counter() + self.budget_s
+        end = self.ops.monotonic() + self.budget_s
         for index in range(count):
-            started = time.perf_counter()
+            started = self.ops.monotonic()
             step(index)
-            finished = time.perf_counter()
+            finished = self.ops.monotonic()
             seconds.append(finished - started)
             if finished > end and len(seconds) >= _FEWEST:
                 break
@@ -78,8 +77,9 @@ class _Bench:
     def fsyncs(self) -> list[float]:
         """Time the fsync of a file after one write, without the write."""
         fds: list[int] = []
+        end = self.ops.monotonic() + self.budget_s
         try:
-            for _ in range(_SAMPLES // 4):
+            while len(fds) < _FEWEST or (len(fds) < _SAMPLES // 4 and self.ops.monotonic() < end):
                 fds.append(self.ops.create(self.source.fd, f"fsync{len(fds)}", _CONTENT))
             return self.timed(lambda i: self.ops.fsync(fds[i]), len(fds))
         finally:
@@ -90,20 +90,21 @@ class _Bench:
     def directory_fsyncs(self) -> list[float]:
         """Time the fsync of a directory after one file was made in it."""
         seconds: list[float] = []
-        for index in range(_SAMPLES // 4):
+        end = self.ops.monotonic() + self.budget_s
+        while len(seconds) < _FEWEST or (len(seconds) < _SAMPLES // 4 and self.ops.monotonic() < end):
             self.ops.close(self.ops.create(self.source.fd, "entry", _CONTENT))
             seconds += self.timed(lambda _: self.source.sync(), 1)
             self.ops.remove(self.source.fd, "entry")
-            if sum(seconds) > self.budget_s and index >= _FEWEST:
-                break
         return seconds
 
     def listings(self) -> list[float]:
-        """Time listings of a directory of `_LISTED` files, opened anew each time."""
-        names = [f"listed{index}" for index in range(_LISTED)]
+        """Time listings of a directory of `_LISTED` files, or fewer on a slow mount, opened anew each time."""
+        names: list[str] = []
+        end = self.ops.monotonic() + self.budget_s
         try:
-            for name in names:
-                self.ops.close(self.ops.create(self.source.fd, name, b""))
+            while len(names) < _LISTED and self.ops.monotonic() < end:
+                names.append(f"listed{len(names)}")
+                self.ops.close(self.ops.create(self.source.fd, names[-1], b""))
             return self.timed(lambda _: self.source.listing(), _SAMPLES)
         finally:
             for name in names:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
 
 from fsqueue.disk import fileops
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, explained
+from fsqueue.disk.filesystems import refusal
 from fsqueue.disk.mounts import mount_of
 from fsqueue.operate.doctor import probes, races
 from fsqueue.operate.doctor.advice import advise
@@ -20,8 +19,11 @@ from fsqueue.operate.doctor.costs import measure_costs
 from fsqueue.operate.doctor.findings import Diagnosis
 from fsqueue.operate.doctor.notes import notes
 from fsqueue.operate.doctor.peer import Peer, PeerError, Peers
+from fsqueue.operate.doctor.scratch import scratch_directory
 
 T = TypeVar("T")
+
+_ANSWER_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -41,27 +43,13 @@ class Effort:
     cost_budget_s: float = 0.3
 
 
-@contextmanager
-def scratch_directory(parent: str, prefix: str) -> Iterator[str]:
-    """Make a directory inside parent; it is removed with everything in it on leaving the block, whatever happens.
-
-    The prefix should begin with a dot: in a queue's directory, names that do are nobody's business.
-    """
-    path = tempfile.mkdtemp(prefix=prefix, dir=parent)
-    try:
-        yield path
-    finally:
-        try:
-            shutil.rmtree(path)
-        except KeyboardInterrupt:
-            shutil.rmtree(path, ignore_errors=True)
-            raise
-
-
 def diagnose(
     directory: str, effort: Effort | None = None, progress: Callable[[str], None] = lambda what: None
 ) -> Diagnosis:
     """Find out what the mount under a directory can do; leaves nothing behind.
+
+    Where no queue can be kept on this kind of filesystem, that is all that is said: a trial that went well by chance
+    would prove nothing.
 
     Args:
         progress: called with what is about to be tried.
@@ -69,10 +57,14 @@ def diagnose(
     Raises:
         QueueIOError: nothing can be written there.
     """
+    ops = fileops.current()
+    found = Diagnosis(os.path.abspath(directory), mount_of(directory), kind=ops.filesystem_type(directory))
+    found.mount_notes = notes(found.mount) if found.mount else []
+    if reason := refusal(found.kind):
+        found.problems.append(reason)
+        return found
     with explained("diagnosing", directory), scratch_directory(directory, ".fsqueue-doctor-") as scratch:
-        found = Diagnosis(os.path.abspath(directory), mount_of(scratch))
-        found.mount_notes = notes(found.mount) if found.mount else []
-        _Doctor(fileops.current(), scratch, effort or Effort(), found, progress).run()
+        _Doctor(ops, scratch, effort or Effort(), found, progress).run()
     found.advice = advise(found)
     return found
 
@@ -88,7 +80,7 @@ class _Doctor:
     def run(self) -> None:
         with self._opened("a") as a, self._opened("b") as b:
             self._probe_alone(a, b)
-        with Peers() as peers:
+        with Peers(_ANSWER_S) as peers:
             racing = self._path("race")
             self._race([peers.start(f"p{number}", racing) for number in range(self.effort.processes)])
         with self._opened("c") as c, self._opened("d") as d:

@@ -36,11 +36,13 @@ class Diagnosis:
     """Hold what was found out about one directory's mount; a probe that failed leaves None.
 
     Attributes:
+        kind: the filesystem's type, as the list of filesystems calls it.
         problems: why a queue's promises cannot be kept here; empty where they can.
     """
 
     directory: str
     mount: Mount | None
+    kind: str | None = None
     mount_notes: list[Note] = field(default_factory=list)
     rename_race: RaceFindings | None = None
     lock: LockFindings | None = None
@@ -54,6 +56,11 @@ class Diagnosis:
     costs: dict[str, Cost] = field(default_factory=dict)
     advice: Advice | None = None
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def examined(self) -> bool:
+        """Tell whether anything was tried: not where the kind of filesystem says enough."""
+        return self.advice is not None
 
     @property
     def fit(self) -> bool:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+from fsqueue.disk.filesystems import UNKNOWN
 from fsqueue.disk.mounts import Mount
 
 NFS_TYPES = ("nfs", "nfs3", "nfs4")
 SMB_TYPES = ("cifs", "smb3", "smbfs")
-VOLATILE_TYPES = ("tmpfs", "ramfs", "devtmpfs")
-_NFS_ATTRIBUTE_CACHE_S = 60.0
 
 
 class Note(NamedTuple):
@@ -30,28 +29,33 @@ def notes(mount: Mount) -> list[Note]:
     found: list[Note] = []
     if mount.option("ro") is not None:
         found.append(Note("ro", "warning", "mounted read-only: no queue can work here"))
-    describe = _BY_TYPE.get(mount.type)
-    if describe is not None:
-        found += describe(mount)
-    elif mount.is_remote:
+    known = mount.filesystem
+    if known.remark:
+        found.append(Note(mount.kind, "info" if known.shares_locks and known.durable else "warning", known.remark))
+    if mount.type in _BY_TYPE:
+        found += _BY_TYPE[mount.type](mount)
+    elif known.shares_locks is False and known.unfit is None:
+        found.append(Note(mount.kind, "warning", _MOUNT_LOCAL))
+    elif known == UNKNOWN and mount.is_remote:
         found.append(
-            Note(mount.type, "warning", "a shared filesystem nothing is known about here: what follows was measured on "
-                 "this host alone; verify_filesystem.py tells about two")
+            Note(mount.kind, "warning", "a filesystem nothing is known about here, perhaps a shared one: what follows "
+                 "was measured through one mount; --second-mount and --peer try two")
         )  # fmt: skip
     return found
 
 
 def attribute_cache_s(mount: Mount) -> float:
     """Return for how many seconds, at most, this client may believe an old mtime or name without asking."""
+    usual_s = mount.filesystem.stale_s
     if mount.type in SMB_TYPES:
-        return _number(mount, "actimeo", 1.0)
-    if mount.type == "fuse.sshfs":
-        return _number(mount, "dcache_timeout", 20.0)
-    if mount.type not in NFS_TYPES or mount.option("noac") is not None:
+        return _number(mount, "actimeo", usual_s)
+    if mount.type not in NFS_TYPES:
+        return usual_s
+    if mount.option("noac") is not None:
         return 0.0
     if mount.option("actimeo") is not None:
-        return _number(mount, "actimeo", _NFS_ATTRIBUTE_CACHE_S)
-    return max(_number(mount, name, _NFS_ATTRIBUTE_CACHE_S) for name in ("acregmax", "acdirmax"))
+        return _number(mount, "actimeo", usual_s)
+    return max(_number(mount, name, usual_s) for name in ("acregmax", "acdirmax"))
 
 
 def lock_is_node_local(mount: Mount) -> bool:
@@ -62,7 +66,7 @@ def lock_is_node_local(mount: Mount) -> bool:
         return mount.option("nobrl") is not None
     if mount.type == "lustre":
         return mount.option("localflock") is not None
-    return mount.type in ("gpfs", "fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.rclone", "fuse.goofys")
+    return mount.type == "gpfs" or mount.filesystem.shares_locks is False
 
 
 def _number(mount: Mount, name: str, default: float) -> float:
@@ -124,19 +128,17 @@ def _nfs_cache(mount: Mount) -> list[Note]:
 
 
 def _lustre(mount: Mount) -> list[Note]:
-    stamps = Note("lustre", "warning", "files are stamped by the clock of the node that touches them: keep the nodes' "
-                  "clocks in step (NTP), well within the lease timeout")  # fmt: skip
     if mount.option("localflock") is not None:
-        return [stamps, Note("localflock", "warning", _NODE_LOCAL)]
+        return [Note("localflock", "warning", _NODE_LOCAL)]
     if mount.option("noflock") is not None:
-        return [stamps, Note("noflock", "warning", "flock fails with ENOSYS: mount with -o flock, or use lock='lease'")]
+        return [Note("noflock", "warning", "flock fails with ENOSYS: mount with -o flock, or use lock='lease'")]
     if mount.option("flock") is not None:
-        return [stamps, Note("flock", "info", "flock excludes between all nodes that also mount with flock")]
-    return [stamps, Note("flock unset", "info", "the client's default decides: on for recent clients, off for old")]
+        return [Note("flock", "info", "flock excludes between all nodes that also mount with flock")]
+    return [Note("flock unset", "info", "the client's default decides: on for recent clients, off for old")]
 
 
 def _smb(mount: Mount) -> list[Note]:
-    found = [Note(mount.type, "warning", "SMB locks are mandatory: a locked file cannot be read by others meanwhile")]
+    found = []
     if mount.option("nobrl") is not None:
         found.append(Note("nobrl", "warning", _NODE_LOCAL))
     if mount.option("nocase") is not None:
@@ -144,13 +146,13 @@ def _smb(mount: Mount) -> list[Note]:
     return found
 
 
-def _said(level: Literal["info", "warning"], text: str) -> Callable[[Mount], list[Note]]:
-    return lambda mount: [Note(mount.type, level, text)]
-
-
 _NODE_LOCAL = (
     "flock excludes only processes of this node: between nodes FIFO order weakens, and an id that two nodes put at "
     "the same moment may be queued twice; nothing is lost"
+)
+_MOUNT_LOCAL = (
+    "flock excludes only the processes of one mount: let all processes of a host use the same one; between hosts or "
+    "mounts FIFO order weakens, and an id that is put twice at the same moment may be queued twice; nothing is lost"
 )
 _CACHED = {
     "actimeo": "attributes of files and directories are believed for {} s",
@@ -168,12 +170,5 @@ _LOOKUPS = {
 _BY_TYPE: dict[str, Callable[[Mount], list[Note]]] = {
     **dict.fromkeys(NFS_TYPES, _nfs),
     **dict.fromkeys(SMB_TYPES, _smb),
-    **dict.fromkeys(VOLATILE_TYPES, _said("warning", "held in memory: gone at the next boot, and of this host only")),
     "lustre": _lustre,
-    "gpfs": _said("warning", f"Spectrum Scale may keep flock to the node and say nothing: {_NODE_LOCAL}"),
-    "beegfs": _said("info", "flock reaches other nodes only with tuneUseGlobalFileLocks=true in the client's settings"),
-    "ceph": _said("info", "names, attributes and locks are coherent between nodes"),
-    "fuse.ceph": _said("info", "names and attributes are coherent between nodes"),
-    "fuse.sshfs": _said("warning", f"renames need the server's posix-rename; {_NODE_LOCAL}"),
-    "overlay": _said("info", "the upper layer decides; keep queues of containers on a volume, not in the image"),
 }

@@ -20,6 +20,7 @@ from typing import Any
 MODULE = "fsqueue.operate.doctor.peer_tasks"
 ANSWER_TIMEOUT_S = 180.0
 _END_PATIENCE_S = 5.0
+_START_PATIENCE_S = 90.0
 _START_S = 0.05
 
 
@@ -35,9 +36,13 @@ class PeerError(RuntimeError):
         self.code = code
 
 
-def local_command() -> list[str]:
+class PeerGoneError(PeerError):
+    """Say that a peer has ended, or that it does not answer."""
+
+
+def local_command(module: str) -> list[str]:
     """Return the command that starts a peer on this host."""
-    return [sys.executable, "-m", MODULE]
+    return [sys.executable, "-m", module]
 
 
 class Peer:
@@ -46,34 +51,55 @@ class Peer:
     Args:
         name: what messages call it.
         directory: the directory that it works in, as seen from there.
+        command: what starts it; None: this Python does, with the module of its tasks.
+        answer_s: seconds that an answer may take.
     """
 
-    def __init__(self, name: str, directory: str, command: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        directory: str,
+        command: Sequence[str] | None = None,
+        module: str = MODULE,
+        answer_s: float = ANSWER_TIMEOUT_S,
+    ) -> None:
         self.name = name
         self.directory = directory
-        self.command = list(command or local_command())
+        self.command = list(command or local_command(module))
+        self._answer_s = answer_s
+        self._number = self._answered = 0
         self._buffer = b""
         self._process = subprocess.Popen(
-            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(), bufsize=0
+            self.command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment(),
+            cwd=None if command else _package_parent(),  # `-m` would take an fsqueue in the current directory
+            bufsize=0,
         )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
 
     def send(self, task: str, *, armed: bool = False, **arguments: Any) -> None:
         """Start a task; an armed one says when it is ready and then waits for `go`."""
-        self._write({"task": task, "arguments": arguments, "armed": armed})
+        self._number += 1
+        self._write({"number": self._number, "task": task, "arguments": arguments, "armed": armed})
 
     def go(self, in_s: float) -> None:
         """Let an armed task start so many seconds after this message arrives."""
         self._write({"in_s": in_s})
 
-    def receive(self, timeout_s: float = ANSWER_TIMEOUT_S) -> Any:
+    def receive(self) -> Any:
         """Return the result of the task sent last.
 
         Raises:
             PeerError: the task failed, or no answer came.
         """
-        answer = json.loads(self._line(timeout_s))
+        deadline = time.monotonic() + (self._answer_s if self._answered else max(self._answer_s, _START_PATIENCE_S))
+        answer: dict[str, Any] = {}
+        while answer.get("number") != self._number:  # what a login greets with, or an answer that came too late
+            answer = _parsed(self._line(deadline))
+        self._answered += 1
         if "error" in answer:
             raise PeerError(f"{self.name}: {answer['error']}", answer.get("errno"))
         return answer["result"]
@@ -98,34 +124,61 @@ class Peer:
         try:
             self._stdin.write(json.dumps(message).encode() + b"\n")
         except BrokenPipeError:
-            raise PeerError(self._gone()) from None
+            raise PeerGoneError(self._gone()) from None
 
-    def _line(self, timeout_s: float) -> bytes:
+    def _line(self, deadline: float) -> bytes:
         fd = self._stdout.fileno()
-        deadline = time.monotonic() + timeout_s
         while b"\n" not in self._buffer:
             readable, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
             if not readable:
-                raise PeerError(f"{self.name}: no answer within {timeout_s:.0f} s")
+                raise PeerGoneError(f"{self.name}: no answer in time: it hangs, or the mount is very slow")
             data = os.read(fd, 1 << 16)
             if not data:
-                raise PeerError(self._gone())
+                raise PeerGoneError(self._gone())
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line
 
     def _gone(self) -> str:
+        if self._answered:
+            return f"{self.name}: the process has ended, or the connection to it: try again"
         command = shlex.join(self.command)
-        return f"{self.name}: the process is gone; `{command}` has to find a Python that can import this fsqueue"
+        needed = "has to find a Python that can import this fsqueue (--peer-python names it)"
+        return f"{self.name}: the process is gone; `{command}` {needed}"
 
 
-class Peers(ExitStack):
+class Peers:
     """Start peers, and end them on leaving the block: at once where it ends with an error."""
 
-    def start(self, name: str, directory: str, command: Sequence[str] | None = None) -> Peer:
-        peer = Peer(name, directory, command)
-        self.push(lambda kind, error, trace: peer.close(0.0 if error else _END_PATIENCE_S))
+    def __init__(self, answer_s: float = ANSWER_TIMEOUT_S) -> None:
+        self._answer_s = answer_s
+        self._started: list[Peer] = []
+
+    def __enter__(self) -> Peers:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.end(at_once=error is not None)
+
+    def start(self, name: str, directory: str, command: Sequence[str] | None = None, module: str = MODULE) -> Peer:
+        peer = Peer(name, directory, command, module, self._answer_s)
+        self._started.append(peer)
         return peer
+
+    def end(self, at_once: bool = False) -> None:
+        """End all that were started."""
+        with ExitStack() as stack:
+            while self._started:
+                stack.callback(self._started.pop(0).close, 0.0 if at_once else _END_PATIENCE_S)
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    """Return the message in a line; nothing where the line is none."""
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return {}
+    return message if isinstance(message, dict) else {}
 
 
 def together(peers: Sequence[Peer], task: str, **arguments: Any) -> list[Any]:
@@ -160,6 +213,9 @@ def side_by_side(work: Sequence[tuple[Peer, str, dict[str, Any]]]) -> list[Any]:
 
 def environment() -> dict[str, str]:
     """Return this process's environment, with this very package importable though it may not be installed."""
-    package_parent = str(Path(__file__).resolve().parents[3])
     path = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": package_parent + (os.pathsep + path if path else "")}
+    return {**os.environ, "PYTHONPATH": _package_parent() + (os.pathsep + path if path else "")}
+
+
+def _package_parent() -> str:
+    return str(Path(__file__).resolve().parents[3])

@@ -1,7 +1,7 @@
 """Find out what one process can about a filesystem, in a scratch directory.
 
-Each probe makes and removes its own files. None sleeps: where a timestamp has to move on, a file is touched
-until it does.
+Each probe makes and removes its own files, and ends after some seconds however slow the mount is. None sleeps: where
+a timestamp has to move on, a file is touched until it does.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from fsqueue.format import names
 NAME_BYTES_NEEDED = names.STEM_LIMIT + len("@") + names.OWNER_NAME_LIMIT + len(".4194304.abcdef") + len(names.SUFFIX)
 _NAME_BYTES_TRIED = 255
 _CLOCK_READS = 30
+_FEWEST_READS = 3
 _STEPS_WANTED = 20
-_STEP_LIMIT_S = 5.0
+_LIMIT_S = 3.0
+_WHOLE_SECONDS_S = 2.0  # the longest step of a filesystem that keeps whole seconds: FAT's
 _COARSE_TICK_S = 0.011
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES)
 _EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -42,7 +44,8 @@ class ClockFindings:
 
     Attributes:
         stamped_by: "this_host" where nothing contradicts it on a local filesystem, "another_clock" where the
-            stamps lie outside what this host's clock allows, "undecided" on a remote one whose clock agrees.
+            stamps lie outside what this host's clock and the filesystem's steps allow, "undecided" on a remote one
+            whose clock agrees.
         skew_s: the filesystem's clock minus this host's; exact to uncertainty_s.
         write_skew_s: the same for the stamp that a write makes.
         went_backwards: how many of the touches got a time before the one of the touch before.
@@ -125,31 +128,32 @@ def rename_times(ops: FileOps, source: Directory, target: Directory) -> RenameFi
 def clock(ops: FileOps, directory: Directory, remote: bool) -> ClockFindings:
     """Touch a file and read its mtime back, again and again, between two looks at this host's clock."""
     _make(ops, directory, "clock")
-    skews: list[float] = []
-    widths: list[float] = []
+    looks: list[tuple[float, float]] = []
     stamps: list[int] = []
-    outside = 0
-    for _ in range(_CLOCK_READS):
+    deadline = ops.monotonic() + _LIMIT_S
+    while len(looks) < _FEWEST_READS or (len(looks) < _CLOCK_READS and ops.monotonic() < deadline):
         before = ops.time()
         ops.utime("clock", dir_fd=directory.fd, follow_symlinks=False)
-        after = ops.time()
-        stamp_ns = _fresh_status(ops, directory, "clock").st_mtime_ns
-        stamps.append(stamp_ns)
-        skews.append(stamp_ns / 1e9 - (before + after) / 2)
-        widths.append(after - before)
-        outside += not before - _COARSE_TICK_S <= stamp_ns / 1e9 <= after
+        looks.append((before, ops.time()))
+        stamps.append(_fresh_status(ops, directory, "clock").st_mtime_ns)
     write_skew_s = _write_skew_s(ops, directory)
     ops.remove(directory.fd, "clock")
+    tick_s = _COARSE_TICK_S if any(stamp_ns % 10**9 for stamp_ns in stamps) else _WHOLE_SECONDS_S
+    outside = sum(
+        not before - tick_s <= stamp_ns / 1e9 <= after for stamp_ns, (before, after) in zip(stamps, looks, strict=True)
+    )
     stamped_by: Literal["this_host", "another_clock", "undecided"] = "undecided" if remote else "this_host"
-    if outside > _CLOCK_READS // 2:
+    if outside > len(looks) // 2:
         stamped_by = "another_clock"
     return ClockFindings(
         stamped_by=stamped_by,
-        skew_s=statistics.median(skews),
+        skew_s=statistics.median(
+            stamp_ns / 1e9 - (before + after) / 2 for stamp_ns, (before, after) in zip(stamps, looks, strict=True)
+        ),
         write_skew_s=write_skew_s,
-        uncertainty_s=statistics.median(widths) / 2 + _COARSE_TICK_S,
+        uncertainty_s=statistics.median(after - before for before, after in looks) / 2 + tick_s,
         went_backwards=sum(1 for earlier, later in pairwise(stamps) if later < earlier),
-        reads=_CLOCK_READS,
+        reads=len(looks),
     )
 
 
@@ -175,13 +179,14 @@ def granularity(ops: FileOps, source: Directory, target: Directory) -> Granulari
 
 
 def name_limits(ops: FileOps, directory: Directory) -> NameFindings:
-    """Find out whether names that differ in case are one, and how long they may be."""
+    """Find out whether names that differ in case are one, and how long they may be, as far as there is time."""
     _make(ops, directory, "CASE")
     case_insensitive = ops.exists(directory.fd, "case")
     ops.remove(directory.fd, "CASE")
     fits, fails = 1, _NAME_BYTES_TRIED + 1
     length = _NAME_BYTES_TRIED
-    while fails - fits > 1:
+    deadline = ops.monotonic() + _LIMIT_S
+    while fails - fits > 1 and (fits == 1 or ops.monotonic() < deadline):
         if _can_make(ops, directory, "n" * length):
             fits = length
         else:
@@ -215,7 +220,7 @@ def _fresh_status(ops: FileOps, directory: Directory, name: str) -> os.stat_resu
 def _wait_for_tick(ops: FileOps, directory: Directory, after_ns: int) -> None:
     """Touch a file until the filesystem's clock has passed after_ns, for some seconds at most."""
     _make(ops, directory, "tick")
-    deadline = ops.monotonic() + _STEP_LIMIT_S
+    deadline = ops.monotonic() + _LIMIT_S
     while _fresh_status(ops, directory, "tick").st_mtime_ns <= after_ns and ops.monotonic() < deadline:
         ops.utime("tick", dir_fd=directory.fd, follow_symlinks=False)
     ops.remove(directory.fd, "tick")
@@ -230,7 +235,7 @@ def _write_skew_s(ops: FileOps, directory: Directory) -> float:
 
 def _smallest_step_s(ops: FileOps, change: Callable[[], int]) -> float | None:
     """Return the smallest positive difference between the times that change returns."""
-    deadline = ops.monotonic() + _STEP_LIMIT_S
+    deadline = ops.monotonic() + _LIMIT_S
     steps_ns: list[int] = []
     last_ns = change()
     while len(steps_ns) < _STEPS_WANTED and ops.monotonic() < deadline:
