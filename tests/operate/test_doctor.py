@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from fsqueue import FileSampleRefQueue, SampleRef
+from fsqueue.disk.fileops import FileOps, using
 from fsqueue.operate.doctor import diagnosis, probes
 from fsqueue.operate.doctor.diagnosis import Effort, diagnose
 from fsqueue.operate.doctor.probes import GranularityFindings
@@ -114,6 +115,16 @@ class TestDiagnosis:
         monkeypatch.setattr(probes, "granularity", lambda *_: GranularityFindings(None, 0.1))
         seen = diagnose(str(tmp_path), SMALL)
         assert not seen.fit and "mtime" in seen.problems[0]
+
+    def test_a_filesystem_where_no_queue_can_be_kept_is_refused_without_a_trial(self, tmp_path: Path) -> None:
+        ops = FileOps()
+        ops.filesystem_type = lambda path: "fuse.s3fs"
+        with using(ops):
+            seen = diagnose(str(tmp_path), SMALL)
+            result = CliRunner().invoke(command.doctor, [str(tmp_path), "--second-mount", str(tmp_path)])
+        assert not seen.fit and not seen.examined and seen.rename_race is None
+        assert "s3fs" in seen.problems[0] and "keep it on" in seen.problems[0]
+        assert result.exit_code == 1 and "NOT FIT" in result.stdout and "between two sides" not in result.stdout
 
     def test_a_queue_is_not_touched(self, tmp_path: Path) -> None:
         with FileSampleRefQueue(tmp_path / "q") as queue:

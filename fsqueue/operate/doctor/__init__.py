@@ -5,4 +5,6 @@ findings.py      what was found out, and the advice            advice.py     set
 probes.py        what one process can find out                 costs.py      what each file operation costs
 races.py         what it takes several processes to find out
 peer.py          starts those processes and talks to them      peer_tasks.py   what they can do
+clocks.py        compares times that they read                 scratch.py      the directory where all of it happens
+sides/           tries the promises between two mounts or two nodes
 """
