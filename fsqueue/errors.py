@@ -305,6 +305,46 @@ class MemberFailedError(FsQueueError, RuntimeError):
         self.traceback = traceback
 
 
+class MemberMissingError(MemberFailedError):
+    """A member of the stream is gone or has withdrawn, and the others cannot go on, or have waited, without it.
+
+    Attributes:
+        waited_s: for how long it was awaited, seconds; None where it is required, and nobody waits.
+    """
+
+    def __init__(self, member: str, reason: str, waited_s: float | None) -> None:
+        waited = "it is required" if waited_s is None else f"it was awaited for {waited_s:.0f} s"
+        advice = (
+            "make it replaceable for the others to wait"
+            if waited_s is None
+            else "to wait longer, configure_stream(await_s=...)"
+        )
+        FsQueueError.__init__(
+            self, f"{member} is missing: {reason}; {waited}. Start it again under the same name; {advice}"
+        )
+        self.member = member
+        self.reason = reason
+        self.traceback = None
+        self.waited_s = waited_s
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.member, self.reason, self.waited_s)
+
+
+class MemberReplacedError(FsQueueError, RuntimeError):
+    """A successor has taken this member's place, while its process was silent for too long."""
+
+    def __init__(self, path: str, role: str, name: str) -> None:
+        super().__init__(
+            f"queue {path}: the place of this process as {role} {name!r} was taken while it gave no sign of life, or "
+            "its file in stream/ was removed: end this process, the other one goes on"
+        )
+        self.path, self.role, self.name = path, role, name
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.path, self.role, self.name)
+
+
 class StreamEndedError(FsQueueError, RuntimeError):
     """The other side has left the stream."""
 

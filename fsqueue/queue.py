@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
     from fsqueue.engine.packing.pack import Packed
-    from fsqueue.stream.members import Membership, Role
+    from fsqueue.stream.members import Role
+    from fsqueue.stream.membership import Membership, OnSigterm
+    from fsqueue.stream.policy import StreamPolicy
     from fsqueue.stream.stream import Stream
     from fsqueue.stream.watermark import Watermark
 
@@ -442,25 +444,92 @@ class FileSampleRefQueue(Generic[R]):
                 opened.stream = Stream(opened.engine.handle, opened.engine.opened_at)
         return opened.stream
 
-    def producer(self, name: str, *, expected: int = 0) -> Membership:
-        """Register a producer: a context manager that closes its end, or marks it failed with the exception.
+    def producer(
+        self,
+        name: str,
+        *,
+        expected: int = 0,
+        required: bool = False,
+        attempt: int | None = None,
+        on_sigterm: OnSigterm = None,
+    ) -> Membership:
+        """Register a producer: a context manager that closes its end, or says how else the block was left.
+
+        An exception of the work marks it failed, and the others stop. `SystemExit` and `KeyboardInterrupt` withdraw it:
+        the others wait for a successor of its name.
 
         Args:
-            name: a restarted producer takes the place of its dead namesake.
+            name: a restarted producer takes the place of its namesake. Where nothing proves that the former process is
+                gone, this waits until it has fallen silent.
             expected: how many producers the stream has in all; it does not end before that many have joined.
+            required: the others stop where this one is missing, and do not wait for it.
+            attempt: how often its launcher has started it again: a higher one takes the place at once. None: as the
+                environment of Slurm or torchrun says.
+            on_sigterm: "withdraw": SIGTERM raises SystemExit in the block, or runs the handler that was there before,
+                and the member withdraws in either case.
 
         Raises:
             QueueConfigError: a producer of this name is alive.
         """
-        return self._join("producer", name, expected)
+        return self._join("producer", name, expected, required, attempt, on_sigterm)
 
-    def consumer(self, name: str, *, expected: int = 0) -> Membership:
-        """Register a consumer, as `producer` does; when all have left, producers at a watermark stop."""
-        return self._join("consumer", name, expected)
+    def consumer(
+        self,
+        name: str,
+        *,
+        expected: int = 0,
+        required: bool = False,
+        attempt: int | None = None,
+        on_sigterm: OnSigterm = None,
+    ) -> Membership:
+        """Register a consumer, as `producer` does; when all have left, producers at a watermark stop.
 
-    def _join(self, role: Role, name: str, expected: int) -> Membership:
+        One that withdraws gives back all that this handle leases, without counting an attempt.
+        """
+        return self._join("consumer", name, expected, required, attempt, on_sigterm)
+
+    def _join(
+        self,
+        role: Role,
+        name: str,
+        expected: int,
+        required: bool,
+        attempt: int | None,
+        on_sigterm: OnSigterm,
+    ) -> Membership:
         with self._reaching(f"joining as {role}"):
-            return self.stream().join(role, name, expected)
+            return self.stream().join(
+                role,
+                name,
+                expected=expected,
+                required=required,
+                attempt=attempt,
+                release=self.release_all if role == "consumer" else lambda: None,
+                on_sigterm=on_sigterm,
+            )
+
+    def configure_stream(
+        self,
+        *,
+        silence_s: float | None = None,
+        await_s: float | None = None,
+        restart_s: float | None = None,
+        quorum: int | None = None,
+    ) -> StreamPolicy:
+        """Say who is missed in the stream and for how long; stored with the queue, so that all members agree.
+
+        Args:
+            silence_s: an open member without a heartbeat for so long has fallen silent; 30 s unless set.
+            await_s: how long the others wait for one that withdrew or fell silent; 1,800 s unless set.
+            restart_s: how long they wait for one whose work raised an exception; not at all unless set.
+            quorum: so many producers that have closed end the stream, where no other is at work; 0: all have to.
+
+        Returns:
+            What holds from now on; what is None stays as it was.
+        """
+        given = {"silence_s": silence_s, "await_s": await_s, "restart_s": restart_s, "quorum": quorum}
+        with self._reaching("configuring the stream of"):
+            return self.stream().change_policy({name: value for name, value in given.items() if value is not None})
 
     def drained(self) -> bool:
         """Tell whether every producer has closed, nothing is pending and nothing is leased."""

@@ -27,12 +27,12 @@ T = TypeVar("T")
 _BARS, _ASCII_BARS = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
 _HISTORY = 60
 _OTHER_LINES = 12
-_LEFT_OUT = ("HOST", "PID")
+_LEFT_OUT = ("HOST", "PID", "KIND")
 _WIDTHS = {"REASON": 28}
 _STYLED = ("PROCESS", "STATE")
 _STYLES = {
-    "alive": "green", "dead": "red", "unknown": "yellow", "open": "green", "closed": "dim", "failed": "red",
-    "silent": "red",
+    "alive": "green", "dead": "red", "unknown": "yellow", "joined": "green", "closed": "dim", "failed": "red",
+    "silent": "red", "withdrawn": "yellow",
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from fsqueue.cli.output import age, data, one_json, shown, table
 from fsqueue.cli.rates import Rates, rates
 from fsqueue.operate import status as look
 from fsqueue.operate.status import OwnerStatus, Status
-from fsqueue.operate.stream_status import MemberStatus, QuantumStatus
+from fsqueue.operate.stream_status import MemberStatus, QuantumStatus, StreamStatus
 
 T = TypeVar("T")
 Columns = dict[str, Callable[[T], str]]
@@ -61,6 +61,9 @@ def _print(seen: Status, between: Rates | None) -> None:
     _print_table(OWNERS, seen.owners)
     if seen.stream is not None:
         _print_table(MEMBERS, seen.stream.members)
+        if seen.stream.members:
+            data()
+            data(joined_text(seen.stream))
         if seen.stream.quantum is not None:
             data()
             data(f"quantum  {quantum_text(seen.stream.quantum)}")
@@ -88,6 +91,14 @@ def _oldest_pending(seen: Status) -> str:
     return f"oldest {age(seen.oldest_pending_age_s)}: {shown(seen.oldest_pending_id)}{sampled}"
 
 
+def joined_text(stream: StreamStatus) -> str:
+    """Say how many of the expected members are at work, and for how long the others are awaited."""
+    roles = [role for role in ("producer", "consumer") if any(member.role == role for member in stream.members)]
+    counted = ", ".join(f"{stream.joined(role)} of {stream.expected(role)} {role}s joined" for role in roles)
+    silence, awaited = (age(stream.policy[key]) for key in ("silence_s", "await_s"))
+    return f"{counted}; silent after {silence}, awaited for {awaited}"
+
+
 def quantum_text(quantum: QuantumStatus) -> str:
     factors = f"{quantum.dp_size} ranks x {quantum.batch_size} x {quantum.accumulation_steps} accumulated"
     return f"{quantum.refs:,} refs at a time: {factors}"
@@ -106,6 +117,7 @@ MEMBERS: Columns[MemberStatus] = {
     "ROLE": lambda member: member.role,
     "NAME": lambda member: shown(member.name),
     "STATE": lambda member: member.state,
+    "KIND": lambda member: "required" if member.required else "replaceable",
     "HOST": lambda member: member.host,
     "PID": lambda member: str(member.pid),
     "PROCESS": lambda member: member.process,

@@ -79,7 +79,7 @@ def _forget_stream(demo: DemoDirectory, queue: FileSampleRefQueue[SampleRef]) ->
         DemoError: somebody takes part in it.
     """
     for member in queue.stream().members():
-        if member.state == "open" and member.record.process.liveness() != "dead" and not member.is_dead:
+        if member.standing == "joined" and member.record.process.liveness() != "dead":
             raise DemoError(f"{demo.path}: {member.describe()} is at work: end that run first")
     stream = os.path.join(demo.queue, STREAM)
     for name in os.listdir(stream):

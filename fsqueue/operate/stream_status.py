@@ -5,9 +5,12 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass
 
+import msgspec
+
 from fsqueue.disk.directory import Directory
 from fsqueue.engine.layout import STREAM, Layout
 from fsqueue.stream.members import Member, read_members
+from fsqueue.stream.policy import read_policy
 from fsqueue.stream.stream import read_quantum
 
 
@@ -16,12 +19,15 @@ class MemberStatus:
     """Describe one producer or consumer.
 
     Attributes:
-        state: "open", "closed", "failed", or "silent": open, but without a sign of life, so that the others take it
-            for dead.
+        state: "joined", "closed", or what the others wait for: "silent" (without a sign of life), "withdrawn" or
+            "failed".
         process: "alive" or "dead" where this host can know, otherwise "unknown".
         last_seen_s: seconds since its last heartbeat, or since it left.
         expected: how many members of its role it expects in all; 0 where it does not say.
-        reason: of a failed member.
+        required: the others stop where it is missing.
+        run: which run it belongs to, where somebody said.
+        restarts: how often its launchers have started it again, the outer one first.
+        reason: of a failed or withdrawn member.
     """
 
     role: str
@@ -33,6 +39,9 @@ class MemberStatus:
     process: str
     last_seen_s: float
     expected: int
+    required: bool
+    run: str | None
+    restarts: list[int]
     reason: str | None
 
 
@@ -48,10 +57,20 @@ class QuantumStatus:
 
 @dataclass(frozen=True)
 class StreamStatus:
-    """Hold the stream's members, by role and name, and the published quantum."""
+    """Hold the stream's members, by role and name, what they have agreed on, and the published quantum."""
 
     members: list[MemberStatus]
+    policy: dict[str, float]
     quantum: QuantumStatus | None
+
+    def expected(self, role: str) -> int:
+        """Return how many members of a role there are to be in all, as far as anybody said."""
+        mine = [member for member in self.members if member.role == role]
+        return max([len(mine), *(member.expected for member in mine)])
+
+    def joined(self, role: str) -> int:
+        """Return how many members of a role are at work."""
+        return sum(member.role == role and member.state == "joined" for member in self.members)
 
 
 def open_stream(layout: Layout) -> Directory | None:
@@ -70,10 +89,12 @@ def stream_status(layout: Layout, now: float) -> StreamStatus | None:
     with closing(directory):
         found = [member for _, member in read_members(layout.ops, directory, directory.listing(), now)]
         quantum = read_quantum(layout.ops, directory)
-    # CRASH: a member that died while it failed has both an open and a failed file; failed counts.
-    failed = {_identity(member) for member in found if member.state == "failed"}
-    kept = [_status(m) for m in found if m.state == "failed" or _identity(m) not in failed]
+        policy = msgspec.structs.asdict(read_policy(layout.ops, directory))
+    # CRASH: a member that died while it failed or withdrew has an open file besides; what it wrote last counts.
+    left = {_identity(member) for member in found if member.state != "open"}
+    kept = [_status(m) for m in found if m.state != "open" or _identity(m) not in left]
     return StreamStatus(
+        policy=policy,
         members=sorted(kept, key=lambda member: (member.role != "producer", member.name, member.owner)),
         quantum=QuantumStatus(quantum.dp_size, quantum.batch_size, quantum.accumulation_steps, quantum.refs)
         if quantum
@@ -90,12 +111,15 @@ def _status(member: Member) -> MemberStatus:
     return MemberStatus(
         role=member.role,
         name=record.name,
-        state="silent" if member.is_dead else member.state,
+        state=member.standing,
         owner=record.process.owner,
         host=record.process.host,
         pid=record.process.pid,
         process=record.process.liveness(),
         last_seen_s=max(0.0, member.age_s),
         expected=record.expected,
+        required=record.required,
+        run=record.run,
+        restarts=list(record.launch.restarts),
         reason=record.reason,
     )

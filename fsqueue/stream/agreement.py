@@ -7,12 +7,16 @@ Each rank renames its one file, its *post*, from state to state. Rank 0 leads: i
 final: go when all are ready, end when all have spoken and some are starved. What an earlier run of the same session
 left behind is never mistaken for this run's: a post counts for the leader that it names, a verdict for the owners
 that it names, and an owner's name is never used twice.
+
+A rank that was started again beside the others goes on where they are: it learns the window from rank 0's post and
+verdict, or, where it is rank 0, from the posts that the others address to it. Rank 0 leaves verdicts of its predecessor
+where they are, for the ranks that have not read them; the next verdict takes them away.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -21,6 +25,7 @@ from fsqueue.engine.layout import read_json
 from fsqueue.format import names
 from fsqueue.stream.stream import Stream
 
+T = TypeVar("T")
 Standing = Literal["ready", "starved"]
 Verdict = Literal["go", "end"]
 
@@ -52,15 +57,13 @@ class Rendezvous:
         self._session = names.owner_name(session or "default").replace(".", "%2e")
         self._leader: str | None = handle.owner if rank == 0 else None
         self._shown: dict[str, tuple[str, bytes]] = {}
+        self._has_agreed = False
         self.window = 0
         self._forget_earlier_run()
 
     def _forget_earlier_run(self) -> None:
-        mine = [self._post_prefix(self._rank)]
-        if self._rank == 0:
-            mine.append(self._verdict_prefix())
         for name in self._stream.directory.listing():
-            if name.startswith(tuple(mine)):
+            if name.startswith(self._post_prefix(self._rank)):
                 self._handle.ops.remove(self._stream.directory.fd, name)
 
     def owners(self) -> frozenset[str]:
@@ -77,6 +80,8 @@ class Rendezvous:
         """Say how this rank stands in the current window; saying it again costs nothing."""
         if self._leader is None:
             self.look_for_leader()
+        if not self._has_agreed:
+            self._catch_up(self._stream.directory.listing())
         if self._leader is not None:
             content = msgspec.json.encode(_Post(self._handle.owner, self._leader))
             self._show("post", f"{self._post_prefix(self._rank)}{self.window}.{standing}{names.SUFFIX}", content)
@@ -91,25 +96,57 @@ class Rendezvous:
         return self._decide(listing) if self._rank == 0 else None
 
     def _is_for_me(self, name: str) -> bool:
-        said = read_json(self._handle.ops, self._stream.directory, name, _Decision)
+        said = self._read(name, _Decision)
         return said is not None and said.owners[self._rank : self._rank + 1] == [self._handle.owner]
 
     def _decide(self, listing: list[str]) -> Verdict | None:
+        if not self._has_agreed:
+            self._catch_up(listing)
         posts = self._posts(listing)
         if len(posts) < len(self._members):
             return None
         files = [f"{self._post_prefix(rank)}{self.window}.{posts[rank]}{names.SUFFIX}" for rank in posts]
-        said = [read_json(self._handle.ops, self._stream.directory, file, _Post) for file in files]
+        said = [self._read(file, _Post) for file in files]
         owners = [post.owner for post in said if post is not None and post.leader == self._handle.owner]
         if len(owners) < len(self._members):
             return None
         decided: Verdict = "go" if set(posts.values()) == {"ready"} else "end"
         content = msgspec.json.encode(_Decision(owners))
-        self._show("verdict", f"{self._verdict_prefix()}{self.window}.{decided}{names.SUFFIX}", content)
+        decision = f"{self._verdict_prefix()}{self.window}.{decided}{names.SUFFIX}"
+        self._show("verdict", decision, content)
+        if not self._has_agreed:
+            self._remove_verdicts_but(decision, listing)
         return decided
+
+    def _remove_verdicts_but(self, decision: str, listing: list[str]) -> None:
+        for name in listing:
+            if name.startswith(self._verdict_prefix()) and name != decision:
+                self._handle.ops.remove(self._stream.directory.fd, name)
 
     def next_window(self) -> None:
         self.window += 1
+        self._has_agreed = True
+
+    def _catch_up(self, listing: list[str]) -> None:
+        """Go on at the window that the other ranks have come to, where they were there before this one."""
+        posts = self._post_prefix(0), f"rank@{self._session}."
+        for name in listing:
+            window = _window_of(name)
+            if window is None or window < self.window:
+                continue
+            if name.startswith(self._verdict_prefix()) and self._rank != 0:
+                said = self._read(name, _Decision)
+                if said is not None and said.owners[:1] == [self._leader] and not self._is_for_me(name):
+                    self.window = window + 1
+            elif self._rank != 0 and "post" in self._shown:
+                continue  # rank 0 may be ahead by now because of what this rank has said
+            elif name.startswith(posts[self._rank == 0]) and not name.startswith(self._post_prefix(self._rank)):
+                post = self._read(name, _Post)
+                if post is not None and post.leader == self._leader:
+                    self.window = window
+
+    def _read(self, name: str, kind: type[T]) -> T | None:
+        return read_json(self._handle.ops, self._stream.directory, name, kind)
 
     def describe(self) -> str:
         """Say which ranks have spoken, for error messages."""
@@ -146,3 +183,9 @@ class Rendezvous:
             if shown is not None and shown[0] != name:
                 self._handle.ops.remove(directory.fd, shown[0])
         self._shown[kind] = (name, content)
+
+
+def _window_of(name: str) -> int | None:
+    """Return the window that a post or a verdict is about; None for other names."""
+    text = name.rpartition("@")[2].partition(".")[0]
+    return int(text) if text.isdigit() else None

@@ -1,50 +1,54 @@
-"""Take part in a stream as one member: show it by a file, and say how it ends.
+"""Read who takes part in a stream: each member shows itself by a file.
 
-    stream/<role>@<name>-<owner>@<state>.json     role: producer or consumer; state: open, closed or failed
+    stream/<role>@<name>-<owner>@<state>.json     role: producer or consumer
+                                                  state: open, withdrawn, closed or failed
 
-A member's file is its record; its mtime is the member's heartbeat. Leaving is one rename from open to closed; a
-member that fails writes its reason into a failed file first and removes the open one then.
+A member's file is its record; its mtime is the member's heartbeat, or when it left. Leaving is one rename, from open to
+closed or withdrawn; a member that fails writes its reason into a failed file first and removes the open one then.
 """
 
 from __future__ import annotations
 
-import os
-import traceback
 from collections.abc import Iterator
-from contextlib import suppress
-from types import TracebackType
 from typing import Literal, NamedTuple
 
 import msgspec
 
 from fsqueue.disk.directory import Directory
-from fsqueue.disk.fileops import FileOps, explained, silently_remove
-from fsqueue.engine import heartbeat
-from fsqueue.engine.handle import Handle
+from fsqueue.disk.fileops import FileOps
 from fsqueue.engine.layout import read_json
 from fsqueue.engine.owners import OwnerRecord
 from fsqueue.format import names
-from fsqueue.format.codec import tidy
+from fsqueue.stream.launch import Launch
+from fsqueue.stream.policy import StreamPolicy, read_policy
 
 Role = Literal["producer", "consumer"]
-State = Literal["open", "closed", "failed"]
+State = Literal["open", "withdrawn", "closed", "failed"]
+Standing = Literal["joined", "silent", "withdrawn", "closed", "failed"]
 
-BEAT_S = 5.0
-DEAD_AFTER_S = 30.0
+STATES = ("open", "withdrawn", "closed", "failed")
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Hold what a member's file says.
 
     Attributes:
-        name: what the user called it; a restarted member takes its dead namesake's place.
+        name: what the user called it; a restarted member takes its namesake's place.
         expected: how many members of this role the stream has in all; 0 where nobody said.
-        reason, traceback: of a failed member.
+        required: the run stops where this one is missing, and does not wait for it.
+        run: which run it belongs to, where somebody said; marks of another run concern nobody.
+        launch: as what its process was started.
+        group: the session of the ranks that it is one of; None for a member of its own.
+        reason, traceback: of a failed member, and the reason of one that withdrew.
     """
 
     name: str
     process: OwnerRecord
     expected: int = 0
+    required: bool = False
+    run: str | None = None
+    launch: Launch = Launch()
+    group: str | None = None
     reason: str | None = None
     traceback: str | None = None
 
@@ -53,8 +57,9 @@ class Member(NamedTuple):
     """Describe a member of the stream as its file shows it.
 
     Attributes:
-        age_s: seconds since its last heartbeat, by the filesystem's clock.
+        age_s: seconds since its last heartbeat, or since it left, by the filesystem's clock.
         beat_at: when that was.
+        policy: what the stream's members have agreed on.
     """
 
     role: Role
@@ -62,23 +67,32 @@ class Member(NamedTuple):
     record: Record
     age_s: float
     beat_at: float
+    policy: StreamPolicy
 
     @property
-    def is_dead(self) -> bool:
-        """True where it is open, but gone or silent for `DEAD_AFTER_S` seconds; a restart has had that long."""
-        if self.state != "open" or self.age_s <= DEAD_AFTER_S:
-            return False
-        return self.record.process.liveness() != "alive"
+    def standing(self) -> Standing:
+        """Say how the others see it: one that is open is silent where it is, and not known to live."""
+        if self.state != "open":
+            return self.state
+        return "silent" if self._has_fallen_silent and self.record.process.liveness() != "alive" else "joined"
+
+    @property
+    def is_missing(self) -> bool:
+        """True where it is neither at work nor done."""
+        return self.standing not in ("joined", "closed")
 
     @property
     def is_merely_silent(self) -> bool:
-        """True where nothing but its silence says that it is dead."""
-        return self.state == "open" and self.age_s > DEAD_AFTER_S and self.record.process.liveness() == "unknown"
+        """True where nothing but its silence says that it is gone."""
+        return self.state == "open" and self._has_fallen_silent and self.record.process.liveness() == "unknown"
 
     @property
-    def keeps_its_name(self) -> bool:
-        """True where it is open and not known to be gone: no namesake may take its place yet."""
-        return self.state == "open" and self.record.process.liveness() != "dead" and self.age_s <= DEAD_AFTER_S
+    def _has_fallen_silent(self) -> bool:
+        return self.age_s > self.silence_s
+
+    @property
+    def silence_s(self) -> float:
+        return self.policy.silence_of(self.record.process.heartbeat_s)
 
     def describe(self) -> str:
         process = self.record.process
@@ -87,88 +101,9 @@ class Member(NamedTuple):
         )
 
 
-class Membership:
-    """Take one member's part in the stream: a context manager that says how it ended.
-
-    Leaving the block normally closes this member's end, and an exception marks it failed with its reason and
-    traceback. A thread keeps the heartbeat, whose end shows that the process was killed. A forked child has no part in
-    this: however it leaves the block, the member is still its parent.
-    """
-
-    def __init__(self, handle: Handle, directory: Directory, role: Role, record: Record) -> None:
-        self._handle = handle
-        self._directory = directory
-        self._role: Role = role
-        self._record = record
-        self._ended = False
-        self._beat_key: int | None = None
-        try:
-            with explained(f"joining as {role}", directory.path):
-                self._write("open", record)
-            self._beat_key = heartbeat.heartbeats.new_key()
-            heartbeat.heartbeats.register(self._beat_key, self.beat, BEAT_S, handle.awake, directory.mount())
-        except BaseException:
-            self.withdraw()
-            raise
-
-    @property
-    def name(self) -> str:
-        return self._record.name
-
-    def beat(self) -> None:
-        """Show that this member lives."""
-        self._handle.clock.stamp(self._directory, self._file("open"))
-
-    def close(self) -> None:
-        """Leave, having produced, or consumed, all there is for this member."""
-        if self._is_over():
-            return
-        ops, fd = self._handle.ops, self._directory.fd
-        with explained("leaving", self._directory.path), suppress(FileNotFoundError):
-            ops.rename(self._file("open"), self._file("closed"), src_dir_fd=fd, dst_dir_fd=fd)
-        self._end()
-
-    def fail(self, reason: str, trace: str | None = None) -> None:
-        """Mark this member failed: the other side stops with an error that carries the reason.
-
-        CRASH: between the two steps the member is both open and failed, and failed counts.
-        """
-        if self._is_over():
-            return
-        record = msgspec.structs.replace(self._record, reason=tidy(reason), traceback=tidy(trace) if trace else None)
-        with explained("marking a failure in", self._directory.path):
-            self._write("failed", record)
-        self.withdraw()
-
-    def _is_over(self) -> bool:
-        return self._ended or self._record.process.pid != os.getpid()
-
-    def withdraw(self) -> None:
-        """Be a member no longer, as if this one had never joined."""
-        self._end()
-        silently_remove(self._handle.ops, self._directory.fd, [self._file("open")])
-
-    def _write(self, state: State, record: Record) -> None:
-        self._handle.moves.write(msgspec.json.encode(record) + b"\n", self._directory, self._file(state))
-
-    def _end(self) -> None:
-        self._ended = True
-        if self._beat_key is not None:
-            heartbeat.heartbeats.unregister(self._beat_key)
-
-    def _file(self, state: State) -> str:
-        return f"{self._role}@{names.owner_name(self.name)}-{self._record.process.owner}@{state}{names.SUFFIX}"
-
-    def __enter__(self) -> Membership:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.close()
-        else:
-            self.fail(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
+def member_file(role: Role, record: Record, state: State) -> str:
+    """Return the name of a member's file."""
+    return f"{role}@{names.owner_name(record.name)}-{record.process.owner}@{state}{names.SUFFIX}"
 
 
 def parse_member(name: str) -> tuple[Role, State] | None:
@@ -177,13 +112,14 @@ def parse_member(name: str) -> tuple[Role, State] | None:
     if not name.endswith(names.SUFFIX) or len(parts) != 3:
         return None
     role, _, state = parts
-    if role not in ("producer", "consumer") or state not in ("open", "closed", "failed"):
+    if role not in ("producer", "consumer") or state not in STATES:
         return None
     return role, state  # type: ignore[return-value]
 
 
 def read_members(ops: FileOps, directory: Directory, listing: list[str], now: float) -> Iterator[tuple[str, Member]]:
     """Yield each member that a listing of stream/ names, with its file, unless it is gone or holds no record."""
+    policy = read_policy(ops, directory)
     for name in listing:
         parsed = parse_member(name)
         if parsed is None:
@@ -191,4 +127,4 @@ def read_members(ops: FileOps, directory: Directory, listing: list[str], now: fl
         beat = ops.fresh_mtime(directory.fd, name)
         record = read_json(ops, directory, name, Record)
         if record is not None:
-            yield name, Member(*parsed, record, now - (beat or 0.0), beat or 0.0)
+            yield name, Member(*parsed, record, now - (beat or 0.0), beat or 0.0, policy)

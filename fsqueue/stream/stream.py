@@ -1,6 +1,7 @@
 """See a stream's members together, and tell when it is over.
 
     stream/<member>.json     who produces and who consumes (members.py)
+    stream/policy.json       who is missed, and for how long (policy.py)
     stream/quantum.json      what the consumers take at a time
 
 The end of the stream is decided by the members' files and the refs' own, never by one empty listing.
@@ -8,7 +9,7 @@ The end of the stream is decided by the members' files and the refs' own, never 
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Collection, Container, Mapping
 
 import msgspec
 
@@ -19,10 +20,13 @@ from fsqueue.engine import owners
 from fsqueue.engine.awake import Doubts, grace_s
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import STREAM, read_json
-from fsqueue.errors import MemberFailedError, QueueConfigError
+from fsqueue.errors import MemberFailedError, MemberMissingError, QueueConfigError
 from fsqueue.format import names
-from fsqueue.stream import members
-from fsqueue.stream.members import Member, Membership, Record, Role, parse_member, read_members
+from fsqueue.stream.joining import Places
+from fsqueue.stream.launch import launch
+from fsqueue.stream.members import Member, Record, Role, parse_member, read_members
+from fsqueue.stream.membership import Membership, OnSigterm
+from fsqueue.stream.policy import BEAT_S, POLICY, StreamPolicy, read_policy
 
 QUANTUM = "quantum.json"
 
@@ -42,12 +46,14 @@ class Quantum(msgspec.Struct, frozen=True):
 class Stream:
     """See and change the stream's members, on behalf of one handle.
 
-    Attributes:
-        opened_at: when the handle was opened, monotonic; it cannot know what became of members before.
+    Args:
+        opened_at: when the handle was opened, monotonic; what became of members before concerns an earlier run.
+        run: which run the handle belongs to, where somebody said.
     """
 
-    def __init__(self, handle: Handle, opened_at: float) -> None:
+    def __init__(self, handle: Handle, opened_at: float, run: str | None = None) -> None:
         self.opened_at = opened_at
+        self._run = run
         self._handle = handle
         self._ops: FileOps = handle.ops
         self.directory = handle.layout.open(STREAM, make_missing=True)
@@ -56,55 +62,57 @@ class Stream:
         self._watched_at = -1e9
         self._failures_seen: set[str] = set()
         self._doubts = Doubts(handle.awake)
+        self._beat_s = BEAT_S
 
     def close(self) -> None:
         self.directory.close()
 
-    def join(self, role: Role, name: str, expected: int) -> Membership:
-        """Register a member in the place of a namesake that has left, failed or died.
+    def join(
+        self,
+        role: Role,
+        name: str,
+        *,
+        expected: int = 0,
+        required: bool = False,
+        attempt: int | None = None,
+        group: str | None = None,
+        ranks: Collection[str] = (),
+        release: Callable[[], object] = lambda: None,
+        on_sigterm: OnSigterm = None,
+    ) -> Membership:
+        """Register a member in the place of a namesake that has left, failed or died; wait until that is certain.
+
+        Args:
+            group, ranks: of one of several ranks, the session and the names of all of them.
 
         Raises:
             QueueConfigError: a member of this name is alive.
         """
-        earlier = []
-        for file, member in self._namesakes(role, name):
-            if member.keeps_its_name:
-                raise QueueConfigError(
-                    self._handle.layout.path,
-                    f"has a {member.describe()}: give this one another name, end that one, or wait until it has been "
-                    f"silent for {members.DEAD_AFTER_S:.0f} s",
-                )
-            earlier.append(file)
-        described = owners.describe_self(self._handle.owner, self._ops.time(), members.BEAT_S)
-        record = Record(name=name, process=described, expected=expected)
-        joined = Membership(self._handle, self.directory, role, record)
+        record = Record(
+            name=name,
+            process=owners.describe_self(self._handle.owner, self._ops.time(), self.policy().beat_s),
+            expected=expected,
+            required=required,
+            run=self._run,
+            launch=launch(attempt),
+            group=group,
+        )
+        earlier = Places(self._handle, self._files, self._doubted_s).taken_by(role, record, frozenset(ranks))
+        joined = Membership(self._handle, self.directory, role, record, release, on_sigterm)
         try:
             silently_remove(self._ops, self.directory.fd, earlier)
         except BaseException:
-            joined.withdraw()
+            joined.vanish()
             raise
         return joined
 
-    def _namesakes(self, role: Role, name: str) -> list[tuple[str, Member]]:
-        """Read the members of this name; one that is merely silent has time to show up after a stall of everybody."""
-
-        def read() -> list[tuple[str, Member]]:
-            return [(file, m) for file, m in self._files() if (m.role, m.record.name) == (role, name)]
-
-        found = read()
-        left_s = max((self._doubted_s(member) for _, member in found), default=0.0)
-        if not left_s:
-            return found
-        self._ops.sleep(left_s)
-        return read()
-
     def _doubted_s(self, member: Member) -> float:
-        """Return for how many seconds more a member's silence does not prove that it is dead."""
+        """Return for how many seconds more a member's silence does not prove that it is gone."""
         clock = self._handle.clock
         if not member.is_merely_silent or clock.injected:
             return 0.0
         who = member.role, member.record.process.owner
-        return self._doubts.about(who, member.beat_at, grace_s(members.BEAT_S, None))
+        return self._doubts.about(who, member.beat_at, grace_s(member.record.process.heartbeat_s or BEAT_S, None))
 
     def members(self) -> list[Member]:
         return [member for _, member in self._files()]
@@ -120,13 +128,14 @@ class Stream:
             found = list(read_members(self._ops, self.directory, listing, now))
             unread = {name for name in listing if parse_member(name)} - {name for name, _ in found}
             if not unread or unread <= set(self.directory.listing()):
+                self._beat_s = min((member.policy.beat_s for _, member in found), default=BEAT_S)
                 return found
 
     def raise_failures(self, role: Role, among: Container[str] | None = None) -> None:
-        """Raise the error of a member of this role that failed or died, if there is one.
+        """Raise the error of a member of this role without which the others cannot go on, if there is one.
 
-        For its first `members.DEAD_AFTER_S` seconds, a handle ignores what happened before it was opened: the run
-        may just have been restarted, and its members take their namesakes' places one after the other.
+        That is one that failed, one that is required and missing, and one that was awaited for long enough; the last
+        of these only where no other member of the role is at work, or where the ranks of a group need each other.
 
         Args:
             among: the names to look at; None: all.
@@ -134,13 +143,45 @@ class Stream:
         Raises:
             MemberFailedError: names the member and its reason.
         """
-        for member in self.members():
-            if member.role != role or (among is not None and member.record.name not in among):
+        looked_at = [m for m in self.members() if m.role == role and (among is None or m.record.name in among)]
+        at_work = any(member.standing == "joined" for member in looked_at)
+        awaited: MemberFailedError | None = None
+        for member in looked_at:
+            if not member.is_missing or self._is_of_another_run(member):
                 continue
-            gone = member.state == "failed" or (member.is_dead and not self._doubted_s(member))
-            if gone and not self._is_old(member):
-                reason = member.record.reason or "its process is gone or silent"
-                raise MemberFailedError(member.describe(), reason, member.record.traceback)
+            error = self._why_not_to_wait(member)
+            if error is not None:
+                raise error
+            awaited = awaited or self._awaited_in_vain(member)
+        if awaited is not None and (among is not None or not at_work):
+            raise awaited
+
+    def _is_of_another_run(self, member: Member) -> bool:
+        return None not in (self._run, member.record.run) and self._run != member.record.run
+
+    def _open_s(self) -> float:
+        return self._ops.monotonic() - self.opened_at
+
+    def _happened_before(self, member: Member) -> bool:
+        """Tell whether a member was last there before this handle was opened: that is an earlier run's affair."""
+        return member.age_s > self._open_s()
+
+    def _why_not_to_wait(self, member: Member) -> MemberFailedError | None:
+        record, policy = member.record, member.policy
+        if self._happened_before(member):
+            return None
+        if member.state == "failed" and member.age_s >= policy.restart_s:
+            return MemberFailedError(member.describe(), record.reason or "it does not say why", record.traceback)
+        if record.required and member.state != "failed" and not self._doubted_s(member):
+            return MemberMissingError(member.describe(), _what_became_of(member), None)
+        return None
+
+    def _awaited_in_vain(self, member: Member) -> MemberFailedError | None:
+        """Return the error about a member that was awaited for too long, counted from when this handle was opened."""
+        waited_s = min(self._open_s(), member.age_s)
+        if waited_s <= member.policy.await_s or self._doubted_s(member):
+            return None
+        return MemberMissingError(member.describe(), _what_became_of(member), waited_s)
 
     def watch(self, role: Role) -> None:
         """Do as `raise_failures` for a caller who asks often: look at the directory's mtime, and list after a change.
@@ -148,37 +189,45 @@ class Stream:
         The members are read when the names show a new failure, and once a heartbeat, since silence shows nowhere.
         """
         began_at = self._ops.monotonic()
-        overdue = began_at - self._watched_at >= members.BEAT_S
+        overdue = began_at - self._watched_at >= self._beat_s
         if self._unchanged.holds() and not overdue:
             return
-        failed = {name for name in self.directory.listing() if parse_member(name) == (role, "failed")}
-        if overdue or not failed <= self._failures_seen:
+        marks = (role, "failed"), (role, "withdrawn")
+        left = {name for name in self.directory.listing() if parse_member(name) in marks}
+        if overdue or not left <= self._failures_seen:
             self.raise_failures(role)
             self._watched_at = began_at
-        self._failures_seen = failed
+        self._failures_seen = left
         self._unchanged.listed(began_at)
-
-    def _is_old(self, member: Member) -> bool:
-        """Return whether this handle is too young to raise what became of a member before it was opened."""
-        open_s = self._ops.monotonic() - self.opened_at
-        return open_s < members.DEAD_AFTER_S and member.age_s > open_s
 
     def left(self, among: Container[str]) -> Member | None:
         """Return one of these consumers that has left since this handle was opened."""
         for member in self.members():
             closed = member.role == "consumer" and member.state == "closed" and member.record.name in among
-            if closed and not self._is_old(member):
+            if closed and not self._happened_before(member):
                 return member
         return None
+
+    def have_closed(self, names: Collection[str]) -> bool:
+        """Tell whether all of these consumers have left."""
+        closed = {m.record.name for m in self.members() if (m.role, m.state) == ("consumer", "closed")}
+        return closed >= set(names)
 
     def describe(self, role: Role) -> str:
         """Say who was last seen when, for error messages."""
         found = [member for member in self.members() if member.role == role]
-        return "; ".join(f"{m.describe()} is {m.state}" for m in found) or f"no {role} has joined"
+        return "; ".join(f"{m.describe()} is {m.standing}" for m in found) or f"no {role} has joined"
 
     def all_closed(self, role: Role) -> bool:
-        """Tell whether every expected member of this role has joined and left; False before the first one joins."""
+        """Tell whether every expected member of this role has joined and left; False before the first one joins.
+
+        Where the policy names a quorum, so many producers are enough, once no other one is at work.
+        """
         mine = [member for member in self.members() if member.role == role]
+        quorum = self.policy().quorum if role == "producer" else 0
+        if quorum:
+            closed = sum(member.state == "closed" for member in mine)
+            return closed >= quorum and all(member.standing != "joined" for member in mine)
         expected = max((member.record.expected for member in mine), default=1)
         return len(mine) >= max(1, expected) and all(member.state == "closed" for member in mine)
 
@@ -226,6 +275,16 @@ class Stream:
             self._ops.sleep(left_s)
         return found
 
+    def policy(self) -> StreamPolicy:
+        return read_policy(self._ops, self.directory)
+
+    def change_policy(self, changes: Mapping[str, float]) -> StreamPolicy:
+        """Say who is missed, and for how long; the latest word counts, for all members."""
+        policy = msgspec.structs.replace(self.policy(), **changes)
+        policy.validate(self._handle.layout.path)
+        self._handle.moves.write(msgspec.json.encode(policy) + b"\n", self.directory, POLICY)
+        return policy
+
     def publish_quantum(self, quantum: Quantum) -> None:
         """Say what the consumers take at a time; the latest word counts."""
         if min(quantum.dp_size, quantum.batch_size, quantum.accumulation_steps) < 1:
@@ -234,6 +293,14 @@ class Stream:
 
     def quantum(self) -> Quantum | None:
         return read_quantum(self._ops, self.directory)
+
+
+def _what_became_of(member: Member) -> str:
+    if member.state == "failed":
+        return f"failed: {member.record.reason or 'it does not say why'}"
+    if member.state == "withdrawn":
+        return member.record.reason or "withdrew"
+    return f"its process is gone or silent: no heartbeat for {member.age_s:.0f} s"
 
 
 def read_quantum(ops: FileOps, directory: Directory) -> Quantum | None:

@@ -14,7 +14,7 @@ from fsqueue.engine.waiting import StopEvent
 from fsqueue.errors import OtherProcessError, QueueClosedError, StreamStalledError
 from fsqueue.records import id_of_ref
 from fsqueue.stream.agreement import Rendezvous
-from fsqueue.stream.members import Membership
+from fsqueue.stream.membership import OnSigterm
 from fsqueue.stream.stream import Stream
 
 R = TypeVar("R")
@@ -35,8 +35,6 @@ class LeasingQueue(Protocol[R]):
     def handle(self) -> Handle: ...
 
     def stream(self) -> Stream: ...
-
-    def consumer(self, name: str, *, expected: int = 0) -> Membership: ...
 
     def get(
         self, max_refs: int, timeout_s: float | None = None, *, partition: tuple[int, int] | None = None
@@ -71,9 +69,10 @@ class TrainerView(Generic[R]):
             numbers would leave ever more of some partition behind, up to the producers' watermark, where all wait
             for each other.
         batch: refs in a batch, for all ranks alike.
-        session: names one run of all ranks, such as a launcher's run id; restarted ranks need a new one unless
-            all of the old ones are gone.
+        session: names the group of all ranks, such as a launcher's run id. Ranks that are started again, as many of
+            them or another number, take the places of those before them, once these are gone.
         idle_timeout_s: how long to wait for a ref before `StreamStalledError` says who was last seen when.
+        required, attempt, on_sigterm: as for `FileSampleRefQueue.consumer`.
     """
 
     loader_close_retryable = True
@@ -86,6 +85,9 @@ class TrainerView(Generic[R]):
         batch: int = 1,
         session: str = "",
         idle_timeout_s: float | None = None,
+        required: bool = False,
+        attempt: int | None = None,
+        on_sigterm: OnSigterm = None,
     ) -> None:
         self._queue = queue
         self._pid = os.getpid()
@@ -96,8 +98,19 @@ class TrainerView(Generic[R]):
         handle = queue.handle
         self._handle = handle
         self._stream = queue.stream()
-        self._members = members = [f"{session or 'trainer'}-{k}" for k in range(self._world)]
-        self._membership = queue.consumer(members[rank], expected=self._world)
+        group = session or "trainer"
+        self._members = members = [f"{group}-{k}" for k in range(self._world)]
+        self._others = [name for k, name in enumerate(members) if k != rank]
+        self._membership = self._stream.join(
+            "consumer",
+            members[rank],
+            expected=self._world,
+            required=required,
+            attempt=attempt,
+            group=group,
+            ranks=members,
+            on_sigterm=on_sigterm,
+        )
         self._rendezvous = Rendezvous(handle, self._stream, rank, members, session)
         self._out: dict[str, R] = {}
         self._ended = False
@@ -162,6 +175,7 @@ class TrainerView(Generic[R]):
         return found if found or self._world == 1 else self._queue.get(wanted)
 
     def _look_around(self, waited_s: float, have: int, wanted: int) -> None:
+        self._membership.raise_if_replaced()
         self._rendezvous.look_for_leader()
         self._stream.raise_failures("producer")
         self._stream.raise_failures("consumer", among=self._members)
@@ -177,7 +191,7 @@ class TrainerView(Generic[R]):
 
         RACE: a rank that has read the end's verdict leaves; so this looks for one once more before it raises.
         """
-        gone = self._stream.left(self._members) if self._world > 1 else None
+        gone = self._stream.left(self._others)
         if gone is not None and self._rendezvous.verdict() is None:
             raise StreamStalledError(
                 f"queue {self._queue.path}: {gone.describe()} has left, and this rank cannot go on without it"
@@ -193,6 +207,8 @@ class TrainerView(Generic[R]):
         starved = closed and self._stream.drained(besides=self._rendezvous.owners())
         if self._world == 1:
             return False if complete else starved or None
+        if starved and self._stream.have_closed(self._others):
+            return True  # this rank was started again after the others had come to the end
         if complete or starved:
             self._rendezvous.post("ready" if complete else "starved")
         verdict = self._rendezvous.verdict()
@@ -273,6 +289,7 @@ class TrainerView(Generic[R]):
         self._out.clear()
 
     def __enter__(self) -> TrainerView[R]:
+        self._membership.__enter__()
         return self
 
     def __exit__(

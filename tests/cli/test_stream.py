@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from fsqueue import FileSampleRefQueue, MemberFailedError, PartialWindowWarning, TrainerView
+from fsqueue import FileSampleRefQueue, MemberMissingError, PartialWindowWarning, TrainerView
 from fsqueue.operate.check import check_queue, repair
-from fsqueue.stream.members import DEAD_AFTER_S
+from fsqueue.stream.policy import StreamPolicy
 from tests.support import Child, Queue, Tap, assert_clean, refs
 from tests.support.program import PROGRAM, run
 from tests.support.terminal import Terminal
@@ -40,7 +40,7 @@ def silent_producer(path: Path, name: str) -> Path:
         child.receive()
         child.kill()
     (file,) = [path / "stream" / found for found in set(os.listdir(path / "stream")) - before]
-    age(file, DEAD_AFTER_S + 1)
+    age(file, StreamPolicy().silence_s + 1)
     return file
 
 
@@ -63,11 +63,13 @@ def full_stream(queue: Queue) -> None:
 def test_status_shows_members_and_quantum(queue: Queue, path: Path) -> None:
     full_stream(queue)
     with queue.producer("open"):
-        rows = {line.split()[1]: line.split() for line in run("status", path).stdout.splitlines() if "producer" in line}
+        shown = run("status", path).stdout
+        rows = {line.split()[1]: line.split() for line in shown.splitlines() if line.startswith("producer")}
         assert {name: row[2] for name, row in rows.items()} == {
-            "closed": "closed", "failed": "failed", "killed": "silent", "open": "open",
+            "closed": "closed", "failed": "failed", "killed": "silent", "open": "joined",
         }  # fmt: skip
-        assert rows["killed"][5] == "dead" and rows["open"][5] == "alive"
+        assert rows["killed"][6] == "dead" and rows["open"][6] == "alive"
+        assert "1 of 4 producers joined, 0 of 1 consumers joined; silent after 30.0 s, awaited for 30.0 min" in shown
         assert "out of memory" in " ".join(rows["failed"])
         assert "quantum  64 refs at a time: 2 ranks x 8 x 4 accumulated" in run("status", path).stdout
 
@@ -81,11 +83,12 @@ def test_status_as_json_has_the_stream(queue: Queue, path: Path) -> None:
         ("producer", "closed"), ("producer", "failed"), ("producer", "killed"), ("consumer", "trainer-0"),
     ]  # fmt: skip
     assert list(stream["members"][0]) == [
-        "role", "name", "state", "owner", "host", "pid", "process", "last_seen_s", "expected", "reason",
+        "role", "name", "state", "owner", "host", "pid", "process", "last_seen_s", "expected", "required", "run",
+        "restarts", "reason",
     ]  # fmt: skip
     assert stream["members"][0]["expected"] == 4
     assert stream["members"][1]["reason"] == "RuntimeError: out of memory"
-    assert stream["members"][2]["last_seen_s"] > DEAD_AFTER_S
+    assert stream["members"][2]["last_seen_s"] > StreamPolicy().silence_s
 
 
 def test_a_member_that_died_while_it_failed_is_shown_once(queue: Queue, path: Path) -> None:
@@ -147,13 +150,14 @@ def test_a_used_stream_is_clean_to_the_last_note(queue: Queue, path: Path) -> No
 
 
 def test_a_member_without_a_sign_of_life_is_a_note_for_a_person(queue: Queue, path: Path) -> None:
-    """Removing its file would turn a failure into the end of the data, so repair does not."""
+    """Removing its file would turn its absence into the end of the data, so repair does not."""
     file = silent_producer(path, "rollout-0")
     assert kinds(path) == {f"stream/{file.name}": ("member-silent", "note")}
     repair(path)
     assert file.exists()
-    queue.stream().opened_at -= 2 * DEAD_AFTER_S  # a run that has just begun leaves it aside
-    with pytest.raises(MemberFailedError):
+    queue.configure_stream(await_s=1.0)
+    queue.stream().opened_at -= 2 * StreamPolicy().silence_s  # a run that has just begun leaves it aside
+    with pytest.raises(MemberMissingError):
         queue.stream().raise_failures("producer")
 
 
@@ -162,7 +166,7 @@ def test_silence_is_measured_by_the_filesystems_clock(queue: Queue, path: Path, 
     """A member just seen is not silent, and one not seen for long is, whatever this host's clock says."""
     gone = silent_producer(path, "gone")
     beating = silent_producer(path, "beating")
-    age(beating, -DEAD_AFTER_S)
+    age(beating, -StreamPolicy().silence_s)
     (path / "order.lock").write_text("damaged\n")  # and asking for the time hides nothing else
     tap = Tap()
     tap.ops.time = lambda: time.time() + skew_s
@@ -192,7 +196,7 @@ def test_a_member_that_does_not_decode_is_damage_and_removed_once_it_is_silent(q
     assert kinds(path) == {f"stream/{file.name}": ("member-unreadable", "damage")}
     (mended,) = repair(path)
     assert not mended.done and file.exists(), "it was stamped just now"
-    age(file, DEAD_AFTER_S + 1)
+    age(file, StreamPolicy().silence_s + 1)
     repair(path)
     assert not file.exists()
     assert_clean(path)
@@ -217,7 +221,7 @@ def test_what_a_crash_leaves_beside_a_member_is_removed(queue: Queue, path: Path
         members = json.loads(run("status", path, "--json").stdout)["stream"]["members"]
         assert [(member["name"], member["state"]) for member in members] == [
             ("failing", "failed"),
-            ("restarted", "open"),
+            ("restarted", "joined"),
         ]
     assert check_queue(path, notes=True) == []
 

@@ -15,17 +15,15 @@ from pathlib import Path
 import pytest
 
 from fsqueue import FileSampleRefQueue, MemberFailedError, PartialWindowWarning, TrainerView
-from fsqueue.stream import members
 from tests.support import GUARD_S, Child, Tap, open_tapped, ref
 
-DEAD_AFTER_S = 1.5
+SILENCE_S = 1.5
 
 
 def produce(pipe: Connection, path: Path, name: str) -> None:
     """Put for ever, as fast as the watermark allows; raise when told to."""
-    members.BEAT_S, members.DEAD_AFTER_S = DEAD_AFTER_S / 6, DEAD_AFTER_S
     try:
-        with FileSampleRefQueue(path, durable=False) as queue, queue.producer(name, expected=2):
+        with FileSampleRefQueue(path, durable=False) as queue, queue.producer(name, expected=2, required=True):
             for number in itertools.count():
                 queue.put_when_below([ref(f"{name}-{number}")], high=8, low=4)
                 if pipe.poll():
@@ -38,10 +36,12 @@ def produce(pipe: Connection, path: Path, name: str) -> None:
 
 def train(pipe: Connection, path: Path, rank: int) -> None:
     """One of two ranks; raise when told to."""
-    members.BEAT_S, members.DEAD_AFTER_S = DEAD_AFTER_S / 6, DEAD_AFTER_S
     warnings.simplefilter("ignore", PartialWindowWarning)
     try:
-        with FileSampleRefQueue(path, durable=False) as queue, TrainerView(queue, partition=(rank, 2), batch=2) as view:
+        with (
+            FileSampleRefQueue(path, durable=False) as queue,
+            TrainerView(queue, partition=(rank, 2), batch=2, required=True) as view,
+        ):
             for step in itertools.count(1):
                 view.ack(view.get(), step=step)
                 if pipe.poll():
@@ -54,7 +54,7 @@ def train(pipe: Connection, path: Path, rank: int) -> None:
 
 def consume(pipe: Connection, path: Path) -> None:
     """Be a consumer until killed."""
-    with FileSampleRefQueue(path, durable=False) as queue, queue.consumer("trainer-0"):
+    with FileSampleRefQueue(path, durable=False) as queue, queue.consumer("trainer-0", required=True):
         pipe.send("joined")
         pipe.recv()
 
@@ -62,7 +62,8 @@ def consume(pipe: Connection, path: Path) -> None:
 @pytest.fixture
 def crew(tmp_path: Path) -> Iterator[dict[str, Child]]:
     """Two producers and two ranks, all of them at work."""
-    FileSampleRefQueue(tmp_path / "q", durable=False, lease_timeout_s=60).close()
+    with FileSampleRefQueue(tmp_path / "q", durable=False, lease_timeout_s=60) as queue:
+        queue.configure_stream(silence_s=SILENCE_S)
     with ExitStack() as stack:
         started = {f"trainer-{k}": stack.enter_context(Child(train, tmp_path / "q", k)) for k in range(2)}
         for name in ("rollout-0", "rollout-1"):
@@ -122,9 +123,9 @@ def test_watching_the_consumers_costs_one_look_while_nobody_comes_or_goes(tmp_pa
         assert tap.counts == {"open": 1, "fstat": 1, "close": 1}
         child.kill()
         (file,) = (tmp_path / "q" / "stream").iterdir()
-        past = file.stat().st_mtime - members.DEAD_AFTER_S - 1
+        past = file.stat().st_mtime - 31.0
         os.utime(file, (past, past))
-        now[0] += members.DEAD_AFTER_S  # a run that has just begun leaves it aside
+        now[0] += 32.0
         with pytest.raises(MemberFailedError, match="gone or silent"):
             queue.put_when_below([ref("late")], high=100)
 

@@ -21,6 +21,7 @@ from fsqueue import (
     FileSampleRefQueue,
     LeasesHeldError,
     MemberFailedError,
+    MemberMissingError,
     PartialWindowWarning,
     QueueConfigError,
     SampleRef,
@@ -30,7 +31,6 @@ from fsqueue import (
     dp_partition,
 )
 from fsqueue.operate.check import check_queue
-from fsqueue.stream import members
 from tests.support import FakeClock, Tap, folder_of, open_tapped, wait_until
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -247,7 +247,7 @@ def test_a_restarted_producer_takes_its_failed_namesake_s_place(queue: FileSampl
 
 
 def test_a_killed_producer_is_noticed(queue: FileSampleRefQueue[SampleRef], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A producer that was killed fails the stream once it has been silent for the documented time."""
+    """A producer that was killed fails the stream once it was awaited for as long as the run has said."""
     ours, theirs = SPAWN.Pipe()
     child = SPAWN.Process(target=join_and_wait, args=(theirs, queue.path))
     child.start()
@@ -257,11 +257,14 @@ def test_a_killed_producer_is_noticed(queue: FileSampleRefQueue[SampleRef], monk
     finally:
         child.kill()
         child.join()
-    (file,) = list((Path(queue.path) / "stream").iterdir())
-    past = file.stat().st_mtime - members.DEAD_AFTER_S - 1
+    queue.configure_stream(await_s=100.0)
+    (file,) = (Path(queue.path) / "stream").glob("producer@*")
+    past = file.stat().st_mtime - 99.0
     os.utime(file, (past, past))
-    queue.stream().opened_at -= 2 * members.DEAD_AFTER_S
-    with pytest.raises(MemberFailedError, match=r"rollout-0.*gone or silent"):
+    queue.stream().opened_at -= 200.0
+    queue.stream().raise_failures("producer")
+    os.utime(file, (past - 2.0, past - 2.0))
+    with pytest.raises(MemberMissingError, match=r"rollout-0.*gone or silent.*awaited for 10\d s.*await_s"):
         queue.stream().raise_failures("producer")
 
 
@@ -367,15 +370,18 @@ def test_an_interrupted_view_gives_back_what_it_has(queue: FileSampleRefQueue[Sa
 
 
 def test_a_run_that_starts_again_leaves_earlier_failures_aside(queue: FileSampleRefQueue[SampleRef]) -> None:
-    """A handle holds against nobody what happened before it was opened, until half a minute has passed."""
+    """A handle holds against nobody what happened before it was opened: it waits as for one that withdrew."""
     with pytest.raises(RuntimeError), queue.producer("rollout-0"):
         raise RuntimeError("out of memory")
     failed = next((Path(queue.path) / "stream").glob("producer@*@failed.json"))
     os.utime(failed, (failed.stat().st_mtime - 5,) * 2)
     with FileSampleRefQueue(queue.path, durable=False) as again:
         again.stream().raise_failures("producer")
-        again.stream().opened_at -= 60.0
-        with pytest.raises(MemberFailedError, match="out of memory"):
+        os.utime(failed, (failed.stat().st_mtime - 3_000,) * 2)
+        again.stream().opened_at -= 1_700.0
+        again.stream().raise_failures("producer")
+        again.stream().opened_at -= 200.0
+        with pytest.raises(MemberMissingError, match=r"out of memory.*awaited for 1900 s"):
             again.stream().raise_failures("producer")
 
 

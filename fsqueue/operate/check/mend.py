@@ -30,7 +30,7 @@ from fsqueue.format.codec import Bookkeeping, bookkeeping_tail, split
 from fsqueue.format.untyped import RefSight, place_of, same_ref, sight
 from fsqueue.operate.check.violations import Violation
 from fsqueue.operate.operator import fetch, operator
-from fsqueue.stream.members import DEAD_AFTER_S
+from fsqueue.stream.policy import read_policy
 
 T = TypeVar("T")
 
@@ -283,9 +283,10 @@ class Mender:
         return "removed"
 
     def _remove_silent(self, directory: Directory, name: str) -> str:
-        beat = self._handle.ops.fresh_mtime(directory.fd, name)
-        if beat is not None and self._handle.clock.now() - beat <= DEAD_AFTER_S:
-            raise _LeftAloneError(f"it was stamped less than {DEAD_AFTER_S:.0f} s ago")
+        ops, silence_s = self._handle.ops, read_policy(self._handle.ops, directory).silence_s
+        beat = ops.fresh_mtime(directory.fd, name)
+        if beat is not None and self._handle.clock.now() - beat <= silence_s:
+            raise _LeftAloneError(f"it was stamped less than {silence_s:.0f} s ago")
         return self._remove(directory, name)
 
 

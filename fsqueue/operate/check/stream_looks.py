@@ -12,12 +12,13 @@ import msgspec
 
 from fsqueue.disk.directory import Directory
 from fsqueue.engine.clock import FilesystemClock
-from fsqueue.engine.layout import ORDER, Layout
+from fsqueue.engine.layout import ORDER, Layout, read_json
 from fsqueue.errors import CorruptRefError
 from fsqueue.format.codec import UNDECODABLE
 from fsqueue.format.untyped import type_name
 from fsqueue.operate.check.violations import Problem
 from fsqueue.stream.members import Member, parse_member, read_members
+from fsqueue.stream.policy import POLICY, StreamPolicy
 from fsqueue.stream.stream import QUANTUM, read_quantum
 
 _is_agreement = re.compile(
@@ -82,6 +83,9 @@ class StreamLooks:
         """Yield what is wrong with a file."""
         if not stat_module.S_ISREG(status.st_mode):
             yield "foreign", f"a {type_name(status)}"
+        elif name == POLICY:
+            if read_json(self._ops, self._directory, POLICY, StreamPolicy) is None:
+                yield "policy-unreadable", "says nothing of who is missed: the defaults hold"
         elif name == QUANTUM:
             if read_quantum(self._ops, self._directory) is None:
                 yield "quantum-unreadable", "says nothing of what the consumers take"
@@ -99,8 +103,8 @@ class StreamLooks:
             return
         if self._replaced(found):
             yield "leftover", f"{found.record.name!r} has failed, or was started again"
-        elif found.is_dead:
-            yield "member-silent", f"{found.describe()} gives no sign of life: the others stop"
+        elif found.standing == "silent":
+            yield "member-silent", f"{found.describe()} gives no sign of life: the others {_what_follows(found)}"
 
     def _replaced(self, member: Member) -> bool:
         """Tell whether this member died while it failed, or its successor while it took this one's place."""
@@ -108,7 +112,8 @@ class StreamLooks:
             if (other.role, other.record.name) != (member.role, member.record.name):
                 continue
             one, two = member.record.process, other.record.process
-            if two.started_at > one.started_at or (one, member.state, other.state) == (two, "open", "failed"):
+            left = member.state == "open" and other.state in ("failed", "withdrawn")
+            if two.started_at > one.started_at or (one == two and left):
                 return True
         return False
 
@@ -120,6 +125,10 @@ class StreamLooks:
             return False
         there = {member.record.process.owner for member in self._members.values() if member.state == "open"}
         return not there.isdisjoint([signed.owner, *signed.owners])
+
+
+def _what_follows(silent: Member) -> str:
+    return "stop" if silent.record.required else f"wait for it, for {silent.policy.await_s:.0f} s at most"
 
 
 def _may_be_silent(name: str) -> bool:

@@ -11,7 +11,7 @@ from unittest import mock
 from fsqueue import FileSampleRefQueue, SampleRef
 from fsqueue.disk.fileops import using
 from fsqueue.operate import requeue as requeueing
-from fsqueue.stream.members import Membership
+from fsqueue.stream.membership import Membership
 from simulation.script import make_ref
 from tests.sweeps.powercut.journal import Entries, Journal, Record, Synced, Truncate, Write
 from tests.sweeps.powercut.trial import QUEUE

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fsqueue import DataFlowController, FileMetadataStore, FileSampleRefQueue, SampleRef, TrainerView, dp_partition
-from fsqueue.stream.members import Membership
+from fsqueue.stream.membership import Membership
 from tests.support import ids
 from tests.support.implementations import make_ref
 

@@ -1,0 +1,190 @@
+"""Take part in a stream as one member, and say how that ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType, TracebackType
+from typing import Literal
+
+import msgspec
+
+from fsqueue.disk.directory import Directory
+from fsqueue.disk.fileops import explained, silently_remove
+from fsqueue.engine import heartbeat
+from fsqueue.engine.handle import Handle
+from fsqueue.errors import InvalidArgumentError, MemberFailedError, MemberReplacedError
+from fsqueue.format.codec import tidy
+from fsqueue.stream.members import Record, Role, State, member_file
+
+OnSigterm = Literal["withdraw"] | None
+
+
+class Membership:
+    """Take one member's part in the stream: a context manager that says how it ended.
+
+    Leaving the block normally closes this member's end. An exception of the work marks it failed, with its reason and
+    traceback. `SystemExit`, `KeyboardInterrupt`, and the error that says that somebody else failed, are none: they
+    withdraw the member, whose place is kept for a successor. A thread keeps the heartbeat, whose end shows that the
+    process was killed. A forked child has no part in this: however it leaves the block, the member is still its parent.
+
+    Args:
+        release: gives back what the member leases, where it withdraws.
+        on_sigterm: "withdraw": in the block, SIGTERM runs the handler that was there before, or raises SystemExit
+            where that was the default one; the member withdraws, however the block is left. In the main thread only.
+    """
+
+    def __init__(
+        self,
+        handle: Handle,
+        directory: Directory,
+        role: Role,
+        record: Record,
+        release: Callable[[], object] = lambda: None,
+        on_sigterm: OnSigterm = None,
+    ) -> None:
+        self._handle = handle
+        self._directory = directory
+        self._role: Role = role
+        self._record = record
+        self._release = release
+        self._on_sigterm = on_sigterm
+        self._before: Callable[[int, FrameType | None], object] | int | None = None
+        self._told_to_stop = False
+        self._replaced = False
+        self._ended = False
+        self._beat_key: int | None = None
+        try:
+            with explained(f"joining as {role}", directory.path):
+                self._write("open", record)
+            self._beat_key = heartbeat.heartbeats.new_key()
+            beat_s = record.process.heartbeat_s
+            heartbeat.heartbeats.register(self._beat_key, self.beat, beat_s or 1.0, handle.awake, directory.mount())
+        except BaseException:
+            self.vanish()
+            raise
+
+    @property
+    def name(self) -> str:
+        return self._record.name
+
+    def beat(self) -> None:
+        """Show that this member lives; where its file is gone, a successor has taken its place."""
+        stamp, file = self._handle.clock.stamp, self._file("open")
+        if stamp(self._directory, file) or self._is_over():
+            return
+        self._directory.refresh()  # NFS: the file may be remembered as missing from before it was made
+        if not stamp(self._directory, file) and not self._is_over():
+            self._replaced = True
+            self._end()
+
+    def raise_if_replaced(self) -> None:
+        """Raise a MemberReplacedError where a successor has taken this member's place."""
+        if self._replaced:
+            raise MemberReplacedError(self._handle.layout.path, self._role, self.name)
+
+    def close(self) -> None:
+        """Leave, having produced, or consumed, all there is for this member."""
+        if not self._is_over():
+            self._leave("closed")
+
+    def withdraw(self, reason: str = "withdrew") -> None:
+        """Leave before the end: leases go back without counting an attempt, and the place is kept for a successor.
+
+        The others wait for that one, unless this member is required.
+        """
+        if self._is_over():
+            return
+        try:
+            self._release()
+        finally:
+            record = msgspec.structs.replace(self._record, reason=tidy(reason))
+            with explained("withdrawing from", self._directory.path):
+                self._write("withdrawn", record)
+            self.vanish()
+
+    def _leave(self, state: State) -> None:
+        ops, fd = self._handle.ops, self._directory.fd
+        with explained("leaving", self._directory.path), suppress(FileNotFoundError):
+            ops.rename(self._file("open"), self._file(state), src_dir_fd=fd, dst_dir_fd=fd)
+        self._end()
+
+    def fail(self, reason: str, trace: str | None = None) -> None:
+        """Mark this member failed: the other side stops with an error that carries the reason.
+
+        CRASH: between the two steps the member is both open and failed, and failed counts.
+        """
+        if self._is_over():
+            return
+        record = msgspec.structs.replace(self._record, reason=tidy(reason), traceback=tidy(trace) if trace else None)
+        with explained("marking a failure in", self._directory.path):
+            self._write("failed", record)
+        self.vanish()
+
+    def _is_over(self) -> bool:
+        return self._ended or self._record.process.pid != os.getpid()
+
+    def vanish(self) -> None:
+        """Be a member no longer, as if this one had never joined."""
+        self._end()
+        silently_remove(self._handle.ops, self._directory.fd, [self._file("open")])
+
+    def _write(self, state: State, record: Record) -> None:
+        self._handle.moves.write(msgspec.json.encode(record) + b"\n", self._directory, self._file(state))
+
+    def _end(self) -> None:
+        self._ended = True
+        if self._beat_key is not None:
+            heartbeat.heartbeats.unregister(self._beat_key)
+
+    def _file(self, state: State) -> str:
+        return member_file(self._role, self._record, state)
+
+    def __enter__(self) -> Membership:
+        if self._on_sigterm == "withdraw" and not self._is_over():
+            if threading.current_thread() is not threading.main_thread():
+                raise InvalidArgumentError("on_sigterm", "None outside the main thread", self._on_sigterm)
+            self._before = signal.signal(signal.SIGTERM, self._stop)
+        return self
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._told_to_stop = True
+        if callable(self._before):
+            self._before(number, frame)
+        elif self._before == signal.SIG_DFL:
+            raise SystemExit(128 + number)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is not None and not is_no_failure(error):
+                self.fail(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
+            elif error is not None or self._told_to_stop:
+                self.withdraw(_why(error))
+            else:
+                self.close()
+        finally:
+            if self._before is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, self._before)
+                self._before = None
+
+
+def is_no_failure(error: BaseException) -> bool:
+    """Tell whether an exception ends a member's part without a failure of its own: it was told to stop, or had to."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, (MemberFailedError, MemberReplacedError)):
+            return True
+        seen = seen.__cause__
+    return isinstance(error, (SystemExit, KeyboardInterrupt, GeneratorExit))
+
+
+def _why(error: BaseException | None) -> str:
+    if error is None:
+        return "withdrew after SIGTERM"
+    return f"withdrew: {type(error).__name__}: {error}" if str(error) else f"withdrew: {type(error).__name__}"
