@@ -47,6 +47,8 @@ class Membership:
         release: Callable[[], object] = lambda: None,
         on_sigterm: OnSigterm = None,
     ) -> None:
+        if on_sigterm is not None:
+            _require_sigterm(on_sigterm)
         self._handle = handle
         self._directory = directory
         self._role: Role = role
@@ -146,8 +148,6 @@ class Membership:
 
     def __enter__(self) -> Membership:
         if self._on_sigterm == "withdraw" and not self._is_over():
-            if threading.current_thread() is not threading.main_thread():
-                raise InvalidArgumentError("on_sigterm", "None outside the main thread", self._on_sigterm)
             self._before = signal.signal(signal.SIGTERM, self._stop)
         return self
 
@@ -172,6 +172,13 @@ class Membership:
             if self._before is not None and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, self._before)
                 self._before = None
+
+
+def _require_sigterm(on_sigterm: object) -> None:
+    if on_sigterm != "withdraw":
+        raise InvalidArgumentError("on_sigterm", "'withdraw' or None", on_sigterm)
+    if threading.current_thread() is not threading.main_thread():
+        raise InvalidArgumentError("on_sigterm", "None outside the main thread, which handles signals", on_sigterm)
 
 
 def is_no_failure(error: BaseException) -> bool:
