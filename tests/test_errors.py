@@ -78,6 +78,12 @@ CASES: list[tuple[FsQueueError, tuple[type, ...], dict[str, Any]]] = [
     (LockTimeoutError("/q/order.lease", 30.0), (TimeoutError,), {"path": "/q/order.lease", "waited_s": 30.0}),
     (errors.LeasesHeldError("/q", ["n.1.abcdef"]), (RuntimeError,), {"path": "/q", "owners": ["n.1.abcdef"]}),
     (errors.MemberFailedError("rank 0", "died", "Traceback"), (RuntimeError,), {"member": "rank 0", "reason": "died"}),
+    (
+        errors.MemberMissingError("rank 0", "withdrew", 30.0),
+        (RuntimeError, errors.MemberFailedError),
+        {"member": "rank 0", "reason": "withdrew", "waited_s": 30.0},
+    ),
+    (errors.MemberReplacedError("/q", "consumer", "rank 0"), (RuntimeError,), {"path": "/q", "name": "rank 0"}),
     (errors.OtherProcessError("the view", 7), (RuntimeError,), {"pid": 7}),
     (errors.StreamEndedError("over"), (RuntimeError,), {}),
     (errors.StreamStalledError("nothing came"), (TimeoutError,), {}),

@@ -141,6 +141,15 @@ def _leave(stage: Stage) -> None:
     stage.member.close()
 
 
+def _withdraw(stage: Stage) -> None:
+    assert stage.member is not None
+    stage.member.withdraw()
+
+
+def _set_policy(stage: Stage) -> None:
+    stage.queue.configure_stream(await_s=60.0)
+
+
 def _give_up(stage: Stage) -> None:
     assert stage.member is not None
     stage.member.fail("out of prompts")
@@ -242,6 +251,9 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("stream-join", stages.left, _join, _STAYS, LIVE),
     Operation("stream-leave", stages.joined, _leave, _STAYS, LIVE),
     Operation("stream-fail", stages.joined, _give_up, _STAYS, LIVE),
+    Operation("stream-withdraw", stages.leased_by_member, _withdraw, _STAYS, LIVE),
+    Operation("stream-succeed", stages.withdrawn, _join, _STAYS, LIVE),
+    Operation("stream-policy", stages.pending, _set_policy, _STAYS, LIVE),
     Operation("stream-quantum", stages.pending, _publish_quantum, _STAYS, LIVE),
     Operation("put-when-below", stages.joined_unput, _put_when_below, _OR_GONE, LIVE),
     Operation("view-get", stages.viewed, _view_get, _STAYS, LIVE),

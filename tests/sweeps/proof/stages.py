@@ -207,6 +207,18 @@ def left(stage: Stage) -> None:
     stage.member.close()
 
 
+def withdrawn(stage: Stage) -> None:
+    """A producer of this name was preempted."""
+    joined(stage)
+    assert stage.member is not None
+    stage.member.withdraw()
+
+
+def leased_by_member(stage: Stage) -> None:
+    leased(stage)
+    stage.member = stage.queue.consumer("trainer-0")
+
+
 def viewed(stage: Stage) -> None:
     pending(stage)
     stage.view = TrainerView(stage.queue)
