@@ -28,7 +28,7 @@ class FsQueueError(Exception):
 
 
 def _rebuild(cls: type[FsQueueError], args: tuple[Any, ...], facts: dict[str, Any]) -> FsQueueError:
-    error = cls.__new__(cls, *args)
+    error = OSError.__new__(cls, *args) if issubclass(cls, OSError) else cls.__new__(cls, *args)
     if isinstance(error, OSError):
         OSError.__init__(error, *args)  # which reads them here where cls has an __init__ of its own
     error.__dict__.update(facts)

@@ -26,11 +26,11 @@ from fsqueue.control.sample_queue import SampleQueue
 from fsqueue.disk import fileops
 from fsqueue.disk.fileops import explained
 from fsqueue.engine import rewind as rewinding
+from fsqueue.engine.annotations import record
 from fsqueue.engine.expire import return_or_bury
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.letters import letters_beside
 from fsqueue.engine.listing import files_in, packed_in
-from fsqueue.engine.moves import record
 from fsqueue.engine.owners import Liveness, read_record
 from fsqueue.errors import LeasesHeldError
 from fsqueue.format import names

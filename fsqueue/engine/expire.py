@@ -14,12 +14,13 @@ record covers all of its leases. What a get's round looks at in vain is bounded;
 
 from __future__ import annotations
 
+from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import despite_errors
+from fsqueue.engine.annotations import Change, record
 from fsqueue.engine.awake import Doubts, grace_s
 from fsqueue.engine.departed import Departed
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
-from fsqueue.engine.moves import Change, record
 from fsqueue.engine.others import READS_A_ROUND, Others
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping
@@ -211,7 +212,7 @@ class Reclaimer:
             return wait_s
         if self._looks_left <= 0:
             return self._round_s
-        since = handle.ops.fresh_mtime(handle.layout.leased.fd, lease.file)
+        since = self._mtime(handle.layout.leased, lease.file)
         left_s = self._round_s if since is None else since + self._timeout_s - self._round_now()
         if since is None or left_s > _EPSILON_S:
             self._looks_left -= 1
@@ -251,7 +252,16 @@ class Reclaimer:
         """Return when an owner that keeps a heartbeat last beat; None for one that keeps none."""
         if self._heartbeat_s(owner) is None:
             return None
-        return self._handle.ops.fresh_mtime(self._handle.layout.owners.fd, names.ref_file(owner))
+        return self._mtime(self._handle.layout.owners, names.ref_file(owner))
+
+    def _mtime(self, directory: Directory, name: str) -> float | None:
+        """Return a file's mtime, read afresh; None where it is gone, which a mount may tell by any error."""
+        try:
+            return self._handle.ops.fresh_mtime(directory.fd, name)
+        except OSError as error:
+            if not self._handle.moves.is_gone(directory, name, error):
+                raise
+            return None
 
     def _doubted_s(self, who: object, stamp: float, heartbeat_s: float | None) -> float:
         """Return for how long this process must go on to see the same silence before it may accuse anybody."""
@@ -263,8 +273,7 @@ class Reclaimer:
     def _left_s(self, lease: Lease, name: str) -> float | None:
         """Return the seconds that are left of a lease, in a file of this name in leased/; None where that is gone."""
         assert self._timeout_s is not None
-        ops, layout = self._handle.ops, self._handle.layout
-        since = ops.fresh_mtime(layout.leased.fd, name)
+        since = self._mtime(self._handle.layout.leased, name)
         if since is None:
             return None
         beat = None if lease.is_timed_take_over else self._last_beat(lease.owner)

@@ -10,12 +10,12 @@ import warnings
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from fsqueue.engine.annotations import record
 from fsqueue.engine.claim import Claimer, Partition
 from fsqueue.engine.contents import Contents
 from fsqueue.engine.expire import Reclaimer
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
-from fsqueue.engine.moves import record
 from fsqueue.engine.put import Putter
 from fsqueue.engine.settle import Settler, bury
 from fsqueue.engine.waiting import Pace, StopEvent, StoppedError, Waiter

@@ -12,12 +12,12 @@ from contextlib import closing
 from typing import NamedTuple
 
 from fsqueue.disk.fileops import current, despite_errors, explained
+from fsqueue.engine.annotations import record
 from fsqueue.engine.expire import Reclaimer
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import open_layout
 from fsqueue.engine.listing import files_in, packed_in
-from fsqueue.engine.moves import record
 from fsqueue.engine.owners import new_owner
 from fsqueue.engine.packing.unpack import unpack
 from fsqueue.engine.put import Putter

@@ -16,10 +16,10 @@ from functools import partial
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import despite_errors, explained
+from fsqueue.engine.annotations import Change, record
 from fsqueue.engine.expire import return_or_bury
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim, Ending
-from fsqueue.engine.moves import Change, record
 from fsqueue.engine.owners import read_record
 from fsqueue.errors import CorruptRefError, QueueConfigError
 from fsqueue.format import names

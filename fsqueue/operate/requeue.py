@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from itertools import chain
 
 from fsqueue.disk.directory import Directory
+from fsqueue.engine.annotations import Change
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import LEDGER, Layout
 from fsqueue.engine.letters import letters_beside
 from fsqueue.engine.listing import File, files_in, owners_named, packed_in, reading, stamp_of
-from fsqueue.engine.moves import Change
 from fsqueue.engine.packing.unpack import unpack
 from fsqueue.engine.put import Putter
 from fsqueue.errors import CorruptRefError

@@ -19,6 +19,7 @@ begun before the other looked, and one of them would have lost its licence or se
 
 from __future__ import annotations
 
+import errno
 import secrets
 from collections.abc import Iterable
 from contextlib import suppress
@@ -26,6 +27,7 @@ from dataclasses import replace
 
 from fsqueue.disk.fileops import silently_remove
 from fsqueue.disk.publish import write_together
+from fsqueue.engine.arrival import is_gone
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import Layout
 from fsqueue.engine.owners import read_record
@@ -82,6 +84,10 @@ def read_segment(layout: Layout, segment: Segment) -> bytes:
         return layout.ops.read_file(layout.done.fd, segment.name)
     except CorruptRefError:
         return b""
+    except OSError as error:
+        if is_gone(layout, layout.done, segment.name, error):
+            raise FileNotFoundError(errno.ENOENT, "replaced or purged", segment.name) from None
+        raise
 
 
 class Revision:

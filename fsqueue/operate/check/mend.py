@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from fsqueue.disk.directory import Directory
+from fsqueue.engine.annotations import Change, record
 from fsqueue.engine.claim import Claimer
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import HEADER_BYTES
-from fsqueue.engine.moves import Change, record
 from fsqueue.engine.order import Header
 from fsqueue.engine.owners import read_record
 from fsqueue.engine.packing.revision import recover
