@@ -90,17 +90,14 @@ class Renames:
         says EIO or ETIMEDOUT of one that it did not wait for. So the directories are opened afresh first.
 
         Raises:
-            OSError: it was refused: the file is where it was.
+            OSError: it was refused, and the file is where it was; or the look was.
         """
         if not self._remote and error.errno == errno.ENOENT:
             return False
-        try:
-            source.refresh()
-            target.refresh()
-            if has_arrived(self._layout, target, new_name, started, unique):
-                return True
-        except OSError:
-            raise error from None  # nothing can be seen there
+        source.refresh()
+        target.refresh()
+        if has_arrived(self._layout, target, new_name, started, unique):
+            return True
         if error.errno == errno.ENOENT:
             try:
                 self._ops.rename(name, new_name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
