@@ -57,13 +57,14 @@ class Directory:
 
     def any_name(self, accept: Callable[[str], bool]) -> bool:
         """Return whether some name in here is accepted; read no further than to the first."""
-        return self._afresh(lambda fd: self.ops.scan_until(fd, accept))
+        return self.afresh(lambda fd: self.ops.scan_until(fd, accept))
 
     def changed_at_ns(self) -> int:
         """Return the directory's own mtime, read afresh."""
-        return self._afresh(lambda fd: self.ops.fstat(fd).st_mtime_ns)
+        return self.afresh(lambda fd: self.ops.fstat(fd).st_mtime_ns)
 
-    def _afresh(self, read: Callable[[int], T]) -> T:
+    def afresh(self, read: Callable[[int], T]) -> T:
+        """Return what is read through a new descriptor."""
         fd = self._open_afresh()
         try:
             return read(fd)

@@ -130,7 +130,8 @@ class Claimer:
         """Return whether a ref that is pending, and that this handle holds, is leased too: then it was queued twice."""
         claim, leased = self._handle.held.find(stem), self._handle.layout.leased
         leased.refresh()
-        return claim is not None and self._handle.ops.exists(leased.fd, claim.name)
+        there = claim is not None and self._handle.ops.exists(leased.fd, claim.name)
+        return there and claim is not None and self._handle.moves.holds(leased, claim.name)
 
     def _reserve(self, count: int, partition: Partition | None) -> tuple[list[str], bool]:
         """Take places in the order; the second value says that it holds no more of them."""

@@ -10,18 +10,18 @@ import warnings
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from fsqueue.engine.annotations import record
 from fsqueue.engine.claim import Claimer, Partition
 from fsqueue.engine.contents import Contents
 from fsqueue.engine.expire import Reclaimer
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
-from fsqueue.engine.moves import record
 from fsqueue.engine.put import Putter
 from fsqueue.engine.settle import Settler, bury
 from fsqueue.engine.waiting import Pace, StopEvent, StoppedError, Waiter
 from fsqueue.errors import CorruptRefError, InvalidRefError, RefTypeError, UnreadableRefError
 from fsqueue.format import names
-from fsqueue.format.codec import Codec
+from fsqueue.format.codec import Codec, tells_of_an_end
 from fsqueue.records import dp_partition, id_of_ref
 
 R = TypeVar("R")
@@ -198,7 +198,9 @@ class Getter(Generic[R]):
 
     def _content(self, claim: Claim) -> bytes:
         """Read the file of a ref that this handle leases."""
-        return self._handle.ops.read_file(self._handle.layout.leased.fd, claim.name)
+        data = self._handle.ops.read_file(self._handle.layout.leased.fd, claim.name)
+        claim.was_done |= tells_of_an_end(data)
+        return data
 
     def _read(self, leased: list[Claim], index: int, content: Callable[[], bytes]) -> R | None:
         """Return the ref in a file that this handle leases; None where it is none, or the lease is gone already."""
@@ -206,13 +208,15 @@ class Getter(Generic[R]):
         try:
             ref = self._codec.decode(content())
             named = names.stem_of(id_of_ref(ref))
-        except FileNotFoundError:
-            self._handle.held.end(claim, "lost")
-            return None
         except UnreadableRefError:
             raise
         except (CorruptRefError, InvalidRefError) as error:
             self._bury(claim, str(error))
+            return None
+        except OSError as error:
+            if not self._handle.moves.is_gone(self._handle.layout.leased, claim.name, error):
+                raise
+            self._handle.held.end(claim, "lost")
             return None
         if named == claim.stem or self._rename(claim, named, leased):
             return ref

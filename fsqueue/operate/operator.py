@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import current, explained
+from fsqueue.engine.annotations import Change, record
 from fsqueue.engine.claim import Claimer
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import Settings, open_layout
 from fsqueue.engine.listing import directory_of, owners_named, reading
-from fsqueue.engine.moves import Change, record
 from fsqueue.engine.owners import new_owner, read_record
 from fsqueue.engine.packing import pack as packing
 from fsqueue.engine.packing.pack import Packed

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from itertools import chain
 
 from fsqueue.disk.directory import Directory
+from fsqueue.engine.annotations import Change
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import LEDGER, Layout
+from fsqueue.engine.letters import letters_beside
 from fsqueue.engine.listing import File, files_in, owners_named, packed_in, reading, stamp_of
-from fsqueue.engine.moves import Change
 from fsqueue.engine.packing.unpack import unpack
 from fsqueue.engine.put import Putter
 from fsqueue.errors import CorruptRefError
@@ -88,6 +89,8 @@ def _letters(layout: Layout, stems: list[str]) -> dict[str, _Letter]:
     RACE: a done file that is packed while its places are looked at is looked for again.
     """
     found = {stem: letter for stem in stems if (letter := _read_letter(layout.failed, names.ref_file(stem)))}
+    beside = letters_beside(layout, set(stems) - found.keys())
+    found |= {stem: letter for stem, name in beside.items() if (letter := _read_letter(layout.failed, name))}
     missing = set(stems) - found.keys()
     for _ in range(_LOOKS if missing else 0):
         done = _done_by_stem(layout, missing)
@@ -177,8 +180,8 @@ def _fetch_packed(handle: Handle, letter: _Letter, stem: str) -> Claim | None:
     """
     if letter.directory.path != handle.layout.done.path:
         return None
-    unpack(handle, lambda packed, step: names.done_file(packed, step) == letter.name)
-    return fetch(handle, letter.directory, letter.name, stem)
+    done = unpack(handle, lambda packed, step: names.done_file(packed, step) == letter.name)
+    return fetch(handle, handle.layout.done, done.files.get(letter.name, letter.name), stem)
 
 
 def _requeued(now: float, owner: str) -> Change:

@@ -208,7 +208,7 @@ class Stream:
         pending = self._handle.layout.pending
         return (
             any(map(names.parse_pending, pending.listing()))
-            or bool(self._handle.moves.owners_holding() - besides)
+            or self._handle.moves.anything_leased(besides)
             or any(map(names.parse_pending, pending.listing()))
         )
 

@@ -171,7 +171,11 @@ def _line_of(handle: Handle, aside: str, name: str) -> Line | None:
     try:
         mtime_ns = handle.ops.stat(aside, dir_fd=done.fd, follow_symlinks=False).st_mtime_ns
         data = handle.ops.read_file(done.fd, aside)
-    except (FileNotFoundError, CorruptRefError):
+    except CorruptRefError:
+        return None
+    except OSError as error:
+        if not handle.moves.is_gone(done, aside, error):
+            raise
         return None
     seen = sight(data)
     if parsed is None or seen.sample_id is None or seen.torn or names.stem_of(seen.sample_id) != parsed[0]:

@@ -91,7 +91,7 @@ class Looks:
         if self._stream is not None:
             self._stream.refresh()
         parsed = (names.parse_leased(name) for name in self.layout.leased.listing())
-        self.leases = Counter(lease.owner for lease in parsed if lease)
+        self.leases = Counter(lease.owner for lease in parsed if lease and not lease.is_returned)
         done = packed.read_names(self.layout.done.listing())
         running = (found for found in done.licences if not is_abandoned(self.layout, found, self._now))
         self._revisions = {licence.revision for licence in running}
@@ -169,7 +169,7 @@ class Looks:
             yield "not-a-file", f"a {type_name(status)} in the place of packed refs"
         elif segment is None or name in self._replaced:
             if revision not in self._revisions:
-                yield "packing", "of a packing that was cut short"
+                yield "packing", "of a packing that was cut short, or of an ack whose rename this mount did not make"
         elif not allows(status, write=False):
             yield "unreadable", "this user cannot read it"
         else:
