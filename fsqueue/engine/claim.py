@@ -62,7 +62,7 @@ class Claimer:
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
         self._scans: dict[Partition | None, Scan] = {}
-        self._unchanged = Unchanged(handle.layout.pending)
+        self._unchanged = Unchanged(handle.layout.pending, handle.layout.filesystem.directory_times, SWEEP_S)
         self._no_sweep_before = -1e9
         self._sweep_s = 0.0  # how long the last listing and comparison took
         self._compared_at = -1e9

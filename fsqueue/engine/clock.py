@@ -12,10 +12,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 from fsqueue.disk.directory import Directory
-from fsqueue.disk.fileops import FileOps
+from fsqueue.disk.fileops import FileOps, silently_remove
+from fsqueue.disk.publish import own_name
 from fsqueue.engine.layout import ORDER, ORDER_FLAGS
 
 _TRIES = 3
+_UNUSABLE = (errno.EIO, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOENT, errno.EEXIST, errno.ESTALE, errno.EBADF)
 
 
 class Clock(Protocol):
@@ -45,9 +47,18 @@ class FilesystemClock:
     def now(self) -> float:
         """Return the time, at the cost of one modification and one fresh read of an mtime.
 
-        Raises:
-            FileNotFoundError: somebody deletes the order file as often as it is made.
+        Where the order file cannot be touched or read, a file is made for the purpose and removed.
         """
+        try:
+            found = self._by_the_order()
+        except OSError as error:
+            if error.errno not in _UNUSABLE:
+                raise
+            found = None
+        return self._by_a_new_file() if found is None else found
+
+    def _by_the_order(self) -> float | None:
+        """Return the time; None where somebody deletes the order file as often as it is made."""
         for _ in range(_TRIES):
             if not self.stamp(self._root, ORDER):
                 # Somebody deleted the order file; a new one is stamped by its creation.
@@ -55,7 +66,18 @@ class FilesystemClock:
             mtime = self._ops.fresh_mtime(self._root.fd, ORDER)
             if mtime is not None:
                 return mtime
-        raise FileNotFoundError(errno.ENOENT, "it vanishes while the time is read from it", ORDER)
+        return None
+
+    def _by_a_new_file(self) -> float:
+        name = own_name(self._ops, f".{ORDER}")
+        try:
+            fd = self._ops.create(self._root.fd, name, b"")
+            try:
+                return self._ops.fstat(fd).st_mtime
+            finally:
+                self._ops.close(fd)
+        finally:
+            silently_remove(self._ops, self._root.fd, [name])
 
     def stamp(self, directory: Directory, name: str) -> bool:
         try:

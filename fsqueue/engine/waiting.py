@@ -116,10 +116,7 @@ class Waiter:
                 return False
 
     def _look(self) -> tuple[int, int] | None:
-        try:
-            return self._handle.order_file.peek()
-        except FileNotFoundError:
-            return None
+        return self._handle.order_file.peek()
 
 
 def _is_another(seen: tuple[int, int] | None, before: tuple[int, int] | None) -> bool:
