@@ -86,12 +86,14 @@ class Claimer:
                 stems, exhausted = self._reserve(wanted - had, partition)
                 self._claim(stems, leased, errors)
                 if exhausted and len(leased) == had:
-                    if swept or len(leased) > before or not self._sweep():
+                    if swept or len(leased) > before:
                         break
-                    self._scans.pop(partition, None)  # the order may have been torn and grown again below it
-                    swept = True
+                    found, swept = self._sweep(), True
                     if self._handle.order.unwritable:
                         self._claim(self._without_lock(wanted - had, partition), leased, errors)
+                    elif not found:
+                        break
+                    self._scans.pop(partition, None)  # the order may have been torn and grown again below it
             if errors and len(leased) == before:
                 raise errors[0]
         except BaseException:

@@ -14,10 +14,13 @@ from typing import Protocol
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, silently_remove
 from fsqueue.disk.publish import own_name
-from fsqueue.engine.layout import ORDER, ORDER_FLAGS
+from fsqueue.engine.layout import ORDER, ORDER_FLAGS, SETTINGS
 
 _TRIES = 3
-_UNUSABLE = (errno.EIO, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOENT, errno.EEXIST, errno.ESTALE, errno.EBADF)
+_UNUSABLE = (
+    errno.EIO, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOENT, errno.EEXIST, errno.ESTALE, errno.EBADF,
+    errno.ENOSPC, errno.EDQUOT,
+)  # fmt: skip
 
 
 class Clock(Protocol):
@@ -47,15 +50,19 @@ class FilesystemClock:
     def now(self) -> float:
         """Return the time, at the cost of one modification and one fresh read of an mtime.
 
-        Where the order file cannot be touched or read, a file is made for the purpose and removed.
+        Where the order file cannot be touched and read, nor be made, the settings serve as well, which are always
+        there; where they are somebody else's, a file that is made for the purpose.
         """
-        try:
-            found = self._by_the_order()
-        except OSError as error:
-            if error.errno not in _UNUSABLE:
-                raise
-            found = None
-        return self._by_a_new_file() if found is None else found
+        for way in (self._by_the_order, self._by_the_settings):
+            try:
+                found = way()
+            except OSError as error:
+                if error.errno not in _UNUSABLE:
+                    raise
+            else:
+                if found is not None:
+                    return found
+        return self._by_a_new_file()
 
     def _by_the_order(self) -> float | None:
         """Return the time; None where somebody deletes the order file as often as it is made."""
@@ -67,6 +74,10 @@ class FilesystemClock:
             if mtime is not None:
                 return mtime
         return None
+
+    def _by_the_settings(self) -> float | None:
+        self.stamp(self._root, SETTINGS)
+        return self._ops.fresh_mtime(self._root.fd, SETTINGS)
 
     def _by_a_new_file(self) -> float:
         name = own_name(self._ops, f".{ORDER}")
