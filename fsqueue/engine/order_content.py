@@ -51,7 +51,7 @@ class OrderContent:
         self._second = locked and self.doubted
         self._failing_since: float | None = None
         self._unusable_until: float | None = None
-        self._renewed_at = -STUCK_FOR_S
+        self._failed_at = self._renewed_at = -1e9
 
     def open(self) -> bool:
         """Open the file, unless it is; False where it cannot be had just now.
@@ -154,7 +154,7 @@ class OrderContent:
             return True
 
     def fail(self, error: OSError) -> None:
-        """Close a file that has answered with an error; put a fresh one in its place where nobody can use it.
+        """Close a file that has answered with an error; put a fresh one in its place where it does so again.
 
         Until the lock is taken again there is nothing to read or write: this goes on without.
 
@@ -172,7 +172,9 @@ class OrderContent:
         elif error.errno in FULL:
             self._unusable_until = self._ops.monotonic() + _FAILED_S
         elif error.errno in UNREADABLE:
-            self._renew(error)
+            before, self._failed_at = self._failed_at, self._ops.monotonic()
+            if self._failed_at - before < STUCK_FOR_S:  # not for an error that passes
+                self._renew(error)
         else:
             raise error
 
