@@ -59,6 +59,17 @@ class Directory:
         """Return whether some name in here is accepted; read no further than to the first."""
         return self.afresh(lambda fd: self.ops.scan_until(fd, accept))
 
+    def some_names(self, count: int) -> list[str]:
+        """Return the first count names in here; whatever there is, read no further."""
+        found: list[str] = []
+
+        def take(name: str) -> bool:
+            found.append(name)
+            return len(found) >= count
+
+        self._afresh(lambda fd: self.ops.scan_until(fd, take))
+        return found
+
     def changed_at_ns(self) -> int:
         """Return the directory's own mtime, read afresh."""
         return self.afresh(lambda fd: self.ops.fstat(fd).st_mtime_ns)

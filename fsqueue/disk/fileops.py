@@ -158,6 +158,12 @@ class FileOps:
                     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         self.each(self.fsync, fds, threads)
 
+    def forget(self, fd: int) -> None:
+        """Drop what this client has cached of an open file's content, as far as it takes advice."""
+        if hasattr(os, "posix_fadvise"):
+            with suppress(OSError):
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def pwrite_all(self, fd: int, data: bytes, offset: int) -> None:
         """Write all of data at offset, however many calls that takes."""
         done = self.pwrite(fd, data, offset)

@@ -62,7 +62,7 @@ class Claimer:
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
         self._scans: dict[Partition | None, Scan] = {}
-        self._unchanged = Unchanged(handle.layout.pending)
+        self._unchanged = Unchanged(handle.layout.pending, handle.layout.filesystem.directory_times, SWEEP_S)
         self._no_sweep_before = -1e9
         self._sweep_s = 0.0  # how long the last listing and comparison took
         self._compared_at = -1e9
@@ -86,12 +86,14 @@ class Claimer:
                 stems, exhausted = self._reserve(wanted - had, partition)
                 self._claim(stems, leased, errors)
                 if exhausted and len(leased) == had:
-                    if swept or len(leased) > before or not self._sweep():
+                    if swept or len(leased) > before:
                         break
-                    self._scans.pop(partition, None)  # the order may have been torn and grown again below it
-                    swept = True
+                    found, swept = self._sweep(), True
                     if self._handle.order.unwritable:
                         self._claim(self._without_lock(wanted - had, partition), leased, errors)
+                    elif not found:
+                        break
+                    self._scans.pop(partition, None)  # the order may have been torn and grown again below it
             if errors and len(leased) == before:
                 raise errors[0]
         except BaseException:

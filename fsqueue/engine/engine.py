@@ -122,8 +122,9 @@ class Engine:
             options.poll_interval_s,
             options.max_attempts,
         )
-        self.pending = NameCount(layout.pending, names.parse_pending)
-        self.leased = NameCount(layout.leased, names.parse_leased)
+        moving = layout.filesystem.directory_times
+        self.pending = NameCount(layout.pending, names.parse_pending, moving)
+        self.leased = NameCount(layout.leased, names.parse_leased, moving)
         self.opened_at = ops.monotonic()
 
     def after_interruption(self, error: BaseException, leased: Iterable[Claim] = ()) -> None:

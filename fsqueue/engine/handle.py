@@ -53,7 +53,7 @@ class Handle:
         self.durable = durable
         self.mutex = Mutex()
         self.clock = InjectedClock(self.ops, clock) if clock else FilesystemClock(self.ops, layout.root)
-        self.order_file = OrderFile(self.ops, layout.root, layout.settings.lock, layout.remote)
+        self.order_file = OrderFile(self.ops, layout.root, layout.settings.lock, layout.filesystem)
         self.order = Order(self.ops, self.order_file)
         self.overlap = Overlap(self.ops, io_threads, layout.remote)
         self.moves = Moves(layout, self.clock, owner, durable, self.overlap)

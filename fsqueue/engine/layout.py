@@ -350,7 +350,8 @@ def _create(ops: FileOps, path: str, settings: Settings) -> None:
         for name in DIRECTORIES:
             make_within(ops, root, name)
         _refuse_orphans(ops, root)
-        ops.close(ops.open(ORDER, ORDER_FLAGS, 0o666, dir_fd=root.fd))
+        with suppress(OSError):  # a hint: whoever locks it first makes it too, or finds out why that cannot be
+            ops.close(ops.open(ORDER, ORDER_FLAGS, 0o666, dir_fd=root.fd))
         # CRASH: before this there is no queue, only empty directories, which the next creator completes.
         publish_once(ops, root, SETTINGS, msgspec.json.encode(settings) + b"\n")
         sync_parent(ops, path)

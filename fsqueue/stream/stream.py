@@ -25,6 +25,8 @@ from fsqueue.stream import members
 from fsqueue.stream.members import Member, Membership, Record, Role, parse_member, read_members
 
 QUANTUM = "quantum.json"
+_LOOKS = 4
+_BETWEEN_LOOKS_S = 0.05
 
 
 class Quantum(msgspec.Struct, frozen=True):
@@ -52,7 +54,7 @@ class Stream:
         self._ops: FileOps = handle.ops
         self.directory = handle.layout.open(STREAM, make_missing=True)
         self._stood: tuple[tuple[int, int], float] = ((0, 0), 0.0)
-        self._unchanged = Unchanged(self.directory)
+        self._unchanged = Unchanged(self.directory, handle.layout.filesystem.directory_times, members.BEAT_S)
         self._watched_at = -1e9
         self._failures_seen: set[str] = set()
         self._doubts = Doubts(handle.awake)
@@ -197,10 +199,13 @@ class Stream:
             besides: owners whose leases do not count, since it is they who ask.
 
         RACE: a ref may hop between pending/ and leased/ while they are listed one after the other. So both mtimes must
-        have stood still for longer than their grain before the empty listings, and be the same after them.
+        have stood still for longer than their grain before the empty listings, and be the same after them. Where a
+        directory's mtime tells nothing, all looks must find nothing, and they are apart by more than a hop takes.
         """
         if not self.all_closed("producer") or self._any_live(besides):
             return False
+        if not self._handle.layout.filesystem.directory_times:
+            return not any(self._any_live_later(besides) for _ in range(_LOOKS))
         stood = self._stand_still()
         return not self._any_live(besides) and stood == self._changed_at_ns()
 
@@ -211,6 +216,10 @@ class Stream:
             or self._handle.moves.anything_leased(besides)
             or any(map(names.parse_pending, pending.listing()))
         )
+
+    def _any_live_later(self, besides: frozenset[str]) -> bool:
+        self._ops.sleep(_BETWEEN_LOOKS_S * (0.5 + self._ops.random()))
+        return self._any_live(besides)
 
     def _changed_at_ns(self) -> tuple[int, int]:
         layout = self._handle.layout

@@ -289,6 +289,9 @@ class Looks:
             data = self._ops.read_file(self.layout.root.fd, ORDER)
         except (FileNotFoundError, PermissionError, CorruptRefError):
             return
+        except OSError as error:
+            yield "order", f"cannot be read ({error.strerror}): the next put or get replaces it"
+            return
         header = Header.decode(data[:HEADER_BYTES])
         if data and (header is None or header.cursor > len(data)):
             yield "order", "its header is damaged"

@@ -268,9 +268,15 @@ class Mender:
 
     def _rebuild_order(self, directory: Directory, name: str) -> str:
         """Keep the lines that name something, under a new header, and add what is pending and not named."""
-        handle, file = self._handle, self._handle.order_file
-        with file.surely:
-            data = handle.ops.pread(file.fd, file.size, 0)
+        handle, file = self._handle, self._handle.order_file.content
+        with handle.order_file.surely as held:
+            try:
+                data = handle.ops.pread(file.fd, file.size, 0) if held else b""
+            except OSError as error:
+                file.fail(error)
+                held = False
+            if not held:
+                return self._replaced_order()
             header = Header.decode(data[:HEADER_BYTES])
             lines = data[header.cursor if header else 0 :].decode("ascii", "replace").split("\n")
             # CRASH: between the two an empty order, which the next get fills from a listing.
@@ -279,6 +285,13 @@ class Mender:
             handle.order.append_locked(dict.fromkeys(line for line in lines if line and names.is_stem(line)))
         Claimer(handle).name_stranded()
         return "rebuilt"
+
+    def _replaced_order(self) -> str:
+        """Fill the fresh order that is in the place of one that nobody can read."""
+        if self._handle.order_file.content.is_unusable():
+            raise _LeftAloneError("it can neither be used nor replaced; put and get go on without")
+        Claimer(self._handle).name_stranded()
+        return "replaced"
 
     def _remove(self, directory: Directory, name: str) -> str:
         _require(self._handle.moves.remove(directory, name))
