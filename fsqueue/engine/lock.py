@@ -22,6 +22,7 @@ from fsqueue.disk.fileops import FileOps
 from fsqueue.disk.publish import replace_file
 from fsqueue.engine.clock import FilesystemClock
 from fsqueue.engine.layout import HEADER_BYTES, ORDER, ORDER_FLAGS
+from fsqueue.engine.reserve import is_full
 from fsqueue.errors import CorruptRefError, LockTimeoutError, LockUnsupportedError, QueueConfigError
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class OrderFile:
     def _take_soon(self) -> bool:
         stuck = self._stuck_at is not None and self.ops.monotonic() < self._stuck_until
         stuck = stuck and self._look() == self._stuck_at
-        if self._take(0.0 if stuck else GET_PATIENCE_S):
+        if self._take_if_room(0.0 if stuck else GET_PATIENCE_S):
             self._stuck_at = None
             return True
         if not stuck:
@@ -110,6 +111,15 @@ class OrderFile:
             if self._lease is not None:
                 self._break_stale_lease(self._lease.lock_file)
         return False
+
+    def _take_if_room(self, patience_s: float) -> bool:
+        """Do as `_take`; a full disk that has no room for the file that is to be locked counts as a lock not had."""
+        try:
+            return self._take(patience_s)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            return False
 
     def _take_surely(self) -> bool:
         rounds = 0
@@ -194,7 +204,7 @@ class OrderFile:
         Raises:
             LockUnsupportedError: it has not.
         """
-        if self._take(0.0):
+        if self._take_if_room(0.0):
             self._give()
 
     def close(self) -> None:

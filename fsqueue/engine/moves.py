@@ -29,6 +29,7 @@ from fsqueue.disk.publish import write_file, write_together
 from fsqueue.engine.clock import Clock, FilesystemClock
 from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import Layout
+from fsqueue.engine.reserve import is_full
 from fsqueue.errors import CorruptRefError, QueueIOError, TooLongError
 from fsqueue.format import names, packed
 from fsqueue.format.codec import Bookkeeping, Event, bookkeeping_tail, split, wrap_raw
@@ -69,6 +70,8 @@ class Moves:
         except OSError as error:
             if not self._layout.remote and error.errno == errno.ENOENT:
                 return False
+            if is_full(error) and source is not self._layout.tmp and self._layout.reserve.give_up():
+                return self.move(source, name, target, new_name, unique)
             source.refresh()
             target.refresh()
             if self._arrived(target, new_name, started, unique):
@@ -267,7 +270,7 @@ class Moves:
             raise
         try:
             with explained("updating", f"{leased.path}/{name}"):
-                return self._annotate_open(fd, claim, change)
+                return self._layout.reserve.retrying(lambda: self._annotate_open(fd, claim, change))
         finally:
             self._ops.close(fd)
 

@@ -16,7 +16,8 @@ from fsqueue.disk.fileops import REF_LIMIT_BYTES
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import Layout
 from fsqueue.engine.packing.revision import Revision, look, read_segment, recover, recover_quietly
-from fsqueue.errors import CorruptRefError
+from fsqueue.engine.reserve import is_full
+from fsqueue.errors import CorruptRefError, QueueIOError
 from fsqueue.format import names, packed
 from fsqueue.format.packed import SEGMENT_REFS, Done, Line, Segment
 from fsqueue.format.untyped import sight
@@ -25,6 +26,9 @@ SEGMENT_BYTES = REF_LIMIT_BYTES // 2
 _MERGED = 8
 _FRAME_BYTES = 512
 _BUFFER_BYTES = 1 << 20
+_GROWTH = 4
+_SHRINKAGE = 8
+_ROOM_BYTES = 1 << 13  # a block for the segment, and one for its name
 
 
 @dataclass(frozen=True)
@@ -67,32 +71,63 @@ def pack(handle: Handle, older_than_s: float) -> Packed:
     Segments that are not full are merged, with each other and with what is new. Costs a stat of every done file and,
     for each that is packed, a rename, a stat, a read and an unlink.
 
+    A segment takes room before the files that went into it give theirs back. Where a full disk has none for a whole
+    one, it begins with as much as there is room for, and goes on with four times as much each time.
+
     RACE: of two that pack at once, each takes what it can rename; only one that finds itself alone merges. A rewind
     or purge takes the licence away; then what was claimed goes back, and the next packing begins anew.
+
+    Raises:
+        QueueIOError: there is no room even for one file's line; all is as it was.
     """
     handle.presence.announce()
     recover(handle, alone=False)
-    old = deque(old_files(handle.layout, handle.clock.now() - older_than_s))
+    limit = handle.clock.now() - older_than_s
+    old = deque(old_files(handle.layout, limit))
     refs = written = 0
+    size_bytes = SEGMENT_BYTES
     while True:
         try:
-            packed = _pack_one(handle, old)
-        except OSError:
+            packed = _pack_one(handle, old, size_bytes)
+        except OSError as error:
             recover_quietly(handle)
-            raise
+            if not is_full(error):
+                raise
+            old = deque(old_files(handle.layout, limit))  # what was claimed has its own name again
+            size_bytes = _smaller(handle, old, size_bytes, error)
+            continue
         recover(handle, alone=False)
         if packed is None:
             return Packed(refs, written)
         refs, written = refs + packed, written + 1
+        size_bytes = min(_GROWTH * size_bytes, SEGMENT_BYTES)
         if not old:
             return Packed(refs, written)
 
 
-def _pack_one(handle: Handle, old: deque[tuple[int, str, int]]) -> int | None:
-    """Write one segment; return how many files went into it, None where none was written."""
+def _smaller(handle: Handle, old: deque[tuple[int, str, int]], size_bytes: int, error: OSError) -> int:
+    """Return how large the next segment may be after one of this size found the disk full.
+
+    Raises:
+        QueueIOError: it held one file already.
+    """
+    least = old[0][2] + _FRAME_BYTES if old else 0
+    free, _ = handle.ops.room(handle.layout.done.fd)
+    if size_bytes <= least or not old:
+        advice = (
+            f": a segment takes room before the {len(old)} files that it replaces give theirs back, about "
+            f"{least + _ROOM_BYTES} bytes and an inode to begin with, and {free} bytes are free. Nothing was changed by "
+            "this: free so much, or remove done files with `fsqueue purge`, then pack again"
+        )
+        raise QueueIOError("packing", handle.layout.done.path, error, advice) from error
+    return max(least, min(size_bytes // _SHRINKAGE, free // 2 or size_bytes))
+
+
+def _pack_one(handle: Handle, old: deque[tuple[int, str, int]], size_bytes: int) -> int | None:
+    """Write one segment of about this size; return how many files went into it, None where none was written."""
     with Revision(handle) as revision:
         done = recover(handle, revision, alone=False)
-        batch = _Batch(handle, revision)
+        batch = _Batch(handle, revision, size_bytes)
         if len(done.licences) == 1:
             batch.carry_over(done)
         claimed = batch.fill(old)
@@ -102,9 +137,10 @@ def _pack_one(handle: Handle, old: deque[tuple[int, str, int]]) -> int | None:
 class _Batch:
     """Gather the lines of one segment in the making."""
 
-    def __init__(self, handle: Handle, revision: Revision) -> None:
+    def __init__(self, handle: Handle, revision: Revision, limit_bytes: int) -> None:
         self._handle = handle
         self._revision = revision
+        self._limit_bytes = limit_bytes
         self._bases: list[Segment] = []
         self._buffer: list[bytes] = []
         self._count = 0
@@ -120,7 +156,7 @@ class _Batch:
                 return
             try:
                 status = self._handle.ops.stat(segment.name, dir_fd=self._handle.layout.done.fd, follow_symlinks=False)
-                if status.st_size > SEGMENT_BYTES // 2 or self._size + status.st_size > SEGMENT_BYTES:
+                if status.st_size > SEGMENT_BYTES // 2 or self._size + status.st_size > self._limit_bytes:
                     continue
                 data = read_segment(self._handle.layout, segment)
             except FileNotFoundError:
@@ -144,9 +180,14 @@ class _Batch:
 
     def fill(self, old: deque[tuple[int, str, int]]) -> int:
         """Claim files until the segment is full, and add their lines; return how many."""
-        while old and self._count < SEGMENT_REFS and self._size + old[0][2] + _FRAME_BYTES <= SEGMENT_BYTES:
+        while old and self._count < SEGMENT_REFS and self._size + old[0][2] + _FRAME_BYTES <= self._limit_bytes:
             _, name, _ = old.popleft()
-            aside = self._revision.claim(name)
+            try:
+                aside = self._revision.claim(name)
+            except OSError as error:
+                if not (self._claimed and is_full(error)):
+                    raise
+                break  # its longer name had no room in done/: what is claimed by now makes some
             if aside is None:
                 continue
             line = _line_of(self._handle, aside, name)

@@ -103,7 +103,8 @@ class Revision:
         self._committed = False
 
     def __enter__(self) -> Revision:
-        self._fd = self._ops.create(self._done.fd, self._licence, b"")
+        reserve = self._handle.layout.reserve
+        self._fd = reserve.retrying(lambda: self._ops.create(self._done.fd, self._licence, b""))
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -121,7 +122,7 @@ class Revision:
 
     def write(self, data: bytes) -> None:
         """Add lines, through the descriptor of the licence's creation: a file taken away is never made anew."""
-        self._ops.pwrite_all(self._fd, data, self.size)
+        self._handle.layout.reserve.retrying(lambda: self._ops.pwrite_all(self._fd, data, self.size))
         self.size += len(data)
 
     def claim(self, name: str) -> str | None:
