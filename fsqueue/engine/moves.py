@@ -270,7 +270,7 @@ class Moves:
             raise
         try:
             with explained("updating", f"{leased.path}/{name}"):
-                return self._layout.reserve.retrying(lambda: self._annotate_open(fd, claim, change))
+                return self._annotate_open(fd, claim, change)
         finally:
             self._ops.close(fd)
 
@@ -291,14 +291,17 @@ class Moves:
             bookkeeping.reason = bookkeeping.reason or "no room is left in the file for its history"
             return bookkeeping
         try:
-            self._ops.update_in_place(fd, tail, offset, len(data))
-            if self._durable:
-                self._ops.fsync(fd)
+            self._layout.reserve.retrying(lambda: self._update(fd, tail, offset, len(data)))
         except OSError:
             with suppress(OSError):  # the update's own error is the one to report; what is torn now still decodes
                 self._ops.update_in_place(fd, data[offset:], offset, offset + len(tail))
             raise
         return bookkeeping
+
+    def _update(self, fd: int, tail: bytes, offset: int, size: int) -> None:
+        self._ops.update_in_place(fd, tail, offset, size)
+        if self._durable:
+            self._ops.fsync(fd)
 
     def _replace(self, claim: Claim, data: bytes, change: Change) -> Bookkeeping:
         """Wrap bytes that are no JSON object into a dead letter, under the same leased name."""
@@ -317,7 +320,7 @@ class Moves:
         self._write_anew(claim, self._ops.read_file(self._layout.leased.fd, claim.name))
 
     def _write_anew(self, claim: Claim, data: bytes) -> None:
-        (tmp_name,) = self.write_new([data])
+        (tmp_name,) = self._layout.reserve.retrying(lambda: self.write_new([data]))
         try:
             self._ops.rename(tmp_name, claim.name, src_dir_fd=self._layout.tmp.fd, dst_dir_fd=self._layout.leased.fd)
         except OSError as error:

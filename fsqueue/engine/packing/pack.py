@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from fsqueue.disk.fileops import REF_LIMIT_BYTES
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import Layout
+from fsqueue.engine.onlooker import time_there
 from fsqueue.engine.packing.revision import Revision, look, read_segment, recover, recover_quietly
 from fsqueue.engine.reserve import is_full
 from fsqueue.errors import CorruptRefError, QueueIOError
@@ -61,7 +62,7 @@ def old_files(layout: Layout, limit: float) -> list[tuple[int, str, int]]:
 
 def would_pack(layout: Layout, older_than_s: float) -> Packed:
     """Say what `pack` would do."""
-    refs = len(old_files(layout, layout.ops.time() - older_than_s))
+    refs = len(old_files(layout, time_there(layout) - older_than_s))
     return Packed(refs, -(-refs // SEGMENT_REFS))
 
 
@@ -116,8 +117,8 @@ def _smaller(handle: Handle, old: deque[tuple[int, str, int]], size_bytes: int, 
     if size_bytes <= least or not old:
         advice = (
             f": a segment takes room before the {len(old)} files that it replaces give theirs back, about "
-            f"{least + _ROOM_BYTES} bytes and an inode to begin with, and {free} bytes are free. Nothing was changed by "
-            "this: free so much, or remove done files with `fsqueue purge`, then pack again"
+            f"{least + _ROOM_BYTES} bytes and an inode to begin with; {free} bytes are free. These files stay as they "
+            "are: free so much, or remove done files with `fsqueue purge`, then pack again"
         )
         raise QueueIOError("packing", handle.layout.done.path, error, advice) from error
     return max(least, min(size_bytes // _SHRINKAGE, free // 2 or size_bytes))
@@ -129,7 +130,7 @@ def _pack_one(handle: Handle, old: deque[tuple[int, str, int]], size_bytes: int)
         done = recover(handle, revision, alone=False)
         batch = _Batch(handle, revision, size_bytes)
         if len(done.licences) == 1:
-            batch.carry_over(done)
+            batch.carry_over(done, size_bytes - (old[0][2] + _FRAME_BYTES if old else 0))
         claimed = batch.fill(old)
         return claimed if batch.commit() else None
 
@@ -148,15 +149,15 @@ class _Batch:
         self._size = 0
         self._newest_ns = 0
 
-    def carry_over(self, done: Done) -> None:
-        """Take the lines of segments that are not full; a damaged one stays as it is."""
+    def carry_over(self, done: Done, limit_bytes: int) -> None:
+        """Take the lines of segments that are not full, so many bytes at most; a damaged one stays as it is."""
         small = sorted((s for s in done.segments if s.refs < SEGMENT_REFS), key=lambda segment: segment.refs)
         for segment in small[:_MERGED]:
             if self._count + segment.refs > SEGMENT_REFS:
                 return
             try:
                 status = self._handle.ops.stat(segment.name, dir_fd=self._handle.layout.done.fd, follow_symlinks=False)
-                if status.st_size > SEGMENT_BYTES // 2 or self._size + status.st_size > self._limit_bytes:
+                if status.st_size > SEGMENT_BYTES // 2 or self._size + status.st_size > limit_bytes:
                     continue
                 data = read_segment(self._handle.layout, segment)
             except FileNotFoundError:
@@ -181,13 +182,14 @@ class _Batch:
     def fill(self, old: deque[tuple[int, str, int]]) -> int:
         """Claim files until the segment is full, and add their lines; return how many."""
         while old and self._count < SEGMENT_REFS and self._size + old[0][2] + _FRAME_BYTES <= self._limit_bytes:
-            _, name, _ = old.popleft()
+            name = old[0][1]
             try:
                 aside = self._revision.claim(name)
             except OSError as error:
                 if not (self._claimed and is_full(error)):
                     raise
-                break  # its longer name had no room in done/: what is claimed by now makes some
+                break  # done/ has no room for its longer name: what is claimed by now will make some
+            old.popleft()
             if aside is None:
                 continue
             line = _line_of(self._handle, aside, name)
