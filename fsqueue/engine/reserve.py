@@ -23,16 +23,18 @@ from fsqueue.disk.fileops import FileOps
 T = TypeVar("T")
 
 RESERVE = ".reserve"
-BASE_BYTES = 1 << 16
+BASE_BYTES = 1 << 20  # XFS grows a directory by a block only where about 65 are free
+MEMORY_BASE_BYTES = 1 << 16  # where a directory takes no blocks
 LIMIT_BYTES = 1 << 26
 A_BACKLOG = 5  # bytes of reserve a byte of the order's lines: what their names take in a directory of half-full blocks
 LOOK_S = 60.0
-_FIRST_COVERED_BYTES = 1 << 15
+_FIRST_COVERED_BYTES = BASE_BYTES // A_BACKLOG
 _PIECE_BYTES = 1 << 20
 _BLOCK_BYTES = 1 << 12
 _SHARE = 16  # of the free space, at most one part in so many
 _SPARE_INODES = 64
 _FLAGS = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_IN_MEMORY = ("tmpfs", "ramfs")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -64,10 +66,11 @@ class Reserve:
             backlog_bytes: of lines in the order, which tell how long the names are that will move to done/.
         """
         wanted = min(LIMIT_BYTES, BASE_BYTES * max(1, -int(-A_BACKLOG * backlog_bytes // BASE_BYTES)))
-        self._covered_bytes = max(_FIRST_COVERED_BYTES, wanted // A_BACKLOG) if wanted < LIMIT_BYTES else inf
+        self._covered_bytes = wanted // A_BACKLOG if wanted < LIMIT_BYTES else inf
         self._look_at = self._ops.monotonic() + LOOK_S
         with suppress(OSError):
-            self._resize(wanted)
+            in_memory = self._ops.filesystem_type(self._root.path) in _IN_MEMORY
+            self._resize(MEMORY_BASE_BYTES if in_memory else wanted)
 
     def _resize(self, wanted: int) -> None:
         status = self._ops.status(self._root.fd, RESERVE)

@@ -29,7 +29,7 @@ _FRAME_BYTES = 512
 _BUFFER_BYTES = 1 << 20
 _GROWTH = 4
 _SHRINKAGE = 8
-_ROOM_BYTES = 1 << 13  # a block for the segment, and one for its name
+_ROOM_BYTES = 1 << 19  # a block for the segment and one for its name; XFS sets more aside for the making of a file
 
 
 @dataclass(frozen=True)
