@@ -28,6 +28,7 @@ _MERGED = 8
 _FRAME_BYTES = 512
 _BUFFER_BYTES = 1 << 20
 _GROWTH = 4
+_SMALL_BYTES = 1 << 16
 _SHRINKAGE = 8
 _ROOM_BYTES = 1 << 19  # a block for the segment and one for its name; XFS sets more aside for the making of a file
 
@@ -86,7 +87,7 @@ def pack(handle: Handle, older_than_s: float) -> Packed:
     limit = handle.clock.now() - older_than_s
     old = deque(old_files(handle.layout, limit))
     refs = written = 0
-    size_bytes = SEGMENT_BYTES
+    size_bytes = _first_size(handle)
     while True:
         try:
             packed = _pack_one(handle, old, size_bytes)
@@ -106,11 +107,17 @@ def pack(handle: Handle, older_than_s: float) -> Packed:
             return Packed(refs, written)
 
 
+def _first_size(handle: Handle) -> int:
+    """Return how large the first segment may be, by what the disk says is free; the reserve does for a small one."""
+    free, _ = handle.ops.room(handle.layout.done.fd)
+    return min(SEGMENT_BYTES, max(free // 2, _SMALL_BYTES))
+
+
 def _smaller(handle: Handle, old: deque[tuple[int, str, int]], size_bytes: int, error: OSError) -> int:
     """Return how large the next segment may be after one of this size found the disk full.
 
     Raises:
-        QueueIOError: it held one file already.
+        QueueIOError: it was to hold one file.
     """
     least = old[0][2] + _FRAME_BYTES if old else 0
     free, _ = handle.ops.room(handle.layout.done.fd)
@@ -125,9 +132,16 @@ def _smaller(handle: Handle, old: deque[tuple[int, str, int]], size_bytes: int, 
 
 
 def _pack_one(handle: Handle, old: deque[tuple[int, str, int]], size_bytes: int) -> int | None:
-    """Write one segment of about this size; return how many files went into it, None where none was written."""
+    """Write one segment of about this size; return how many files went into it, None where none was written.
+
+    Where it is to be smaller than usual, its room is taken before anything is claimed: on a full disk, the directory
+    may have no room for the names that would be given back.
+    """
     with Revision(handle) as revision:
         done = recover(handle, revision, alone=False)
+        if size_bytes < SEGMENT_BYTES and old:
+            size_bytes = max(size_bytes, old[0][2] + _FRAME_BYTES)
+            revision.make_room(min(size_bytes, sum(size + _FRAME_BYTES for _, _, size in old)))
         batch = _Batch(handle, revision, size_bytes)
         if len(done.licences) == 1:
             batch.carry_over(done, size_bytes - (old[0][2] + _FRAME_BYTES if old else 0))

@@ -19,6 +19,7 @@ begun before the other looked, and one of them would have lost its licence or se
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Iterable
 from contextlib import suppress
@@ -98,6 +99,7 @@ class Revision:
         self._done = handle.layout.done
         self.token = secrets.token_hex(6)
         self.size = 0
+        self._room = 0
         self._licence = packed.licence_file(self.token, handle.owner)
         self._fd = -1
         self._committed = False
@@ -119,6 +121,12 @@ class Revision:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             self._ops.close(fd)
+
+    def make_room(self, size: int) -> None:
+        """Take the room for so many bytes of lines now: where there is none, nothing has been claimed yet."""
+        room = os.urandom(size)  # zeros take none on a filesystem that compresses
+        self._handle.layout.reserve.retrying(lambda: self._ops.pwrite_all(self._fd, room, 0))
+        self._room = size
 
     def write(self, data: bytes) -> None:
         """Add lines, through the descriptor of the licence's creation: a file taken away is never made anew."""
@@ -151,6 +159,8 @@ class Revision:
         Args:
             mtime_ns: the newest stamp among its refs, which becomes the segment's own.
         """
+        if self._room > self.size:
+            self._ops.ftruncate(self._fd, self.size)
         self._ops.fsync(self._fd)
         self._close()
         name = packed.segment_file(self.token, refs, (segment.revision for segment in replaces))
