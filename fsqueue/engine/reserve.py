@@ -26,9 +26,9 @@ RESERVE = ".reserve"
 BASE_BYTES = 1 << 20  # XFS grows a directory by a block only where about 65 are free
 MEMORY_BASE_BYTES = 1 << 16  # where a directory takes no blocks
 LIMIT_BYTES = 1 << 26
-A_BACKLOG = 5  # bytes of reserve a byte of the order's lines: what their names take in a directory of half-full blocks
+AN_ORDER = 5  # bytes of reserve a byte of it: what the names in its lines take in a directory of half-full blocks
 LOOK_S = 60.0
-_FIRST_COVERED_BYTES = BASE_BYTES // A_BACKLOG
+_FIRST_COVERED_BYTES = BASE_BYTES // AN_ORDER
 _PIECE_BYTES = 1 << 20
 _BLOCK_BYTES = 1 << 12
 _SHARE = 16  # of the free space, at most one part in so many
@@ -52,21 +52,19 @@ class Reserve:
         self._covered_bytes: float = _FIRST_COVERED_BYTES
         self._look_at = ops.monotonic() + LOOK_S
 
-    def tend_if_due(self, backlog_bytes: float) -> None:
-        """Look after the reserve once a minute, and where the backlog has outgrown it."""
-        if backlog_bytes == inf:
-            return
-        if backlog_bytes > self._covered_bytes or self._ops.monotonic() >= self._look_at:
-            self.tend(backlog_bytes)
-
-    def tend(self, backlog_bytes: float = 0.0) -> None:
-        """Make the reserve as large as a backlog needs, as far as there is room; an error costs the reserve only.
+    def tend_if_due(self, order_bytes: int) -> None:
+        """Look after the reserve once a minute, and where the backlog has outgrown it.
 
         Args:
-            backlog_bytes: of lines in the order, which tell how long the names are that will move to done/.
+            order_bytes: how long the order is, which tells how much room the names take that will move to done/.
         """
-        wanted = min(LIMIT_BYTES, BASE_BYTES * max(1, -int(-A_BACKLOG * backlog_bytes // BASE_BYTES)))
-        self._covered_bytes = wanted // A_BACKLOG if wanted < LIMIT_BYTES else inf
+        if order_bytes > self._covered_bytes or self._ops.monotonic() >= self._look_at:
+            self.tend(order_bytes)
+
+    def tend(self, order_bytes: int = 0) -> None:
+        """Make the reserve as large as is needed, as far as there is room; an error costs the reserve only."""
+        wanted = min(LIMIT_BYTES, BASE_BYTES * max(1, -(-AN_ORDER * order_bytes // BASE_BYTES)))
+        self._covered_bytes = wanted // AN_ORDER if wanted < LIMIT_BYTES else inf
         self._look_at = self._ops.monotonic() + LOOK_S
         with suppress(OSError):
             in_memory = self._ops.filesystem_type(self._root.path) in _IN_MEMORY
