@@ -31,6 +31,7 @@ LOOK_S = 60.0
 _FIRST_COVERED_BYTES = BASE_BYTES // AN_ORDER
 _PIECE_BYTES = 1 << 20
 _BLOCK_BYTES = 1 << 12
+_FREED_S = 0.05  # XFS gives a removed file's inode back in the background
 _SHARE = 16  # of the free space, at most one part in so many
 _SPARE_INODES = 64
 _FLAGS = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -113,9 +114,11 @@ class Reserve:
         except OSError:
             pass  # made by a user who let nobody else write it
         try:
-            return self._ops.remove(self._root.fd, RESERVE)
+            removed = self._ops.remove(self._root.fd, RESERVE)
         except OSError:
             return False
+        self._ops.sleep(_FREED_S)
+        return removed
 
     def _halve(self, fd: int) -> bool:
         size = self._ops.fstat(fd).st_size

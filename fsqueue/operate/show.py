@@ -47,7 +47,7 @@ def entries(
 ) -> list[Entry]:
     """List the refs of these states as `in_order` does; details cost a stat and a read of each."""
     with reading(path) as layout:
-        now = time_there(layout)
+        now = time_there(layout) if details else 0.0
         files = (file for state in states for file in in_order(layout, state, owner))
         found = (_entry(layout, file, now, details) for file in files)
         return list(islice((entry for entry in found if entry is not None), limit))
