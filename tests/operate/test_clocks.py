@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from fsqueue.operate.operator import pack, purge
 from fsqueue.operate.show import entries, show
 from fsqueue.operate.status import Status, status
 from tests.support import Tap, backdate, names_in, refs
+from tests.support.program import run
 
 SKEW_S = 300.0
 MODIFYING = {"write", "pwrite", "ftruncate", "fsync", "rename", "link", "unlink", "mkdir", "utime"}
@@ -75,6 +77,13 @@ def test_status_shows_the_ages_that_the_filesystem_knows(path: Path, skew_s: flo
     with off(skew_s, mount):
         seen = status(path)
     assert about(seen.oldest_pending_age_s, 60.0) and about(seen.oldest_lease_age_s, 60.0)
+
+
+@skewed
+def test_top_shows_them_too(path: Path, skew_s: float) -> None:
+    with off(skew_s):
+        (line,) = run("top", path, "--count", "1", "--json").stdout.splitlines()
+    assert about(json.loads(line)["oldest_lease_age_s"], 60.0)
 
 
 def members(seen: Status) -> list[tuple[str, str]]:
