@@ -31,7 +31,7 @@ LOOK_S = 60.0
 _FIRST_COVERED_BYTES = BASE_BYTES // AN_ORDER
 _PIECE_BYTES = 1 << 20
 _BLOCK_BYTES = 1 << 12
-_FREED_S = 0.05  # XFS gives a removed file's inode back in the background
+FREED_S = 0.05  # XFS gives a removed file's inode back in the background
 _SHARE = 16  # of the free space, at most one part in so many
 _SPARE_INODES = 64
 _FLAGS = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -117,7 +117,7 @@ class Reserve:
             removed = self._ops.remove(self._root.fd, RESERVE)
         except OSError:
             return False
-        self._ops.sleep(_FREED_S)
+        self._ops.sleep(FREED_S)
         return removed
 
     def _halve(self, fd: int) -> bool:

@@ -99,11 +99,11 @@ def test_the_operators_commands_make_room(tmp_path: Path, kind: str, what: str) 
             free(full.ballast)  # each ref that comes back from a segment takes an inode and a block
             assert queue.rewind(after_step=6) == ids(numbered(COUNT))
             full.ballast += USE_UP[what](full.path.parent)
-            assert drain(queue) == ids(numbered(COUNT))
+            assert sorted(drain(queue)) == ids(numbered(COUNT))
             purge(str(full.path), "done", 0.0)
             assert queue.counts() == (0, 0, 0, 0)
             queue.put(numbered(COUNT))
-            assert drain(queue) == ids(numbered(COUNT))
+            assert sorted(drain(queue)) == ids(numbered(COUNT)), "there may be no room to name them in the order"
         assert_clean(full.path)
 
 

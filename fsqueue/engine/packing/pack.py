@@ -17,7 +17,7 @@ from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import Layout
 from fsqueue.engine.onlooker import time_there
 from fsqueue.engine.packing.revision import Revision, look, read_segment, recover, recover_quietly
-from fsqueue.engine.reserve import is_full
+from fsqueue.engine.reserve import FREED_S, is_full
 from fsqueue.errors import CorruptRefError, QueueIOError
 from fsqueue.format import names, packed
 from fsqueue.format.packed import SEGMENT_REFS, Done, Line, Segment
@@ -92,9 +92,11 @@ def pack(handle: Handle, older_than_s: float) -> Packed:
         try:
             packed = _pack_one(handle, old, size_bytes)
         except OSError as error:
-            recover_quietly(handle)
+            # On a full disk others' licences go too: one of a process that died without a record keeps its room.
+            recover_quietly(handle, alone=is_full(error))
             if not is_full(error):
                 raise
+            handle.ops.sleep(FREED_S)
             old = deque(old_files(handle.layout, limit))  # what was claimed has its own name again
             size_bytes = _smaller(handle, old, size_bytes, error)
             continue

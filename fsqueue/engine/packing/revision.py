@@ -190,10 +190,10 @@ def recover(handle: Handle, mine: Revision | None = None, *, alone: bool) -> Don
             return done
 
 
-def recover_quietly(handle: Handle) -> None:
+def recover_quietly(handle: Handle, *, alone: bool = False) -> None:
     """Recover after an error, which is the one to report; what is left aside is done all the same."""
     with suppress(OSError):
-        recover(handle, alone=False)
+        recover(handle, alone=alone)
 
 
 def is_abandoned(layout: Layout, licence: Licence, now: float) -> bool:
