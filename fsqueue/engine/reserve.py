@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 from collections.abc import Callable
 from contextlib import suppress
 from math import inf
@@ -42,6 +43,11 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 def is_full(error: OSError) -> bool:
     """Tell whether an error says that a disk or a quota has no block or inode left."""
     return error.errno in _FULL
+
+
+def filler(ops: FileOps, size: int) -> bytes:
+    """Return so many random bytes: zeros take no room on a filesystem that compresses."""
+    return random.Random(ops.random()).randbytes(size)
 
 
 class Reserve:
@@ -81,11 +87,11 @@ class Reserve:
             self._change(lambda fd: self._ops.ftruncate(fd, wanted))
 
     def _grow(self, size: int, wanted: int) -> None:
-        """Write what is missing: random bytes, since zeros take no room on a filesystem that compresses."""
+        """Write what is missing."""
 
         def write(fd: int) -> None:
             for offset in range(size, wanted, _PIECE_BYTES):
-                self._ops.pwrite_all(fd, os.urandom(min(_PIECE_BYTES, wanted - offset)), offset)
+                self._ops.pwrite_all(fd, filler(self._ops, min(_PIECE_BYTES, wanted - offset)), offset)
 
         if size < wanted:
             try:

@@ -19,7 +19,6 @@ begun before the other looked, and one of them would have lost its licence or se
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Iterable
 from contextlib import suppress
@@ -30,6 +29,7 @@ from fsqueue.disk.publish import write_together
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import Layout
 from fsqueue.engine.owners import read_record
+from fsqueue.engine.reserve import filler
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import packed
 from fsqueue.format.packed import Done, Licence, Line, Segment
@@ -124,7 +124,7 @@ class Revision:
 
     def make_room(self, size: int) -> None:
         """Take the room for so many bytes of lines now: where there is none, nothing has been claimed yet."""
-        room = os.urandom(size)  # zeros take none on a filesystem that compresses
+        room = filler(self._ops, size)
         self._handle.layout.reserve.retrying(lambda: self._ops.pwrite_all(self._fd, room, 0))
         self._room = size
 
