@@ -343,7 +343,7 @@ _UNSUPPORTED = (
     ": this filesystem, or a sandbox around the process, does not support that; `fsqueue doctor` tries what is needed"
 )
 _ADVICE = {
-    _errno.ENOSPC: ": free space on this filesystem, then call again",
+    _errno.ENOSPC: ": free space on this filesystem (of a queue by `fsqueue purge` or `pack`), then call again",
     _errno.EDQUOT: ": the quota is used up; free space or inodes, then call again",
     _errno.EROFS: ": the filesystem is mounted read-only",
     _errno.EACCES: ": check the owner and mode; users who share a queue need a common group, umask 002 and setgid",

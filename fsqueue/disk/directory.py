@@ -67,7 +67,7 @@ class Directory:
             found.append(name)
             return len(found) >= count
 
-        self._afresh(lambda fd: self.ops.scan_until(fd, take))
+        self.afresh(lambda fd: self.ops.scan_until(fd, take))
         return found
 
     def changed_at_ns(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 
 from fsqueue.disk import fileops
 from fsqueue.disk.fileops import explained, silently_remove
@@ -73,14 +74,17 @@ class Annotations:
             bookkeeping.reason = bookkeeping.reason or "no room is left in the file for its history"
             return bookkeeping
         try:
-            self._ops.update_in_place(fd, tail, offset, len(data))
-            if self._durable:
-                self._ops.fsync(fd)
+            self._layout.reserve.retrying(lambda: self._update(fd, tail, offset, len(data)))
         except OSError:
             with suppress(OSError):  # the update's own error is the one to report; what is torn now still decodes
                 self._ops.update_in_place(fd, data[offset:], offset, offset + len(tail))
             raise
         return bookkeeping
+
+    def _update(self, fd: int, tail: bytes, offset: int, size: int) -> None:
+        self._ops.update_in_place(fd, tail, offset, size)
+        if self._durable:
+            self._ops.fsync(fd)
 
     def _replace(self, claim: Claim, data: bytes, change: Change) -> Bookkeeping:
         """Wrap bytes that are no JSON object into a dead letter, under the same leased name."""
@@ -100,7 +104,8 @@ class Annotations:
 
     def _write_anew(self, claim: Claim, data: bytes) -> None:
         tmp_name = next(self._tmp_names)
-        write_file(self._ops, self._layout.tmp.fd, tmp_name, data, self._durable)
+        write = partial(write_file, self._ops, self._layout.tmp.fd, tmp_name, data, self._durable)
+        self._layout.reserve.retrying(write)
         try:
             self._ops.rename(tmp_name, claim.name, src_dir_fd=self._layout.tmp.fd, dst_dir_fd=self._layout.leased.fd)
         except OSError as error:

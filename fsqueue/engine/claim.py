@@ -207,7 +207,7 @@ class Claimer:
             unnamed = handle.order.unnamed_locked(stems)
             if unnamed and name:
                 handle.order.append_locked(self._arrange(unnamed))
-            if name or not unnamed:
+            if (name or not unnamed) and not handle.order.unwritable:  # a full disk has no room for the lines
                 handle.order.swept_locked(handle.ops.time())
             return unnamed
 

@@ -135,6 +135,10 @@ class Held:
                     self._earlier.pop(stem)
             self._tidy_above = max(_FEW_EARLIER, 2 * len(self._earlier))
 
+    def all(self) -> list[Claim]:
+        """Return the claims of the leases that this handle has."""
+        return [claim for claim in list(self._latest.values()) if claim.state == "held"]
+
     def __contains__(self, stem: str) -> bool:
         claim = self._latest.get(stem)
         return claim is not None and claim.state == "held"

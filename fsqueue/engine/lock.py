@@ -25,6 +25,7 @@ from fsqueue.engine import order_access
 from fsqueue.engine.layout import ORDER
 from fsqueue.engine.order_access import Shown, put_fresh
 from fsqueue.engine.order_content import STUCK_FOR_S, OrderContent, StaleLockWarning
+from fsqueue.engine.reserve import is_full
 from fsqueue.errors import LockUnsupportedError
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class OrderFile:
     def _take_soon(self) -> bool:
         stuck = self._stuck_at is not None and self.ops.monotonic() < self._stuck_until
         stuck = stuck and self.look() == self._stuck_at
-        if self._take(0.0 if stuck else GET_PATIENCE_S):
+        if self._take_if_room(0.0 if stuck else GET_PATIENCE_S):
             self._stuck_at = None
             return True
         if not stuck:
@@ -103,6 +104,15 @@ class OrderFile:
             if self._lease is not None:
                 self._lease.break_stale()
         return False
+
+    def _take_if_room(self, patience_s: float) -> bool:
+        """Do as `_take`; a full disk that has no room for the file that is to be locked counts as a lock not had."""
+        try:
+            return self._take(patience_s)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            return False
 
     def _take_surely(self) -> bool:
         rounds = 0
@@ -191,7 +201,7 @@ class OrderFile:
         Raises:
             LockUnsupportedError: it has not.
         """
-        if self._take(0.0):
+        if self._take_if_room(0.0):
             self._give()
 
     def close(self) -> None:

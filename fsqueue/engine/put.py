@@ -53,6 +53,7 @@ class Putter:
         finally:
             if waiting:
                 silently_remove(handle.ops, handle.layout.tmp.fd, waiting.values())
+        handle.layout.reserve.tend_if_due(handle.order_file.content.size)
 
     def _publish(self, waiting: dict[str, str]) -> None:
         """Publish in pieces, so that others come in between; what remains in waiting is in the queue already.

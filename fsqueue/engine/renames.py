@@ -14,6 +14,7 @@ from typing import Literal
 from fsqueue.disk.directory import Directory
 from fsqueue.engine.arrival import has_arrived, holds, is_gone, refusal, still_opens
 from fsqueue.engine.layout import Layout
+from fsqueue.engine.reserve import is_full
 
 Result = Literal["done", "lost", "undone"]
 """Of a rename: this process made it; the file was gone; it was reported done, and the file is where it was."""
@@ -94,6 +95,12 @@ class Renames:
         """
         if not self._remote and error.errno == errno.ENOENT:
             return False
+        while is_full(error) and source is not self._layout.tmp and self._layout.reserve.give_up():
+            try:
+                self._ops.rename(name, new_name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
+                return True
+            except OSError as again:
+                error = again
         source.refresh()
         target.refresh()
         if has_arrived(self._layout, target, new_name, started, unique):

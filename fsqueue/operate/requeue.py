@@ -14,7 +14,7 @@ from fsqueue.engine.letters import letters_beside
 from fsqueue.engine.listing import File, files_in, owners_named, packed_in, reading, stamp_of
 from fsqueue.engine.packing.unpack import unpack
 from fsqueue.engine.put import Putter
-from fsqueue.errors import CorruptRefError
+from fsqueue.errors import CorruptRefError, TooLongError
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping, Event
 from fsqueue.format.untyped import sight
@@ -59,12 +59,26 @@ def requeue(path: str, ids: Iterable[str], *, dry_run: bool = False, ledger_agre
         for sample_id, stem in wanted.items():
             letter = found.get(stem)
             if letter is None:
-                outcomes.append(Outcome(sample_id, False, "neither in failed/ nor in done/"))
+                outcomes.append(Outcome(sample_id, False, _why_not(layout, stem)))
             elif done_stays and letter.directory is layout.done:
                 outcomes.append(Outcome(sample_id, False, "done, also in its ledger: `fsqueue rewind` takes both back"))
             else:
                 letters[sample_id] = letter
         return outcomes + _requeue(layout, letters, dry_run)
+
+
+def _why_not(layout: Layout, stem: str) -> str:
+    """Say what there is of a ref in failed/ that cannot be read."""
+    name = names.ref_file(stem)
+    try:
+        layout.ops.read_file(layout.failed.fd, name)
+    except TooLongError as error:
+        return f"failed/{name} is {error.reason}: there is no ref to requeue; shorten it by hand, or remove it"
+    except CorruptRefError as error:
+        return f"failed/{name} is {error.reason}: there is no ref to requeue"
+    except FileNotFoundError:
+        pass
+    return "neither in failed/ nor in done/"
 
 
 def requeue_failed(path: str, *, owner: str | None = None, dry_run: bool = False) -> list[Outcome]:

@@ -149,7 +149,11 @@ class Membership:
         silently_remove(self._handle.ops, self._directory.fd, [self._file("open")])
 
     def _write(self, state: State, record: Record) -> None:
-        self._handle.moves.write(msgspec.json.encode(record) + b"\n", self._directory, self._file(state))
+        data, write = msgspec.json.encode(record) + b"\n", self._handle.moves.write
+        if self._role == "producer":
+            write(data, self._directory, self._file(state))
+        else:  # whoever takes refs out of the queue is given room to
+            self._handle.layout.reserve.retrying(lambda: write(data, self._directory, self._file(state)))
 
     def _end(self) -> None:
         self._ended = True

@@ -239,7 +239,8 @@ class Stream:
         """Say what the consumers take at a time; the latest word counts."""
         if min(quantum.dp_size, quantum.batch_size, quantum.accumulation_steps) < 1:
             raise QueueConfigError(self._handle.layout.path, f"needs a quantum of positive factors, found {quantum}")
-        self._handle.moves.write(msgspec.json.encode(quantum) + b"\n", self.directory, QUANTUM)
+        data, write = msgspec.json.encode(quantum) + b"\n", self._handle.moves.write
+        self._handle.layout.reserve.retrying(lambda: write(data, self.directory, QUANTUM))
 
     def quantum(self) -> Quantum | None:
         return read_quantum(self._ops, self.directory)

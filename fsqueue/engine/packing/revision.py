@@ -31,6 +31,7 @@ from fsqueue.engine.arrival import is_gone
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import Layout
 from fsqueue.engine.owners import read_record
+from fsqueue.engine.reserve import filler
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import packed
 from fsqueue.format.packed import Done, Licence, Line, Segment
@@ -104,12 +105,14 @@ class Revision:
         self._done = handle.layout.done
         self.token = secrets.token_hex(6)
         self.size = 0
+        self._room = 0
         self._licence = packed.licence_file(self.token, handle.owner)
         self._fd = -1
         self._committed = False
 
     def __enter__(self) -> Revision:
-        self._fd = self._ops.create(self._done.fd, self._licence, b"")
+        reserve = self._handle.layout.reserve
+        self._fd = reserve.retrying(lambda: self._ops.create(self._done.fd, self._licence, b""))
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -125,9 +128,15 @@ class Revision:
         if fd >= 0:
             self._ops.close(fd)
 
+    def make_room(self, size: int) -> None:
+        """Take the room for so many bytes of lines now: where there is none, nothing has been claimed yet."""
+        room = filler(self._ops, size)
+        self._handle.layout.reserve.retrying(lambda: self._ops.pwrite_all(self._fd, room, 0))
+        self._room = size
+
     def write(self, data: bytes) -> None:
         """Add lines, through the descriptor of the licence's creation: a file taken away is never made anew."""
-        self._ops.pwrite_all(self._fd, data, self.size)
+        self._handle.layout.reserve.retrying(lambda: self._ops.pwrite_all(self._fd, data, self.size))
         self.size += len(data)
 
     def claim(self, name: str) -> str | None:
@@ -157,6 +166,8 @@ class Revision:
         Args:
             mtime_ns: the newest stamp among its refs, which becomes the segment's own.
         """
+        if self._room > self.size:
+            self._ops.ftruncate(self._fd, self.size)
         self._ops.fsync(self._fd)
         self._close()
         name = packed.segment_file(self.token, refs, (segment.revision for segment in replaces))
@@ -191,10 +202,10 @@ def recover(handle: Handle, mine: Revision | None = None, *, alone: bool, stuck:
             return done
 
 
-def recover_quietly(handle: Handle) -> None:
+def recover_quietly(handle: Handle, *, alone: bool = False) -> None:
     """Recover after an error, which is the one to report; what is left aside is done all the same."""
     with suppress(OSError):
-        recover(handle, alone=False)
+        recover(handle, alone=alone)
 
 
 def is_abandoned(layout: Layout, licence: Licence, now: float) -> bool:

@@ -12,12 +12,24 @@ from typing import NamedTuple
 
 from fsqueue.disk.directory import Directory
 from fsqueue.engine.departed import ABANDONED_AFTER_S
-from fsqueue.engine.layout import DIRECTORIES, HEADER_BYTES, LEDGER, ORDER, REF_TYPE, SETTINGS, STATES, STREAM, Layout
+from fsqueue.engine.layout import (
+    DIRECTORIES,
+    HEADER_BYTES,
+    LEDGER,
+    ORDER,
+    REF_TYPE,
+    SETTINGS,
+    STATES,
+    STREAM,
+    Layout,
+    read_json,
+)
 from fsqueue.engine.order import Header
 from fsqueue.engine.owners import read_record
 from fsqueue.engine.packing.revision import is_abandoned
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import names, packed
+from fsqueue.format.ref_type import RefType
 from fsqueue.format.untyped import Place, RefSight, allows, place_of, sight, type_name
 from fsqueue.operate.check.stream_looks import StreamLooks
 from fsqueue.operate.check.violations import Problem, Severity, Violation, violation
@@ -273,11 +285,23 @@ class Looks:
     def _root(self, name: str, status: os.stat_result) -> Iterator[Problem]:
         if name == ORDER:
             yield from self._order(status)
+        elif name == REF_TYPE:
+            yield from self._ref_type(status)
         elif _replaced_order(name):
             if self._now - status.st_mtime > LEFTOVER_S:
                 yield "leftover", "an order file that was never put in place"
         elif name not in _KNOWN and not _ignored(name) and not name.startswith("order.lease"):
             yield "foreign", "nothing of the queue's"
+
+    def _ref_type(self, status: os.stat_result) -> Iterator[Problem]:
+        try:
+            found = read_json(self._ops, self.layout.root, REF_TYPE, RefType)
+        except PermissionError:
+            yield "unreadable", "this user cannot read it, so can neither put nor get"
+            return
+        if found is None:
+            what = "is damaged" if stat_module.S_ISREG(status.st_mode) else f"is a {type_name(status)}"
+            yield "type-unreadable", f"{what}, so that handles put and get refs of any class"
 
     def _order(self, status: os.stat_result) -> Iterator[Problem]:
         if not stat_module.S_ISREG(status.st_mode):
