@@ -173,8 +173,12 @@ class FileSampleRefQueue(Generic[R]):
             raise
 
     def _reaching(self, what: str) -> explained:
-        """Say of what a block does, and where, when it fails; open the queue anew where it is out of reach."""
-        return reaching(what, self.handle.layout)
+        """Say of what a block does, and where, when it fails; open the queue anew where it is out of reach.
+
+        Whatever ends the block, no lock stays held.
+        """
+        engine = self.engine
+        return reaching(what, engine.handle.layout, engine.after_interruption)
 
     @property
     def engine(self) -> Engine:
@@ -459,8 +463,15 @@ class FileSampleRefQueue(Generic[R]):
         return self._join("consumer", name, expected)
 
     def _join(self, role: Role, name: str, expected: int) -> Membership:
-        with self._reaching(f"joining as {role}"):
-            return self.stream().join(role, name, expected)
+        joined: list[Membership] = []
+        try:
+            with self._reaching(f"joining as {role}"):
+                self.stream().join(role, name, expected, joined)
+            return joined[0]
+        except BaseException:
+            for membership in joined:
+                membership.withdraw()
+            raise
 
     def drained(self) -> bool:
         """Tell whether every producer has closed, nothing is pending and nothing is leased."""

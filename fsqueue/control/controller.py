@@ -21,6 +21,7 @@ from fsqueue.control.sample_queue import SampleQueue, ack, give_back, refs_of
 from fsqueue.control.train_lease import TrainLease
 from fsqueue.engine.claim import Partition
 from fsqueue.engine.memory import MemorySampleRefQueue
+from fsqueue.engine.waiting import StopEvent
 from fsqueue.records import PromptTask, assert_no_tensors, id_of_ref
 
 R = TypeVar("R")
@@ -159,16 +160,21 @@ class DataFlowController(Generic[R]):
         timeout_s: float | None = None,
         *,
         partition: Partition | None = None,
+        stop_event: StopEvent | None = None,
     ) -> list[R]:
         """Lease samples that are not acknowledged, the oldest first; perhaps fewer, perhaps none.
 
         A ref that the ledger knows as acknowledged is in the queue where its controller died between the two; it is
         settled here instead of being trained twice.
+
+        Args:
+            partition, stop_event: passed on to the queue where they are given; see `FileSampleRefQueue.get`.
         """
         policy = self.backpressure
         if policy is not None:
             max_refs = policy.cap_train_lease(max_refs)
-        refs = self._lease(max_refs, timeout_s, {} if partition is None else {"partition": partition})
+        given = {"partition": partition, "stop_event": stop_event}
+        refs = self._lease(max_refs, timeout_s, {name: value for name, value in given.items() if value is not None})
         if not refs and policy is not None:
             policy.note_trainer_starved()
         return refs
@@ -176,15 +182,17 @@ class DataFlowController(Generic[R]):
     def _lease(self, max_refs: int, timeout_s: float | None, options: dict[str, Any]) -> list[R]:
         deadline = time.monotonic() + (timeout_s or 0.0)
         while True:
-            refs = list(self.sample_queue.get(max_refs, timeout_s=timeout_s, **options))
+            refs: list[R] = []
             try:
+                refs += self.sample_queue.get(max_refs, timeout_s=timeout_s, **options)
                 stale = self.store.acked_steps([id_of_ref(ref) for ref in refs]) if refs else {}
                 ack(self.sample_queue, self.store, stale)
+                fresh = [ref for ref in refs if id_of_ref(ref) not in stale]
             except BaseException:
                 with suppress(Exception):  # the first error is the one to report
-                    give_back(self.sample_queue, refs, "the ledger could not be asked")
+                    if refs:
+                        give_back(self.sample_queue, refs, "the ledger could not be asked")
                 raise
-            fresh = [ref for ref in refs if id_of_ref(ref) not in stale]
             if fresh or not stale:
                 return fresh
             timeout_s = max(0.0, deadline - time.monotonic()) if timeout_s else timeout_s

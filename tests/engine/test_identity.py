@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import gc
 import json
 import os
 import pickle
@@ -17,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from fsqueue import FileSampleRefQueue, NotAQueueError, QueueIOError, QueueReplacedError
+from fsqueue import FileSampleRefQueue, NotAQueueError, QueueIOError, QueueReplacedError, TrainerView
+from fsqueue.control.ledger import FileMetadataStore
 from fsqueue.control.ledger.noted import note_ledger
 from fsqueue.disk.fileops import FileOps, using, wrapped
 from fsqueue.engine.layout import LEDGER
@@ -278,6 +280,31 @@ def test_a_copy_is_another_handle_of_the_same_queue(path: Path, copied: Callable
         assert (other.options, other.settings, other.path) == (queue.options, queue.settings, queue.path)
         queue.put(refs("a"))
         assert ids(other.get(1)) == ["a"] and other.owner != queue.owner
+
+
+@pytest.mark.parametrize("copied", [lambda it: pickle.loads(pickle.dumps(it)), copy.deepcopy, copy.copy])
+@pytest.mark.parametrize("kind", ["view", "membership", "stream", "directory", "ledger"])
+def test_what_is_open_here_refuses_to_be_copied_and_goes_on(
+    path: Path, kind: str, copied: Callable[[object], object]
+) -> None:
+    """The end of a half-made copy does not close the descriptors that the original goes on with."""
+    with (
+        FileSampleRefQueue(path, lease_timeout_s=60.0) as queue,
+        FileMetadataStore[Any](path.parent / "ledger") as ledger,
+        TrainerView(queue, batch=1) as view,
+        queue.producer("p") as membership,
+    ):
+        stream, directory = queue.stream(), queue.handle.layout.pending
+        it = {"view": view, "membership": membership, "stream": stream, "directory": directory, "ledger": ledger}[kind]
+        if (kind, copied) == ("stream", copy.copy):
+            copied(it)  # a shallow copy shares what is open
+        else:
+            with pytest.raises(TypeError, match="cannot be copied"):
+                copied(it)
+        gc.collect()
+        queue.put(refs("a"))
+        assert ids(view.get()) == ["a"]
+        ledger.commit_samples(refs("a"))
 
 
 @pytest.mark.parametrize("there", ["nothing", "empty directory", "another queue"])

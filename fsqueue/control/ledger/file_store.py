@@ -8,7 +8,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, Generic, Literal, NoReturn, ParamSpec, TypeVar, cast
 
 from fsqueue.control.errors import LedgerClosedError, LedgerDamagedError, LedgerError
 from fsqueue.control.ledger.entries import Ack
@@ -306,6 +306,9 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
                 self._replica.save_if_worthwhile()
                 self._replica.close()
                 self._replica = None
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"ledger {self.path} is open here and cannot be copied or pickled: open it anew by its path")
 
     def __enter__(self) -> FileMetadataStore[R]:
         return self
