@@ -11,7 +11,6 @@ import pickle
 import random
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +20,7 @@ import pytest
 from fsqueue import FileSampleRefQueue, NotAQueueError, QueueIOError, QueueReplacedError, TrainerView
 from fsqueue.control.ledger import FileMetadataStore
 from fsqueue.control.ledger.noted import note_ledger
-from fsqueue.disk.fileops import FileOps, using, wrapped
+from fsqueue.disk.fileops import using
 from fsqueue.engine.layout import LEDGER
 from fsqueue.operate.operator import operator
 from tests.support import (
@@ -40,6 +39,7 @@ from tests.support import (
     ref,
     refs,
 )
+from tests.support.stale import Stale, settled
 
 STATES = ("pending", "leased", "done", "failed")
 MOUNTS = ["tmpfs", "nfs4"]
@@ -146,35 +146,6 @@ def test_a_forked_child_does_not_go_on_in_another_queue(base: Path) -> None:
     with Child(fork_and_use, base / "current" / "q") as child:
         assert child.receive() == "QueueReplacedError"
         assert child.join() == 0
-
-
-class Stale:
-    """File operations whose descriptors can all be made to answer an error for good, as after an export made anew."""
-
-    def __init__(self) -> None:
-        self.errno = 0
-        self._old: set[int] = set()
-        self.ops = wrapped(FileOps(), self._around)
-        self.ops.filesystem_type = lambda path: "nfs4"
-
-    def _around(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        used = {*args[:1], *(kwargs.get(key) for key in ("dir_fd", "src_dir_fd", "dst_dir_fd"))}
-        if self.errno and name != "close" and used & self._old:
-            raise OSError(self.errno, os.strerror(self.errno))
-        result = call(*args, **kwargs)
-        if name == "open":
-            self._old.discard(result) if self.errno else self._old.add(result)
-        elif name == "close":
-            self._old.discard(args[0])
-        return result
-
-
-def settled(call: Callable[[], Any]) -> Any:
-    """Call until it works: one error may come from the directories, and one from the lock."""
-    for _ in range(2):
-        with suppress(QueueIOError):
-            return call()
-    return call()
 
 
 @pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO, errno.ENOTCONN])

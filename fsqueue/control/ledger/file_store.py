@@ -12,11 +12,12 @@ from typing import Any, Concatenate, Generic, Literal, NoReturn, ParamSpec, Type
 
 from fsqueue.control.errors import LedgerClosedError, LedgerDamagedError, LedgerError
 from fsqueue.control.ledger.entries import Ack
+from fsqueue.control.ledger.files import Settings
 from fsqueue.control.ledger.index import NO_STEP, UNACKED
 from fsqueue.control.ledger.log import Log
 from fsqueue.control.ledger.metadata_store import Marker, MetadataStore, weight_of
 from fsqueue.control.ledger.noted import OnFiles, note_ledger
-from fsqueue.control.ledger.replica import Replica
+from fsqueue.control.ledger.replica import GONE, Replica
 from fsqueue.disk import fileops
 from fsqueue.disk.fileops import explained
 from fsqueue.disk.mutex import Mutex
@@ -41,8 +42,10 @@ def _lets_go(method: Callable[Concatenate[Store, P], T]) -> Callable[Concatenate
     def guarded(store: Store, /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return method(store, *args, **kwargs)
-        except BaseException:
+        except BaseException as error:
             store._drop_leftovers()
+            if isinstance(error, OSError) and error.errno in GONE:
+                store._drop_out_of_reach()
             raise
 
     return guarded
@@ -83,6 +86,7 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
         self._mutex = Mutex()
         self._closed = False
         self._underway = False
+        self._settings: Settings | None = None
         with explained("opening ledger", self.path):
             self._replica: Replica | None = self._open()
         try:
@@ -94,7 +98,9 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
         _live.add(self)
 
     def _open(self) -> Replica:
-        return Replica(self._ops, self.path, self._durable, self._lock_timeout_s)
+        replica = Replica(self._ops, self.path, self._durable, self._lock_timeout_s, self._settings)
+        self._settings = replica.settings
+        return replica
 
     @_lets_go
     def refresh(self) -> None:
@@ -286,6 +292,13 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
                     replica.drop()
         finally:
             self._mutex.drop_leftovers()
+
+    def _drop_out_of_reach(self) -> None:
+        """Let descriptors go that lead nowhere any more: the next call opens the same ledger by its path again."""
+        with self._mutex:
+            if self._replica is not None and self._replica.is_out_of_reach():
+                replica, self._replica = self._replica, None
+                replica.drop()
 
     def _here(self) -> Replica:
         if self._closed:
