@@ -19,6 +19,7 @@ from fsqueue.control.prompts import PromptPool
 from fsqueue.control.reconcile import Report, reconcile, rewind, side_of
 from fsqueue.control.sample_queue import SampleQueue, ack, give_back, refs_of
 from fsqueue.control.train_lease import TrainLease
+from fsqueue.engine import arguments
 from fsqueue.engine.claim import Partition
 from fsqueue.engine.memory import MemorySampleRefQueue
 from fsqueue.engine.waiting import StopEvent
@@ -60,6 +61,12 @@ class DataFlowController(Generic[R]):
         backpressure: BackpressurePolicy | None = None,
         max_prompt_attempts: int | None = None,
     ) -> None:
+        for name, given, call in (
+            ("sample_queue", sample_queue, "put"),
+            ("metadata_store", metadata_store, "is_committed"),
+        ):
+            if given is not None:
+                arguments.with_call(f"DataFlowController({name}=)", f"an object with {call}()", given, call)
         self.run_id = run_id
         self.sample_queue: SampleQueue[R] = MemorySampleRefQueue() if sample_queue is None else sample_queue
         self.store: MetadataStore[R] = InMemoryMetadataStore() if metadata_store is None else as_store(metadata_store)
@@ -134,7 +141,7 @@ class DataFlowController(Generic[R]):
         Raises:
             TensorInRefError: there is a tensor in one; none was recorded.
         """
-        refs = list(refs)
+        refs = list(arguments.batch("commit_samples", refs))
         for ref in refs:
             assert_no_tensors(ref)
         fresh = [ref for ref, is_new in zip(refs, self.store.commit_samples(refs), strict=True) if is_new]
@@ -213,7 +220,7 @@ class DataFlowController(Generic[R]):
         Returns:
             The ids whose lease had been lost, where the queue tells.
         """
-        ids = list(sample_ids)
+        ids = arguments.sample_ids("ack_train_refs", sample_ids)
         if self._noted_in is not self.sample_queue:  # it names its ledger before the two can differ
             self.store.note_in(self.sample_queue)
             self._noted_in = self.sample_queue
@@ -222,7 +229,7 @@ class DataFlowController(Generic[R]):
 
     def fail_refs(self, owner: str, sample_ids: Iterable[str], reason: str, retryable: bool) -> list[str]:
         """Give samples back to the queue, or take them out of it for good; returns the ids that were lost before."""
-        refs = refs_of(self.sample_queue, self.store, sample_ids)
+        refs = refs_of(self.sample_queue, self.store, arguments.sample_ids("fail_refs", sample_ids))
         return list(self.sample_queue.fail(refs, reason, retryable) or ())
 
     # -- restarts -----------------------------------------------------------------------------------------------

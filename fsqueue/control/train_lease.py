@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from typing import Generic, Protocol, TypeVar
 
 from fsqueue.control.sample_queue import Renews, SampleQueue, give_back
+from fsqueue.engine import arguments
 from fsqueue.engine.claim import Partition
 from fsqueue.engine.waiting import StopEvent
-from fsqueue.records import id_of_ref
 
 R = TypeVar("R")
 
@@ -67,7 +67,7 @@ class TrainLease(Generic[R]):
     ) -> list[str]:
         """Acknowledge refs; see `ack_ids`."""
         return self.ack_ids(
-            map(id_of_ref, refs), global_step=global_step, optimizer_durable=optimizer_durable, step=step
+            list(arguments.ids("ack", refs)), global_step=global_step, optimizer_durable=optimizer_durable, step=step
         )
 
     def ack_ids(
@@ -87,7 +87,7 @@ class TrainLease(Generic[R]):
         )
 
     def fail(self, refs: Iterable[R], reason: str, retryable: bool) -> None:
-        self._controller.fail_refs(self.trainer_id, map(id_of_ref, refs), reason, retryable)
+        self._controller.fail_refs(self.trainer_id, list(arguments.ids("fail", refs)), reason, retryable)
 
     def release(self, refs: Iterable[R]) -> list[str]:
         """Give refs back without counting an attempt, where the queue can; fail them as retryable where not."""

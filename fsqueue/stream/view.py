@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
+from fsqueue.engine import arguments
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.waiting import StopEvent
 from fsqueue.errors import OtherProcessError, QueueClosedError, StreamStalledError
@@ -88,6 +89,11 @@ class TrainerView(Generic[R]):
         session: str = "",
         idle_timeout_s: float | None = None,
     ) -> None:
+        arguments.with_call("TrainerView(queue)", "a FileSampleRefQueue", queue, "stream", "consumer")
+        if partition is not None:
+            arguments.partition("TrainerView", partition)
+        arguments.at_least("TrainerView(batch=)", batch, 1)
+        arguments.patience("TrainerView(idle_timeout_s=)", idle_timeout_s)
         self._queue = queue
         self._pid = os.getpid()
         self._partition = partition
@@ -135,6 +141,7 @@ class TrainerView(Generic[R]):
     def get_interruptible(self, max_refs: int, *, stop_event: StopEvent | None = None) -> list[R]:
         """Do as `get`, as the loaders call it."""
         self._refuse_in_child()
+        arguments.at_least("get(max_refs)", max_refs, 1)
         refs: list[R] = []
         try:
             if not self._ended and self._collect(max_refs, refs, stop_event):
@@ -260,7 +267,7 @@ class TrainerView(Generic[R]):
 
     def ack(self, refs: Iterable[R], *, step: int | None = None) -> list[str]:
         """Acknowledge refs, at an optimizer step where given; return the ids whose lease was lost."""
-        return self._settle(refs, lambda batch: self._queue.ack(batch, step=step))
+        return self._settle("ack", refs, lambda batch: self._queue.ack(batch, step=step))
 
     def ack_ids(self, sample_ids: Iterable[str], *, step: int | None = None) -> list[str]:
         """Acknowledge refs that this view handed out, by id; ids that it does not have out are ignored."""
@@ -268,15 +275,15 @@ class TrainerView(Generic[R]):
 
     def fail(self, refs: Iterable[R], reason: str, retryable: bool) -> list[str]:
         """Give refs back as failed; see `FileSampleRefQueue.fail`."""
-        return self._settle(refs, lambda batch: self._queue.fail(batch, reason, retryable))
+        return self._settle("fail", refs, lambda batch: self._queue.fail(batch, reason, retryable))
 
     def release(self, refs: Iterable[R]) -> list[str]:
         """Give refs back without counting an attempt; return the ids whose lease was lost."""
-        return self._settle(refs, self._queue.release)
+        return self._settle("release", refs, self._queue.release)
 
-    def _settle(self, refs: Iterable[R], settle: Callable[[list[R]], list[str]]) -> list[str]:
+    def _settle(self, call: str, refs: Iterable[R], settle: Callable[[list[R]], list[str]]) -> list[str]:
         self._refuse_in_child()
-        batch = list(refs)
+        batch = list(arguments.batch(call, refs))
         lost = settle(batch)
         for ref in batch:
             # A late settlement of an earlier lease says nothing about the one that is out by now.

@@ -67,7 +67,7 @@ def test_interrupted_at_every_line(tmp_path: Path, name: str, error: type[BaseEx
 @pytest.mark.parametrize("name", STREAM_CALLS)
 def test_a_stream_interrupted_at_some_lines(tmp_path: Path, name: str) -> None:
     """After a Ctrl-C in a stream's call, too, and no member lives for ever whose block has ended."""
-    sweep_queue(tmp_path, name, STREAM_CALLS[name], 23, KeyboardInterrupt, StreamScene)
+    sweep_queue(tmp_path, name, STREAM_CALLS[name], 2 * _STRIDE + 3, KeyboardInterrupt, StreamScene)
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from fsqueue.disk import fileops
 from fsqueue.disk.fileops import explained
 from fsqueue.disk.mutex import Mutex
 from fsqueue.disk.publish import absolute
+from fsqueue.engine import arguments
 from fsqueue.errors import CorruptRefError, FsQueueError
 from fsqueue.format.codec import Codec
 from fsqueue.records import SampleRef, id_of_ref
@@ -120,7 +121,7 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
             InvalidRefError: a ref holds a tensor or a value that JSON would change; nothing was written.
             QueueIOError: the filesystem refused; the ledger is unchanged.
         """
-        wanted = [(id_of_ref(ref), ref) for ref in refs]
+        wanted = [(sample_id, ref) for ref, sample_id in arguments.with_ids("commit_samples", refs)]
         encoded: dict[str, tuple[bytes, int]] = {}
         for sample_id, ref in wanted:
             if sample_id not in encoded:
@@ -211,9 +212,7 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
         Raises:
             QueueIOError: the filesystem refused; the ledger is unchanged.
         """
-        ids = list(dict.fromkeys(sample_ids))
-        if not set(map(type, ids)) <= {str}:
-            raise LedgerError(self.path, f"takes sample ids, which are strings; found {ids!r}")
+        ids = list(dict.fromkeys(arguments.sample_ids("record_train_ack", sample_ids)))
         if global_step is not None:
             global_step = self._step("global_step", global_step)
         with self._held("acks", "writing") as replica:
