@@ -399,7 +399,9 @@ def test_a_view_that_is_closed_on_top_of_a_call_waits_for_no_renewal(
     renewing = threading.Event()
     with FileSampleRefQueue[SampleRef](tmp_path / "q", durable=False, lease_timeout_s=0.2) as queue:
         renew = queue.renew
+        queue.put(refs(1))
         view = TrainerView(queue, batch=1)
+        assert len(view.get()) == 1
 
         def renew_soon(refs: Any) -> list[str]:
             renewing.set()
