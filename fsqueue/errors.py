@@ -220,14 +220,14 @@ class RefTypeError(QueueConfigError, TypeError):
 
 
 class QueueClosedError(FsQueueError, ValueError):
-    """A handle was used after close().
+    """A handle, or a view, was used after close().
 
     Attributes:
         path: the queue's directory.
     """
 
-    def __init__(self, path: str) -> None:
-        super().__init__(f"this handle of queue {path} is closed: open another one")
+    def __init__(self, path: str, what: str = "handle") -> None:
+        super().__init__(f"this {what} of queue {path} is closed: open another one")
         self.path = path
 
 

@@ -173,8 +173,12 @@ class FileSampleRefQueue(Generic[R]):
             raise
 
     def _reaching(self, what: str) -> explained:
-        """Say of what a block does, and where, when it fails; open the queue anew where it is out of reach."""
-        return reaching(what, self.handle.layout)
+        """Say of what a block does, and where, when it fails; open the queue anew where it is out of reach.
+
+        Whatever ends the block, no lock stays held.
+        """
+        engine = self.engine
+        return reaching(what, engine.handle.layout, engine.after_interruption)
 
     @property
     def engine(self) -> Engine:
@@ -289,6 +293,8 @@ class FileSampleRefQueue(Generic[R]):
             arguments.patience("get(timeout_s=)", timeout_s)
         if partition is not None:
             arguments.partition("get", partition)
+        if stop_event is not None:
+            arguments.with_call("get(stop_event=)", "an event with is_set()", stop_event, "is_set")
         engine = self.engine
         if max_refs <= 0:
             return []
@@ -459,8 +465,18 @@ class FileSampleRefQueue(Generic[R]):
         return self._join("consumer", name, expected)
 
     def _join(self, role: Role, name: str, expected: int) -> Membership:
-        with self._reaching(f"joining as {role}"):
-            return self.stream().join(role, name, expected)
+        if not isinstance(name, str) or not name:
+            raise InvalidArgumentError(f"{role}(name)", "a name, a string that is not empty", name)
+        arguments.at_least(f"{role}(expected=)", expected, 0)
+        joined: list[Membership] = []
+        try:
+            with self._reaching(f"joining as {role}"):
+                self.stream().join(role, name, expected, joined)
+            return joined[0]
+        except BaseException:
+            for membership in joined:
+                membership.withdraw()
+            raise
 
     def drained(self) -> bool:
         """Tell whether every producer has closed, nothing is pending and nothing is leased."""
@@ -471,6 +487,9 @@ class FileSampleRefQueue(Generic[R]):
         """Say how many refs the consumers take at a time; a high watermark below it is refused from then on."""
         from fsqueue.stream.stream import Quantum
 
+        factors = {"dp_size": dp_size, "batch_size": batch_size, "accumulation_steps": accumulation_steps}
+        for name, factor in factors.items():
+            arguments.integer(f"publish_quantum({name}=)", factor)
         with self._reaching("publishing the quantum of"):
             self.stream().publish_quantum(Quantum(dp_size, batch_size, accumulation_steps))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from fsqueue.disk.fileops import DIRECTORY, FileOps
 
@@ -99,6 +99,10 @@ class Directory:
         fd, self.fd = self.fd, -1
         if fd >= 0:
             self.ops.close(fd)
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be copied: a copy would close this one's descriptor with its own end."""
+        raise TypeError(f"{self.path} is open here and cannot be copied or pickled: open it anew where it is used")
 
     def __del__(self) -> None:
         try:  # noqa: SIM105  # no name of this module is left when the interpreter exits

@@ -34,6 +34,7 @@ class Pace:
 
     Attributes:
         waited_s: how long gets have waited since one last came back with refs, seconds.
+        rounds: how many full looks in a row have found nothing.
     """
 
     def __init__(self, handle: Handle, ceiling_s: float, idle_s: Callable[[int], float]) -> None:
@@ -41,6 +42,7 @@ class Pace:
         self.ceiling_s = ceiling_s * (_REMOTE_FACTOR if by_the_order else 1)
         self.idle_s = idle_s
         self.waited_s = 0.0
+        self.rounds = 1
 
     def first_pause_s(self) -> float:
         return min(max(_FIRST_PAUSE_S, (_GROWTH - 1) * self.waited_s), self.ceiling_s)
@@ -60,7 +62,7 @@ class Waiter:
         self.stop = stop
         self._ops = handle.ops
         self._pace = pace
-        self._rounds = 1
+        self._rounds = pace.rounds if pace.waited_s else 1
         self._pause_s = pace.first_pause_s() if timeout_s else 0.0
         self._deadline = self._ops.monotonic() + timeout_s if timeout_s and timeout_s > 0 else None
         self._seen = self._look() if self._deadline is not None else None
@@ -95,6 +97,7 @@ class Waiter:
             return self._wait(started)
         finally:
             self._pace.waited_s += self._ops.monotonic() - started
+            self._pace.rounds = self._rounds
 
     def _wait(self, started: float) -> bool:
         assert self._deadline is not None

@@ -11,17 +11,18 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from types import TracebackType
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, NoReturn
 
 import msgspec
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, explained, silently_remove
+from fsqueue.disk.publish import replace_file
 from fsqueue.engine import heartbeat
 from fsqueue.engine.handle import Handle
-from fsqueue.engine.layout import read_json
+from fsqueue.engine.layout import open_root, read_json
 from fsqueue.engine.owners import OwnerRecord
 from fsqueue.format import names
 from fsqueue.format.codec import tidy
@@ -117,15 +118,16 @@ class Membership:
 
     def beat(self) -> None:
         """Show that this member lives."""
-        self._handle.clock.stamp(self._directory, self._file("open"))
+        if not self._handle.closed:
+            self._handle.clock.stamp(self._directory, self._file("open"))
 
     def close(self) -> None:
         """Leave, having produced, or consumed, all there is for this member."""
         if self._is_over():
             return
-        ops, fd = self._handle.ops, self._directory.fd
-        with explained("leaving", self._directory.path), suppress(FileNotFoundError):
-            ops.rename(self._file("open"), self._file("closed"), src_dir_fd=fd, dst_dir_fd=fd)
+        with explained("leaving", self._directory.path), self._opened() as directory, suppress(FileNotFoundError):
+            fd = directory.fd
+            self._handle.ops.rename(self._file("open"), self._file("closed"), src_dir_fd=fd, dst_dir_fd=fd)
         self._end()
 
     def fail(self, reason: str, trace: str | None = None) -> None:
@@ -136,17 +138,39 @@ class Membership:
         if self._is_over():
             return
         record = msgspec.structs.replace(self._record, reason=tidy(reason), traceback=tidy(trace) if trace else None)
-        with explained("marking a failure in", self._directory.path):
-            self._write("failed", record)
-        self.withdraw()
+        with explained("marking a failure in", self._directory.path), self._opened() as directory:
+            if directory is self._directory:
+                self._write("failed", record)
+            else:
+                data = msgspec.json.encode(record) + b"\n"
+                replace_file(self._handle.ops, directory, self._file("failed"), data, self._handle.durable)
+            self._remove_from(directory)
 
     def _is_over(self) -> bool:
         return self._ended or self._record.process.pid != os.getpid()
 
     def withdraw(self) -> None:
         """Be a member no longer, as if this one had never joined."""
+        self._remove_from(self._directory)
+
+    def _remove_from(self, directory: Directory) -> None:
+        silently_remove(self._handle.ops, directory.fd, [self._file("open")])
         self._end()
-        silently_remove(self._handle.ops, self._directory.fd, [self._file("open")])
+
+    @contextmanager
+    def _opened(self) -> Iterator[Directory]:
+        """Lend the stream's directory, also where the queue object was closed before its members left.
+
+        A handler of SIGTERM closes the queue in the midst of a block, for instance; the others have to learn how it
+        ended all the same.
+        """
+        if not self._handle.closed:
+            yield self._directory
+            return
+        layout = self._handle.layout
+        root, _ = open_root(layout.ops, layout.path, layout.settings)
+        with closing(root), closing(Directory(layout.ops, self._directory.path, root)) as directory:
+            yield directory
 
     def _write(self, state: State, record: Record) -> None:
         data, write = msgspec.json.encode(record) + b"\n", self._handle.moves.write
@@ -156,12 +180,18 @@ class Membership:
             self._handle.layout.reserve.retrying(lambda: write(data, self._directory, self._file(state)))
 
     def _end(self) -> None:
-        self._ended = True
         if self._beat_key is not None:
             heartbeat.heartbeats.unregister(self._beat_key)
+        self._ended = True
 
     def _file(self, state: State) -> str:
         return f"{self._role}@{names.owner_name(self.name)}-{self._record.process.owner}@{state}{names.SUFFIX}"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{self._role} {self.name!r} of {self._directory.path} cannot be copied or pickled: join the stream under "
+            "another name where the copy would be used"
+        )
 
     def __enter__(self) -> Membership:
         return self
@@ -169,6 +199,16 @@ class Membership:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        try:
+            self._leave(error)
+        except OSError:
+            raise
+        except BaseException:
+            with suppress(OSError):
+                self._leave(error)  # nobody else will: an interrupt here would leave a member that lives for ever
+            raise
+
+    def _leave(self, error: BaseException | None) -> None:
         if error is None:
             self.close()
         else:

@@ -62,8 +62,11 @@ class Stream:
     def close(self) -> None:
         self.directory.close()
 
-    def join(self, role: Role, name: str, expected: int) -> Membership:
+    def join(self, role: Role, name: str, expected: int, joined: list[Membership]) -> None:
         """Register a member in the place of a namesake that has left, failed or died.
+
+        Args:
+            joined: the membership is appended to it, so that it can be withdrawn where the call is cut short.
 
         Raises:
             QueueConfigError: a member of this name is alive.
@@ -79,13 +82,8 @@ class Stream:
             earlier.append(file)
         described = owners.describe_self(self._handle.owner, self._ops.time(), members.BEAT_S)
         record = Record(name=name, process=described, expected=expected)
-        joined = Membership(self._handle, self.directory, role, record)
-        try:
-            silently_remove(self._ops, self.directory.fd, earlier)
-        except BaseException:
-            joined.withdraw()
-            raise
-        return joined
+        joined.append(Membership(self._handle, self.directory, role, record))
+        silently_remove(self._ops, self.directory.fd, earlier)
 
     def _namesakes(self, role: Role, name: str) -> list[tuple[str, Member]]:
         """Read the members of this name; one that is merely silent has time to show up after a stall of everybody."""
