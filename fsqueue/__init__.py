@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 from fsqueue.disk.counting import Counts
 from fsqueue.disk.filesystems import UnfitFilesystemWarning
 from fsqueue.engine.get import UnreadableRefWarning
-from fsqueue.engine.lock import StaleLockWarning
+from fsqueue.engine.order_content import StaleLockWarning
 from fsqueue.errors import (
     CorruptRefError,
     FsQueueError,
@@ -49,6 +49,7 @@ from fsqueue.errors import (
     MemberFailedError,
     MemberMissingError,
     MemberReplacedError,
+    NameTooLongError,
     NotAQueueError,
     OtherProcessError,
     QueueClosedError,
@@ -120,6 +121,7 @@ __all__ = [
     "MemberReplacedError",
     "MemorySampleRefQueue",
     "MetadataStore",
+    "NameTooLongError",
     "NotAQueueError",
     "OtherProcessError",
     "PartialWindowWarning",

@@ -28,7 +28,7 @@ class FsQueueError(Exception):
 
 
 def _rebuild(cls: type[FsQueueError], args: tuple[Any, ...], facts: dict[str, Any]) -> FsQueueError:
-    error = cls.__new__(cls, *args)
+    error = OSError.__new__(cls, *args) if issubclass(cls, OSError) else cls.__new__(cls, *args)
     if isinstance(error, OSError):
         OSError.__init__(error, *args)  # which reads them here where cls has an __init__ of its own
     error.__dict__.update(facts)
@@ -56,6 +56,32 @@ class InvalidRefError(FsQueueError, ValueError):
         self.sample_id = sample_id if isinstance(sample_id, str) else None
         which = f"refs[{index}]" if self.sample_id is None else f"refs[{index}], {self.sample_id!r}"
         self.args = (f"{self.args[0]} (in {which})",)
+
+
+class NameTooLongError(InvalidRefError, OSError):
+    """A ref's files would have names that the queue's mount does not take; nothing of the batch was written.
+
+    Attributes:
+        path: the queue's directory.
+        limit: how long a name may be there, in bytes.
+        longest_id: how long a sample_id may be there, in bytes once percent-encoded.
+        errno: ENAMETOOLONG.
+    """
+
+    errno = _errno.ENAMETOOLONG
+
+    def __init__(self, path: str, sample_id: str, limit: int, longest_id: int) -> None:
+        fits = f"sample_ids of up to {longest_id} bytes fit" if longest_id > 0 else "no sample_id fits"
+        super().__init__(
+            "<root>.sample_id",
+            f"{sample_id!r} is too long for queue {path}: this mount takes names of up to {limit} bytes, so {fits} "
+            "(percent-encoded; the name of a lease has 95 more): choose shorter ids, or keep the queue on another "
+            "filesystem",
+        )
+        self.path = path
+        self.sample_id = sample_id
+        self.limit = limit
+        self.longest_id = longest_id
 
 
 class TensorInRefError(InvalidRefError, TypeError):
@@ -194,14 +220,14 @@ class RefTypeError(QueueConfigError, TypeError):
 
 
 class QueueClosedError(FsQueueError, ValueError):
-    """A handle was used after close().
+    """A handle, or a view, was used after close().
 
     Attributes:
         path: the queue's directory.
     """
 
-    def __init__(self, path: str) -> None:
-        super().__init__(f"this handle of queue {path} is closed: open another one")
+    def __init__(self, path: str, what: str = "handle") -> None:
+        super().__init__(f"this {what} of queue {path} is closed: open another one")
         self.path = path
 
 
@@ -357,7 +383,7 @@ _UNSUPPORTED = (
     ": this filesystem, or a sandbox around the process, does not support that; `fsqueue doctor` tries what is needed"
 )
 _ADVICE = {
-    _errno.ENOSPC: ": free space on this filesystem, then call again",
+    _errno.ENOSPC: ": free space on this filesystem (of a queue by `fsqueue purge` or `pack`), then call again",
     _errno.EDQUOT: ": the quota is used up; free space or inodes, then call again",
     _errno.EROFS: ": the filesystem is mounted read-only",
     _errno.EACCES: ": check the owner and mode; users who share a queue need a common group, umask 002 and setgid",
@@ -369,7 +395,8 @@ _ADVICE = {
     _errno.EIO: ": the storage reported an error; check the server, then call again",
     _errno.ENOENT: ": the queue's directory was moved or removed while it was open",
     _errno.EISDIR: ": a directory lies where a ref's file belongs; move it away",
-    _errno.EXDEV: ": the queue's directories must lie on one filesystem",
+    _errno.EXDEV: ": this mount did not move a file between two of its directories; call again, and let `fsqueue "
+    "doctor` try what it can do",
     _errno.ENOSYS: _UNSUPPORTED,
     _errno.EOPNOTSUPP: _UNSUPPORTED,
 }

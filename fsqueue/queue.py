@@ -175,8 +175,12 @@ class FileSampleRefQueue(Generic[R]):
             raise
 
     def _reaching(self, what: str) -> explained:
-        """Say of what a block does, and where, when it fails; open the queue anew where it is out of reach."""
-        return reaching(what, self.handle.layout)
+        """Say of what a block does, and where, when it fails; open the queue anew where it is out of reach.
+
+        Whatever ends the block, no lock stays held.
+        """
+        engine = self.engine
+        return reaching(what, engine.handle.layout, engine.after_interruption)
 
     @property
     def engine(self) -> Engine:
@@ -291,6 +295,8 @@ class FileSampleRefQueue(Generic[R]):
             arguments.patience("get(timeout_s=)", timeout_s)
         if partition is not None:
             arguments.partition("get", partition)
+        if stop_event is not None:
+            arguments.with_call("get(stop_event=)", "an event with is_set()", stop_event, "is_set")
         engine = self.engine
         if max_refs <= 0:
             return []
@@ -497,16 +503,27 @@ class FileSampleRefQueue(Generic[R]):
         attempt: int | None,
         on_sigterm: OnSigterm,
     ) -> Membership:
-        with self._reaching(f"joining as {role}"):
-            return self.stream().join(
-                role,
-                name,
-                expected=expected,
-                required=required,
-                attempt=attempt,
-                release=self.release_all if role == "consumer" else lambda: None,
-                on_sigterm=on_sigterm,
-            )
+        if not isinstance(name, str) or not name:
+            raise InvalidArgumentError(f"{role}(name)", "a name, a string that is not empty", name)
+        arguments.at_least(f"{role}(expected=)", expected, 0)
+        joined: list[Membership] = []
+        try:
+            with self._reaching(f"joining as {role}"):
+                self.stream().join(
+                    role,
+                    name,
+                    joined,
+                    expected=expected,
+                    required=required,
+                    attempt=attempt,
+                    release=self.release_all if role == "consumer" else lambda: None,
+                    on_sigterm=on_sigterm,
+                )
+            return joined[0]
+        except BaseException:
+            for membership in joined:
+                membership.vanish()
+            raise
 
     def configure_stream(
         self,
@@ -540,6 +557,9 @@ class FileSampleRefQueue(Generic[R]):
         """Say how many refs the consumers take at a time; a high watermark below it is refused from then on."""
         from fsqueue.stream.stream import Quantum
 
+        factors = {"dp_size": dp_size, "batch_size": batch_size, "accumulation_steps": accumulation_steps}
+        for name, factor in factors.items():
+            arguments.integer(f"publish_quantum({name}=)", factor)
         with self._reaching("publishing the quantum of"):
             self.stream().publish_quantum(Quantum(dp_size, batch_size, accumulation_steps))
 

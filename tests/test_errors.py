@@ -39,6 +39,11 @@ CASES: list[tuple[FsQueueError, tuple[type, ...], dict[str, Any]]] = [
         (ValueError, TypeError),
         {"where": "<root>.x", "type_name": "torch.Tensor"},
     ),
+    (
+        errors.NameTooLongError("/q", "s" * 60, 143, 48),
+        (ValueError, OSError, InvalidRefError),
+        {"path": "/q", "sample_id": "s" * 60, "limit": 143, "longest_id": 48, "errno": errno.ENAMETOOLONG},
+    ),
     (CorruptRefError("cut short"), (ValueError,), {"reason": "cut short"}),
     (
         errors.UnreadableRefError("s", "m.Ref", "odd"),

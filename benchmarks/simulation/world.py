@@ -162,6 +162,7 @@ class Machine:
         ops.sleep = self._sleep
         ops.random = self._rng.random
         ops.filesystem_type = lambda path: "nfs4"
+        ops.room = lambda fd: (1 << 40, 1 << 40)
         table: FileOps = ops
         return table
 

@@ -23,7 +23,8 @@ def ls(queue: str, state: str | None, owner: str | None, limit: int | None, deta
     """List sample ids, one a line: pending ones in the order in which they come, others by age.
 
     The order is read without its lock, as a hint. Refs that it does not name come after it, by age, or by name
-    where there are more than 4,096 of them; so do the other states'. Takes no lock and writes nothing.
+    where there are more than 4,096 of them; so do the other states'. Takes no lock and
+    writes nothing; with --long, on some shared mounts, it touches order.lock to read the time.
     """
     if owner is not None and state not in (None, "leased"):
         raise click.UsageError(f"--owner lists leases, and goes with --state leased only, not {state}.")

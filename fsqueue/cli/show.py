@@ -25,7 +25,8 @@ def show(ctx: click.Context, queue: str, id: str, as_json: bool) -> None:
     """Show where a ref is, who has it, what happened to it, and the ref itself.
 
     ID is the sample id. One id may have several files: a live one, and those of its earlier lives in done and
-    failed. Exits with 1 where there is none. Takes no lock and writes nothing.
+    failed. Exits with 1 where there is none. Takes no lock and writes nothing; on some shared
+    mounts it touches order.lock, to read the time.
     """
     found = showing.show(queue, id)
     if as_json:

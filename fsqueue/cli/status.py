@@ -28,8 +28,9 @@ Columns = dict[str, Callable[[T], str]]
 def status(queue: str, watch: float | None, as_json: bool) -> None:
     """Show how many refs are in each state, how old the oldest are, who holds leases, and who takes part in the stream.
 
-    Takes no lock and writes nothing. Whether an owner's process is alive is known for this host only. Rates come
-    from counts: "put" is what all states together gained, so it misses what a purge removed meanwhile.
+    Takes no lock and writes nothing; on some shared mounts it touches order.lock, to read the time. Whether an owner's
+    process is alive is known for this host only. Rates come from counts: "put" is what all states together
+    gained, so it misses what a purge removed meanwhile.
     """
     seen, between = look.status(queue), None
     if watch is not None:

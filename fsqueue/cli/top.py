@@ -28,7 +28,7 @@ def top(queue: str, interval: float, count: int | None, as_json: bool) -> None:
     """Watch counts, rates, owners, the oldest lease, and the stream's members; q quits.
 
     Where the output is no terminal, prints one line a look; with --json, a line of JSON as `fsqueue status` has it.
-    Takes no lock and writes nothing.
+    Takes no lock and writes nothing; on some shared mounts it touches order.lock, to read the time.
     """
     looks = _looks(queue, count)
     if sys.stdout.isatty() and not as_json:

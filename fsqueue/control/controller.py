@@ -19,8 +19,10 @@ from fsqueue.control.prompts import PromptPool
 from fsqueue.control.reconcile import Report, reconcile, rewind, side_of
 from fsqueue.control.sample_queue import SampleQueue, ack, give_back, refs_of
 from fsqueue.control.train_lease import TrainLease
+from fsqueue.engine import arguments
 from fsqueue.engine.claim import Partition
 from fsqueue.engine.memory import MemorySampleRefQueue
+from fsqueue.engine.waiting import StopEvent
 from fsqueue.records import PromptTask, assert_no_tensors, id_of_ref
 
 R = TypeVar("R")
@@ -59,6 +61,12 @@ class DataFlowController(Generic[R]):
         backpressure: BackpressurePolicy | None = None,
         max_prompt_attempts: int | None = None,
     ) -> None:
+        for name, given, call in (
+            ("sample_queue", sample_queue, "put"),
+            ("metadata_store", metadata_store, "is_committed"),
+        ):
+            if given is not None:
+                arguments.with_call(f"DataFlowController({name}=)", f"an object with {call}()", given, call)
         self.run_id = run_id
         self.sample_queue: SampleQueue[R] = MemorySampleRefQueue() if sample_queue is None else sample_queue
         self.store: MetadataStore[R] = InMemoryMetadataStore() if metadata_store is None else as_store(metadata_store)
@@ -133,7 +141,7 @@ class DataFlowController(Generic[R]):
         Raises:
             TensorInRefError: there is a tensor in one; none was recorded.
         """
-        refs = list(refs)
+        refs = list(arguments.batch("commit_samples", refs))
         for ref in refs:
             assert_no_tensors(ref)
         fresh = [ref for ref, is_new in zip(refs, self.store.commit_samples(refs), strict=True) if is_new]
@@ -159,16 +167,21 @@ class DataFlowController(Generic[R]):
         timeout_s: float | None = None,
         *,
         partition: Partition | None = None,
+        stop_event: StopEvent | None = None,
     ) -> list[R]:
         """Lease samples that are not acknowledged, the oldest first; perhaps fewer, perhaps none.
 
         A ref that the ledger knows as acknowledged is in the queue where its controller died between the two; it is
         settled here instead of being trained twice.
+
+        Args:
+            partition, stop_event: passed on to the queue where they are given; see `FileSampleRefQueue.get`.
         """
         policy = self.backpressure
         if policy is not None:
             max_refs = policy.cap_train_lease(max_refs)
-        refs = self._lease(max_refs, timeout_s, {} if partition is None else {"partition": partition})
+        given = {"partition": partition, "stop_event": stop_event}
+        refs = self._lease(max_refs, timeout_s, {name: value for name, value in given.items() if value is not None})
         if not refs and policy is not None:
             policy.note_trainer_starved()
         return refs
@@ -176,15 +189,17 @@ class DataFlowController(Generic[R]):
     def _lease(self, max_refs: int, timeout_s: float | None, options: dict[str, Any]) -> list[R]:
         deadline = time.monotonic() + (timeout_s or 0.0)
         while True:
-            refs = list(self.sample_queue.get(max_refs, timeout_s=timeout_s, **options))
+            refs: list[R] = []
             try:
+                refs += self.sample_queue.get(max_refs, timeout_s=timeout_s, **options)
                 stale = self.store.acked_steps([id_of_ref(ref) for ref in refs]) if refs else {}
                 ack(self.sample_queue, self.store, stale)
+                fresh = [ref for ref in refs if id_of_ref(ref) not in stale]
             except BaseException:
                 with suppress(Exception):  # the first error is the one to report
-                    give_back(self.sample_queue, refs, "the ledger could not be asked")
+                    if refs:
+                        give_back(self.sample_queue, refs, "the ledger could not be asked")
                 raise
-            fresh = [ref for ref in refs if id_of_ref(ref) not in stale]
             if fresh or not stale:
                 return fresh
             timeout_s = max(0.0, deadline - time.monotonic()) if timeout_s else timeout_s
@@ -205,7 +220,7 @@ class DataFlowController(Generic[R]):
         Returns:
             The ids whose lease had been lost, where the queue tells.
         """
-        ids = list(sample_ids)
+        ids = arguments.sample_ids("ack_train_refs", sample_ids)
         if self._noted_in is not self.sample_queue:  # it names its ledger before the two can differ
             self.store.note_in(self.sample_queue)
             self._noted_in = self.sample_queue
@@ -214,7 +229,7 @@ class DataFlowController(Generic[R]):
 
     def fail_refs(self, owner: str, sample_ids: Iterable[str], reason: str, retryable: bool) -> list[str]:
         """Give samples back to the queue, or take them out of it for good; returns the ids that were lost before."""
-        refs = refs_of(self.sample_queue, self.store, sample_ids)
+        refs = refs_of(self.sample_queue, self.store, arguments.sample_ids("fail_refs", sample_ids))
         return list(self.sample_queue.fail(refs, reason, retryable) or ())
 
     # -- restarts -----------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any, NamedTuple, TypedDict
@@ -26,10 +26,11 @@ from fsqueue.control.sample_queue import SampleQueue
 from fsqueue.disk import fileops
 from fsqueue.disk.fileops import explained
 from fsqueue.engine import rewind as rewinding
+from fsqueue.engine.annotations import record
 from fsqueue.engine.expire import return_or_bury
 from fsqueue.engine.handle import Handle
+from fsqueue.engine.letters import letters_beside
 from fsqueue.engine.listing import files_in, packed_in
-from fsqueue.engine.moves import record
 from fsqueue.engine.owners import Liveness, read_record
 from fsqueue.errors import LeasesHeldError
 from fsqueue.format import names
@@ -190,7 +191,7 @@ class FileSide(ContractSide):
         back: list[str] = []
         try:
             for lease in chain.from_iterable(holders.values()):
-                if lease.owner in dead:
+                if lease.owner in dead and not lease.is_returned:
                     self._take_back(lease, back)
         finally:
             self._handle.order.append_soon(back)
@@ -255,12 +256,13 @@ class FileSide(ContractSide):
         self._requeue([sample_id for sample_id in rest if sample_id not in failed])
         return failed, self._holders
 
-    def _failed(self, sample_ids: Iterable[str]) -> set[str]:
+    def _failed(self, sample_ids: Collection[str]) -> set[str]:
         """Return those that are dead letters and not live again."""
         listing = self._handle.layout.failed.listing()
         if not listing:
             return set()
         letters = {stem for name in listing if (stem := names.parse_ref(name))}
+        letters |= letters_beside(self._handle.layout, {names.stem_of(i) for i in sample_ids} - letters).keys()
         letters -= self._pending
         letters -= self._holders.keys()
         return {sample_id for sample_id in sample_ids if names.stem_of(sample_id) in letters}

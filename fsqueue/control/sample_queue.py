@@ -14,7 +14,10 @@ Lost = Iterable[str] | None
 
 
 class SampleQueue(Protocol[R]):
-    """Do all that a controller asks of a queue. ``partition`` is passed only where the trainer gives one."""
+    """Do all that a controller asks of a queue.
+
+    ``partition`` is passed only where the trainer gives one, and so is a ``stop_event``, which few queues take.
+    """
 
     def put(self, refs: list[R]) -> object: ...
     def get(self, max_refs: int, timeout_s: float | None = None, *, partition: Partition | None = None) -> list[R]: ...

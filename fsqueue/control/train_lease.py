@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from typing import Generic, Protocol, TypeVar
 
 from fsqueue.control.sample_queue import Renews, SampleQueue, give_back
+from fsqueue.engine import arguments
 from fsqueue.engine.claim import Partition
-from fsqueue.records import id_of_ref
+from fsqueue.engine.waiting import StopEvent
 
 R = TypeVar("R")
 
@@ -18,7 +19,13 @@ class Trainable(Protocol[R]):
     sample_queue: SampleQueue[R]
 
     def lease_train_refs(
-        self, trainer_id: str, max_refs: int, timeout_s: float | None, *, partition: Partition | None
+        self,
+        trainer_id: str,
+        max_refs: int,
+        timeout_s: float | None,
+        *,
+        partition: Partition | None,
+        stop_event: StopEvent | None,
     ) -> list[R]: ...
     def ack_train_refs(
         self, trainer_id: str, sample_ids: Iterable[str], *, global_step: int | None, optimizer_durable: bool
@@ -37,9 +44,18 @@ class TrainLease(Generic[R]):
         self.trainer_id = trainer_id
         self._controller = controller
 
-    def get(self, max_refs: int, timeout_s: float | None = None, *, partition: Partition | None = None) -> list[R]:
+    def get(
+        self,
+        max_refs: int,
+        timeout_s: float | None = None,
+        *,
+        partition: Partition | None = None,
+        stop_event: StopEvent | None = None,
+    ) -> list[R]:
         """Lease samples; see `DataFlowController.lease_train_refs`."""
-        return self._controller.lease_train_refs(self.trainer_id, max_refs, timeout_s, partition=partition)
+        return self._controller.lease_train_refs(
+            self.trainer_id, max_refs, timeout_s, partition=partition, stop_event=stop_event
+        )
 
     def ack(
         self,
@@ -51,7 +67,7 @@ class TrainLease(Generic[R]):
     ) -> list[str]:
         """Acknowledge refs; see `ack_ids`."""
         return self.ack_ids(
-            map(id_of_ref, refs), global_step=global_step, optimizer_durable=optimizer_durable, step=step
+            list(arguments.ids("ack", refs)), global_step=global_step, optimizer_durable=optimizer_durable, step=step
         )
 
     def ack_ids(
@@ -71,7 +87,7 @@ class TrainLease(Generic[R]):
         )
 
     def fail(self, refs: Iterable[R], reason: str, retryable: bool) -> None:
-        self._controller.fail_refs(self.trainer_id, map(id_of_ref, refs), reason, retryable)
+        self._controller.fail_refs(self.trainer_id, list(arguments.ids("fail", refs)), reason, retryable)
 
     def release(self, refs: Iterable[R]) -> list[str]:
         """Give refs back without counting an attempt, where the queue can; fail them as retryable where not."""

@@ -9,6 +9,7 @@ from fsqueue.disk.directory import Directory
 
 _COARSEST_S = 2.0
 _COARSE_S = 0.03
+COUNTS_BELIEVED_S = 10.0
 
 
 class Counts(NamedTuple):
@@ -34,22 +35,30 @@ class Unchanged:
     """Know whether a directory still holds the names of its last listing.
 
     Timestamps are coarse, up to 2 s: an mtime proves that nothing has changed since the listing only where it had
-    been seen for longer than that when the listing was made.
+    been seen for longer than that when the listing was made. Nothing proves it for good.
+
+    Args:
+        directory_times: the directory's mtime moves with its names; where it does not, nothing is ever unchanged.
+        believed_s: for how long after a listing an mtime is believed, seconds.
     """
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, directory_times: bool, believed_s: float = COUNTS_BELIEVED_S) -> None:
         self._directory = directory
+        self._directory_times = directory_times
+        self._believed_s = believed_s
         self._changed_at_ns: int | None = None
         self._seen_since = 0.0
         self._listed_at = -1e9
 
     def holds(self) -> bool:
         """Look at the directory's mtime; where this is False, list, then call `listed`."""
+        if not self._directory_times:
+            return False
         changed_at_ns, now = self._directory.changed_at_ns(), self._directory.ops.monotonic()
         if changed_at_ns != self._changed_at_ns:
             self._changed_at_ns, self._seen_since = changed_at_ns, now
             return False
-        return self._listed_at - self._seen_since > _COARSEST_S
+        return self._listed_at - self._seen_since > _COARSEST_S and now - self._listed_at < self._believed_s
 
     def listed(self, began_at: float) -> None:
         """Note a listing that has been made: it began at this monotonic time, after the last look."""
@@ -62,10 +71,10 @@ class NameCount:
     A call costs a look at the directory's mtime, and a listing where it may have changed in the last seconds.
     """
 
-    def __init__(self, directory: Directory, accept: Callable[[str], object]) -> None:
+    def __init__(self, directory: Directory, accept: Callable[[str], object], directory_times: bool) -> None:
         self._directory = directory
         self._accept = accept
-        self._unchanged = Unchanged(directory)
+        self._unchanged = Unchanged(directory, directory_times)
         self._count = 0
 
     def count(self) -> int:

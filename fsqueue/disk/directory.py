@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from fsqueue.disk.fileops import DIRECTORY, FileOps
 
@@ -57,13 +57,25 @@ class Directory:
 
     def any_name(self, accept: Callable[[str], bool]) -> bool:
         """Return whether some name in here is accepted; read no further than to the first."""
-        return self._afresh(lambda fd: self.ops.scan_until(fd, accept))
+        return self.afresh(lambda fd: self.ops.scan_until(fd, accept))
+
+    def some_names(self, count: int) -> list[str]:
+        """Return the first count names in here; whatever there is, read no further."""
+        found: list[str] = []
+
+        def take(name: str) -> bool:
+            found.append(name)
+            return len(found) >= count
+
+        self.afresh(lambda fd: self.ops.scan_until(fd, take))
+        return found
 
     def changed_at_ns(self) -> int:
         """Return the directory's own mtime, read afresh."""
-        return self._afresh(lambda fd: self.ops.fstat(fd).st_mtime_ns)
+        return self.afresh(lambda fd: self.ops.fstat(fd).st_mtime_ns)
 
-    def _afresh(self, read: Callable[[int], T]) -> T:
+    def afresh(self, read: Callable[[int], T]) -> T:
+        """Return what is read through a new descriptor."""
         fd = self._open_afresh()
         try:
             return read(fd)
@@ -87,6 +99,10 @@ class Directory:
         fd, self.fd = self.fd, -1
         if fd >= 0:
             self.ops.close(fd)
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be copied: a copy would close this one's descriptor with its own end."""
+        raise TypeError(f"{self.path} is open here and cannot be copied or pickled: open it anew where it is used")
 
     def __del__(self) -> None:
         try:  # noqa: SIM105  # no name of this module is left when the interpreter exits

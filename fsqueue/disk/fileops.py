@@ -86,6 +86,11 @@ def _filesystem_type(path: str) -> str | None:
     return mount.kind if mount else None
 
 
+def _room(fd: int) -> tuple[int, int]:
+    found = os.fstatvfs(fd)
+    return found.f_bavail * found.f_frsize, found.f_favail if found.f_files else 1 << 62
+
+
 def _scan_until(fd: int, accept: Callable[[str], bool]) -> bool:
     with os.scandir(fd) as entries:
         return any(accept(entry.name) for entry in entries)
@@ -124,6 +129,8 @@ class FileOps:
     sleep: Callable[[float], None] = staticmethod(timing.sleep)
     random = staticmethod(random.SystemRandom().random)  # programs seed the other one alike in all their processes
     filesystem_type = staticmethod(_filesystem_type)
+    room = staticmethod(_room)
+    """Return how many bytes and how many inodes a filesystem, or this user's share of it, has left."""
 
     def each(self, work: Callable[[T], None], items: list[T], threads: int) -> None:
         """Run work on every item, so many at a time; the first error is raised after all have ended."""
@@ -157,6 +164,12 @@ class FileOps:
                 for fd in fds:
                     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         self.each(self.fsync, fds, threads)
+
+    def forget(self, fd: int) -> None:
+        """Drop what this client has cached of an open file's content, as far as it takes advice."""
+        if hasattr(os, "posix_fadvise"):
+            with suppress(OSError):
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def pwrite_all(self, fd: int, data: bytes, offset: int) -> None:
         """Write all of data at offset, however many calls that takes."""

@@ -73,3 +73,32 @@ def with_ids(call: str, refs: Iterable[R]) -> Iterator[tuple[R, str]]:
 def ids(call: str, refs: Iterable[object]) -> Iterator[str]:
     """Yield the ids of such refs."""
     return (sample_id for _, sample_id in with_ids(call, refs))
+
+
+def sample_ids(call: str, found: Iterable[str]) -> list[str]:
+    """Return ids as a list; refuse one id alone, which would be read letter by letter, and what is no id."""
+    if isinstance(found, (str, bytes)):
+        raise InvalidArgumentError(call, "an iterable of sample ids", found, f": write {call}([sample_id])")
+    try:
+        ids = list(found)
+    except TypeError:
+        raise InvalidArgumentError(call, "an iterable of sample ids", found) from None
+    for each in ids:
+        if not isinstance(each, str):
+            advice = ": give its sample_id" if hasattr(each, "sample_id") else ""
+            raise InvalidArgumentError(call, "sample ids, which are strings", each, advice)
+    return ids
+
+
+def at_least(call: str, value: Any, least: int) -> int:
+    """Return a count as an int; refuse one that is too small to be meant."""
+    number = integer(call, value)
+    if number < least:
+        raise InvalidArgumentError(call, f"an integer of {least} or more", value)
+    return number
+
+
+def with_call(call: str, expected: str, value: Any, *names: str) -> None:
+    """Refuse an object without these methods: a path, for instance, where what lies there is wanted."""
+    if not all(callable(getattr(value, name, None)) for name in names):
+        raise InvalidArgumentError(call, expected, value)

@@ -17,6 +17,7 @@ _SHORTEST_GAP_S = 0.05
 _BEATS = 1.5
 _BEAT_MARGIN_S = 0.5
 _EPSILON_S = 1e-6
+_COARSEST_S = 2.0
 _imported = time.monotonic()
 
 
@@ -80,7 +81,10 @@ class Awake:
     def hear(self, told: float) -> None:
         """Note the filesystem's time: on a machine that was paused it has gone on while no clock of its own did."""
         now, heard = self.tick(), self._heard
-        if heard is not None and told - heard[0] > now - heard[1] + LONGEST_GAP_S:
+        step_s = (
+            _COARSEST_S if told % 1 == 0 else 0.0
+        )  # a filesystem that keeps no part of a second steps ahead at once
+        if heard is not None and told - heard[0] > now - heard[1] + LONGEST_GAP_S + step_s:
             self._note_gap(now)
         self._heard = told, now
 

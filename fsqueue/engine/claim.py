@@ -62,7 +62,7 @@ class Claimer:
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
         self._scans: dict[Partition | None, Scan] = {}
-        self._unchanged = Unchanged(handle.layout.pending)
+        self._unchanged = Unchanged(handle.layout.pending, handle.layout.filesystem.directory_times, SWEEP_S)
         self._no_sweep_before = -1e9
         self._sweep_s = 0.0  # how long the last listing and comparison took
         self._compared_at = -1e9
@@ -86,12 +86,14 @@ class Claimer:
                 stems, exhausted = self._reserve(wanted - had, partition)
                 self._claim(stems, leased, errors)
                 if exhausted and len(leased) == had:
-                    if swept or len(leased) > before or not self._sweep():
+                    if swept or len(leased) > before:
                         break
-                    self._scans.pop(partition, None)  # the order may have been torn and grown again below it
-                    swept = True
+                    found, swept = self._sweep(), True
                     if self._handle.order.unwritable:
                         self._claim(self._without_lock(wanted - had, partition), leased, errors)
+                    elif not found:
+                        break
+                    self._scans.pop(partition, None)  # the order may have been torn and grown again below it
             if errors and len(leased) == before:
                 raise errors[0]
         except BaseException:
@@ -130,7 +132,8 @@ class Claimer:
         """Return whether a ref that is pending, and that this handle holds, is leased too: then it was queued twice."""
         claim, leased = self._handle.held.find(stem), self._handle.layout.leased
         leased.refresh()
-        return claim is not None and self._handle.ops.exists(leased.fd, claim.name)
+        there = claim is not None and self._handle.ops.exists(leased.fd, claim.name)
+        return there and claim is not None and self._handle.moves.holds(leased, claim.name)
 
     def _reserve(self, count: int, partition: Partition | None) -> tuple[list[str], bool]:
         """Take places in the order; the second value says that it holds no more of them."""
@@ -204,7 +207,7 @@ class Claimer:
             unnamed = handle.order.unnamed_locked(stems)
             if unnamed and name:
                 handle.order.append_locked(self._arrange(unnamed))
-            if name or not unnamed:
+            if (name or not unnamed) and not handle.order.unwritable:  # a full disk has no room for the lines
                 handle.order.swept_locked(handle.ops.time())
             return unnamed
 

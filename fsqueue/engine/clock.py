@@ -12,10 +12,15 @@ from collections.abc import Callable
 from typing import Protocol
 
 from fsqueue.disk.directory import Directory
-from fsqueue.disk.fileops import FileOps
-from fsqueue.engine.layout import ORDER, ORDER_FLAGS
+from fsqueue.disk.fileops import FileOps, silently_remove
+from fsqueue.disk.publish import own_name
+from fsqueue.engine.layout import ORDER, ORDER_FLAGS, SETTINGS
 
 _TRIES = 3
+_UNUSABLE = (
+    errno.EIO, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOENT, errno.EEXIST, errno.ESTALE, errno.EBADF,
+    errno.ENOSPC, errno.EDQUOT,
+)  # fmt: skip
 
 
 class Clock(Protocol):
@@ -45,9 +50,22 @@ class FilesystemClock:
     def now(self) -> float:
         """Return the time, at the cost of one modification and one fresh read of an mtime.
 
-        Raises:
-            FileNotFoundError: somebody deletes the order file as often as it is made.
+        Where the order file cannot be touched and read, nor be made, the settings serve as well, which are always
+        there; where they are somebody else's, a file that is made for the purpose.
         """
+        for way in (self._by_the_order, self._by_the_settings):
+            try:
+                found = way()
+            except OSError as error:
+                if error.errno not in _UNUSABLE:
+                    raise
+            else:
+                if found is not None:
+                    return found
+        return self._by_a_new_file()
+
+    def _by_the_order(self) -> float | None:
+        """Return the time; None where somebody deletes the order file as often as it is made."""
         for _ in range(_TRIES):
             if not self.stamp(self._root, ORDER):
                 # Somebody deleted the order file; a new one is stamped by its creation.
@@ -55,7 +73,22 @@ class FilesystemClock:
             mtime = self._ops.fresh_mtime(self._root.fd, ORDER)
             if mtime is not None:
                 return mtime
-        raise FileNotFoundError(errno.ENOENT, "it vanishes while the time is read from it", ORDER)
+        return None
+
+    def _by_the_settings(self) -> float | None:
+        self.stamp(self._root, SETTINGS)
+        return self._ops.fresh_mtime(self._root.fd, SETTINGS)
+
+    def _by_a_new_file(self) -> float:
+        name = own_name(self._ops, f".{ORDER}")
+        try:
+            fd = self._ops.create(self._root.fd, name, b"")
+            try:
+                return self._ops.fstat(fd).st_mtime
+            finally:
+                self._ops.close(fd)
+        finally:
+            silently_remove(self._ops, self._root.fd, [name])
 
     def stamp(self, directory: Directory, name: str) -> bool:
         try:

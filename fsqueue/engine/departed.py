@@ -47,6 +47,7 @@ class Departed:
         if started - self._shown_up_at >= ABANDONED_ROUND_S:
             self._shown_up_at = started
             handle.presence.show_up()
+        handle.layout.reserve.tend_if_due(handle.order_file.content.size)
         owners = [owner for owner in map(names.parse_owner, handle.layout.owners.listing()) if owner]
         self._read_some(owners)
         dead = {owner for owner in owners if self._others.is_known(owner) and self._others.is_dead(owner)}

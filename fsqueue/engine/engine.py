@@ -28,12 +28,14 @@ from fsqueue.format.codec import Codec
 class reaching(explained):
     """Do as `explained`, and open the queue anew where an error says that it cannot be reached any more."""
 
-    __slots__ = ("_layout",)
+    __slots__ = ("_clean_up", "_layout")
 
-    def __init__(self, what: str, layout: Layout) -> None:
-        self._what, self._path, self._layout = what, layout.path, layout
+    def __init__(self, what: str, layout: Layout, clean_up: Callable[[BaseException], None] | None = None) -> None:
+        self._what, self._path, self._layout, self._clean_up = what, layout.path, layout, clean_up
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None and self._clean_up is not None:
+            self._clean_up(error)
         if isinstance(error, OSError):
             self._layout.recover(error)
             super().__exit__(kind, error, trace)
@@ -122,8 +124,9 @@ class Engine:
             options.poll_interval_s,
             options.max_attempts,
         )
-        self.pending = NameCount(layout.pending, names.parse_pending)
-        self.leased = NameCount(layout.leased, names.parse_leased)
+        moving = layout.filesystem.directory_times
+        self.pending = NameCount(layout.pending, names.parse_pending, moving)
+        self.leased = NameCount(layout.leased, names.parse_leased, moving)
         self.opened_at = ops.monotonic()
 
     def after_interruption(self, error: BaseException, leased: Iterable[Claim] = ()) -> None:

@@ -4,7 +4,8 @@ A lease has expired when lease_timeout_s has passed since the newer of the lease
 owner keeps a heartbeat, its record's mtime; or at once when the owner's process is known to be gone. By time, it is
 called so only by a process that was awake while the owner was silent (`awake`). A lease that was taken over because
 its time was up expires by its mtime alone, until whoever took it over has looked once more: that may be the stamp of
-an owner who renewed it in the last instant.
+an owner who renewed it in the last instant. One that has ended, and whose ref could not get its name in pending/, is
+moved on with every round (`moves`).
 
 A round costs one listing of leased/. A lease that appeared since the previous round cannot expire before that
 round's start plus the timeout, so a file is looked at only when its time may have come; one look at an owner's
@@ -13,12 +14,13 @@ record covers all of its leases. What a get's round looks at in vain is bounded;
 
 from __future__ import annotations
 
+from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import despite_errors
+from fsqueue.engine.annotations import Change, record
 from fsqueue.engine.awake import Doubts, grace_s
 from fsqueue.engine.departed import Departed
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
-from fsqueue.engine.moves import Change, record
 from fsqueue.engine.others import READS_A_ROUND, Others
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping
@@ -29,7 +31,6 @@ IDLE_ROUND_S = 0.05
 LOOKS_A_ROUND = 128
 _NO_LIMIT = 1 << 62
 _EPSILON_S = 1e-6
-_TIMED_OUT = "t"
 _WAITS = 5  # where this process is stopped again and again, on a busy machine for instance
 
 
@@ -50,6 +51,7 @@ class Reclaimer:
         self._departed = Departed(handle, self._others, handle.moves.owners_holding, self._round_now)
         self._owner_waits_s: dict[str, float] = {}  # of this round
         self._silent: set[str] = set()  # owners in this round whose heart has stopped
+        self._named: set[Lease] = set()  # refs on their way back that this handle has named in the order as they are
         self._looks_left = 0
         self._began_at = 0.0
         self._last_round: float | None = None
@@ -156,13 +158,15 @@ class Reclaimer:
 
         def reclaim(lease: Lease) -> None:
             self._began_at = self._handle.awake.tick()
-            if self._reclaim(lease, _ends_with(lease, dead), back):
+            if lease.is_returned:
+                self._move_on(lease, back)
+            elif self._reclaim(lease, _ends_with(lease, dead), back):
                 moved.append(lease)
             self._check_at.pop(lease, None)
 
         for lease in expired:
             self._check_at[lease] = self._last_round or 0.0  # should this fail, they are looked at again soon
-        if expired:
+        if any(not lease.is_returned for lease in expired):
             self._handle.presence.announce()
         try:
             despite_errors(reclaim, expired)
@@ -181,6 +185,7 @@ class Reclaimer:
     def _forget_gone(self, leases: list[Lease]) -> None:
         present = set(leases)
         self._check_at = {lease: at for lease, at in self._check_at.items() if lease in present}
+        self._named &= present
 
     def _time_has_come(self, lease: Lease, now: float) -> bool:
         if self._timeout_s is None:
@@ -207,7 +212,7 @@ class Reclaimer:
             return wait_s
         if self._looks_left <= 0:
             return self._round_s
-        since = handle.ops.fresh_mtime(handle.layout.leased.fd, lease.file)
+        since = self._mtime(handle.layout.leased, lease.file)
         left_s = self._round_s if since is None else since + self._timeout_s - self._round_now()
         if since is None or left_s > _EPSILON_S:
             self._looks_left -= 1
@@ -247,7 +252,16 @@ class Reclaimer:
         """Return when an owner that keeps a heartbeat last beat; None for one that keeps none."""
         if self._heartbeat_s(owner) is None:
             return None
-        return self._handle.ops.fresh_mtime(self._handle.layout.owners.fd, names.ref_file(owner))
+        return self._mtime(self._handle.layout.owners, names.ref_file(owner))
+
+    def _mtime(self, directory: Directory, name: str) -> float | None:
+        """Return a file's mtime, read afresh; None where it is gone, which a mount may tell by any error."""
+        try:
+            return self._handle.ops.fresh_mtime(directory.fd, name)
+        except OSError as error:
+            if not self._handle.moves.is_gone(directory, name, error):
+                raise
+            return None
 
     def _doubted_s(self, who: object, stamp: float, heartbeat_s: float | None) -> float:
         """Return for how long this process must go on to see the same silence before it may accuse anybody."""
@@ -259,8 +273,7 @@ class Reclaimer:
     def _left_s(self, lease: Lease, name: str) -> float | None:
         """Return the seconds that are left of a lease, in a file of this name in leased/; None where that is gone."""
         assert self._timeout_s is not None
-        ops, layout = self._handle.ops, self._handle.layout
-        since = ops.fresh_mtime(layout.leased.fd, name)
+        since = self._mtime(self._handle.layout.leased, name)
         if since is None:
             return None
         beat = None if lease.is_timed_take_over else self._last_beat(lease.owner)
@@ -273,6 +286,14 @@ class Reclaimer:
                 self._handle.awake.hear(self._now)
         return self._now
 
+    def _move_on(self, lease: Lease, back: list[str]) -> None:
+        """Move a ref on that is on its way back; where this handle has to lease it from where it is, name it once."""
+        moved = self._handle.moves.move_on(lease)
+        if moved or (moved is None and lease not in self._named):
+            back.append(lease.stem)
+        if moved is None:
+            self._named.add(lease)
+
     def _reclaim(self, lease: Lease, dead: bool, back: list[str]) -> bool:
         """Bring one ref back, or bury it when it has used up its attempts; False where somebody else won.
 
@@ -281,7 +302,7 @@ class Reclaimer:
         CRASH: after the take-over this is a lease of this owner, which expires.
         """
         handle = self._handle
-        claim, doubtful = handle.moves.new_claim(lease.stem), handle.moves.new_claim(lease.stem, _TIMED_OUT)
+        claim, doubtful = handle.moves.new_claim(lease.stem), handle.moves.new_claim(lease.stem, names.TIMED_OUT)
         try:
             if not handle.moves.take_over(lease, claim if dead else doubtful):
                 return False
@@ -292,7 +313,7 @@ class Reclaimer:
                 return False
             if lease.owner == handle.owner:
                 handle.held.lose(lease.stem, lease.file)
-            if not handle.clock.stamp(handle.layout.leased, claim.name):
+            if not handle.moves.stamp(handle.layout.leased, claim.name):
                 return False
             reason = "the owner's process is gone" if dead else "the lease timed out"
             counted = record("expired", self._round_now(), lease.holder, reason, attempt=True)
@@ -312,8 +333,8 @@ class Reclaimer:
 
 
 def _ends_with(lease: Lease, dead: set[str]) -> bool:
-    """Return whether a lease has ended because its owner is among the dead."""
-    return lease.owner in dead and not lease.is_timed_take_over
+    """Return whether a lease has ended: its owner is among the dead, or has given the ref back."""
+    return lease.is_returned or (lease.owner in dead and not lease.is_timed_take_over)
 
 
 def return_or_bury(

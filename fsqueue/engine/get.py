@@ -10,24 +10,26 @@ import warnings
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from fsqueue.engine.annotations import record
 from fsqueue.engine.claim import Claimer, Partition
 from fsqueue.engine.contents import Contents
 from fsqueue.engine.expire import Reclaimer
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
-from fsqueue.engine.moves import record
 from fsqueue.engine.put import Putter
 from fsqueue.engine.settle import Settler, bury
 from fsqueue.engine.waiting import Pace, StopEvent, StoppedError, Waiter
 from fsqueue.errors import CorruptRefError, InvalidRefError, RefTypeError, UnreadableRefError
 from fsqueue.format import names
-from fsqueue.format.codec import Codec
+from fsqueue.format.codec import Codec, tells_of_an_end
+from fsqueue.format.roundtrip import full_name
 from fsqueue.records import dp_partition, id_of_ref
 
 R = TypeVar("R")
 
 UNREADABLE_ATTEMPTS = 3
 _UNREADABLE_A_ROUND = 16
+_ENDINGS = 3  # of gets, in the reading of one ref
 _CALLER = 7  # the frames between _return and who called the queue's get
 
 
@@ -58,6 +60,7 @@ class Getter(Generic[R]):
         attempts = max_attempts or UNREADABLE_ATTEMPTS
         self._returner = Settler(handle, keep_done=True, max_attempts=attempts)  # of what this class does not take
         self._claimer = Claimer(handle)
+        self._ended_in: dict[str, int] = {}
         self._pace = Pace(handle, poll_interval_s, reclaimer.idle_s)
         self._timeout_s = handle.layout.settings.lease_timeout_s
 
@@ -126,7 +129,7 @@ class Getter(Generic[R]):
         """Lease and read until there are max_refs refs or no more; one file's error costs that ref, not the others."""
         refs: list[R] = []
         unreadable: dict[Claim, UnreadableRefError] = {}
-        first: OSError | None = None
+        first: OSError | MemoryError | None = None
         while len(refs) < max_refs and len(unreadable) < max(max_refs, _UNREADABLE_A_ROUND):
             seen = len(leased)
             try:
@@ -147,7 +150,7 @@ class Getter(Generic[R]):
                 except UnreadableRefError as error:
                     unreadable[leased[index]] = error
                     continue
-                except OSError as error:
+                except (OSError, MemoryError) as error:
                     first = first or error
                     self._handle.strays.add([leased[index], *leased[known:]])
                     continue
@@ -198,25 +201,49 @@ class Getter(Generic[R]):
 
     def _content(self, claim: Claim) -> bytes:
         """Read the file of a ref that this handle leases."""
-        return self._handle.ops.read_file(self._handle.layout.leased.fd, claim.name)
+        data = self._handle.ops.read_file(self._handle.layout.leased.fd, claim.name)
+        claim.was_done |= tells_of_an_end(data)
+        return data
 
     def _read(self, leased: list[Claim], index: int, content: Callable[[], bytes]) -> R | None:
         """Return the ref in a file that this handle leases; None where it is none, or the lease is gone already."""
         claim = leased[index]
         try:
-            ref = self._codec.decode(content())
+            data = content()
+            ref = self._codec.decode(data)
             named = names.stem_of(id_of_ref(ref))
-        except FileNotFoundError:
-            self._handle.held.end(claim, "lost")
-            return None
         except UnreadableRefError:
+            raise
+        except (KeyboardInterrupt, SystemExit, GeneratorExit) as error:
+            self._note_ending(claim, error)
             raise
         except (CorruptRefError, InvalidRefError) as error:
             self._bury(claim, str(error))
             return None
+        except OSError as error:
+            if not self._handle.moves.is_gone(self._handle.layout.leased, claim.name, error):
+                raise
+            self._handle.held.end(claim, "lost")
+            return None
         if named == claim.stem or self._rename(claim, named, leased):
             return ref
         return None
+
+    def _note_ending(self, claim: Claim, error: BaseException) -> None:
+        """Raise another error where what ends a program came from the reading of this ref again and again.
+
+        Once, a signal came just then. But a class's own __post_init__ may call sys.exit, at whichever reader.
+
+        Raises:
+            UnreadableRefError: it did.
+        """
+        times = self._ended_in.pop(claim.stem, 0) + 1
+        if times >= _ENDINGS:
+            found = f"{type(error).__name__}: {error}"
+            raise UnreadableRefError(
+                names.id_of(claim.stem) or claim.stem, full_name(self._codec.ref_type), found
+            ) from error
+        self._ended_in[claim.stem] = times
 
     def _rename(self, claim: Claim, named: str, leased: list[Claim]) -> bool:
         """Give a file that somebody named otherwise its right name: the id inside is the authority."""

@@ -53,14 +53,14 @@ class Handle:
         self.durable = durable
         self.mutex = Mutex()
         self.clock = InjectedClock(self.ops, clock) if clock else FilesystemClock(self.ops, layout.root)
-        self.order_file = OrderFile(self.ops, layout.root, layout.settings.lock, layout.remote)
+        self.order_file = OrderFile(self.ops, layout.root, layout.settings.lock, layout.filesystem)
         self.order = Order(self.ops, self.order_file)
         self.overlap = Overlap(self.ops, io_threads, layout.remote)
         self.moves = Moves(layout, self.clock, owner, durable, self.overlap)
         self.held = Held()
         self.strays = Strays(self.moves, self.held, self.order, self.mutex)
         self.awake = Awake(self.ops, gap_s(heartbeat_s, layout.settings.lease_timeout_s))
-        self.presence = Presence(layout, self.clock, self.moves, owner, heartbeat_s, self.awake)
+        self.presence = Presence(layout, self.clock, self.moves, self.held, owner, heartbeat_s, self.awake)
         self.closed = False
         self._uses: dict[int, weakref.ref[Use]] = {}
         self._open = {"mark": True}

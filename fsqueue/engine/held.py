@@ -21,14 +21,18 @@ class Claim:
         stem: the ref's.
         name: the file's in leased/, which no other lease ever has.
         state: "held"; or how it ended: acked or buried, given back to pending/, or lost so that others may have it.
+        is_new_here: this handle has claimed the file from its name in pending/, which its client forgot with that.
+        was_done: the ref may have been done before, so that this client may remember the file by a name in done/.
     """
 
-    __slots__ = ("_handed_out", "name", "state", "stem")
+    __slots__ = ("_handed_out", "is_new_here", "name", "state", "stem", "was_done")
 
     def __init__(self, stem: str, name: str) -> None:
         self.stem = stem
         self.name = name
         self.state: Literal["held"] | Ending = "held"
+        self.is_new_here = False
+        self.was_done = True
         self._handed_out: weakref.ref[object] | None = None
 
     @property
@@ -73,6 +77,7 @@ class Held:
         before = self._latest.get(claim.stem)
         self._latest[claim.stem] = claim
         if before is not None and before is not claim:
+            claim.was_done |= before.state == "settled"
             self._keep(before)
 
     def find(self, stem: str, ref: object = None) -> Claim | None:
@@ -129,6 +134,10 @@ class Held:
                 if not self._earlier[stem]:
                     self._earlier.pop(stem)
             self._tidy_above = max(_FEW_EARLIER, 2 * len(self._earlier))
+
+    def all(self) -> list[Claim]:
+        """Return the claims of the leases that this handle has."""
+        return [claim for claim in list(self._latest.values()) if claim.state == "held"]
 
     def __contains__(self, stem: str) -> bool:
         claim = self._latest.get(stem)

@@ -21,6 +21,7 @@ from fsqueue.disk.fileops import DIRECTORY, FileOps, despite_errors, explained
 from fsqueue.disk.filesystems import UnfitFilesystemWarning, filesystem, refusal
 from fsqueue.disk.mutex import Mutex
 from fsqueue.disk.publish import make_directory, make_within, publish_once, refusal_of, strangers_in, sync_parent
+from fsqueue.engine.reserve import Reserve
 from fsqueue.errors import (
     CorruptRefError,
     NotAQueueError,
@@ -80,6 +81,7 @@ class Layout:
         filesystem: what is known of the kind of filesystem that it lies on.
         remote: other hosts may change the files behind this one's caches, so an ENOENT and a remembered name are
             doubted; true unless the filesystem is known to be local.
+        reserve: what is left of the disk, once it is full, for taking refs out of the queue.
     """
 
     def __init__(self, root: Directory, settings: Settings, make_missing: bool = False) -> None:
@@ -87,6 +89,7 @@ class Layout:
         self.path = root.path
         self.settings = settings
         self.root = root
+        self.reserve = Reserve(root.ops, root)
         self._opened = [root]
         self._retired: list[int] = []
         self.reopening = Mutex()
@@ -350,10 +353,12 @@ def _create(ops: FileOps, path: str, settings: Settings) -> None:
         for name in DIRECTORIES:
             make_within(ops, root, name)
         _refuse_orphans(ops, root)
-        ops.close(ops.open(ORDER, ORDER_FLAGS, 0o666, dir_fd=root.fd))
+        with suppress(OSError):  # a hint: whoever locks it first makes it too, or finds out why that cannot be
+            ops.close(ops.open(ORDER, ORDER_FLAGS, 0o666, dir_fd=root.fd))
         # CRASH: before this there is no queue, only empty directories, which the next creator completes.
         publish_once(ops, root, SETTINGS, msgspec.json.encode(settings) + b"\n")
         sync_parent(ops, path)
+        Reserve(ops, root).tend()
 
 
 def refuse_strangers(root: Directory) -> None:

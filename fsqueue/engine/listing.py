@@ -139,7 +139,7 @@ def hinted(layout: Layout) -> Iterator[str]:
     """Yield the stems that the order names, the next one first, read without its lock: a hint, as all of the order."""
     try:
         data = layout.ops.read_file(layout.root.fd, ORDER)
-    except (FileNotFoundError, PermissionError, CorruptRefError):
+    except (OSError, CorruptRefError):
         return
     header = Header.decode(data[:HEADER_BYTES])
     for line in data[header.cursor if header else HEADER_BYTES :].split(b"\n"):

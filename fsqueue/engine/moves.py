@@ -8,9 +8,16 @@ Invariant: a ref has one directory entry among pending/ and leased/ at every ins
 rename(2) of that entry and bookkeeping is written into the file that the entry names. Every move returns
 whether this process made it; of several that try, one gets True.
 
-Every move into leased/ goes to a name that was never used before: it can meet no file there, nor what an NFS client
+Every move into leased/ goes to a name that was never used before: it can meet no file there, nor what a client
 remembers of one, and whoever comes late for another lease finds no file of that name. The exceptions: `hand_back`
 restores the name that the owner knows, and a rewind lets the last life of a ref replace those before.
+
+All other moves go to names that a client may remember; on a shared mount such a rename may say 0 and do nothing
+(`renames`). Then the ref takes another way, by a name that nobody has used:
+
+    pending/<id>.json    leased/<id>@<me>+<claim>r.json: a lease that has ended; who sees it moves it on, or leases it
+    failed/<id>.json     failed/<id>.<6 hex>.json
+    done/<id>.json       done/<id>.json.into-<revision>, of a revision that nobody makes: done all the same
 """
 
 from __future__ import annotations
@@ -18,30 +25,31 @@ from __future__ import annotations
 import errno
 import itertools
 from collections import defaultdict
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterator
+from functools import partial
 
-from fsqueue.disk import fileops
 from fsqueue.disk.directory import Directory
-from fsqueue.disk.fileops import explained, silently_remove
+from fsqueue.disk.fileops import silently_remove
 from fsqueue.disk.parallel import Overlap
 from fsqueue.disk.publish import write_file, write_together
-from fsqueue.engine.clock import Clock, FilesystemClock
+from fsqueue.engine.annotations import NO_SUCH_REPLACEMENT, Annotations
+from fsqueue.engine.arrival import has_come_in, holds, is_gone
+from fsqueue.engine.clock import Clock
 from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import Layout
-from fsqueue.errors import CorruptRefError, QueueIOError, TooLongError
+from fsqueue.engine.renames import Renames
+from fsqueue.errors import QueueIOError
 from fsqueue.format import names, packed
-from fsqueue.format.codec import Bookkeeping, Event, bookkeeping_tail, split, wrap_raw
 
-Change = Callable[[Bookkeeping], None]
-
-_CTIME_GRAIN_S = 0.05
 _REMOVED = ": somebody removed it, taking this process for dead; put the refs again"
-_NO_SUCH_REPLACEMENT = (errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST)
 
 
 class Moves:
-    """Make the moves in one owner's name."""
+    """Make the moves in one owner's name.
+
+    Attributes:
+        annotate, part: see `annotations.Annotations`.
+    """
 
     def __init__(self, layout: Layout, clock: Clock, owner: str, durable: bool, overlap: Overlap) -> None:
         self._ops = layout.ops
@@ -50,48 +58,54 @@ class Moves:
         self._owner = owner
         self._durable = durable
         self._overlap = overlap
-        self._serial = itertools.count()
+        self._renames = Renames(layout)
+        self._returned: dict[str, tuple[Directory, str]] = {}
+        self._tmp_names = map(partial("{}.{}".format, owner), itertools.count())
+        annotations = Annotations(layout, durable, self._tmp_names)
+        self.annotate = annotations.annotate
+        self.part = annotations.part
         self._claims = itertools.count(1)
 
-    def move(self, source: Directory, name: str, target: Directory, new_name: str, unique: bool = False) -> bool:
-        """Rename a file; False where it was gone. Of several processes that move the same file, one gets True.
+    def move(self, source: Directory, name: str, target: Directory, new_name: str) -> bool:
+        """Rename a file to a name that may have been used before; False where it was gone, or stays where it is.
 
-        NFS: an error does not say that nothing was done. An ENOENT may be a remembered miss, or the answer to a
-        retransmitted rename that was done; a soft mount says EIO or ETIMEDOUT of one that it did not wait for. So
-        the directories are opened afresh and the destination is looked at: the file there is this one when its name
-        is unique to this claim, or when it has just arrived.
+        Of several processes that move the same file, one gets True.
         """
-        ops = self._ops
-        started = ops.monotonic()
+        return self._renames.to_known(source, name, target, new_name) == "done"
+
+    def move_to_fresh(self, source: Directory, name: str, target: Directory, new_name: str) -> bool:
+        """Do so to a name that nobody has used; False where it was gone."""
+        return self._renames.to_fresh(source, name, target, new_name)
+
+    def is_gone(self, directory: Directory, name: str, error: OSError) -> bool:
+        """Return whether an open, utime or unlink failed since somebody had moved the file away (see `arrival`)."""
+        return is_gone(self._layout, directory, name, error)
+
+    def holds(self, directory: Directory, name: str) -> bool:
+        """Return whether a name that answers is there; on a shared mount it may be remembered only."""
+        return not self._layout.remote or holds(directory, name)
+
+    def stamp(self, directory: Directory, name: str) -> bool:
+        """Set a file's mtime to now; False where it was gone."""
         try:
-            ops.rename(name, new_name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
-            return True
+            return self._clock.stamp(directory, name)
         except OSError as error:
-            if not self._layout.remote and error.errno == errno.ENOENT:
-                return False
-            source.refresh()
-            target.refresh()
-            if self._arrived(target, new_name, started, unique):
-                return True
-            if error.errno != errno.ENOENT:
+            if not self.is_gone(directory, name, error):
                 raise
-        try:
-            ops.rename(name, new_name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
-            return True
-        except FileNotFoundError:
             return False
 
-    def _arrived(self, target: Directory, name: str, started: float, unique: bool) -> bool:
-        """Return whether the destination is there; one whose name is not unique must be younger than this move."""
-        status = self._ops.status(target.fd, name)
-        if status is None or unique:
-            return status is not None
-        now = FilesystemClock(self._ops, self._layout.root).now()
-        return status.st_ctime >= now - (self._ops.monotonic() - started) - _CTIME_GRAIN_S
+    def remove(self, directory: Directory, name: str) -> bool:
+        """Unlink a file; False where it was gone."""
+        try:
+            return self._ops.remove(directory.fd, name)
+        except OSError as error:
+            if not self.is_gone(directory, name, error):
+                raise
+            return False
 
     def write_new(self, contents: list[bytes]) -> list[str]:
         """Write files into tmp/ and make them durable; returns their names. On an error none is left."""
-        named = [(f"{self._owner}.{next(self._serial)}", data) for data in contents]
+        named = [(next(self._tmp_names), data) for data in contents]
         try:
             if self._layout.remote:
                 for written in self._overlap.ahead(self._write_one, named):
@@ -133,37 +147,11 @@ class Moves:
         while this process was stopped. Only a file that has come since to where it would be by now tells.
         """
         tmp, started = self._layout.tmp, self._ops.monotonic()
-        if self.move(tmp, tmp_name, directory, name):
+        if self._renames.of_new(tmp, tmp_name, directory, name):
             return
-        if stem is None or not (self._layout.remote and self._came_in(stem, started)):
+        if stem is None or not (self._layout.remote and has_come_in(self._layout, stem, started)):
             gone = FileNotFoundError(errno.ENOENT, "removed before it was published")
             raise QueueIOError("publishing", f"{tmp.path}/{tmp_name}", gone, _REMOVED)
-
-    def _came_in(self, stem: str, started: float) -> bool:
-        """Return whether a ref has entered the queue since then, wherever it is by now.
-
-        RACE: it may go from one directory to another between two listings, also back, so all are looked at twice.
-        """
-        layout = self._layout
-        for directory in 2 * (layout.pending, layout.leased, layout.done, layout.failed):
-            for name in directory.listing():
-                came = self._may_hold(name, stem) and self._arrived(directory, name, started, unique=False)
-                if came and (packed.parse_segment(name) is None or self._is_packed_in(name, stem)):
-                    return True
-        return False
-
-    def _may_hold(self, name: str, stem: str) -> bool:
-        """Return whether a name is that of a ref's file, in whatever state, or of a segment."""
-        aside = packed.parse_aside(name)
-        ref_name = aside.ref_name if aside else name
-        return ref_name.removesuffix(names.SUFFIX).partition("@")[0] == stem or packed.parse_segment(name) is not None
-
-    def _is_packed_in(self, segment: str, stem: str) -> bool:
-        try:
-            data = self._ops.read_file(self._layout.done.fd, segment)
-        except (FileNotFoundError, CorruptRefError):
-            return False
-        return any(packed.lines_of(data, stem))
 
     def stamp_pending(self, stem: str) -> bool:
         """Make the first step of a claim: start the lease timeout, since a rename keeps the old mtime.
@@ -172,12 +160,16 @@ class Moves:
         CRASH: a stamped file in pending/ is an ordinary pending ref.
         """
         pending, name = self._layout.pending, names.ref_file(stem)
-        if self._clock.stamp(pending, name):
+        if self._returned and (place := self._returned.get(stem)):
+            if self.stamp(*place):
+                return True
+            self._returned.pop(stem, None)
+        if self.stamp(pending, name):
             return True
         if not self._layout.remote:
             return False
         pending.refresh()  # NFS: it may be a remembered miss of a name that exists by now
-        return self._clock.stamp(pending, name)
+        return self.stamp(pending, name)
 
     def new_claim(self, stem: str, mark: str = "") -> Claim:
         """Name a lease of this owner's on a ref, which is still to be moved there."""
@@ -185,7 +177,13 @@ class Moves:
 
     def claim_stamped(self, claim: Claim) -> bool:
         """Make the second step: pending/ -> leased/@me."""
-        return self.move(self._layout.pending, names.ref_file(claim.stem), self._layout.leased, claim.name, unique=True)
+        leased = self._layout.leased
+        place = self._returned.pop(claim.stem, None) if self._returned else None
+        if place and self._renames.to_fresh(*place, leased, claim.name):
+            return True
+        claim.is_new_here = self._renames.to_fresh(self._layout.pending, names.ref_file(claim.stem), leased, claim.name)
+        claim.was_done = not claim.is_new_here
+        return claim.is_new_here
 
     def take_over(self, lease: names.Lease, claim: Claim) -> bool:
         """Move leased/@other -> leased/@me: whatever the former owner does next finds the name gone.
@@ -196,7 +194,8 @@ class Moves:
 
     def hand_back(self, claim: Claim, lease: names.Lease) -> bool:
         """Undo a take-over: leased/@me -> leased/@other, under the name that the owner knows."""
-        return self._rename_lease(claim.name, lease.file)
+        leased = self._layout.leased
+        return self.move(leased, claim.name, leased, lease.file)
 
     def hand_over(self, claim: Claim, owner: str) -> bool:
         """Move leased/@me -> leased/@owner, under a name that the other owner does not give to leases of its own."""
@@ -205,154 +204,106 @@ class Moves:
 
     def _rename_lease(self, name: str, new_name: str) -> bool:
         leased = self._layout.leased
-        return self.move(leased, name, leased, new_name, unique=True)
+        return self._renames.to_fresh(leased, name, leased, new_name)
 
-    def finish(self, source: Directory, name: str, stem: str, step: int | None, keep: bool) -> bool:
-        """Move leased/ or pending/ -> done/, or unlink the file where done files are not kept."""
+    def finish(
+        self, source: Directory, name: str, stem: str, step: int | None, keep: bool, *, was_done: bool = True
+    ) -> bool:
+        """Move leased/ or pending/ -> done/, or unlink the file where done files are not kept.
+
+        Args:
+            was_done: the ref may have been done before, in this life or under this name.
+        """
         if keep:
-            return self.move(source, name, self._layout.done, names.done_file(stem, step))
-        if self._ops.remove(source.fd, name):
+            return self.move_to_done(source, name, names.done_file(stem, step), was_done=was_done)
+        if self.remove(source, name):
             return True
         if not self._layout.remote:
             return False
         source.refresh()  # NFS: as in stamp_pending
-        return self._ops.remove(source.fd, name)
+        return self.remove(source, name)
+
+    def move_to_done(self, source: Directory, name: str, done_name: str, *, was_done: bool = True) -> bool:
+        """Move a file to done/ from anywhere, also from another name in there."""
+        done = self._layout.done
+        result = self._renames.to_known(source, name, done, done_name, doubted=was_done)
+        if result == "undone":
+            aside = packed.aside_file(done_name, f"{int(self._ops.random() * 2**48):012x}", original=True)
+            return self._renames.to_fresh(source, name, done, aside)
+        return result == "done"
 
     def give_back(self, claim: Claim) -> bool:
         """Move leased/@me -> pending/."""
-        return self.move(self._layout.leased, claim.name, self._layout.pending, names.ref_file(claim.stem))
+        leased, name = self._layout.leased, names.ref_file(claim.stem)
+        result = self._renames.to_known(leased, claim.name, self._layout.pending, name, doubted=not claim.is_new_here)
+        if result != "undone":
+            return result == "done"
+        # CRASH: before this an ordinary lease, which expires.
+        returned = self.new_claim(claim.stem, names.RETURNED).name
+        if not self._rename_lease(claim.name, returned):
+            return False
+        self._returned[claim.stem] = leased, returned
+        return True
+
+    def move_on(self, lease: names.Lease) -> bool | None:
+        """Move a ref on that is on its way back to pending/, whoever gave it back.
+
+        Returns None where this client cannot give it its name there, for now. A claim of this handle's finds it then.
+        """
+        leased, name = self._layout.leased, names.ref_file(lease.stem)
+        result = self._renames.to_known(leased, lease.file, self._layout.pending, name)
+        if result != "undone":
+            self._returned.pop(lease.stem, None)
+            return result == "done"
+        self._returned[lease.stem] = leased, lease.file
+        return None
 
     def bury(self, claim: Claim) -> bool:
         """Move leased/@me -> failed/."""
         leased, failed = self._layout.leased, self._layout.failed
         try:
-            return self.move(leased, claim.name, failed, names.ref_file(claim.stem))
+            result = self._renames.to_known(leased, claim.name, failed, names.ref_file(claim.stem))
         except OSError as error:
-            if error.errno not in _NO_SUCH_REPLACEMENT:
+            if error.errno not in NO_SUCH_REPLACEMENT:
                 raise
-            # Somebody put a directory in the ref's place or at its destination: that may not block the queue.
-            other = f"{claim.stem}.{int(self._ops.random() * 2**24):06x}"
-            return self.move(leased, claim.name, failed, names.ref_file(other))
+            result = "undone"
+        if result == "undone":
+            # Or somebody put a directory in the ref's place or at its destination: that may not block the queue.
+            other = names.beside(claim.stem, f"{int(self._ops.random() * 2**24):06x}")
+            return self._renames.to_fresh(leased, claim.name, failed, names.ref_file(other))
+        return result == "done"
 
     def fetch(self, source: Directory, name: str, claim: Claim) -> bool:
         """Move a file from anywhere -> leased/@me, stamped first as in a claim; False where it was gone."""
-        if not self._clock.stamp(source, name):
-            return False
-        return self.move(source, name, self._layout.leased, claim.name, unique=True)
+        return self.stamp(source, name) and self._renames.to_fresh(source, name, self._layout.leased, claim.name)
 
     def rename_leased(self, claim: Claim, new: Claim) -> bool:
         """Give a lease of this owner's another ref's name."""
         return self._rename_lease(claim.name, new.name)
 
-    def rename_pending(self, name: str, stem: str) -> bool:
-        """Give a file that was moved into pending/ under another name the one that belongs there."""
+    def rename_pending(self, name: str, stem: str) -> None:
+        """Give a file that was moved into pending/ under another name the one that belongs there.
+
+        Where this client cannot, a claim of this handle's takes it as it is.
+        """
         pending = self._layout.pending
-        return self.move(pending, name, pending, names.ref_file(stem))
-
-    def annotate(self, claim: Claim, change: Change) -> Bookkeeping | None:
-        """Change the bookkeeping of a ref that is leased to this owner; None where the lease is gone.
-
-        The file is written in place, from the ref's closing brace on, so it never has two names. A process that
-        is stopped here for longer than the lease adds history to a file that another owner holds by then, and the
-        move that follows finds the name gone.
-        """
-        leased, name = self._layout.leased, claim.name
-        try:
-            fd = self._ops.open_for_update(leased.fd, name)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-                return self._replace(claim, b"", change)
-            raise
-        try:
-            with explained("updating", f"{leased.path}/{name}"):
-                return self._annotate_open(fd, claim, change)
-        finally:
-            self._ops.close(fd)
-
-    def _annotate_open(self, fd: int, claim: Claim, change: Change) -> Bookkeeping:
-        try:
-            data = self._ops.read_regular(fd)
-        except TooLongError as error:
-            return _unwritten(change, error.reason)
-        except CorruptRefError:
-            return self._replace(claim, b"", change)
-        try:
-            offset, bookkeeping = split(data)
-        except CorruptRefError:
-            return self._replace(claim, data, change)
-        change(bookkeeping)
-        tail = bookkeeping_tail(bookkeeping)
-        if offset + len(tail) > fileops.FILE_LIMIT_BYTES:
-            bookkeeping.reason = bookkeeping.reason or "no room is left in the file for its history"
-            return bookkeeping
-        try:
-            self._ops.update_in_place(fd, tail, offset, len(data))
-            if self._durable:
-                self._ops.fsync(fd)
-        except OSError:
-            with suppress(OSError):  # the update's own error is the one to report; what is torn now still decodes
-                self._ops.update_in_place(fd, data[offset:], offset, offset + len(tail))
-            raise
-        return bookkeeping
-
-    def _replace(self, claim: Claim, data: bytes, change: Change) -> Bookkeeping:
-        """Wrap bytes that are no JSON object into a dead letter, under the same leased name."""
-        bookkeeping = _unwritten(change, "the file holds no JSON object")
-        letter = wrap_raw(data, bookkeeping)
-        if len(letter) <= fileops.FILE_LIMIT_BYTES:  # else nobody could read the letter
-            self._write_anew(claim, letter)
-        return bookkeeping
-
-    def part(self, claim: Claim) -> None:
-        """Give a ref that is leased to this owner a file of its own, where other names stand for the same file.
-
-        CRASH: POSIX lets a power cut leave both names of a rename. They are hard links, and a rename of one onto
-        the other does nothing and reports success.
-        """
-        self._write_anew(claim, self._ops.read_file(self._layout.leased.fd, claim.name))
-
-    def _write_anew(self, claim: Claim, data: bytes) -> None:
-        (tmp_name,) = self.write_new([data])
-        try:
-            self._ops.rename(tmp_name, claim.name, src_dir_fd=self._layout.tmp.fd, dst_dir_fd=self._layout.leased.fd)
-        except OSError as error:
-            silently_remove(self._ops, self._layout.tmp.fd, [tmp_name])
-            if error.errno not in _NO_SUCH_REPLACEMENT:  # a directory in the file's place moves as it is
-                raise
+        if self._renames.to_known(pending, name, pending, names.ref_file(stem)) == "undone":
+            self._returned[stem] = pending, name
 
     def holders(self) -> dict[str, list[names.Lease]]:
         """Map each stem to the leases on it (one, unless the lock did not exclude), by one listing."""
         found: dict[str, list[names.Lease]] = defaultdict(list)
-        for name in self._layout.leased.listing():
-            lease = names.parse_leased(name)
-            if lease:
-                found[lease.stem].append(lease)
+        for lease in self._leases():
+            found[lease.stem].append(lease)
         return found
 
     def owners_holding(self) -> frozenset[str]:
         """Return the owners that lease anything, by one listing."""
-        return frozenset(lease.owner for leases in self.holders().values() for lease in leases)
+        return frozenset(lease.owner for lease in self._leases() if not lease.is_returned)
 
+    def anything_leased(self, besides: frozenset[str]) -> bool:
+        """Return whether any other owner leases anything, or a ref is on its way back to pending/."""
+        return any(lease.is_returned or lease.owner not in besides for lease in self._leases())
 
-def _unwritten(change: Change, reason: str) -> Bookkeeping:
-    """Return what a dead letter's bookkeeping would say, for a file that keeps the bytes that it has."""
-    bookkeeping = Bookkeeping()
-    change(bookkeeping)
-    bookkeeping.reason = bookkeeping.reason or reason
-    return bookkeeping
-
-
-def record(event: str, at: float, holder: str | None, reason: str | None = None, attempt: bool = False) -> Change:
-    """Return a change that adds an event to a ref's history, and counts an attempt where it is one.
-
-    Args:
-        holder: of the lease that ended; where none did, the owner who caused the event.
-    """
-
-    def change(bookkeeping: Bookkeeping) -> None:
-        bookkeeping.attempts += attempt
-        bookkeeping.add(Event(event, at, holder, reason))
-
-    return change
+    def _leases(self) -> Iterator[names.Lease]:
+        return filter(None, map(names.parse_leased, self._layout.leased.listing()))

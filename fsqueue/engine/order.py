@@ -7,7 +7,8 @@
 It may be deleted, torn, duplicated or stale at any moment; a line that is no stem is skipped, and refs that
 no line names are found by a listing and named. It exists so that put and get cost O(batch), whatever the backlog.
 
-Every method named ``_locked`` expects the caller to hold the order file's lock.
+Every method named ``_locked`` expects the caller to hold the order file's lock. Where that could not be had, since
+nobody can use the file, they find an empty order and write nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import NamedTuple
 from fsqueue.disk.fileops import FileOps
 from fsqueue.engine.layout import HEADER_BYTES
 from fsqueue.engine.lock import OrderFile
+from fsqueue.engine.order_access import UNREADABLE
 from fsqueue.format.names import is_stem
 
 COMPACT_BYTES = 1 << 16
@@ -77,7 +79,8 @@ class Order:
 
     def __init__(self, ops: FileOps, file: OrderFile) -> None:
         self._ops = ops
-        self._file = file
+        self._lock = file
+        self._file = file.content
         self.swept_at: int | None = None
         self.backlog_bytes = float("inf")
         self.incomplete = False
@@ -85,8 +88,12 @@ class Order:
         self._unwritten: Header | None = None  # where this handle stands in an order that it could not write
 
     def may_name_some(self) -> bool:
-        """Guess whether it is worth taking the lock for: without the lock, on a shared mount from the cache."""
+        """Guess whether it is worth taking the lock for: without the lock, on NFS from the cache."""
         fd = self._file.fd
+        if self._file.doubted:
+            shown = self._lock.look()
+            header = Header.decode(shown.header) if shown else None
+            return header is None or shown is None or header.cursor < shown.size
         try:
             header = Header.decode(self._ops.pread(fd, HEADER_BYTES, 0)) if fd >= 0 else None
             return header is None or header.cursor < self._ops.fstat(fd).st_size
@@ -95,7 +102,11 @@ class Order:
 
     def header_locked(self) -> Header:
         """Return the header; replace a damaged one by that of an empty order."""
-        header = Header.decode(self._ops.pread(self._file.fd, HEADER_BYTES, 0))
+        try:
+            header = Header.decode(self._ops.pread(self._file.fd, HEADER_BYTES, 0))
+        except OSError as error:
+            self._fail(error)
+            header = None
         if header is None or header.cursor > self._file.size:
             header = Header(epoch=self._new_epoch())
             self._rewrite_locked(header, b"")
@@ -121,7 +132,7 @@ class Order:
         """Name refs that have come back to pending/ at the tail; where the lock cannot be had, a sweep finds them."""
         if not stems:
             return
-        with self._file.soon as held:
+        with self._lock.soon as held:
             if held:
                 self.append_locked(stems)
             else:
@@ -184,7 +195,7 @@ class Order:
     def unnamed_locked(self, stems: Collection[str]) -> list[str]:
         """Return those of the stems that no line from the cursor on names."""
         header = self.header_locked()
-        rest = self._ops.pread(self._file.fd, max(0, self._file.size - header.cursor), header.cursor)
+        rest = self._read(max(0, self._file.size - header.cursor), header.cursor)
         known = set(rest.decode("ascii", "replace").split("\n"))
         return [stem for stem in stems if stem not in known]
 
@@ -230,7 +241,7 @@ class Order:
         """Write the header back, and drop the lines that were handed out once they are most of the file."""
         consumed = header.cursor - HEADER_BYTES + header.dead
         if consumed > COMPACT_BYTES and consumed > self._file.size - HEADER_BYTES - consumed:
-            rest = self._ops.pread(self._file.fd, self._file.size - header.cursor, header.cursor)
+            rest = self._read(self._file.size - header.cursor, header.cursor)
             if header.dead:
                 rest = b"".join(line for line in rest.splitlines(keepends=True) if line[0] != DEAD)
             written = self._rewrite_locked(Header(epoch=self._new_epoch(), swept_at=header.swept_at), rest)
@@ -245,7 +256,11 @@ class Order:
         """
         if not self._write(header.encode() + lines, 0):
             return False
-        self._ops.ftruncate(self._file.fd, HEADER_BYTES + len(lines))
+        try:
+            self._ops.ftruncate(self._file.fd, HEADER_BYTES + len(lines))
+        except OSError as error:
+            self._fail(error)
+            return False
         self._file.size = HEADER_BYTES + len(lines)
         return True
 
@@ -254,9 +269,23 @@ class Order:
         try:
             self._ops.pwrite_all(self._file.fd, data, offset)
             self.unwritable = False
-        except OSError:
+        except OSError as error:
             self.unwritable = self.incomplete = True
+            if error.errno in UNREADABLE:
+                self._file.fail(error)
         return not self.unwritable
+
+    def _read(self, count: int, offset: int) -> bytes:
+        try:
+            return self._ops.pread(self._file.fd, count, offset)
+        except OSError as error:
+            self._fail(error)
+            return b""
+
+    def _fail(self, error: OSError) -> None:
+        """Go on as with an empty order that cannot be written; the next hold finds a fresh file."""
+        self.unwritable = self.incomplete = True
+        self._file.fail(error)
 
     def _lines(self, offset: int, wanted: int) -> list[bytes]:
         return self._whole_lines(offset, wanted).splitlines(keepends=True)
@@ -265,7 +294,7 @@ class Order:
         """Read whole lines from offset on, at least one; the last of the file counts as whole."""
         while True:
             wanted = min(wanted, max(0, self._file.size - offset))
-            data = self._ops.pread(self._file.fd, wanted, offset)
+            data = self._read(wanted, offset)
             if offset + len(data) >= self._file.size or len(data) < wanted:
                 return data
             end = data.rfind(b"\n") + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fsqueue.disk.fileops import silently_remove
 from fsqueue.engine.handle import Handle
+from fsqueue.engine.longnames import NameLimit
 from fsqueue.format import names
 
 _HOLD_S = 0.005  # for which a put holds the lock at most, where the filesystem lets it do anything in that time
@@ -21,6 +22,7 @@ class Putter:
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
+        self._name_limit = NameLimit(handle.layout, handle.owner)
         self._leased_names = 0  # in the last listing
 
     def put(self, contents: dict[str, bytes]) -> None:
@@ -30,6 +32,7 @@ class Putter:
         where its line in the order is missing.
         """
         handle = self._handle
+        self._name_limit.require(contents)
         if handle.durable:
             # An fsync costs more than asking, and a restarted controller puts again what is pending.
             handle.layout.refresh_pending()
@@ -50,6 +53,7 @@ class Putter:
         finally:
             if waiting:
                 silently_remove(handle.ops, handle.layout.tmp.fd, waiting.values())
+        handle.layout.reserve.tend_if_due(handle.order_file.content.size)
 
     def _publish(self, waiting: dict[str, str]) -> None:
         """Publish in pieces, so that others come in between; what remains in waiting is in the queue already.
@@ -120,7 +124,10 @@ class Putter:
             present = set(pending.listing())
             return {stem for stem in stems if stem + names.SUFFIX in present}
         looks = handle.overlap.ahead(lambda stem: is_there(pending.fd, stem + names.SUFFIX), stems)
-        return {stem for stem, is_pending in zip(stems, looks, strict=True) if is_pending()}
+        found = {stem for stem, is_pending in zip(stems, looks, strict=True) if is_pending()}
+        if found and handle.layout.remote and not handle.layout.filesystem.opening_asks:
+            found.intersection_update(map(names.parse_pending, pending.listing()))  # else a name may be remembered only
+        return found
 
     def _listing_is_cheaper(self, stems: list[str]) -> bool:
         """Return whether to list pending/. NFS: a lookup is a round trip each, and so is a listing of 1,000 names."""

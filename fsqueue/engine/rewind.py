@@ -12,12 +12,12 @@ from contextlib import closing
 from typing import NamedTuple
 
 from fsqueue.disk.fileops import current, despite_errors, explained
+from fsqueue.engine.annotations import record
 from fsqueue.engine.expire import Reclaimer
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import open_layout
 from fsqueue.engine.listing import files_in, packed_in
-from fsqueue.engine.moves import record
 from fsqueue.engine.owners import new_owner
 from fsqueue.engine.packing.unpack import unpack
 from fsqueue.engine.put import Putter
@@ -62,8 +62,8 @@ def rewind(handle: Handle, after_step: int, force: bool) -> list[str]:
 def _acked_later(handle: Handle, after_step: int) -> list[_Acked]:
     """List what was acked after a step, the earliest first; all lives of one ref stand where its last one does."""
     done = unpack(handle, lambda stem, step: step is not None and step > after_step)
-    parsed = ((names.parse_done(name), name) for name in done.files)
-    return _by_last_life((of[1], of[0], name) for of, name in parsed if of and of[1] is not None and of[1] > after_step)
+    parsed = ((names.parse_done(name), file) for name, file in done.files.items())
+    return _by_last_life((of[1], of[0], file) for of, file in parsed if of and of[1] is not None and of[1] > after_step)
 
 
 def _by_last_life(later: Iterable[_Acked]) -> list[_Acked]:
@@ -173,11 +173,11 @@ def _return(handle: Handle, fetched: dict[_Acked, Claim], after_step: int, back:
     layout.refresh_pending()
 
     def give_back(entry: _Acked) -> None:
-        step, stem, name = entry
+        step, stem, _ = entry
         claim = fetched[entry]
         elsewhere = [lease for lease in holders.get(stem, []) if lease.file not in mine]
-        if elsewhere or handle.ops.is_there(layout.pending.fd, names.ref_file(stem)):
-            moves.move(layout.leased, claim.name, layout.done, name)
+        if elsewhere or _is_pending(handle, stem):
+            moves.move_to_done(layout.leased, claim.name, names.done_file(stem, step))
             return
         reason = f"acked at step {step}, rewound to step {after_step}"
         if moves.annotate(claim, record("rewound", handle.clock.now(), handle.owner, reason)) and moves.give_back(
@@ -187,3 +187,8 @@ def _return(handle: Handle, fetched: dict[_Acked, Claim], after_step: int, back:
             back.append(stem)
 
     despite_errors(give_back, list(fetched))
+
+
+def _is_pending(handle: Handle, stem: str) -> bool:
+    pending, name = handle.layout.pending, names.ref_file(stem)
+    return handle.ops.is_there(pending.fd, name) and handle.moves.holds(pending, name)

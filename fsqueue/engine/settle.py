@@ -16,10 +16,10 @@ from functools import partial
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import despite_errors, explained
+from fsqueue.engine.annotations import Change, record
 from fsqueue.engine.expire import return_or_bury
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim, Ending
-from fsqueue.engine.moves import Change, record
 from fsqueue.engine.owners import read_record
 from fsqueue.errors import CorruptRefError, QueueConfigError
 from fsqueue.format import names
@@ -56,7 +56,7 @@ class Settler:
                 strangers[stem] = None
                 return
             if claim.state == "held":
-                done = self._finish(layout.leased, claim.name, stem, step)
+                done = self._finish(layout.leased, claim.name, stem, step, claim.was_done)
                 handle.held.end(claim, "settled" if done else "lost")
             if claim.state == "lost":
                 lost[stem] = None
@@ -93,8 +93,8 @@ class Settler:
     def _finish_claim(self, claim: Claim, step: int | None) -> bool:
         return self._finish(self._handle.layout.leased, claim.name, claim.stem, step)
 
-    def _finish(self, source: Directory, name: str, stem: str, step: int | None) -> bool:
-        return self._handle.moves.finish(source, name, stem, step, self._keep_done)
+    def _finish(self, source: Directory, name: str, stem: str, step: int | None, was_done: bool = True) -> bool:
+        return self._handle.moves.finish(source, name, stem, step, self._keep_done, was_done=was_done)
 
     def _ack_by_id(self, stems: list[str], step: int | None) -> None:
         """Finish refs wherever they are live: leased by whomever, or pending after a lease that ended."""
@@ -135,10 +135,12 @@ class Settler:
         """Return whether a file's history tells that these holders' leases, or any, ended in this life of the ref."""
         try:
             return split(self._handle.ops.read_file(directory.fd, name))[1].tells_end_of(holders)
-        except FileNotFoundError:
-            return None
         except CorruptRefError:
             return False
+        except OSError as error:
+            if not self._handle.moves.is_gone(directory, name, error):
+                raise
+            return None
 
     def _search(self, stems: list[str], act: Callable[[str, list[Lease]], bool]) -> None:
         """Call act with the leases on each ref until it returns True, or the ref is found nowhere.
@@ -292,7 +294,7 @@ class Settler:
     def _take_over(self, lease: Lease, claim: Claim) -> bool:
         """Make another owner's lease this handle's for as long as settling it takes."""
         handle = self._handle
-        return handle.moves.take_over(lease, claim) and handle.clock.stamp(handle.layout.leased, claim.name)
+        return handle.moves.take_over(lease, claim) and handle.moves.stamp(handle.layout.leased, claim.name)
 
     def renew(self, targets: list[Target]) -> list[str]:
         """Start the lease timeout anew for refs that this handle leases; others count as lost.
@@ -306,7 +308,7 @@ class Settler:
 
         def stamp(target: tuple[str, Claim | None]) -> None:
             claim = target[1]
-            if claim is not None and claim.state == "held" and handle.clock.stamp(leased, claim.name):
+            if claim is not None and claim.state == "held" and handle.moves.stamp(leased, claim.name):
                 renewed.add(claim)
 
         with handle.mutex:
@@ -350,7 +352,8 @@ class Settler:
         holders = handle.moves.holders()
         lost: dict[str, None] = {}
         for stem, ref in targets:
-            mine = [lease.file for lease in holders.get(stem, ()) if lease.owner == handle.owner]
+            leases = [lease for lease in holders.get(stem, ()) if not lease.is_returned]
+            mine = [lease.file for lease in leases if lease.owner == handle.owner]
             claim = held.find(stem)
             if mine and not (claim is not None and claim.state == "held" and claim.name in mine):
                 claim = Claim(stem, mine[0])

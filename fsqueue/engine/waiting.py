@@ -12,6 +12,7 @@ _FIRST_PAUSE_S = 0.0002
 _GROWTH = 1.2
 _REMOTE_FACTOR = 3
 _MOST_ROUNDS = 5
+_NAMES_A_LOOK = 64
 
 
 class StopEvent(Protocol):
@@ -33,12 +34,15 @@ class Pace:
 
     Attributes:
         waited_s: how long gets have waited since one last came back with refs, seconds.
+        rounds: how many full looks in a row have found nothing.
     """
 
     def __init__(self, handle: Handle, ceiling_s: float, idle_s: Callable[[int], float]) -> None:
-        self.ceiling_s = ceiling_s * (_REMOTE_FACTOR if handle.layout.remote else 1)
+        by_the_order = handle.layout.remote and not handle.order_file.content.doubted
+        self.ceiling_s = ceiling_s * (_REMOTE_FACTOR if by_the_order else 1)
         self.idle_s = idle_s
         self.waited_s = 0.0
+        self.rounds = 1
 
     def first_pause_s(self) -> float:
         return min(max(_FIRST_PAUSE_S, (_GROWTH - 1) * self.waited_s), self.ceiling_s)
@@ -48,7 +52,9 @@ class Waiter:
     """Pace one waiting get.
 
     Between full looks, which reclaim and list, a poll is one look at the order file, which every put and every ref
-    that comes back changes. NFS: a look costs three operations, so the ceiling is three times as high.
+    that comes back changes. NFS: a look costs three operations, so the ceiling is three times as high. Where the
+    order file may look old for a second to whoever has not locked it, the first names in pending/ are looked at, too:
+    a listing is current.
     """
 
     def __init__(self, handle: Handle, timeout_s: float | None, pace: Pace, stop: StopEvent | None) -> None:
@@ -56,10 +62,12 @@ class Waiter:
         self.stop = stop
         self._ops = handle.ops
         self._pace = pace
-        self._rounds = 1
+        self._rounds = pace.rounds if pace.waited_s else 1
         self._pause_s = pace.first_pause_s() if timeout_s else 0.0
         self._deadline = self._ops.monotonic() + timeout_s if timeout_s and timeout_s > 0 else None
         self._seen = self._look() if self._deadline is not None else None
+        self._by_names = handle.order_file.content.doubted
+        self._names: set[str] = set()
         self._over = self._deadline is None
         self._full_look_at = float("inf")
 
@@ -89,6 +97,7 @@ class Waiter:
             return self._wait(started)
         finally:
             self._pace.waited_s += self._ops.monotonic() - started
+            self._pace.rounds = self._rounds
 
     def _wait(self, started: float) -> bool:
         assert self._deadline is not None
@@ -106,20 +115,23 @@ class Waiter:
             self._handle.awake.tick()
             self._pause_s = min(self._pause_s * _GROWTH, self._pace.ceiling_s)
             before, self._seen = self._seen, self._look()
-            if self._seen != before:
+            arrived = self._by_names and self._has_arrived()
+            if arrived or self._seen != before:
                 self._rounds = 1
             if now >= self._full_look_at or _is_another(self._seen, before):
                 self._full_look_at = float("inf")
                 self._rounds = min(self._rounds + 1, _MOST_ROUNDS)
                 return True
-            if self._seen != before and self._handle.order.may_name_some():
+            if arrived or (self._seen != before and self._handle.order.may_name_some()):
                 return False
 
+    def _has_arrived(self) -> bool:
+        """Return whether pending/ shows a name that the last look did not show."""
+        before, self._names = self._names, set(self._handle.layout.pending.some_names(_NAMES_A_LOOK))
+        return not self._names <= before
+
     def _look(self) -> tuple[int, int] | None:
-        try:
-            return self._handle.order_file.peek()
-        except FileNotFoundError:
-            return None
+        return self._handle.order_file.peek()
 
 
 def _is_another(seen: tuple[int, int] | None, before: tuple[int, int] | None) -> bool:

@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
+from fsqueue.engine import arguments
 from fsqueue.engine.waiting import StopEvent
 from fsqueue.features.contract import FeatureStore
 from fsqueue.features.materialise import Materialiser, Transform, UnloadedError
@@ -84,6 +85,11 @@ class FeatureDataLoader(Generic[R]):
     ) -> None:
         if (queue is None) == (refs is None):
             raise ValueError("a FeatureDataLoader takes either queue= or refs=")
+        if queue is not None:
+            arguments.with_call("FeatureDataLoader(queue=)", "a queue, with get() and ack()", queue, "get", "ack")
+        for name, count in (("batch_size", batch_size), ("prefetch", prefetch), ("ahead", ahead)):
+            if count is not None or name != "ahead":
+                arguments.integer(f"FeatureDataLoader({name}=)", count)
         if batch_size < 1 or prefetch < 0 or (ahead is not None and ahead < 1):
             raise ValueError(f"needs batch_size and ahead of 1 or more, found {batch_size} and {ahead}")
         if ack not in ("auto", "deferred") or on_error not in ("skip", "raise"):

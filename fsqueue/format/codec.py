@@ -97,6 +97,11 @@ class Bookkeeping(msgspec.Struct, omit_defaults=True):
         return False
 
 
+def tells_of_an_end(data: bytes) -> bool:
+    """Return whether a ref's file may tell that it was done or buried before: one that was put only does not."""
+    return b'"requeued"' in data or b'"rewound"' in data
+
+
 _decode_bookkeeping = msgspec.json.Decoder(Bookkeeping).decode
 
 

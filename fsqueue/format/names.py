@@ -20,6 +20,10 @@ from fsqueue.errors import InvalidRefError
 SUFFIX = ".json"
 STEM_LIMIT = 160
 OWNER_NAME_LIMIT = 64
+LEASED_EXTRA = 255 - STEM_LIMIT
+"""How many bytes a leased name has besides the stem, at most."""
+TIMED_OUT = "t"
+RETURNED = "r"
 _CUT = 120
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,159}\Z").match
@@ -28,7 +32,7 @@ _WHOLE = r"(?:[A-Za-z0-9_-]|%[0-9a-f]{2})(?:[A-Za-z0-9._-]|%[0-9a-f]{2})*"
 _SHORTENED = r"[A-Za-z0-9_%-][A-Za-z0-9._%-]{119}~[0-9a-f]{32}"
 _STEM = rf"(?:{_SHORTENED}|{_WHOLE})"
 _OWNER = r"[A-Za-z0-9_%-][A-Za-z0-9._%-]*\.[0-9]+\.[0-9a-f]{6}"
-_CLAIM = r"[0-9a-f]{1,16}t?|g[0-9a-f]{8}"
+_CLAIM = r"[0-9a-f]{1,16}[tr]?|g[0-9a-f]{8}"
 
 _is_stem = re.compile(_STEM + r"\Z").match
 _is_owner = re.compile(_OWNER + r"\Z").match
@@ -108,7 +112,8 @@ class Lease(NamedTuple):
 
     Attributes:
         claim: tells this lease from all others of its owner: the serial number of one that the owner took, in hex,
-            with a ``t`` behind it where it was taken from somebody whose time was up, and not looked at again yet;
+            with a ``t`` behind it where it was taken from somebody whose time was up, and not looked at again yet,
+            or an ``r`` where the lease has ended, and the ref is on its way back to pending/;
             or ``g`` and eight hex digits, where it was given to the owner. Empty where somebody made the name by hand.
     """
 
@@ -128,7 +133,27 @@ class Lease(NamedTuple):
     @property
     def is_timed_take_over(self) -> bool:
         """Return whether the file's stamp may still be that of the owner from whom this lease was taken."""
-        return self.claim.endswith("t")
+        return self.claim.endswith(TIMED_OUT)
+
+    @property
+    def is_returned(self) -> bool:
+        """Return whether this lease has ended, and the ref is only waiting to get its name in pending/."""
+        return self.claim.endswith(RETURNED)
+
+
+def beside(stem: str, mark: str) -> str:
+    """Return another stem for a ref, for where a name made of its own cannot be had."""
+    marked = f"{stem}.{mark}"
+    if "~" not in stem and len(marked) <= STEM_LIMIT:
+        return marked
+    return f"{stem[:_CUT]}~{hashlib.sha256(marked.encode()).hexdigest()[:32]}"
+
+
+def may_be_beside(stem: str, of: str) -> bool:
+    """Return whether a stem may be one that `beside` made of another; only the file's content tells."""
+    if "~" in stem:
+        return len(of) > STEM_LIMIT - 8 and stem[:_CUT] == of[:_CUT] and stem != of
+    return len(stem) == len(of) + 7 and stem.startswith(f"{of}.")
 
 
 def done_file(stem: str, step: int | None) -> str:

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import current, explained
+from fsqueue.engine.annotations import Change, record
 from fsqueue.engine.claim import Claimer
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import Settings, open_layout
 from fsqueue.engine.listing import directory_of, owners_named, reading
-from fsqueue.engine.moves import Change, record
+from fsqueue.engine.onlooker import time_there
 from fsqueue.engine.owners import new_owner, read_record
 from fsqueue.engine.packing import pack as packing
 from fsqueue.engine.packing.pack import Packed
@@ -154,7 +155,7 @@ def purge(path: str, state: str, older_than_s: float, *, dry_run: bool = False) 
     """
     if dry_run:
         with reading(path) as layout:
-            limit = layout.ops.time() - older_than_s
+            limit = time_there(layout) - older_than_s
             segments = packing.old_segments(layout, look(layout), limit) if state == "done" else []
             return segments + _old(directory_of(layout, state), state, limit)
     with operator(path) as handle:

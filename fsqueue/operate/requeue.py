@@ -6,14 +6,15 @@ from collections.abc import Iterable
 from itertools import chain
 
 from fsqueue.disk.directory import Directory
+from fsqueue.engine.annotations import Change
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import LEDGER, Layout
+from fsqueue.engine.letters import letters_beside
 from fsqueue.engine.listing import File, files_in, owners_named, packed_in, reading, stamp_of
-from fsqueue.engine.moves import Change
 from fsqueue.engine.packing.unpack import unpack
 from fsqueue.engine.put import Putter
-from fsqueue.errors import CorruptRefError
+from fsqueue.errors import CorruptRefError, TooLongError
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping, Event
 from fsqueue.format.untyped import sight
@@ -58,12 +59,26 @@ def requeue(path: str, ids: Iterable[str], *, dry_run: bool = False, ledger_agre
         for sample_id, stem in wanted.items():
             letter = found.get(stem)
             if letter is None:
-                outcomes.append(Outcome(sample_id, False, "neither in failed/ nor in done/"))
+                outcomes.append(Outcome(sample_id, False, _why_not(layout, stem)))
             elif done_stays and letter.directory is layout.done:
                 outcomes.append(Outcome(sample_id, False, "done, also in its ledger: `fsqueue rewind` takes both back"))
             else:
                 letters[sample_id] = letter
         return outcomes + _requeue(layout, letters, dry_run)
+
+
+def _why_not(layout: Layout, stem: str) -> str:
+    """Say what there is of a ref in failed/ that cannot be read."""
+    name = names.ref_file(stem)
+    try:
+        layout.ops.read_file(layout.failed.fd, name)
+    except TooLongError as error:
+        return f"failed/{name} is {error.reason}: there is no ref to requeue; shorten it by hand, or remove it"
+    except CorruptRefError as error:
+        return f"failed/{name} is {error.reason}: there is no ref to requeue"
+    except FileNotFoundError:
+        pass
+    return "neither in failed/ nor in done/"
 
 
 def requeue_failed(path: str, *, owner: str | None = None, dry_run: bool = False) -> list[Outcome]:
@@ -88,6 +103,8 @@ def _letters(layout: Layout, stems: list[str]) -> dict[str, _Letter]:
     RACE: a done file that is packed while its places are looked at is looked for again.
     """
     found = {stem: letter for stem in stems if (letter := _read_letter(layout.failed, names.ref_file(stem)))}
+    beside = letters_beside(layout, set(stems) - found.keys())
+    found |= {stem: letter for stem, name in beside.items() if (letter := _read_letter(layout.failed, name))}
     missing = set(stems) - found.keys()
     for _ in range(_LOOKS if missing else 0):
         done = _done_by_stem(layout, missing)
@@ -177,8 +194,8 @@ def _fetch_packed(handle: Handle, letter: _Letter, stem: str) -> Claim | None:
     """
     if letter.directory.path != handle.layout.done.path:
         return None
-    unpack(handle, lambda packed, step: names.done_file(packed, step) == letter.name)
-    return fetch(handle, letter.directory, letter.name, stem)
+    done = unpack(handle, lambda packed, step: names.done_file(packed, step) == letter.name)
+    return fetch(handle, handle.layout.done, done.files.get(letter.name, letter.name), stem)
 
 
 def _requeued(now: float, owner: str) -> Change:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fsqueue.engine.layout import STATES, Layout
 from fsqueue.engine.listing import File, files_in, id_of, in_order, look_inside, packed_in, reading, stamp_of
+from fsqueue.engine.onlooker import time_there
 from fsqueue.format import names
 from fsqueue.format.codec import Event
 from fsqueue.format.untyped import Place, RefSight
@@ -46,7 +47,7 @@ def entries(
 ) -> list[Entry]:
     """List the refs of these states as `in_order` does; details cost a stat and a read of each."""
     with reading(path) as layout:
-        now = layout.ops.time()
+        now = time_there(layout) if details else 0.0
         files = (file for state in states for file in in_order(layout, state, owner))
         found = (_entry(layout, file, now, details) for file in files)
         return list(islice((entry for entry in found if entry is not None), limit))
@@ -114,7 +115,7 @@ def show(path: str | os.PathLike[str], sample_id: str) -> list[Detail]:
 
 
 def _details(layout: Layout, stem: str) -> list[Detail]:
-    now = layout.ops.time()
+    now = time_there(layout)
     found: dict[object, Detail] = {}
     for state in STATES:
         for file in _files_of(layout, state, stem):

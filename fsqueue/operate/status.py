@@ -1,6 +1,6 @@
-"""Look at a queue as a whole: takes no lock and writes nothing, and works where all files belong to another user.
+"""Look at a queue as a whole: takes no lock, writes nothing, and works where all files belong to another user.
 
-Ages compare this host's clock with the filesystem's stamps; on a shared mount they are off by the clocks' skew.
+Ages go by the clock that stamps the files, whatever this host's says; `time_there` tells how, and where it cannot.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fsqueue.disk.counting import Counts
 from fsqueue.engine.layout import Layout
 from fsqueue.engine.listing import File, count_in, files_in, hinted, id_of, reading, stamp_of
+from fsqueue.engine.onlooker import time_there
 from fsqueue.engine.owners import read_record
 from fsqueue.format import names
 from fsqueue.operate.stream_status import StreamStatus, stream_status
@@ -46,6 +47,7 @@ class Status:
     """Describe a queue at one moment.
 
     Attributes:
+        at: when that was, by the filesystem's clock.
         oldest_pending_age_s: how long the ref that comes next has been pending; None where nothing is.
         oldest_pending_is_estimate: the order names none of the pending refs: the oldest of a sample is given.
         stream: None where the queue is not used as a stream.
@@ -68,7 +70,7 @@ class Status:
 def status(path: str | os.PathLike[str]) -> Status:
     """Look at a queue: one listing a directory, a stat of each lease and of one pending ref, a read of each member."""
     with reading(path) as layout:
-        now = layout.ops.time()
+        now = time_there(layout)
         listed = {state: files_in(layout, state) for state in ("pending", "leased")}
         owners = _owners(layout, listed["leased"], now)
         head, estimated = _head(layout, listed["pending"])
@@ -92,7 +94,7 @@ def status(path: str | os.PathLike[str]) -> Status:
 
 
 def elapsed_s(now: float, mtime: float) -> float:
-    """Return the seconds since a stamp: 0 where this host's clock is behind it."""
+    """Return the seconds since a stamp: 0 where that is in the future."""
     return max(0.0, now - mtime)
 
 

@@ -6,17 +6,19 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from types import FrameType, TracebackType
-from typing import Literal
+from typing import Literal, NoReturn
 
 import msgspec
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import explained, silently_remove
+from fsqueue.disk.publish import replace_file
 from fsqueue.engine import heartbeat
 from fsqueue.engine.handle import Handle
+from fsqueue.engine.layout import open_root
 from fsqueue.errors import InvalidArgumentError, MemberFailedError, MemberReplacedError
 from fsqueue.format.codec import tidy
 from fsqueue.stream.members import Record, Role, State, member_file
@@ -76,6 +78,8 @@ class Membership:
 
     def beat(self) -> None:
         """Show that this member lives; where its file is gone, a successor has taken its place."""
+        if self._handle.closed:
+            return
         stamp, file = self._handle.clock.stamp, self._file("open")
         if stamp(self._directory, file) or self._is_over():
             return
@@ -91,8 +95,12 @@ class Membership:
 
     def close(self) -> None:
         """Leave, having produced, or consumed, all there is for this member."""
-        if not self._is_over():
-            self._leave("closed")
+        if self._is_over():
+            return
+        with explained("leaving", self._directory.path), self._opened() as directory, suppress(FileNotFoundError):
+            fd = directory.fd
+            self._handle.ops.rename(self._file("open"), self._file("closed"), src_dir_fd=fd, dst_dir_fd=fd)
+        self._end()
 
     def withdraw(self, reason: str = "withdrew") -> None:
         """Leave before the end: leases go back without counting an attempt, and the place is kept for a successor.
@@ -102,18 +110,11 @@ class Membership:
         if self._is_over():
             return
         try:
-            self._release()
+            if not self._handle.closed:
+                self._release()
         finally:
             record = msgspec.structs.replace(self._record, reason=tidy(reason))
-            with explained("withdrawing from", self._directory.path):
-                self._write("withdrawn", record)
-            self.vanish()
-
-    def _leave(self, state: State) -> None:
-        ops, fd = self._handle.ops, self._directory.fd
-        with explained("leaving", self._directory.path), suppress(FileNotFoundError):
-            ops.rename(self._file("open"), self._file(state), src_dir_fd=fd, dst_dir_fd=fd)
-        self._end()
+            self._replace_by("withdrawn", record, "withdrawing from")
 
     def fail(self, reason: str, trace: str | None = None) -> None:
         """Mark this member failed: the other side stops with an error that carries the reason.
@@ -123,28 +124,63 @@ class Membership:
         if self._is_over():
             return
         record = msgspec.structs.replace(self._record, reason=tidy(reason), traceback=tidy(trace) if trace else None)
-        with explained("marking a failure in", self._directory.path):
-            self._write("failed", record)
-        self.vanish()
+        self._replace_by("failed", record, "marking a failure in")
+
+    def _replace_by(self, state: State, record: Record, what: str) -> None:
+        with explained(what, self._directory.path), self._opened() as directory:
+            if directory is self._directory:
+                self._write(state, record)
+            else:
+                data = msgspec.json.encode(record) + b"\n"
+                replace_file(self._handle.ops, directory, self._file(state), data, self._handle.durable)
+            self._remove_from(directory)
 
     def _is_over(self) -> bool:
         return self._ended or self._record.process.pid != os.getpid()
 
     def vanish(self) -> None:
         """Be a member no longer, as if this one had never joined."""
+        self._remove_from(self._directory)
+
+    def _remove_from(self, directory: Directory) -> None:
+        silently_remove(self._handle.ops, directory.fd, [self._file("open")])
         self._end()
-        silently_remove(self._handle.ops, self._directory.fd, [self._file("open")])
+
+    @contextmanager
+    def _opened(self) -> Iterator[Directory]:
+        """Lend the stream's directory, also where the queue object was closed before its members left.
+
+        A handler of SIGTERM closes the queue in the midst of a block, for instance; the others have to learn how it
+        ended all the same.
+        """
+        if not self._handle.closed:
+            yield self._directory
+            return
+        layout = self._handle.layout
+        root, _ = open_root(layout.ops, layout.path, layout.settings)
+        with closing(root), closing(Directory(layout.ops, self._directory.path, root)) as directory:
+            yield directory
 
     def _write(self, state: State, record: Record) -> None:
-        self._handle.moves.write(msgspec.json.encode(record) + b"\n", self._directory, self._file(state))
+        data, write = msgspec.json.encode(record) + b"\n", self._handle.moves.write
+        if self._role == "producer":
+            write(data, self._directory, self._file(state))
+        else:  # whoever takes refs out of the queue is given room to
+            self._handle.layout.reserve.retrying(lambda: write(data, self._directory, self._file(state)))
 
     def _end(self) -> None:
-        self._ended = True
         if self._beat_key is not None:
             heartbeat.heartbeats.unregister(self._beat_key)
+        self._ended = True
 
     def _file(self, state: State) -> str:
         return member_file(self._role, self._record, state)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{self._role} {self.name!r} of {self._directory.path} cannot be copied or pickled: join the stream under "
+            "another name where the copy would be used"
+        )
 
     def __enter__(self) -> Membership:
         if self._on_sigterm == "withdraw" and not self._is_over():
@@ -162,16 +198,25 @@ class Membership:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if error is not None and not is_no_failure(error):
-                self.fail(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
-            elif error is not None or self._told_to_stop:
-                self.withdraw(_why(error))
-            else:
-                self.close()
+            self._leave(error)
+        except OSError:
+            raise
+        except BaseException:
+            with suppress(OSError):
+                self._leave(error)  # nobody else will: an interrupt here would leave a member that lives for ever
+            raise
         finally:
             if self._before is not None and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, self._before)
                 self._before = None
+
+    def _leave(self, error: BaseException | None) -> None:
+        if error is not None and not is_no_failure(error):
+            self.fail(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
+        elif error is not None or self._told_to_stop:
+            self.withdraw(_why(error))
+        else:
+            self.close()
 
 
 def _require_sigterm(on_sigterm: object) -> None:

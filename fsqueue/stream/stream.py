@@ -29,6 +29,8 @@ from fsqueue.stream.membership import Membership, OnSigterm
 from fsqueue.stream.policy import BEAT_S, POLICY, StreamPolicy, read_policy
 
 QUANTUM = "quantum.json"
+_LOOKS = 4
+_BETWEEN_LOOKS_S = 0.05
 
 
 class Quantum(msgspec.Struct, frozen=True):
@@ -58,7 +60,7 @@ class Stream:
         self._ops: FileOps = handle.ops
         self.directory = handle.layout.open(STREAM, make_missing=True)
         self._stood: tuple[tuple[int, int], float] = ((0, 0), 0.0)
-        self._unchanged = Unchanged(self.directory)
+        self._unchanged = Unchanged(self.directory, handle.layout.filesystem.directory_times, BEAT_S)
         self._watched_at = -1e9
         self._failures_seen: set[str] = set()
         self._doubts = Doubts(handle.awake)
@@ -71,6 +73,7 @@ class Stream:
         self,
         role: Role,
         name: str,
+        joined: list[Membership],
         *,
         expected: int = 0,
         required: bool = False,
@@ -79,10 +82,11 @@ class Stream:
         ranks: Collection[str] = (),
         release: Callable[[], object] = lambda: None,
         on_sigterm: OnSigterm = None,
-    ) -> Membership:
+    ) -> None:
         """Register a member in the place of a namesake that has left, failed or died; wait until that is certain.
 
         Args:
+            joined: the membership is appended to it, so that it can vanish where the call is cut short.
             group, ranks: of one of several ranks, the session and the names of all of them.
 
         Raises:
@@ -98,13 +102,8 @@ class Stream:
             group=group,
         )
         earlier = Places(self._handle, self._files, self._doubted_s).taken_by(role, record, frozenset(ranks))
-        joined = Membership(self._handle, self.directory, role, record, release, on_sigterm)
-        try:
-            silently_remove(self._ops, self.directory.fd, earlier)
-        except BaseException:
-            joined.vanish()
-            raise
-        return joined
+        joined.append(Membership(self._handle, self.directory, role, record, release, on_sigterm))
+        silently_remove(self._ops, self.directory.fd, earlier)
 
     def _doubted_s(self, member: Member) -> float:
         """Return for how many seconds more a member's silence does not prove that it is gone."""
@@ -246,10 +245,13 @@ class Stream:
             besides: owners whose leases do not count, since it is they who ask.
 
         RACE: a ref may hop between pending/ and leased/ while they are listed one after the other. So both mtimes must
-        have stood still for longer than their grain before the empty listings, and be the same after them.
+        have stood still for longer than their grain before the empty listings, and be the same after them. Where a
+        directory's mtime tells nothing, all looks must find nothing, and they are apart by more than a hop takes.
         """
         if not self.all_closed("producer") or self._any_live(besides):
             return False
+        if not self._handle.layout.filesystem.directory_times:
+            return not any(self._any_live_later(besides) for _ in range(_LOOKS))
         stood = self._stand_still()
         return not self._any_live(besides) and stood == self._changed_at_ns()
 
@@ -257,9 +259,13 @@ class Stream:
         pending = self._handle.layout.pending
         return (
             any(map(names.parse_pending, pending.listing()))
-            or bool(self._handle.moves.owners_holding() - besides)
+            or self._handle.moves.anything_leased(besides)
             or any(map(names.parse_pending, pending.listing()))
         )
+
+    def _any_live_later(self, besides: frozenset[str]) -> bool:
+        self._ops.sleep(_BETWEEN_LOOKS_S * (0.5 + self._ops.random()))
+        return self._any_live(besides)
 
     def _changed_at_ns(self) -> tuple[int, int]:
         layout = self._handle.layout
@@ -282,14 +288,18 @@ class Stream:
         """Say who is missed, and for how long; the latest word counts, for all members."""
         policy = msgspec.structs.replace(self.policy(), **changes)
         policy.validate(self._handle.layout.path)
-        self._handle.moves.write(msgspec.json.encode(policy) + b"\n", self.directory, POLICY)
+        self._write(POLICY, policy)
         return policy
 
     def publish_quantum(self, quantum: Quantum) -> None:
         """Say what the consumers take at a time; the latest word counts."""
         if min(quantum.dp_size, quantum.batch_size, quantum.accumulation_steps) < 1:
             raise QueueConfigError(self._handle.layout.path, f"needs a quantum of positive factors, found {quantum}")
-        self._handle.moves.write(msgspec.json.encode(quantum) + b"\n", self.directory, QUANTUM)
+        self._write(QUANTUM, quantum)
+
+    def _write(self, name: str, content: msgspec.Struct) -> None:
+        data, write = msgspec.json.encode(content) + b"\n", self._handle.moves.write
+        self._handle.layout.reserve.retrying(lambda: write(data, self.directory, name))
 
     def quantum(self) -> Quantum | None:
         return read_quantum(self._ops, self.directory)

@@ -7,14 +7,15 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
+from fsqueue.engine import arguments
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.waiting import StopEvent
 from fsqueue.errors import OtherProcessError, QueueClosedError, StreamStalledError
 from fsqueue.records import id_of_ref
 from fsqueue.stream.agreement import Rendezvous
-from fsqueue.stream.membership import OnSigterm
+from fsqueue.stream.membership import Membership, OnSigterm
 from fsqueue.stream.stream import Stream
 
 R = TypeVar("R")
@@ -23,6 +24,7 @@ _FIRST_PAUSE_S = 0.005
 _SLOWING = 1.25
 _LONGEST_PAUSE_S = 0.5
 _MEMBERS_S = 1.0
+_RENEWER_S = 1.0
 
 
 class LeasingQueue(Protocol[R]):
@@ -89,6 +91,11 @@ class TrainerView(Generic[R]):
         attempt: int | None = None,
         on_sigterm: OnSigterm = None,
     ) -> None:
+        arguments.with_call("TrainerView(queue)", "a FileSampleRefQueue", queue, "stream", "renew")
+        if partition is not None:
+            arguments.partition("TrainerView", partition)
+        arguments.at_least("TrainerView(batch=)", batch, 1)
+        arguments.patience("TrainerView(idle_timeout_s=)", idle_timeout_s)
         self._queue = queue
         self._pid = os.getpid()
         self._partition = partition
@@ -101,49 +108,74 @@ class TrainerView(Generic[R]):
         group = session or "trainer"
         self._members = members = [f"{group}-{k}" for k in range(self._world)]
         self._others = [name for k, name in enumerate(members) if k != rank]
-        self._membership = self._stream.join(
-            "consumer",
-            members[rank],
-            expected=self._world,
-            required=required,
-            attempt=attempt,
-            group=group,
-            ranks=members,
-            on_sigterm=on_sigterm,
-        )
-        self._rendezvous = Rendezvous(handle, self._stream, rank, members, session)
         self._out: dict[str, R] = {}
         self._ended = False
         self._looked_at = handle.ops.monotonic()  # across calls: also ranks that never wait learn of a failure
         self._closed = threading.Event()
-        self._renewer = self._start_renewing()
+        self._renewer: threading.Thread | None = None
+        joined: list[Membership] = []
+        try:
+            self._stream.join(
+                "consumer",
+                members[rank],
+                joined,
+                expected=self._world,
+                required=required,
+                attempt=attempt,
+                group=group,
+                ranks=members,
+                on_sigterm=on_sigterm,
+            )
+            self._membership = joined[0]
+            self._rendezvous = Rendezvous(handle, self._stream, rank, members, session)
+            self._renewer = self._start_renewing()
+        except BaseException:
+            self._closed.set()
+            for membership in joined:
+                membership.vanish()
+            raise
 
-    def get(self, max_refs: int | None = None, timeout_s: float | None = None, **_: Any) -> list[R]:
+    def get(
+        self,
+        max_refs: int | None = None,
+        timeout_s: float | None = None,
+        *,
+        stop_event: StopEvent | None = None,
+        **_: Any,
+    ) -> list[R]:
         """Return the next batch: exactly max_refs refs (the view's batch unless given), or [] at the stream's end.
 
-        timeout_s is accepted for the loaders' sake; how long to wait is the view's idle_timeout_s.
+        timeout_s is accepted for the loaders' sake; how long to wait is the view's idle_timeout_s. Once stop_event is
+        set, this returns [] too, after giving back what it has leased.
 
         Raises:
             MemberFailedError: a producer, or another rank, failed or died.
             StreamStalledError: nothing came for idle_timeout_s seconds.
+            QueueClosedError: the view was closed, or its queue object.
         """
-        return self.get_interruptible(max_refs or self._batch)
+        return self.get_interruptible(max_refs or self._batch, stop_event=stop_event)
 
     def get_interruptible(self, max_refs: int, *, stop_event: StopEvent | None = None) -> list[R]:
-        """Do as `get`, and return [] also once stop_event is set, after giving back what was leased."""
+        """Do as `get`, as the loaders call it."""
         self._refuse_in_child()
+        arguments.at_least("get(max_refs)", max_refs, 1)
         refs: list[R] = []
         try:
-            complete = not self._ended and self._collect(max_refs, refs, stop_event)
+            if not self._ended and self._collect(max_refs, refs, stop_event):
+                self._out.update((id_of_ref(ref), ref) for ref in refs)
+                self._rendezvous.next_window()
+                return refs
         except BaseException:
-            self._queue.release(refs)
+            self._take_back(refs)
             raise
-        if not complete:
-            self._give_back(refs, stopped=stop_event is not None and stop_event.is_set())
-            return []
-        self._rendezvous.next_window()
-        self._out.update((id_of_ref(ref), ref) for ref in refs)
-        return refs
+        self._give_back(refs, stopped=stop_event is not None and stop_event.is_set())
+        return []
+
+    def _take_back(self, refs: list[R]) -> None:
+        """Release what a get that was cut short has leased; nobody has it."""
+        for ref in refs:
+            self._out.pop(id_of_ref(ref), None)
+        self._queue.release(refs)
 
     def _collect(self, wanted: int, refs: list[R], stop_event: StopEvent | None) -> bool:
         """Lease until all ranks have what they want; False when the stream has ended, or on the stop event."""
@@ -151,28 +183,36 @@ class TrainerView(Generic[R]):
         last_came = ops.monotonic()
         pause_s = _FIRST_PAUSE_S
         while stop_event is None or not stop_event.is_set():
+            if self._closed.is_set():
+                raise QueueClosedError(self._queue.path, "view")
             if ops.monotonic() - self._looked_at > _MEMBERS_S:
                 self._looked_at = ops.monotonic()
                 self._look_around(self._looked_at - last_came, len(refs), wanted)
                 self._drop_lost(refs)
-            found = self._lease(wanted - len(refs), pause_s)
-            self._drop_leased_anew(refs, found)
-            refs += found
+            found = self._lease(refs, wanted - len(refs), pause_s)
             now = ops.monotonic()
             last_came = now if found else last_came
-            ended = self._has_ended(len(refs) == wanted, bool(found))
+            ended = self._has_ended(len(refs) == wanted, found)
             if ended is not None:
                 return not ended
             pause_s = _FIRST_PAUSE_S if found else min(_SLOWING * pause_s, _LONGEST_PAUSE_S)
         return False
 
-    def _lease(self, wanted: int, pause_s: float) -> list[R]:
-        """Lease up to so many refs; wait for pause_s at most, also where none is wanted any more."""
+    def _lease(self, refs: list[R], wanted: int, pause_s: float) -> bool:
+        """Lease up to so many refs more; wait for pause_s at most, also where none is wanted any more.
+
+        What is leased is in refs at once, where an exception between two lines finds it.
+        """
+        before = len(refs)
         if not wanted:
             self._handle.ops.sleep(pause_s)
-            return []
-        found = self._queue.get(wanted, pause_s, partition=self._partition)
-        return found if found or self._world == 1 else self._queue.get(wanted)
+            return False
+        refs += self._queue.get(wanted, pause_s, partition=self._partition)
+        if len(refs) == before and self._world > 1:
+            refs += self._queue.get(wanted)
+        found = len(refs) > before
+        self._drop_leased_anew(refs, before)
+        return found
 
     def _look_around(self, waited_s: float, have: int, wanted: int) -> None:
         self._membership.raise_if_replaced()
@@ -227,10 +267,10 @@ class TrainerView(Generic[R]):
             lost = set(self._queue.renew(refs))
             refs[:] = [ref for ref in refs if id_of_ref(ref) not in lost]
 
-    def _drop_leased_anew(self, refs: list[R], found: list[R]) -> None:
+    def _drop_leased_anew(self, refs: list[R], before: int) -> None:
         """Drop what this handle has just leased again: a rank that was stopped for long reclaims its own leases."""
-        again = set(map(id_of_ref, found))
-        refs[:] = [ref for ref in refs if id_of_ref(ref) not in again]
+        again = set(map(id_of_ref, refs[before:]))
+        refs[:before] = [ref for ref in refs[:before] if id_of_ref(ref) not in again]
 
     def _give_back(self, refs: list[R], stopped: bool) -> None:
         self._queue.release(refs)
@@ -247,7 +287,7 @@ class TrainerView(Generic[R]):
 
     def ack(self, refs: Iterable[R], *, step: int | None = None) -> list[str]:
         """Acknowledge refs, at an optimizer step where given; return the ids whose lease was lost."""
-        return self._settle(refs, lambda batch: self._queue.ack(batch, step=step))
+        return self._settle("ack", refs, lambda batch: self._queue.ack(batch, step=step))
 
     def ack_ids(self, sample_ids: Iterable[str], *, step: int | None = None) -> list[str]:
         """Acknowledge refs that this view handed out, by id; ids that it does not have out are ignored."""
@@ -255,15 +295,15 @@ class TrainerView(Generic[R]):
 
     def fail(self, refs: Iterable[R], reason: str, retryable: bool) -> list[str]:
         """Give refs back as failed; see `FileSampleRefQueue.fail`."""
-        return self._settle(refs, lambda batch: self._queue.fail(batch, reason, retryable))
+        return self._settle("fail", refs, lambda batch: self._queue.fail(batch, reason, retryable))
 
     def release(self, refs: Iterable[R]) -> list[str]:
         """Give refs back without counting an attempt; return the ids whose lease was lost."""
-        return self._settle(refs, self._queue.release)
+        return self._settle("release", refs, self._queue.release)
 
-    def _settle(self, refs: Iterable[R], settle: Callable[[list[R]], list[str]]) -> list[str]:
+    def _settle(self, call: str, refs: Iterable[R], settle: Callable[[list[R]], list[str]]) -> list[str]:
         self._refuse_in_child()
-        batch = list(refs)
+        batch = list(arguments.batch(call, refs))
         lost = settle(batch)
         for ref in batch:
             # A late settlement of an earlier lease says nothing about the one that is out by now.
@@ -280,13 +320,22 @@ class TrainerView(Generic[R]):
         self.__exit__(None, None, None)
 
     def _stop(self) -> None:
-        if self._closed.is_set() or os.getpid() != self._pid:
+        """Release what is out; who is interrupted in here completes it by closing again."""
+        if os.getpid() != self._pid:
             return
         self._closed.set()
         if self._renewer is not None:
-            self._renewer.join()
+            # RACE: it may wait for a lock of this very thread, where a signal handler closes the view on top of a call.
+            # A renewal that is still under way knows what the release says of the leases.
+            self._renewer.join(_RENEWER_S)
         self._queue.release(list(self._out.values()))
         self._out.clear()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a TrainerView of queue {self._queue.path} cannot be copied or pickled: copy the queue object, "
+            "and make a view of the copy where it is used"
+        )
 
     def __enter__(self) -> TrainerView[R]:
         self._membership.__enter__()

@@ -16,6 +16,7 @@ import pytest
 
 from fsqueue import FileSampleRefQueue, SampleRef
 from fsqueue.cli.main import COMMANDS
+from fsqueue.disk.fileops import FILE_LIMIT_BYTES
 from fsqueue.engine.owners import describe_self
 from tests.support import Child, assert_clean, content, drain, lease_and_obey, lease_name, names_in, numbered, ref, refs
 from tests.support.program import PROGRAM, run
@@ -491,6 +492,18 @@ def test_requeue_reports_what_it_could_not_move_and_moves_the_rest(path: Path) -
     result = run("requeue", path, "held", "nope", "dead")
     assert (result.exit_code, result.stdout) == (1, "dead\n")
     assert "not held" in result.stderr and "not nope" in result.stderr
+
+
+def test_requeue_says_what_a_dead_letter_is_that_nobody_can_read(path: Path) -> None:
+    """One that is longer than any ref stays as it is, and the message says so, with both sizes."""
+    with open(path / "failed" / "long.json", "wb") as file:
+        file.truncate(FILE_LIMIT_BYTES + 1)
+    (path / "failed" / "folder.json").mkdir()
+    result = run("requeue", path, "long", "folder", "dead")
+    assert (result.exit_code, result.stdout) == (1, "dead\n")
+    assert f"failed/long.json is a file of {FILE_LIMIT_BYTES + 1} bytes" in result.stderr
+    assert "failed/folder.json is not a regular file" in result.stderr
+    assert names_in(path, "failed") == ["folder.json", "long.json"]
 
 
 @pytest.mark.parametrize("state", ["pending", "leased"])

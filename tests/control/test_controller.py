@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from fsqueue.control.controller import DataFlowController
 from fsqueue.control.ledger import FileMetadataStore
 from fsqueue.control.ledger.metadata_store import InMemoryMetadataStore
 from fsqueue.operate.requeue import requeue
-from tests.support import GUARD_S, Tap, folder_of, ids, names_in, numbered, open_tapped, ref, refs
+from tests.support import GUARD_S, InThread, Tap, folder_of, ids, names_in, numbered, open_tapped, ref, refs
 
 Controller = DataFlowController[Any]
 
@@ -225,6 +226,23 @@ def test_a_partitioned_lease(make: Make) -> None:
     controller.commit_samples("w0", numbered(20))
     ranks = [ids(controller.lease_train_refs(f"t{rank}", 20, partition=(rank, 2))) for rank in range(2)]
     assert sorted(ranks[0] + ranks[1]) == ids(numbered(20)) and all(ranks)
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+def test_a_lease_that_is_waited_for_can_be_stopped(tmp_path: Path, kind: str) -> None:
+    """A stop event ends the wait of a lease in another thread, through the controller and a trainer's client."""
+    queue: Any = MemorySampleRefQueue() if kind == "memory" else FileSampleRefQueue(tmp_path / "q")
+    controller: Controller = DataFlowController("run", sample_queue=queue)
+    lease, stop = controller.train_lease("t0"), threading.Event()
+    waiting = [
+        InThread(lambda: controller.lease_train_refs("t0", 1, GUARD_S, stop_event=stop)),
+        InThread(lambda: lease.get(1, GUARD_S, stop_event=stop)),
+    ]
+    stop.set()
+    controller.commit_samples("w0", refs("a"))
+    assert [each.result() for each in waiting] == [[], []]
+    assert (queue.depth(), queue.in_flight()) == (1, 0)
+    queue.close()
 
 
 def test_the_queue_may_be_replaced(make: Make) -> None:

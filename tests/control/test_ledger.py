@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fsqueue import InvalidRefError, SampleRef, TensorInRefError
+from fsqueue import InvalidArgumentError, InvalidRefError, SampleRef, TensorInRefError
 from fsqueue.control.errors import LedgerClosedError, LedgerError, LedgerFormatError
 from fsqueue.control.ledger import FileMetadataStore, replica
 from fsqueue.control.ledger.metadata_store import InMemoryMetadataStore, MetadataStore
@@ -178,8 +178,8 @@ def test_what_is_not_JSON_is_refused_and_nothing_of_the_batch_recorded(tmp_path:
         array = type("Array", (), {"dtype": 1, "shape": 2, "device": 3})()
         with pytest.raises(TensorInRefError):
             store.commit_sample(ref("a", metadata={"x": array}))
-        for wrong in ([None], [7]):
-            with pytest.raises(LedgerError, match="strings"):
+        for wrong in ([None], [7], refs("a"), "abc", b"a", 7):
+            with pytest.raises(InvalidArgumentError, match="sample ids"):
                 store.record_train_ack(wrong, global_step=1)  # type: ignore[arg-type]
         with pytest.raises(LedgerError, match="global_step of 0 or more"):
             store.record_train_ack(["a"], global_step=-1)

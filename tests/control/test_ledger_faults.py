@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from fsqueue import LockTimeoutError, QueueIOError, SampleRef, StaleLockWarning
-from fsqueue.control.errors import LedgerDamagedError, LedgerLockedError, LedgerLockUnsupportedError
+from fsqueue.control.errors import LedgerDamagedError, LedgerError, LedgerLockedError, LedgerLockUnsupportedError
 from fsqueue.control.ledger import FileMetadataStore, flock, replica
 from fsqueue.disk.fileops import FileOps, using, wrapped
 from tests.support import GUARD_S, Child, InThread, Tap, content, numbered, ref, refs, wait_until
 from tests.support.dying import died
+from tests.support.stale import Stale, settled
 from tests.sweeps.proof import tally
 from tests.sweeps.proof.apart import Apart
 
@@ -295,6 +296,57 @@ def test_a_segment_that_the_server_no_longer_knows_is_opened_again(tmp_path: Pat
             assert next(once, None) is None
         assert other.all_committed_ids() == store.all_committed_ids() == ["a", "b", "pread", "fstat", "lock"]
         store.close()
+
+
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO, errno.ENOTCONN])
+@pytest.mark.parametrize("first", ["commit", "ack", "read", "look"])
+def test_a_ledger_with_stale_descriptors_is_opened_by_its_path_again(tmp_path: Path, code: int, first: str) -> None:
+    """Whichever call comes first finds it out; the one after it works, as a new process's would."""
+    stale = Stale()
+    with using(stale.ops):
+        store = File(tmp_path / "ledger")
+    store.commit_samples(refs("a", "b"))
+    stale.errno = code
+    calls: dict[str, Callable[[], Any]] = {
+        "commit": lambda: store.commit_samples(refs("c")),
+        "ack": lambda: store.record_train_ack(["a"], global_step=3),
+        "read": lambda: store.get_committed("b"),
+        "look": store.committed_count,
+    }
+    settled(calls[first])
+    for call in calls.values():
+        call()
+    stale.errno = 0
+    assert state(store) == (["a", "b", "c"], store.durable_marker())
+    assert store.acked_steps(["a"]) == {"a": 3}
+    store.close()
+
+
+@pytest.mark.parametrize("there", ["another", "nothing", "an empty directory"])
+def test_stale_descriptors_are_not_traded_for_another_ledger(tmp_path: Path, there: str) -> None:
+    """Where the mount is not back yet, nothing is made in its place; another ledger is told from the former."""
+    stale, path = Stale(), tmp_path / "ledger"
+    with using(stale.ops):
+        store = File(path)
+    store.commit_samples(refs("a"))
+    os.rename(path, tmp_path / "unmounted")
+    if there == "another":
+        File(path).close()
+    elif there != "nothing":
+        path.mkdir()
+    stale.errno = errno.ESTALE
+    with pytest.raises(QueueIOError):
+        store.commit_samples(refs("b"))
+    expected = {"another": LedgerError, "nothing": QueueIOError, "an empty directory": LedgerError}[there]
+    for _ in range(2):
+        with pytest.raises(expected):
+            store.commit_samples(refs("b"))
+    assert there == "another" or not path.exists() or os.listdir(path) == []
+    if path.exists():
+        shutil.rmtree(path)
+    os.rename(tmp_path / "unmounted", path)
+    assert store.commit_samples(refs("b")) == [True] and store.all_committed_ids() == ["a", "b"]
+    store.close()
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.ESTALE])

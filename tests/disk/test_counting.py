@@ -56,6 +56,21 @@ def test_what_another_handle_does_is_seen_at_once(queue: Queue, seconds: FakeClo
     other.close()
 
 
+def test_a_directory_s_time_is_believed_for_a_while_only(queue: Queue, tap: Tap, seconds: FakeClock) -> None:
+    """A change that no time tells of is counted ten seconds later."""
+    pending = Path(queue.path, "pending")
+    queue.put(refs("a"))
+    for _ in range(4):
+        assert queue.depth() == 1
+        seconds.now += 1.5
+    before = pending.stat()
+    (pending / "b.json").write_text("{}")
+    os.utime(pending, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert queue.depth() == 1
+    seconds.now += 10.0
+    assert queue.depth() == 2
+
+
 def test_a_change_within_the_grain_of_the_timestamps_is_seen(queue: Queue, seconds: FakeClock) -> None:
     """A name that appears without a new timestamp is counted, as long as the timestamp is a fresh one."""
     pending = Path(queue.path, "pending")

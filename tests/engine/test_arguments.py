@@ -8,8 +8,25 @@ from typing import Any
 
 import pytest
 
-from fsqueue import FileSampleRefQueue, InvalidArgumentError, InvalidRefError, MemorySampleRefQueue, SampleRef
+from fsqueue import (
+    DataFlowController,
+    FileSampleRefQueue,
+    InvalidArgumentError,
+    InvalidRefError,
+    MemorySampleRefQueue,
+    SampleRef,
+    TrainerView,
+)
 from tests.support import names_in, numbered, ref, refs
+
+
+def controller(queue: Any) -> Any:
+    return DataFlowController("r", sample_queue=queue)
+
+
+def view_of(queue: Any, **arguments: Any) -> TrainerView[Any]:
+    return TrainerView(queue, **arguments)
+
 
 SLIPS: dict[str, tuple[Callable[[Any], object], str]] = {
     "one ref": (lambda q: q.put(ref("a")), r"put expected an iterable of refs, found SampleRef.*put\(\[ref\]\)"),
@@ -66,12 +83,48 @@ def test_a_slip_is_explained(tmp_path: Path, kind: str, slip: Callable[[Any], ob
         (lambda q: q.pack(older_than_s="1"), r"pack\(older_than_s=\) expected a number of seconds"),
         (lambda q: q.hand_over(["s0"], q.owner), "hand_over expected refs"),
         (lambda q: q.adopt(["s0"]), "adopt expected refs"),
+        (
+            lambda q: q.get(1, 0.01, stop_event=True),
+            r"stop_event=\) expected an event with is_set\(\), found True",
+        ),
+        (lambda q: q.producer(3), r"producer\(name\) expected a name, a string that is not empty, found 3"),
+        (lambda q: q.producer(""), r"found ''"),
+        (lambda q: q.consumer("c", expected="2"), r"consumer\(expected=\) expected an integer, found '2'"),
+        (lambda q: q.publish_quantum(dp_size="2", batch_size=1), r"publish_quantum\(dp_size=\) expected an integer"),
+        (lambda q: view_of(q.path), r"TrainerView\(queue\) expected a FileSampleRefQueue, found '"),
+        (lambda q: view_of(q, partition=0), r"TrainerView\(partition=\) expected \(index, count\)"),
+        (lambda q: view_of(q, partition=(2, 2)), "0 <= index < count"),
+        (lambda q: view_of(q, batch="4"), r"TrainerView\(batch=\) expected an integer, found '4'"),
+        (lambda q: view_of(q, batch=0), "an integer of 1 or more, found 0"),
+        (lambda q: view_of(q, idle_timeout_s="3"), "expected a number of seconds"),
+        (lambda q: DataFlowController("r", sample_queue=q.path), r"sample_queue=\) expected an object with put\(\)"),
+        (lambda q: DataFlowController("r", metadata_store=q), r"expected an object with is_committed\(\)"),
+        (lambda q: controller(q).commit_samples("w", ref("a")), r"write commit_samples\(\[ref\]\)"),
+        (
+            lambda q: controller(q).ack_train_refs("t", "s0"),
+            r"of sample ids, found 's0', a str: write ack_train",
+        ),
+        (lambda q: controller(q).ack_train_refs("t", refs("s0")), "which are strings, found SampleRef.*its sample_id"),
+        (lambda q: controller(q).fail_refs("t", "s0", "x", True), "iterable of sample ids, found 's0'"),
+        (lambda q: controller(q).train_lease("t").ack(["s0"]), "expected refs, with a sample_id each, found 's0'"),
     ],
 )
 def test_a_slip_on_a_queue_of_files(tmp_path: Path, slip: Callable[[Any], object], words: str) -> None:
     """The calls that only a queue of files has."""
-    with FileSampleRefQueue(tmp_path / "q", durable=False) as queue, pytest.raises(InvalidArgumentError, match=words):
-        slip(queue)
+    with FileSampleRefQueue(tmp_path / "q", durable=False) as queue:
+        with pytest.raises(InvalidArgumentError, match=words):
+            slip(queue)
+        assert queue.stream().members() == [], "nobody has joined"
+
+
+@pytest.mark.parametrize("slip", ["3", 0, -1])
+def test_a_slip_in_a_view_s_get_is_told(tmp_path: Path, slip: Any) -> None:
+    """A number of refs that nobody can wait for is refused, and not waited for."""
+    with FileSampleRefQueue(tmp_path / "q", durable=False) as queue, TrainerView(queue) as view:
+        with pytest.raises(InvalidArgumentError, match="ack expected an iterable of refs"):
+            view.ack(ref("a"))  # type: ignore[arg-type]
+        with pytest.raises(InvalidArgumentError, match=r"get\(max_refs\) expected an integer"):
+            view.get_interruptible(slip)
 
 
 @pytest.mark.parametrize(

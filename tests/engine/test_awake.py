@@ -72,6 +72,18 @@ def test_a_suspended_machine_shows_by_the_wall_clock() -> None:
     assert watch.for_s() == 0.0
 
 
+def test_a_clock_of_whole_seconds_tells_of_no_pause() -> None:
+    """It steps ahead by one or two seconds at once; that of a machine that was paused is ahead by more."""
+    watch, time = watched()
+    time.run(watch, 12.0)
+    awake_s = watch.for_s()
+    watch.hear(5_000.0)
+    watch.hear(5_002.0)
+    assert watch.for_s() == awake_s
+    watch.hear(5_006.0)
+    assert watch.for_s() == 0.0
+
+
 def test_a_paused_machine_shows_by_the_filesystems_clock() -> None:
     """All of its own clocks may have stood still."""
     watch, time = watched()

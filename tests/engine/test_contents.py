@@ -49,6 +49,21 @@ class Picky:
             raise KeyError("kind")
 
 
+@dataclass(frozen=True)
+class Ending:
+    """Ends the program over one value."""
+
+    sample_id: str
+    uri: str = "f"
+    kind: str = "plain"
+
+    def __post_init__(self) -> None:
+        if self.kind == "exit":
+            raise SystemExit("no such kind")
+        if self.kind == "huge":
+            raise MemoryError
+
+
 def put(path: Path, *found: Old) -> None:
     with FileSampleRefQueue(path, ref_type=Old, durable=False) as queue:
         queue.put(found)
@@ -232,3 +247,34 @@ def test_fsqueue_put_checks_against_the_queue_s_class(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 1 and "New requires the field weight_version" in done.stderr
     assert names_in(path, "pending") == ["a.json"]
+
+
+def test_a_class_that_exits_over_a_ref_ends_three_gets_and_not_all(tmp_path: Path) -> None:
+    """A SystemExit may be a signal's; where it comes with the same ref again and again, it is the ref's reading."""
+    path = tmp_path / "q"
+    put(path, Old("s0"), Old("s1", kind="exit"), Old("s2"))
+    with FileSampleRefQueue(path, ref_type=Ending) as queue:
+        for _ in range(2):
+            with pytest.raises(SystemExit):
+                queue.get(3)
+        with pytest.warns(UnreadableRefWarning, match=r"'s1' cannot be read as a .*Ending: SystemExit: no such kind"):
+            got = queue.get(3)
+        assert sorted(ids(got)) == ["s0", "s2"]  # type: ignore[arg-type]
+        assert queue.ack(got) == []
+        assert content(path / "pending" / "s1.json")["_fsqueue"]["attempts"] == 1
+    with FileSampleRefQueue(path, ref_type=Old) as queue:
+        assert [each.kind for each in queue.get(1)] == ["exit"]
+
+
+def test_a_ref_that_does_not_fit_into_memory_costs_itself_only(tmp_path: Path) -> None:
+    """The others of the batch are delivered, no attempt is counted, and the error is raised where it is alone."""
+    path = tmp_path / "q"
+    put(path, Old("s0"), Old("s1", kind="huge"), Old("s2"))
+    with FileSampleRefQueue(path, ref_type=Ending) as queue:
+        got = queue.get(3)
+        assert ids(got) == ["s0", "s2"]  # type: ignore[arg-type]
+        with pytest.raises(MemoryError):
+            queue.get(3)
+        assert queue.ack(got) == []
+    assert b"attempts" not in (path / "pending" / "s1.json").read_bytes()
+    assert_clean(path)

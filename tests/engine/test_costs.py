@@ -184,6 +184,25 @@ def test_an_idle_consumer_makes_few_operations(path: Path, mount: str) -> None:
     queue.close()
 
 
+def test_gets_that_wait_one_after_the_other_make_few_operations(path: Path) -> None:
+    """Each goes on at the pace of the one before, also beside an owner whose old leases live by its heartbeat."""
+    with FileSampleRefQueue(path, lease_timeout_s=10.0, heartbeat_s=5.0, durable=False) as trainer:
+        trainer.put(numbered(500))
+        trainer.get(500)
+        for file in (path / "leased").iterdir():
+            backdate(file, 3600.0)
+        tap, now = Tap(), [1_000.0]
+        tap.ops.monotonic = lambda: now[0]
+        tap.ops.sleep = lambda pause_s: now.__setitem__(0, now[0] + pause_s)
+        queue = open_tapped(tap, path)
+        made = Counter[int]()
+        tap.before = lambda name, args, _: made.update([int(now[0]) // 60])
+        while now[0] < 1_300.0:
+            assert queue.get(1, 5.0) == []
+        queue.close()
+    assert 0 < made[1_180 // 60] < 28 * 60
+
+
 def spend_on_gets(path: Path, seconds: float, **arguments: Any) -> tuple[int, int]:
     """Let a new handle get, once a second, where nothing is pending; return the most operations and the last."""
     tap, now = Tap(), [1_000.0]

@@ -63,6 +63,7 @@ def test_golden_tree(tmp_path: Path) -> None:
     found = tree(path)
     assert owner.startswith(f"node%2f1.{os.getpid()}.")
     order = found.pop("order.lock")
+    assert len(found.pop(".reserve")) == (path / ".reserve").stat().st_size > 0
     record = found.pop(f"owners/{owner}.json")
     held = found.pop("type.json")
     assert held["name"] == "fsqueue.records.SampleRef"

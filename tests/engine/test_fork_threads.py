@@ -382,12 +382,12 @@ def test_a_waiting_get_whose_order_file_another_thread_closes(path: Path) -> Non
     queue = open_tapped(tap, path, durable=False)
     assert queue.get(1) == []
     tap.ops.sleep = lambda seconds: other.put([ref("a")])
-    file, closed = queue.handle.order_file, list[int]()
+    file, closed = queue.handle.order_file.content, list[int]()
 
     def close_it(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if name == "pread" and other.depth() and not closed:
             closed.append(file.fd)
-            file._drop()
+            file.drop()
 
     tap.before = close_it
     assert ids(queue.get(1, GUARD_S)) == ["a"]

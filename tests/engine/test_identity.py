@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import copy
 import errno
+import gc
 import json
 import os
 import pickle
 import random
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from fsqueue import FileSampleRefQueue, NotAQueueError, QueueIOError, QueueReplacedError
+from fsqueue import FileSampleRefQueue, NotAQueueError, QueueIOError, QueueReplacedError, TrainerView
+from fsqueue.control.ledger import FileMetadataStore
 from fsqueue.control.ledger.noted import note_ledger
-from fsqueue.disk.fileops import FileOps, using, wrapped
+from fsqueue.disk.fileops import using
 from fsqueue.engine.layout import LEDGER
 from fsqueue.operate.operator import operator
 from tests.support import (
@@ -38,6 +39,7 @@ from tests.support import (
     ref,
     refs,
 )
+from tests.support.stale import Stale, settled
 
 STATES = ("pending", "leased", "done", "failed")
 MOUNTS = ["tmpfs", "nfs4"]
@@ -146,35 +148,6 @@ def test_a_forked_child_does_not_go_on_in_another_queue(base: Path) -> None:
         assert child.join() == 0
 
 
-class Stale:
-    """File operations whose descriptors can all be made to answer an error for good, as after an export made anew."""
-
-    def __init__(self) -> None:
-        self.errno = 0
-        self._old: set[int] = set()
-        self.ops = wrapped(FileOps(), self._around)
-        self.ops.filesystem_type = lambda path: "nfs4"
-
-    def _around(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        used = {*args[:1], *(kwargs.get(key) for key in ("dir_fd", "src_dir_fd", "dst_dir_fd"))}
-        if self.errno and name != "close" and used & self._old:
-            raise OSError(self.errno, os.strerror(self.errno))
-        result = call(*args, **kwargs)
-        if name == "open":
-            self._old.discard(result) if self.errno else self._old.add(result)
-        elif name == "close":
-            self._old.discard(args[0])
-        return result
-
-
-def settled(call: Callable[[], Any]) -> Any:
-    """Call until it works: one error may come from the directories, and one from the lock."""
-    for _ in range(2):
-        with suppress(QueueIOError):
-            return call()
-    return call()
-
-
 @pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO, errno.ENOTCONN])
 @pytest.mark.parametrize("first", ["put", "get", "ack", "depth", "beat"])
 def test_a_handle_with_stale_descriptors_opens_by_path_again(path: Path, code: int, first: str) -> None:
@@ -278,6 +251,31 @@ def test_a_copy_is_another_handle_of_the_same_queue(path: Path, copied: Callable
         assert (other.options, other.settings, other.path) == (queue.options, queue.settings, queue.path)
         queue.put(refs("a"))
         assert ids(other.get(1)) == ["a"] and other.owner != queue.owner
+
+
+@pytest.mark.parametrize("copied", [lambda it: pickle.loads(pickle.dumps(it)), copy.deepcopy, copy.copy])
+@pytest.mark.parametrize("kind", ["view", "membership", "stream", "directory", "ledger"])
+def test_what_is_open_here_refuses_to_be_copied_and_goes_on(
+    path: Path, kind: str, copied: Callable[[object], object]
+) -> None:
+    """The end of a half-made copy does not close the descriptors that the original goes on with."""
+    with (
+        FileSampleRefQueue(path, lease_timeout_s=60.0) as queue,
+        FileMetadataStore[Any](path.parent / "ledger") as ledger,
+        TrainerView(queue, batch=1) as view,
+        queue.producer("p") as membership,
+    ):
+        stream, directory = queue.stream(), queue.handle.layout.pending
+        it = {"view": view, "membership": membership, "stream": stream, "directory": directory, "ledger": ledger}[kind]
+        if (kind, copied) == ("stream", copy.copy):
+            copied(it)  # a shallow copy shares what is open
+        else:
+            with pytest.raises(TypeError, match="cannot be copied"):
+                copied(it)
+        gc.collect()
+        queue.put(refs("a"))
+        assert ids(view.get()) == ["a"]
+        ledger.commit_samples(refs("a"))
 
 
 @pytest.mark.parametrize("there", ["nothing", "empty directory", "another queue"])

@@ -204,7 +204,18 @@ def test_put_replaces_a_lock_that_does_not_come_free(path: Path, impatient: None
             a.put(refs("fourth"))
         assert ids(a.get(10)) == ["first", "second", "third", "fourth"]
         assert sorted(os.listdir(path)) == sorted(
-            ["fsqueue.json", "type.json", "order.lock", "owners", "tmp", "pending", "leased", "done", "failed"]
+            [
+                ".reserve",
+                "fsqueue.json",
+                "type.json",
+                "order.lock",
+                "owners",
+                "tmp",
+                "pending",
+                "leased",
+                "done",
+                "failed",
+            ]
         )
     a.ack(refs("first", "second", "third", "fourth"))
     assert_clean(path)
@@ -232,7 +243,7 @@ def test_a_replacement_that_the_filesystem_gets_wrong(path: Path, impatient: Non
             tap.after = fail
             with pytest.warns(StaleLockWarning):
                 queue.put(refs("b"))
-        assert [name for name in os.listdir(path) if name.startswith(".")] == []
+        assert [name for name in os.listdir(path) if name.startswith(".")] == [".reserve"]
         tap.before = tap.after = None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", StaleLockWarning)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fsqueue import FileSampleRefQueue, LockUnsupportedError, QueueConfigError, QueueIOError, StaleLockWarning
-from fsqueue.engine import lock
+from fsqueue.engine import lock, order_lease
 from tests.support import (
     InThread,
     Queue,
@@ -92,7 +92,7 @@ def test_stuck_lease_does_not_hang_a_put(path: Path, impatient: None) -> None:
     other = FileSampleRefQueue(path, durable=False)
     from filelock import SoftFileLease
 
-    holder = SoftFileLease(path / "order.lease", lease_duration=lock.LEASE_DURATION_S, thread_local=False)
+    holder = SoftFileLease(path / "order.lease", lease_duration=order_lease.LEASE_DURATION_S, thread_local=False)
     with holder, warnings.catch_warnings():
         warnings.simplefilter("ignore", StaleLockWarning)
         thread = InThread(lambda: queue.put(refs("b")))

@@ -203,6 +203,7 @@ DAMAGE: dict[str, tuple[str, str, Breakage]] = {
     ),
     "a missing directory": ("missing-directory", "tmp", lambda path: os.rmdir(path / "tmp")),
     "an order that is a link": ("not-a-file", "order.lock", order_linked),
+    "half a class": ("type-unreadable", "type.json", cut("type.json", 40)),
 }
 
 NOTES: dict[str, tuple[str, str, Breakage]] = {

@@ -26,6 +26,7 @@ from fsqueue import (
 from fsqueue.engine import owners
 from fsqueue.operate.check import check_queue
 from fsqueue.stream.launch import Launch, launch
+from fsqueue.stream.membership import Membership
 from fsqueue.stream.policy import StreamPolicy
 from tests.support import GUARD_S, Child, Queue, backdate, ref, refs
 
@@ -252,7 +253,9 @@ def test_marks_of_another_run_concern_nobody(queue: Queue, path: Path) -> None:
     from fsqueue.stream.stream import Stream
 
     one, two = (Stream(queue.handle, queue.stream().opened_at, run) for run in ("run-1", "run-2"))
-    one.join("producer", "rollout").fail("NaN")
+    joined: list[Membership] = []
+    one.join("producer", "rollout", joined)
+    joined[0].fail("NaN")
     two.raise_failures("producer")
     with pytest.raises(MemberFailedError):
         one.raise_failures("producer")

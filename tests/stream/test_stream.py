@@ -23,6 +23,7 @@ from fsqueue import (
     MemberFailedError,
     MemberMissingError,
     PartialWindowWarning,
+    QueueClosedError,
     QueueConfigError,
     SampleRef,
     StreamEndedError,
@@ -31,7 +32,7 @@ from fsqueue import (
     dp_partition,
 )
 from fsqueue.operate.check import check_queue
-from tests.support import FakeClock, Tap, folder_of, open_tapped, wait_until
+from tests.support import FakeClock, InThread, Tap, folder_of, open_tapped, wait_until
 
 SPAWN = multiprocessing.get_context("spawn")
 GUARD_S = 60.0
@@ -367,6 +368,74 @@ def test_an_interrupted_view_gives_back_what_it_has(queue: FileSampleRefQueue[Sa
     with TrainerView(queue, batch=1) as view:
         assert view.get_interruptible(1, stop_event=Stopped()) == []
         assert ids(view.get()) == ["s0000"]
+
+
+def test_a_get_of_a_view_is_stopped_as_one_of_a_queue_is(queue: FileSampleRefQueue[SampleRef]) -> None:
+    """`get(stop_event=)` ends the wait and gives back what it has; it is not swallowed with the loaders' arguments."""
+    queue.put(refs(1))
+    with TrainerView(queue, batch=2) as view:
+        assert view.get(stop_event=Stopped()) == []
+        stop = threading.Event()
+        waiting = InThread(lambda: view.get(stop_event=stop))
+        stop.set()
+        assert waiting.result() == [] and queue.in_flight() == 0
+
+
+def test_a_closed_view_takes_no_more(queue: FileSampleRefQueue[SampleRef]) -> None:
+    """Its refs would be renewed by nobody: a get of it, and one that waits in another thread, is an error."""
+    queue.put(refs(1))
+    view = TrainerView(queue, batch=2)
+    waiting = InThread(view.get)
+    wait_until(lambda: queue.in_flight() == 1, "the view has leased what there is")
+    view.close()
+    view.close()
+    for get in (waiting.result, view.get):
+        with pytest.raises(QueueClosedError, match="view"):
+            get()
+    assert (queue.depth(), queue.in_flight()) == (1, 0)
+
+
+def test_a_view_that_is_closed_on_top_of_a_call_waits_for_no_renewal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal handler closes it while this thread holds the lock that a renewal of the view is waiting for."""
+    renewing = threading.Event()
+    with FileSampleRefQueue[SampleRef](tmp_path / "q", durable=False, lease_timeout_s=0.2) as queue:
+        renew = queue.renew
+        queue.put(refs(1))
+        view = TrainerView(queue, batch=1)
+        assert len(view.get()) == 1
+
+        def renew_soon(refs: Any) -> list[str]:
+            renewing.set()
+            return renew(refs)
+
+        with queue.handle.mutex:
+            monkeypatch.setattr(queue, "renew", renew_soon)
+            assert renewing.wait(GUARD_S)
+            view.close()
+
+
+@pytest.mark.parametrize("body", ["ends", "raises"])
+def test_a_member_leaves_though_its_queue_was_closed_before(queue: FileSampleRefQueue[SampleRef], body: str) -> None:
+    """As where a handler of SIGTERM closes the queue in the midst of a block: the others learn how it ended."""
+    error: type[BaseException] = ValueError
+    with FileSampleRefQueue(queue.path, durable=False) as other:
+        try:
+            with other.producer("p") as member:
+                other.close()
+                member.beat()
+                if body == "raises":
+                    raise error("the run was stopped")
+        except error:
+            pass
+        (found,) = queue.stream().members()
+        assert (found.state, found.record.reason) == (
+            ("closed", None) if body == "ends" else ("failed", "ValueError: the run was stopped")
+        )
+    assert sorted(os.listdir(Path(queue.path) / "stream")) == [
+        f"producer@p-{found.record.process.owner}@{found.state}.json"
+    ]
 
 
 def test_a_run_that_starts_again_leaves_earlier_failures_aside(queue: FileSampleRefQueue[SampleRef]) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.sweeps.proof import tally
-from tests.sweeps.proof.interrupted import CALLS, Scene, interrupt
+from tests.sweeps.proof.interrupted import CALLS, Call, Scene, interrupt
 from tests.sweeps.proof.interrupted_ledger import LEDGER_CALLS, interrupt_ledger, prepared
+from tests.sweeps.proof.interrupted_stream import STREAM_CALLS, StreamScene
 from tests.sweeps.proof.lines import lines_of
 
 _STRIDE = 47
@@ -30,14 +31,17 @@ def sweep(lines: int, stride: int, name: str, what: str, interrupt_at: Callable[
     assert not problems, "\n".join(problems)
 
 
-def sweep_queue(tmp_path: Path, name: str, stride: int, error: type[BaseException]) -> None:
-    call = CALLS[name]
-    scene = Scene(tmp_path / "whole", **call.options)
+def sweep_queue(
+    tmp_path: Path, name: str, call: Call, stride: int, error: type[BaseException], kind: type[Scene] = Scene
+) -> None:
+    scene = kind(tmp_path / "whole", **call.options)
     call.prepare(scene)
     lines = lines_of(lambda: call.run(scene))
+    scene.settle()
     scene.queue.close()
     scene.other.close()
-    sweep(lines, stride, name, "queue", lambda at: interrupt(tmp_path / str(at), call, at, error))
+    what = "queue" if kind is Scene else "stream"
+    sweep(lines, stride, name, what, lambda at: interrupt(tmp_path / str(at), call, at, error, kind))
 
 
 def sweep_ledger(tmp_path: Path, name: str, stride: int, error: type[BaseException]) -> None:
@@ -49,7 +53,7 @@ def sweep_ledger(tmp_path: Path, name: str, stride: int, error: type[BaseExcepti
 @pytest.mark.parametrize("name", CALLS)
 def test_interrupted_at_some_lines(tmp_path: Path, name: str) -> None:
     """After a Ctrl-C in the midst of a call the same handle works, holds no lock, and leases nothing to nobody."""
-    sweep_queue(tmp_path, name, _STRIDE, KeyboardInterrupt)
+    sweep_queue(tmp_path, name, CALLS[name], _STRIDE, KeyboardInterrupt)
 
 
 @pytest.mark.slow
@@ -57,7 +61,20 @@ def test_interrupted_at_some_lines(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", CALLS)
 def test_interrupted_at_every_line(tmp_path: Path, name: str, error: type[BaseException]) -> None:
     """The same at every line, and for an exception such as a signal handler of torch's DataLoader raises."""
-    sweep_queue(tmp_path, name, 1 if error is KeyboardInterrupt else 7, error)
+    sweep_queue(tmp_path, name, CALLS[name], 1 if error is KeyboardInterrupt else 7, error)
+
+
+@pytest.mark.parametrize("name", STREAM_CALLS)
+def test_a_stream_interrupted_at_some_lines(tmp_path: Path, name: str) -> None:
+    """After a Ctrl-C in a stream's call, too, and no member lives for ever whose block has ended."""
+    sweep_queue(tmp_path, name, STREAM_CALLS[name], 2 * _STRIDE + 3, KeyboardInterrupt, StreamScene)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STREAM_CALLS)
+def test_a_stream_interrupted_at_every_line(tmp_path: Path, name: str) -> None:
+    """The same at every line."""
+    sweep_queue(tmp_path, name, STREAM_CALLS[name], 1, KeyboardInterrupt, StreamScene)
 
 
 @pytest.mark.parametrize("name", LEDGER_CALLS)

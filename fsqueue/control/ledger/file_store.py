@@ -8,19 +8,21 @@ import os
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, Generic, Literal, NoReturn, ParamSpec, TypeVar, cast
 
 from fsqueue.control.errors import LedgerClosedError, LedgerDamagedError, LedgerError
 from fsqueue.control.ledger.entries import Ack
+from fsqueue.control.ledger.files import Settings
 from fsqueue.control.ledger.index import NO_STEP, UNACKED
 from fsqueue.control.ledger.log import Log
 from fsqueue.control.ledger.metadata_store import Marker, MetadataStore, weight_of
 from fsqueue.control.ledger.noted import OnFiles, note_ledger
-from fsqueue.control.ledger.replica import Replica
+from fsqueue.control.ledger.replica import GONE, Replica
 from fsqueue.disk import fileops
 from fsqueue.disk.fileops import explained
 from fsqueue.disk.mutex import Mutex
 from fsqueue.disk.publish import absolute
+from fsqueue.engine import arguments
 from fsqueue.errors import CorruptRefError, FsQueueError
 from fsqueue.format.codec import Codec
 from fsqueue.records import SampleRef, id_of_ref
@@ -41,8 +43,10 @@ def _lets_go(method: Callable[Concatenate[Store, P], T]) -> Callable[Concatenate
     def guarded(store: Store, /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return method(store, *args, **kwargs)
-        except BaseException:
+        except BaseException as error:
             store._drop_leftovers()
+            if isinstance(error, OSError) and error.errno in GONE:
+                store._drop_out_of_reach()
             raise
 
     return guarded
@@ -83,6 +87,7 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
         self._mutex = Mutex()
         self._closed = False
         self._underway = False
+        self._settings: Settings | None = None
         with explained("opening ledger", self.path):
             self._replica: Replica | None = self._open()
         try:
@@ -94,7 +99,9 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
         _live.add(self)
 
     def _open(self) -> Replica:
-        return Replica(self._ops, self.path, self._durable, self._lock_timeout_s)
+        replica = Replica(self._ops, self.path, self._durable, self._lock_timeout_s, self._settings)
+        self._settings = replica.settings
+        return replica
 
     @_lets_go
     def refresh(self) -> None:
@@ -114,7 +121,7 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
             InvalidRefError: a ref holds a tensor or a value that JSON would change; nothing was written.
             QueueIOError: the filesystem refused; the ledger is unchanged.
         """
-        wanted = [(id_of_ref(ref), ref) for ref in refs]
+        wanted = [(sample_id, ref) for ref, sample_id in arguments.with_ids("commit_samples", refs)]
         encoded: dict[str, tuple[bytes, int]] = {}
         for sample_id, ref in wanted:
             if sample_id not in encoded:
@@ -205,9 +212,7 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
         Raises:
             QueueIOError: the filesystem refused; the ledger is unchanged.
         """
-        ids = list(dict.fromkeys(sample_ids))
-        if not set(map(type, ids)) <= {str}:
-            raise LedgerError(self.path, f"takes sample ids, which are strings; found {ids!r}")
+        ids = list(dict.fromkeys(arguments.sample_ids("record_train_ack", sample_ids)))
         if global_step is not None:
             global_step = self._step("global_step", global_step)
         with self._held("acks", "writing") as replica:
@@ -287,6 +292,13 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
         finally:
             self._mutex.drop_leftovers()
 
+    def _drop_out_of_reach(self) -> None:
+        """Let descriptors go that lead nowhere any more: the next call opens the same ledger by its path again."""
+        with self._mutex:
+            if self._replica is not None and self._replica.is_out_of_reach():
+                replica, self._replica = self._replica, None
+                replica.drop()
+
     def _here(self) -> Replica:
         if self._closed:
             raise LedgerClosedError(self.path)
@@ -306,6 +318,9 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
                 self._replica.save_if_worthwhile()
                 self._replica.close()
                 self._replica = None
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"ledger {self.path} is open here and cannot be copied or pickled: open it anew by its path")
 
     def __enter__(self) -> FileMetadataStore[R]:
         return self

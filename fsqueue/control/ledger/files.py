@@ -16,7 +16,7 @@ from contextlib import ExitStack
 
 import msgspec
 
-from fsqueue.control.errors import LedgerFormatError
+from fsqueue.control.errors import LedgerError, LedgerFormatError
 from fsqueue.control.ledger.flock import wait_for_lock
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, silently_remove
@@ -31,7 +31,9 @@ _LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _is_ours = re.compile(r"\..*|create\.lock|commits\.index|(commits|acks)(\.json|-[0-9a-f]{8}\.jsonl)\Z").match
 
 
-class _Settings(msgspec.Struct):
+class Settings(msgspec.Struct, frozen=True):
+    """Hold the content of fsledger.json, by which one ledger is told from another at its path."""
+
     format: int
     created_at: float
 
@@ -95,41 +97,56 @@ def read_to_end(ops: FileOps, fd: int, offset: int) -> bytes:
     return b"".join(parts)
 
 
-def open_directory(ops: FileOps, path: str, durable: bool, lock_timeout_s: float) -> Directory:
+def open_directory(
+    ops: FileOps, path: str, durable: bool, lock_timeout_s: float, same_as: Settings | None = None
+) -> tuple[Directory, Settings]:
     """Open a ledger's directory; where it is missing or empty, make it one.
+
+    Args:
+        same_as: the settings of the ledger that has to lie there; none is made then.
 
     Raises:
         LedgerFormatError: there is something else, or a format that this version does not know.
+        LedgerError: it is another ledger, or none is there any more.
     """
-    make_directory(ops, path)
+    if same_as is None:
+        make_directory(ops, path)
     try:
         root = Directory(ops, path)
     except NotADirectoryError:
         raise LedgerFormatError(path, "is a file: a ledger is a directory") from None
     try:
-        if not _is_ledger(ops, root):
-            _create_once(ops, root, durable, lock_timeout_s)
+        found = _settings(ops, root)
+        if same_as is None:
+            return root, found or _create_once(ops, root, durable, lock_timeout_s)
+        if found != same_as:
+            raise LedgerError(path, _replaced_by(found))
     except BaseException:
         root.close()
         raise
-    return root
+    return root, found
 
 
-def _is_ledger(ops: FileOps, root: Directory) -> bool:
+def _replaced_by(found: Settings | None) -> str:
+    if found is None:
+        return f"is not there any more: there is no {SETTINGS} in it; find out who moved it, or mount it again"
+    return "was replaced: another one lies there now; find out who moved the former, and open the one that is meant"
+
+
+def _settings(ops: FileOps, root: Directory) -> Settings | None:
+    """Return the settings; None where this is no ledger yet."""
     try:
-        data = ops.read_file(root.fd, SETTINGS)
+        found = msgspec.json.decode(ops.read_file(root.fd, SETTINGS), type=Settings)
     except FileNotFoundError:
-        return False
-    try:
-        found = msgspec.json.decode(data, type=_Settings).format
+        return None
     except msgspec.DecodeError as error:
         raise LedgerFormatError(root.path, f"has a damaged {SETTINGS} ({error}): restore it") from None
-    if found != FORMAT:
-        raise LedgerFormatError(root.path, f"has format {found}, this fsqueue reads {FORMAT}: upgrade fsqueue")
-    return True
+    if found.format != FORMAT:
+        raise LedgerFormatError(root.path, f"has format {found.format}, this fsqueue reads {FORMAT}: upgrade fsqueue")
+    return found
 
 
-def _create_once(ops: FileOps, root: Directory, durable: bool, lock_timeout_s: float) -> None:
+def _create_once(ops: FileOps, root: Directory, durable: bool, lock_timeout_s: float) -> Settings:
     """Make an empty directory a ledger; of several processes that try, one does.
 
     CRASH: until fsledger.json is there, what lies here is nobody's, and the next creator begins anew.
@@ -141,8 +158,7 @@ def _create_once(ops: FileOps, root: Directory, durable: bool, lock_timeout_s: f
         wait_for_lock(ops, fd, os.path.join(root.path, CREATE_LOCK), ops.monotonic(), lock_timeout_s)
         stack.callback(ops.unlock, fd)
         root.refresh()
-        if not _is_ledger(ops, root):
-            _create_locked(ops, root, durable)
+        return _settings(ops, root) or _create_locked(ops, root, durable)
 
 
 def _refuse_strangers(ops: FileOps, root: Directory) -> None:
@@ -155,10 +171,12 @@ def _refuse_strangers(ops: FileOps, root: Directory) -> None:
             raise LedgerFormatError(root.path, f"holds {name} but no {SETTINGS}: restore it")
 
 
-def _create_locked(ops: FileOps, root: Directory, durable: bool) -> None:
+def _create_locked(ops: FileOps, root: Directory, durable: bool) -> Settings:
     for kind in KINDS:
         log = LogFiles(ops, root, kind, durable)
         log.point_at(log.write(b""))
-    replace_file(ops, root, SETTINGS, msgspec.json.encode(_Settings(FORMAT, ops.time())) + b"\n", durable)
+    settings = Settings(FORMAT, ops.time())
+    replace_file(ops, root, SETTINGS, msgspec.json.encode(settings) + b"\n", durable)
     if durable:
         sync_parent(ops, root.path)
+    return settings

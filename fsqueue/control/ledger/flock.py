@@ -7,7 +7,7 @@ import warnings
 
 from fsqueue.control.errors import LedgerLockedError, LedgerLockUnsupportedError
 from fsqueue.disk.fileops import FileOps
-from fsqueue.engine.lock import StaleLockWarning
+from fsqueue.engine.order_content import StaleLockWarning
 
 WARN_AFTER_S = 10.0
 _FIRST_PAUSE_S = 0.00005

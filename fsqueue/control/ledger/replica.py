@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -10,12 +11,13 @@ import msgspec
 from fsqueue.control.errors import LedgerFormatError
 from fsqueue.control.ledger import snapshot
 from fsqueue.control.ledger.entries import Ack, Commit, ack_body, commit_body, parse_ack, parse_commit, ref_offsets
-from fsqueue.control.ledger.files import KINDS, LogFiles, open_directory
+from fsqueue.control.ledger.files import KINDS, LogFiles, Settings, open_directory
 from fsqueue.control.ledger.index import NO_STEP, Index
 from fsqueue.control.ledger.log import Log
 from fsqueue.control.ledger.log_reader import Spans
 from fsqueue.disk.fileops import FileOps
 
+GONE = (errno.ESTALE, errno.EIO, errno.ENOTCONN)
 COMPACT_FROM_BYTES = 1 << 22
 SNAPSHOT_EVERY_BYTES = 1 << 26
 IDS_A_RECORD = 4096
@@ -28,15 +30,18 @@ class Replica:
         index: what is committed and what is acknowledged.
         global_step, optimizer_durable: the marker.
         commits, acks: the logs.
+        settings: those of the ledger.
     """
 
-    def __init__(self, ops: FileOps, path: str, durable: bool, lock_timeout_s: float) -> None:
+    def __init__(
+        self, ops: FileOps, path: str, durable: bool, lock_timeout_s: float, same_as: Settings | None = None
+    ) -> None:
         self.index = Index()
         self._ops = ops
         self._saved_bytes = 0
         self.global_step: int | None = None
         self.optimizer_durable = False
-        self._root = open_directory(ops, path, durable, lock_timeout_s)
+        self._root, self.settings = open_directory(ops, path, durable, lock_timeout_s, same_as)
         files = {kind: LogFiles(ops, self._root, kind, durable) for kind in KINDS}
         self.commits = Log(files["commits"], lock_timeout_s, self._receive_commits, self._begin_commits)
         self.acks = Log(files["acks"], lock_timeout_s, self._receive_acks, self._begin_acks)
@@ -127,12 +132,21 @@ class Replica:
                 yield ack_body(Ack(ids[first : first + IDS_A_RECORD], None if step == NO_STEP else step))
         yield ack_body(Ack([], self.global_step, self.optimizer_durable))
 
+    def is_out_of_reach(self) -> bool:
+        """Return whether the descriptors lead nowhere any more, as after an NFS export, or a mount, was made anew."""
+        try:
+            self._ops.fstat(self._root.fd)
+        except OSError as error:
+            return error.errno in GONE
+        return False
+
     def drop(self) -> None:
         """Close all, in whatever state an interrupted call has left it; no lock stays held."""
         for log in (self.commits, self.acks):
             with suppress(OSError):
                 log.drop()
-        self._root.close()
+        with suppress(OSError):
+            self._root.close()
 
     def close(self) -> None:
         self.commits.close()

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from fsqueue.disk.fileops import REF_LIMIT_BYTES
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import Layout
+from fsqueue.engine.onlooker import time_there
 from fsqueue.engine.packing.revision import Revision, look, read_segment, recover, recover_quietly
-from fsqueue.errors import CorruptRefError
+from fsqueue.engine.reserve import FREED_S, is_full
+from fsqueue.errors import CorruptRefError, QueueIOError
 from fsqueue.format import names, packed
 from fsqueue.format.packed import SEGMENT_REFS, Done, Line, Segment
 from fsqueue.format.untyped import sight
@@ -25,6 +27,10 @@ SEGMENT_BYTES = REF_LIMIT_BYTES // 2
 _MERGED = 8
 _FRAME_BYTES = 512
 _BUFFER_BYTES = 1 << 20
+_GROWTH = 4
+_SMALL_BYTES = 1 << 16
+_SHRINKAGE = 8
+_ROOM_BYTES = 1 << 19  # a block for the segment and one for its name; XFS sets more aside for the making of a file
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ def old_files(layout: Layout, limit: float) -> list[tuple[int, str, int]]:
 
 def would_pack(layout: Layout, older_than_s: float) -> Packed:
     """Say what `pack` would do."""
-    refs = len(old_files(layout, layout.ops.time() - older_than_s))
+    refs = len(old_files(layout, time_there(layout) - older_than_s))
     return Packed(refs, -(-refs // SEGMENT_REFS))
 
 
@@ -67,34 +73,80 @@ def pack(handle: Handle, older_than_s: float) -> Packed:
     Segments that are not full are merged, with each other and with what is new. Costs a stat of every done file and,
     for each that is packed, a rename, a stat, a read and an unlink.
 
+    A segment takes room before the files that went into it give theirs back. Where a full disk has none for a whole
+    one, it begins with as much as there is room for, and goes on with four times as much each time.
+
     RACE: of two that pack at once, each takes what it can rename; only one that finds itself alone merges. A rewind
     or purge takes the licence away; then what was claimed goes back, and the next packing begins anew.
+
+    Raises:
+        QueueIOError: there is no room even for one file's line; all is as it was.
     """
     handle.presence.announce()
     recover(handle, alone=False)
-    old = deque(old_files(handle.layout, handle.clock.now() - older_than_s))
+    limit = handle.clock.now() - older_than_s
+    old = deque(old_files(handle.layout, limit))
     refs = written = 0
+    size_bytes = _first_size(handle)
     while True:
         try:
-            packed = _pack_one(handle, old)
-        except OSError:
-            recover_quietly(handle)
-            raise
+            packed = _pack_one(handle, old, size_bytes)
+        except OSError as error:
+            # On a full disk others' licences go too: one of a process that died without a record keeps its room.
+            recover_quietly(handle, alone=is_full(error))
+            if not is_full(error):
+                raise
+            handle.ops.sleep(FREED_S)
+            old = deque(old_files(handle.layout, limit))  # what was claimed has its own name again
+            size_bytes = _smaller(handle, old, size_bytes, error)
+            continue
         recover(handle, alone=False)
         if packed is None:
             return Packed(refs, written)
         refs, written = refs + packed, written + 1
+        size_bytes = min(_GROWTH * size_bytes, SEGMENT_BYTES)
         if not old:
             return Packed(refs, written)
 
 
-def _pack_one(handle: Handle, old: deque[tuple[int, str, int]]) -> int | None:
-    """Write one segment; return how many files went into it, None where none was written."""
+def _first_size(handle: Handle) -> int:
+    """Return how large the first segment may be, by what the disk says is free; the reserve does for a small one."""
+    free, _ = handle.ops.room(handle.layout.done.fd)
+    return min(SEGMENT_BYTES, max(free // 2, _SMALL_BYTES))
+
+
+def _smaller(handle: Handle, old: deque[tuple[int, str, int]], size_bytes: int, error: OSError) -> int:
+    """Return how large the next segment may be after one of this size found the disk full.
+
+    Raises:
+        QueueIOError: it was to hold one file.
+    """
+    least = old[0][2] + _FRAME_BYTES if old else 0
+    free, _ = handle.ops.room(handle.layout.done.fd)
+    if size_bytes <= least or not old:
+        advice = (
+            f": a segment takes room before the {len(old)} files that it replaces give theirs back, about "
+            f"{least + _ROOM_BYTES} bytes and an inode to begin with; {free} bytes are free. These files stay as they "
+            "are: free so much, or remove done files with `fsqueue purge`, then pack again"
+        )
+        raise QueueIOError("packing", handle.layout.done.path, error, advice) from error
+    return max(least, min(size_bytes // _SHRINKAGE, free // 2 or size_bytes))
+
+
+def _pack_one(handle: Handle, old: deque[tuple[int, str, int]], size_bytes: int) -> int | None:
+    """Write one segment of about this size; return how many files went into it, None where none was written.
+
+    Where it is to be smaller than usual, its room is taken before anything is claimed: on a full disk, the directory
+    may have no room for the names that would be given back.
+    """
     with Revision(handle) as revision:
         done = recover(handle, revision, alone=False)
-        batch = _Batch(handle, revision)
+        if size_bytes < SEGMENT_BYTES and old:
+            size_bytes = max(size_bytes, old[0][2] + _FRAME_BYTES)
+            revision.make_room(min(size_bytes, sum(size + _FRAME_BYTES for _, _, size in old)))
+        batch = _Batch(handle, revision, size_bytes)
         if len(done.licences) == 1:
-            batch.carry_over(done)
+            batch.carry_over(done, size_bytes - (old[0][2] + _FRAME_BYTES if old else 0))
         claimed = batch.fill(old)
         return claimed if batch.commit() else None
 
@@ -102,9 +154,10 @@ def _pack_one(handle: Handle, old: deque[tuple[int, str, int]]) -> int | None:
 class _Batch:
     """Gather the lines of one segment in the making."""
 
-    def __init__(self, handle: Handle, revision: Revision) -> None:
+    def __init__(self, handle: Handle, revision: Revision, limit_bytes: int) -> None:
         self._handle = handle
         self._revision = revision
+        self._limit_bytes = limit_bytes
         self._bases: list[Segment] = []
         self._buffer: list[bytes] = []
         self._count = 0
@@ -112,15 +165,15 @@ class _Batch:
         self._size = 0
         self._newest_ns = 0
 
-    def carry_over(self, done: Done) -> None:
-        """Take the lines of segments that are not full; a damaged one stays as it is."""
+    def carry_over(self, done: Done, limit_bytes: int) -> None:
+        """Take the lines of segments that are not full, so many bytes at most; a damaged one stays as it is."""
         small = sorted((s for s in done.segments if s.refs < SEGMENT_REFS), key=lambda segment: segment.refs)
         for segment in small[:_MERGED]:
             if self._count + segment.refs > SEGMENT_REFS:
                 return
             try:
                 status = self._handle.ops.stat(segment.name, dir_fd=self._handle.layout.done.fd, follow_symlinks=False)
-                if status.st_size > SEGMENT_BYTES // 2 or self._size + status.st_size > SEGMENT_BYTES:
+                if status.st_size > SEGMENT_BYTES // 2 or self._size + status.st_size > limit_bytes:
                     continue
                 data = read_segment(self._handle.layout, segment)
             except FileNotFoundError:
@@ -144,9 +197,15 @@ class _Batch:
 
     def fill(self, old: deque[tuple[int, str, int]]) -> int:
         """Claim files until the segment is full, and add their lines; return how many."""
-        while old and self._count < SEGMENT_REFS and self._size + old[0][2] + _FRAME_BYTES <= SEGMENT_BYTES:
-            _, name, _ = old.popleft()
-            aside = self._revision.claim(name)
+        while old and self._count < SEGMENT_REFS and self._size + old[0][2] + _FRAME_BYTES <= self._limit_bytes:
+            name = old[0][1]
+            try:
+                aside = self._revision.claim(name)
+            except OSError as error:
+                if not (self._claimed and is_full(error)):
+                    raise
+                break  # done/ has no room for its longer name: what is claimed by now will make some
+            old.popleft()
             if aside is None:
                 continue
             line = _line_of(self._handle, aside, name)
@@ -171,7 +230,11 @@ def _line_of(handle: Handle, aside: str, name: str) -> Line | None:
     try:
         mtime_ns = handle.ops.stat(aside, dir_fd=done.fd, follow_symlinks=False).st_mtime_ns
         data = handle.ops.read_file(done.fd, aside)
-    except (FileNotFoundError, CorruptRefError):
+    except CorruptRefError:
+        return None
+    except OSError as error:
+        if not handle.moves.is_gone(done, aside, error):
+            raise
         return None
     seen = sight(data)
     if parsed is None or seen.sample_id is None or seen.torn or names.stem_of(seen.sample_id) != parsed[0]:

@@ -19,6 +19,7 @@ begun before the other looked, and one of them would have lost its licence or se
 
 from __future__ import annotations
 
+import errno
 import secrets
 from collections.abc import Iterable
 from contextlib import suppress
@@ -26,9 +27,11 @@ from dataclasses import replace
 
 from fsqueue.disk.fileops import silently_remove
 from fsqueue.disk.publish import write_together
+from fsqueue.engine.arrival import is_gone
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import Layout
 from fsqueue.engine.owners import read_record
+from fsqueue.engine.reserve import filler
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import packed
 from fsqueue.format.packed import Done, Licence, Line, Segment
@@ -82,6 +85,10 @@ def read_segment(layout: Layout, segment: Segment) -> bytes:
         return layout.ops.read_file(layout.done.fd, segment.name)
     except CorruptRefError:
         return b""
+    except OSError as error:
+        if is_gone(layout, layout.done, segment.name, error):
+            raise FileNotFoundError(errno.ENOENT, "replaced or purged", segment.name) from None
+        raise
 
 
 class Revision:
@@ -98,12 +105,14 @@ class Revision:
         self._done = handle.layout.done
         self.token = secrets.token_hex(6)
         self.size = 0
+        self._room = 0
         self._licence = packed.licence_file(self.token, handle.owner)
         self._fd = -1
         self._committed = False
 
     def __enter__(self) -> Revision:
-        self._fd = self._ops.create(self._done.fd, self._licence, b"")
+        reserve = self._handle.layout.reserve
+        self._fd = reserve.retrying(lambda: self._ops.create(self._done.fd, self._licence, b""))
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -119,19 +128,26 @@ class Revision:
         if fd >= 0:
             self._ops.close(fd)
 
+    def make_room(self, size: int) -> None:
+        """Take the room for so many bytes of lines now: where there is none, nothing has been claimed yet."""
+        room = filler(self._ops, size)
+        self._handle.layout.reserve.retrying(lambda: self._ops.pwrite_all(self._fd, room, 0))
+        self._room = size
+
     def write(self, data: bytes) -> None:
         """Add lines, through the descriptor of the licence's creation: a file taken away is never made anew."""
-        self._ops.pwrite_all(self._fd, data, self.size)
+        self._handle.layout.reserve.retrying(lambda: self._ops.pwrite_all(self._fd, data, self.size))
         self.size += len(data)
 
     def claim(self, name: str) -> str | None:
         """Move a done file aside, on its way into this revision; return its new name, None where it was gone."""
         aside = packed.aside_file(name, self.token, original=True)
-        return aside if self._handle.moves.move(self._done, name, self._done, aside, unique=True) else None
+        return aside if self._handle.moves.move_to_fresh(self._done, name, self._done, aside) else None
 
     def unclaim(self, aside: str, name: str) -> None:
-        """Undo a claim."""
-        _loosen(self._handle, aside, name)
+        """Undo a claim; the file may not stay under this revision, which would spend it."""
+        if not _loosen(self._handle, aside, name):
+            self._handle.moves.move_to_done(self._done, aside, name)
 
     def copy_out(self, lines: Iterable[Line]) -> None:
         """Write lines as files of their own, which hold from the commit on."""
@@ -150,39 +166,46 @@ class Revision:
         Args:
             mtime_ns: the newest stamp among its refs, which becomes the segment's own.
         """
+        if self._room > self.size:
+            self._ops.ftruncate(self._fd, self.size)
         self._ops.fsync(self._fd)
         self._close()
         name = packed.segment_file(self.token, refs, (segment.revision for segment in replaces))
-        with suppress(FileNotFoundError):
+        try:
             self._ops.utime(self._licence, ns=(mtime_ns, mtime_ns), dir_fd=self._done.fd, follow_symlinks=False)
+        except OSError as error:
+            if not self._handle.moves.is_gone(self._done, self._licence, error):
+                raise
         self._done.sync()
-        self._committed = self._handle.moves.move(self._done, self._licence, self._done, name, unique=True)
+        self._committed = self._handle.moves.move_to_fresh(self._done, self._licence, self._done, name)
         self._done.sync()
         return self._committed
 
 
-def recover(handle: Handle, mine: Revision | None = None, *, alone: bool) -> Done:
+def recover(handle: Handle, mine: Revision | None = None, *, alone: bool, stuck: set[str] | None = None) -> Done:
     """End what other revisions have begun, and what was committed; return what is there then.
 
     Args:
         alone: take every other licence away, not just those of dead owners and those an hour old.
+        stuck: see `_finish`; kept by a caller who recovers more than once.
     """
     token = mine.token if mine else None
+    stuck = set() if stuck is None else stuck
     while True:
         done = look_firmly(handle.layout)
         others = [licence for licence in done.licences if licence.revision != token]
         now = handle.clock.now() if others and not alone else 0.0
         gone = [licence for licence in others if alone or is_abandoned(handle.layout, licence, now)]
         for licence in gone:
-            handle.ops.remove(handle.layout.done.fd, licence.name)
-        if not gone and not _finish(handle, done):
+            handle.moves.remove(handle.layout.done, licence.name)
+        if not gone and not _finish(handle, done, stuck):
             return done
 
 
-def recover_quietly(handle: Handle) -> None:
+def recover_quietly(handle: Handle, *, alone: bool = False) -> None:
     """Recover after an error, which is the one to report; what is left aside is done all the same."""
     with suppress(OSError):
-        recover(handle, alone=False)
+        recover(handle, alone=alone)
 
 
 def is_abandoned(layout: Layout, licence: Licence, now: float) -> bool:
@@ -193,46 +216,51 @@ def is_abandoned(layout: Layout, licence: Licence, now: float) -> bool:
     return liveness == "dead" or (written_at is not None and now - written_at > ABANDONED_S)
 
 
-def _finish(handle: Handle, done: Done) -> bool:
+def _finish(handle: Handle, done: Done, stuck: set[str]) -> bool:
     """Do what committed and void revisions have left to do; False where there was nothing.
 
     CRASH: a segment that another one replaces goes after the asides of both have gone, durably: it must not come into
     force again, and neither must they.
+
+    Args:
+        stuck: asides that this client cannot give their names now, or that somebody else has: tried once. This adds
+            to them. They are done all the same, as long as the segments are there that say so.
     """
-    layout, ops = handle.layout, handle.ops
+    layout, moves = handle.layout, handle.moves
     running = {licence.revision for licence in done.licences}
-    settled = [aside for aside in done.asides if aside.revision not in running]
+    settled = [aside for aside in done.asides if aside.revision not in running and aside.name not in stuck]
     for aside in settled:
         if aside.original == (aside.revision in done.committed):
-            ops.remove(layout.done.fd, aside.name)
-        else:
-            _loosen(handle, aside.name, aside.ref_name)
-    if settled or done.replaced:
+            moves.remove(layout.done, aside.name)
+        elif not _loosen(handle, aside.name, aside.ref_name):
+            stuck.add(aside.name)
+    held_up = {aside.revision for aside in done.asides if aside.name in stuck} & done.committed
+    replaced = [] if held_up else done.replaced
+    if settled or replaced:
         layout.done.sync()
-    for segment in done.replaced:
-        ops.remove(layout.done.fd, segment.name)
+    for segment in replaced:
+        moves.remove(layout.done, segment.name)
     listed = {aside.revision for aside in done.asides} | {segment.revision for segment in done.replaced}
     spent = [s for s in done.segments if not s.refs and listed.isdisjoint((s.revision, *s.replaces))]
     removed = [segment for segment in spent if _is_empty(handle, segment)]
     if removed:
         layout.done.sync()
     for segment in removed:
-        ops.remove(layout.done.fd, segment.name)
-    return bool(settled or done.replaced or removed)
+        moves.remove(layout.done, segment.name)
+    return bool(settled or replaced or removed)
 
 
-def _loosen(handle: Handle, name: str, ref_name: str) -> None:
-    """Give a done file aside its own name, unless a later life of the ref has that.
+def _loosen(handle: Handle, name: str, ref_name: str) -> bool:
+    """Give a done file aside its own name, unless a later life of the ref has that; False where it kept its name.
 
     RACE: a later life that is acked under the same step between the look and the rename is replaced by the earlier
     one: one file of that name either way. By a link, a ref could for a moment have two.
     """
     done = handle.layout.done
     mine, later = (_mtime_ns(handle, each) for each in (name, ref_name))
-    if later is not None and mine is not None and later >= mine:
-        handle.ops.remove(done.fd, name)
-    else:
-        handle.moves.move(done, name, done, ref_name)
+    if later is not None and mine is not None and later >= mine and handle.moves.holds(done, ref_name):
+        return handle.moves.remove(done, name)
+    return handle.moves.move(done, name, done, ref_name)
 
 
 def _mtime_ns(handle: Handle, name: str) -> int | None:

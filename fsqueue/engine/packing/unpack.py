@@ -19,18 +19,21 @@ _DAMAGED = "found in a segment of packed refs: it belongs to no whole line"
 def unpack(handle: Handle, wanted: Wanted) -> Done:
     """Make every done ref that is wanted, by stem and step, a file of its own again; return what is done then.
 
+    Such a file may have the name that a revision gave it, where this client cannot change that now.
+
     Costs one listing where nothing is packed; otherwise every segment is read. A running packing is ended.
 
     RACE: a packing that begins afterwards may claim such a file before the caller has moved it on.
     """
     clean: set[str] = set()
+    stuck: set[str] = set()
     while True:
         done = look(handle.layout)
         try:
-            if not _is_aside(done, wanted) and _holding(handle.layout, done, wanted, clean) is None:
+            if not _is_aside(done, wanted, stuck) and _holding(handle.layout, done, wanted, clean) is None:
                 return done
             with Revision(handle) as revision:
-                found = _holding(handle.layout, recover(handle, revision, alone=True), wanted, clean)
+                found = _holding(handle.layout, recover(handle, revision, alone=True, stuck=stuck), wanted, clean)
                 if found is not None:
                     _take_out(revision, *found)
         except FileNotFoundError:
@@ -38,12 +41,12 @@ def unpack(handle: Handle, wanted: Wanted) -> Done:
         except OSError:
             recover_quietly(handle)
             raise
-        recover(handle, alone=True)
+        recover(handle, alone=True, stuck=stuck)
 
 
-def _is_aside(done: Done, wanted: Wanted) -> bool:
-    """Return whether a revision has something in hand that is wanted."""
-    parsed = (names.parse_done(name) for name, file in done.files.items() if name != file)
+def _is_aside(done: Done, wanted: Wanted, stuck: set[str]) -> bool:
+    """Return whether a revision has something in hand that is wanted, other than what keeps its name."""
+    parsed = (names.parse_done(name) for name, file in done.files.items() if name != file and file not in stuck)
     return any(found is not None and wanted(*found) for found in parsed)
 
 

@@ -12,12 +12,24 @@ from typing import NamedTuple
 
 from fsqueue.disk.directory import Directory
 from fsqueue.engine.departed import ABANDONED_AFTER_S
-from fsqueue.engine.layout import DIRECTORIES, HEADER_BYTES, LEDGER, ORDER, REF_TYPE, SETTINGS, STATES, STREAM, Layout
+from fsqueue.engine.layout import (
+    DIRECTORIES,
+    HEADER_BYTES,
+    LEDGER,
+    ORDER,
+    REF_TYPE,
+    SETTINGS,
+    STATES,
+    STREAM,
+    Layout,
+    read_json,
+)
 from fsqueue.engine.order import Header
 from fsqueue.engine.owners import read_record
 from fsqueue.engine.packing.revision import is_abandoned
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import names, packed
+from fsqueue.format.ref_type import RefType
 from fsqueue.format.untyped import Place, RefSight, allows, place_of, sight, type_name
 from fsqueue.operate.check.stream_looks import StreamLooks
 from fsqueue.operate.check.violations import Problem, Severity, Violation, violation
@@ -91,7 +103,7 @@ class Looks:
         if self._stream is not None:
             self._stream.refresh()
         parsed = (names.parse_leased(name) for name in self.layout.leased.listing())
-        self.leases = Counter(lease.owner for lease in parsed if lease)
+        self.leases = Counter(lease.owner for lease in parsed if lease and not lease.is_returned)
         done = packed.read_names(self.layout.done.listing())
         running = (found for found in done.licences if not is_abandoned(self.layout, found, self._now))
         self._revisions = {licence.revision for licence in running}
@@ -169,7 +181,7 @@ class Looks:
             yield "not-a-file", f"a {type_name(status)} in the place of packed refs"
         elif segment is None or name in self._replaced:
             if revision not in self._revisions:
-                yield "packing", "of a packing that was cut short"
+                yield "packing", "of a packing that was cut short, or of an ack whose rename this mount did not make"
         elif not allows(status, write=False):
             yield "unreadable", "this user cannot read it"
         else:
@@ -273,11 +285,23 @@ class Looks:
     def _root(self, name: str, status: os.stat_result) -> Iterator[Problem]:
         if name == ORDER:
             yield from self._order(status)
+        elif name == REF_TYPE:
+            yield from self._ref_type(status)
         elif _replaced_order(name):
             if self._now - status.st_mtime > LEFTOVER_S:
                 yield "leftover", "an order file that was never put in place"
         elif name not in _KNOWN and not _ignored(name) and not name.startswith("order.lease"):
             yield "foreign", "nothing of the queue's"
+
+    def _ref_type(self, status: os.stat_result) -> Iterator[Problem]:
+        try:
+            found = read_json(self._ops, self.layout.root, REF_TYPE, RefType)
+        except PermissionError:
+            yield "unreadable", "this user cannot read it, so can neither put nor get"
+            return
+        if found is None:
+            what = "is damaged" if stat_module.S_ISREG(status.st_mode) else f"is a {type_name(status)}"
+            yield "type-unreadable", f"{what}, so that handles put and get refs of any class"
 
     def _order(self, status: os.stat_result) -> Iterator[Problem]:
         if not stat_module.S_ISREG(status.st_mode):
@@ -288,6 +312,9 @@ class Looks:
         try:
             data = self._ops.read_file(self.layout.root.fd, ORDER)
         except (FileNotFoundError, PermissionError, CorruptRefError):
+            return
+        except OSError as error:
+            yield "order", f"cannot be read ({error.strerror}): the next put or get replaces it"
             return
         header = Header.decode(data[:HEADER_BYTES])
         if data and (header is None or header.cursor > len(data)):

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from fsqueue.disk.directory import Directory
+from fsqueue.engine.annotations import Change, record
 from fsqueue.engine.claim import Claimer
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import HEADER_BYTES
-from fsqueue.engine.moves import Change, record
 from fsqueue.engine.order import Header
 from fsqueue.engine.owners import read_record
 from fsqueue.engine.packing.revision import recover
@@ -162,10 +162,8 @@ class Mender:
         return self._rename(directory, name)
 
     def _links(self, directory: Directory, name: str) -> int:
-        try:
-            return self._handle.ops.stat(name, dir_fd=directory.fd, follow_symlinks=False).st_nlink
-        except FileNotFoundError:
-            return 0
+        status = self._handle.ops.status(directory.fd, name)
+        return status.st_nlink if status else 0
 
     def _lease(self, directory: Directory, name: str, stem: str) -> Claim:
         return _require(fetch(self._handle, directory, name, stem))
@@ -173,9 +171,11 @@ class Mender:
     def _rename_settled(self, directory: Directory, name: str, stem: str) -> str:
         handle, place = self._handle, place_of(_state(directory), name)
         target = names.done_file(stem, place.step if place else None)
-        if handle.ops.exists(directory.fd, target):
+        if handle.ops.exists(directory.fd, target) and handle.moves.holds(directory, target):
             raise _LeftAloneError(f"{target} is there already; remove one of them by hand")
-        _require(handle.moves.move(directory, name, directory, target))
+        if not handle.moves.move(directory, name, directory, target):
+            _require(handle.ops.exists(directory.fd, name))
+            raise _LeftAloneError("this mount reported a move that it did not make; try again in a minute")
         return f"renamed to {target}"
 
     def _settle_live(self, claim: Claim) -> str:
@@ -191,7 +191,7 @@ class Mender:
                 continue  # the other one has moved on: look again
             if not same:
                 return self._bury(claim, "another ref with this id was live")
-            ops.remove(leased.fd, claim.name)
+            self._handle.moves.remove(leased, claim.name)
             return "dropped: the same ref is live under another name"
         return self._bury(claim, "another file with this id was live, and could not be read")
 
@@ -212,7 +212,9 @@ class Mender:
         if others:
             return layout.leased.fd, others[0]
         name = names.ref_file(claim.stem)
-        return (layout.pending.fd, name) if self._handle.ops.exists(layout.pending.fd, name) else None
+        # A name that is only remembered leads to the very file that this claim has.
+        there = self._handle.ops.exists(layout.pending.fd, name) and self._handle.moves.holds(layout.pending, name)
+        return (layout.pending.fd, name) if there else None
 
     def _drop_torn_end(self, directory: Directory, name: str) -> str:
         seen = self._read(directory, name)
@@ -248,7 +250,7 @@ class Mender:
             ops.fsync(fd)
 
     def _stamp(self, directory: Directory, name: str) -> str:
-        _require(self._handle.clock.stamp(directory, name))
+        _require(self._handle.moves.stamp(directory, name))
         return "stamped with the present time"
 
     def _mend_segment(self, directory: Directory, name: str) -> str:
@@ -266,9 +268,15 @@ class Mender:
 
     def _rebuild_order(self, directory: Directory, name: str) -> str:
         """Keep the lines that name something, under a new header, and add what is pending and not named."""
-        handle, file = self._handle, self._handle.order_file
-        with file.surely:
-            data = handle.ops.pread(file.fd, file.size, 0)
+        handle, file = self._handle, self._handle.order_file.content
+        with handle.order_file.surely as held:
+            try:
+                data = handle.ops.pread(file.fd, file.size, 0) if held else b""
+            except OSError as error:
+                file.fail(error)
+                held = False
+            if not held:
+                return self._replaced_order()
             header = Header.decode(data[:HEADER_BYTES])
             lines = data[header.cursor if header else 0 :].decode("ascii", "replace").split("\n")
             # CRASH: between the two an empty order, which the next get fills from a listing.
@@ -278,8 +286,15 @@ class Mender:
         Claimer(handle).name_stranded()
         return "rebuilt"
 
+    def _replaced_order(self) -> str:
+        """Fill the fresh order that is in the place of one that nobody can read."""
+        if self._handle.order_file.content.is_unusable():
+            raise _LeftAloneError("it can neither be used nor replaced; put and get go on without")
+        Claimer(self._handle).name_stranded()
+        return "replaced"
+
     def _remove(self, directory: Directory, name: str) -> str:
-        _require(self._handle.ops.remove(directory.fd, name))
+        _require(self._handle.moves.remove(directory, name))
         return "removed"
 
     def _remove_silent(self, directory: Directory, name: str) -> str:

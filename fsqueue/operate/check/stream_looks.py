@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import stat as stat_module
@@ -58,7 +57,7 @@ class StreamLooks:
     def _time(self, silent: list[str]) -> float:
         """Return the time by the clock that stamped these files; asked for once, with a touch of the order file.
 
-        Where this user must not touch it, their newest stamp counts as now: whoever was outlived is silent.
+        Where it cannot be touched, their newest stamp counts as now: whoever was outlived is silent.
         """
         if not silent:
             return 0.0
@@ -74,9 +73,7 @@ class StreamLooks:
         try:
             FilesystemClock(self._ops, root).stamp(root, ORDER)
             return self._ops.fresh_mtime(root.fd, ORDER)
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EACCES, errno.EROFS):
-                raise
+        except OSError:
             return None
 
     def problems(self, name: str, status: os.stat_result) -> Iterator[Problem]:

@@ -64,6 +64,7 @@ _LEFT_ALONE = {
     "two-leases": "each lease ends by itself, or by `fsqueue release --owner`",
     "no-record": "its leases expire by the lease timeout, or end now by `fsqueue release --owner`",
     "member-silent": "start it again under the same name, or remove its file to go on without it",
+    "type-unreadable": "write it as FORMAT.md shows, or stop the handles and remove it: the next put writes it anew",
     "foreign": "it is left alone",
     "linked": "history written under one of its names shows under the others",
     "not-writable": "this user can look, but neither put nor get",

@@ -83,6 +83,9 @@ class Scene:
         os.rename(self.path / "pending" / "s00001.json", self.path / "pending" / "x.json")
         (self.path / "order.lock").write_bytes(b"")
 
+    def settle(self) -> None:
+        """Do what the caller does after the interruption, before all is looked at."""
+
     def damage(self) -> None:
         self.put(self.batch)
         (self.path / "pending" / "s00000.json").write_bytes(b"{")
@@ -91,8 +94,8 @@ class Scene:
 class Call(NamedTuple):
     """One call, from the state that prepare brings the queue into."""
 
-    run: Callable[[Scene], Any]
-    prepare: Callable[[Scene], Any] = Scene.put_and_get
+    run: Callable[[Any], Any]
+    prepare: Callable[[Any], Any] = Scene.put_and_get
     options: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -137,9 +140,11 @@ CALLS: dict[str, Call] = {
 }
 
 
-def interrupt(path: Path, call: Call, at: int, error: type[BaseException] = KeyboardInterrupt) -> str | None:
+def interrupt(
+    path: Path, call: Call, at: int, error: type[BaseException] = KeyboardInterrupt, kind: type[Scene] = Scene
+) -> str | None:
     """Interrupt a call at a line and check what must hold then; return the line, None where the call ended before."""
-    scene, wire = Scene(path, **call.options), Tripwire(at, error)
+    scene, wire = kind(path, **call.options), Tripwire(at, error)
     call.prepare(scene)
     try:
         wire.run(lambda: call.run(scene))
@@ -159,6 +164,7 @@ def interrupt(path: Path, call: Call, at: int, error: type[BaseException] = Keyb
 def _check(scene: Scene) -> None:
     assert is_lockable(scene.path / "order.lock"), "the lock is held"
     queue = scene.queue
+    scene.settle()
     try:
         scene.put([ref("p1")])
         scene.get(100)
