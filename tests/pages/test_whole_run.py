@@ -22,19 +22,11 @@ from fsqueue.operate.check import check_queue
 GUIDE = ROOT / "fsqueue" / "control" / "GUIDE.md"
 GUARD_S = 200.0
 
-PATIENTLY = f"""
-import runpy
-from fsqueue.stream import members
-members.DEAD_AFTER_S = {2 * GUARD_S}
-runpy.run_path("run.py", run_name="__main__")
-"""
-# The program as it stands, but that a member may be silent for longer: a restart on a busy machine takes its time.
-
 
 def start(folder: Path, role: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-c", PATIENTLY, role], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "run.py", role], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
     )
 
 
