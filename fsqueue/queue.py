@@ -21,6 +21,7 @@ from fsqueue.disk.mutex import Mutex
 from fsqueue.disk.parallel import IoThreads
 from fsqueue.disk.publish import absolute
 from fsqueue.engine import arguments
+from fsqueue.engine.attempts import MAX_DELIVERIES
 from fsqueue.engine.claim import Partition
 from fsqueue.engine.engine import Engine, Options, reaching
 from fsqueue.engine.handle import Handle
@@ -85,7 +86,9 @@ class FileSampleRefQueue(Generic[R]):
         owner: the first part of this handle's owner name; the host's name unless given.
         durable: put, ack, fail and release fsync, so that they survive a power cut.
         keep_done: acked refs stay as files in done/.
-        max_attempts: failures and expired leases after which a ref goes to failed/; None: it never does.
+        max_attempts: failures after which a ref goes to failed/; None: it never does.
+        max_deliveries: leases that ended without a word, with their process or by time, after which it does; None: it
+            never does. A ref that kills whoever takes it ends there, one whose consumers are preempted does not.
         heartbeat_s: seconds between the beats that prolong all leases of this handle while its process lives;
             None: leases last lease_timeout_s unless renewed.
         lock: "flock", "lease" (filelock's SoftFileLease) or "none"; stored in a new queue. In an existing one, a
@@ -119,6 +122,7 @@ class FileSampleRefQueue(Generic[R]):
         durable: bool = True,
         keep_done: bool = True,
         max_attempts: int | None = None,
+        max_deliveries: int | None = MAX_DELIVERIES,
         heartbeat_s: float | None = None,
         lock: str = "flock",
         clock: Callable[[], float] | None = None,
@@ -130,7 +134,16 @@ class FileSampleRefQueue(Generic[R]):
         self.path = absolute(path)
         self.ops = fileops.current()
         self.options = Options(
-            ref_type, owner, durable, keep_done, max_attempts, heartbeat_s, clock, poll_interval_s, io_threads
+            ref_type,
+            owner,
+            durable,
+            keep_done,
+            max_attempts,
+            max_deliveries,
+            heartbeat_s,
+            clock,
+            poll_interval_s,
+            io_threads,
         )
         arguments.seconds("lease_timeout_s", lease_timeout_s)
         self.options.validate(self.path)

@@ -98,6 +98,7 @@ class Script:
                 durable=self._plan.durable,
                 keep_done=self._plan.keep_done,
                 max_attempts=self._plan.max_attempts,
+                max_deliveries=self._plan.max_attempts,
                 heartbeat_s=self._plan.heartbeat_s,
                 lock=self._plan.lock,
             )

@@ -73,7 +73,7 @@ class Report:
             if error["errno"] != _FULL or not self.counts.get("disk filled"):
                 self.problem(f"raised: {error['who']} at {error['at']:.3f}: {error['error']}: {error['text']}")
         for sample_id, reason in dead_letters(self._queue).items():
-            if reason is not None and "soak: " not in reason and "attempts, the last one: " not in reason:
+            if reason is not None and "soak: " not in reason and ", the last one: " not in reason:
                 self.problem(f"buried: {sample_id}: {reason}")
         self._judge_files()
 

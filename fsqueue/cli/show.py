@@ -59,7 +59,7 @@ def _print(detail: Detail) -> None:
         data(f"  reason: {shown(detail.reason)}")
     if detail.problem is not None:
         data(f"  no ref: the file {detail.problem}")
-    data(f"  attempts: {detail.attempts}")
+    data(f"  attempts: {detail.attempts}, expired leases: {detail.expiries}")
     for event in detail.history:
         when = datetime.fromtimestamp(event.at).astimezone().isoformat(" ", "seconds")
         why = f": {shown(event.reason)}" if event.reason else ""

@@ -27,7 +27,7 @@ from fsqueue.disk import fileops
 from fsqueue.disk.fileops import explained
 from fsqueue.engine import rewind as rewinding
 from fsqueue.engine.annotations import record
-from fsqueue.engine.expire import return_or_bury
+from fsqueue.engine.attempts import return_or_bury
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.letters import letters_beside
 from fsqueue.engine.listing import files_in, packed_in
@@ -223,8 +223,8 @@ class FileSide(ContractSide):
         claim = handle.moves.new_claim(lease.stem)
         if handle.moves.fetch(handle.layout.leased, lease.file, claim):
             reason = "the controller that leased it is gone"
-            counted = record("expired", handle.clock.now(), lease.holder, reason, attempt=True)
-            return_or_bury(handle, claim, counted, reason, self._files.options.max_attempts, back)
+            counted = record("expired", handle.clock.now(), lease.holder, reason)
+            return_or_bury(handle, claim, counted, reason, self._files.options.limits, back)
 
     def refuse_while_leased(self) -> None:
         """Raise LeasesHeldError where another owner leases refs."""

@@ -123,7 +123,7 @@ def _unwritten(change: Change, reason: str) -> Bookkeeping:
 
 
 def record(event: str, at: float, holder: str | None, reason: str | None = None, attempt: bool = False) -> Change:
-    """Return a change that adds an event to a ref's history, and counts an attempt where it is one.
+    """Return a change that adds an event to a ref's history, and counts it where it is an attempt or an expiry.
 
     Args:
         holder: of the lease that ended; where none did, the owner who caused the event.
@@ -131,6 +131,7 @@ def record(event: str, at: float, holder: str | None, reason: str | None = None,
 
     def change(bookkeeping: Bookkeeping) -> None:
         bookkeeping.attempts += attempt
+        bookkeeping.expiries += event == "expired"
         bookkeeping.add(Event(event, at, holder, reason))
 
     return change

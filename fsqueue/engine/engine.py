@@ -11,6 +11,7 @@ from fsqueue.disk.counting import NameCount
 from fsqueue.disk.fileops import FileOps, explained
 from fsqueue.disk.parallel import IoThreads
 from fsqueue.engine.arguments import integer, seconds
+from fsqueue.engine.attempts import Limits
 from fsqueue.engine.contents import Contents
 from fsqueue.engine.expire import Reclaimer
 from fsqueue.engine.get import Getter
@@ -50,21 +51,28 @@ class Options:
     durable: bool
     keep_done: bool
     max_attempts: int | None
+    max_deliveries: int | None
     heartbeat_s: float | None
     clock: Callable[[], float] | None
     poll_interval_s: float
     io_threads: IoThreads
 
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.max_attempts, self.max_deliveries)
+
     def validate(self, path: str) -> None:
         """Raise a QueueConfigError where an option can mean nothing."""
-        if self.max_attempts is not None:
-            integer("max_attempts", self.max_attempts)
+        for name, limit in (("max_attempts", self.max_attempts), ("max_deliveries", self.max_deliveries)):
+            if limit is not None:
+                integer(name, limit)
         if self.owner is not None and not isinstance(self.owner, str):
             raise InvalidArgumentError("owner", "a string or None", self.owner)
         seconds("heartbeat_s", self.heartbeat_s)
         seconds("poll_interval_s", self.poll_interval_s)
-        if self.max_attempts is not None and self.max_attempts < 1:
-            raise QueueConfigError(path, f"needs max_attempts of at least 1 or None, found {self.max_attempts}")
+        for name, limit in (("max_attempts", self.max_attempts), ("max_deliveries", self.max_deliveries)):
+            if limit is not None and limit < 1:
+                raise QueueConfigError(path, f"needs {name} of at least 1 or None, found {limit}")
         if not (self.poll_interval_s or 0) > 0:
             raise QueueConfigError(path, f"needs a positive poll_interval_s, found {self.poll_interval_s}")
         if self.heartbeat_s is not None and not self.heartbeat_s > 0:
@@ -110,8 +118,8 @@ class Engine:
             with suppress(OSError):  # the first error is the one to report
                 layout.close()
             raise
-        self.settler = Settler(handle, keep_done=options.keep_done, max_attempts=options.max_attempts)
-        self.reclaimer = Reclaimer(handle, options.max_attempts)
+        self.settler = Settler(handle, keep_done=options.keep_done, limits=options.limits)
+        self.reclaimer = Reclaimer(handle, options.limits)
         self.putter = Putter(handle)
         self.contents = Contents(layout, options.ref_type)
         self.getter: Getter[Any] = Getter(

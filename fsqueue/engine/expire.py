@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import despite_errors
-from fsqueue.engine.annotations import Change, record
+from fsqueue.engine.annotations import record
+from fsqueue.engine.attempts import Limits, return_or_bury
 from fsqueue.engine.awake import Doubts, grace_s
 from fsqueue.engine.departed import Departed
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
 from fsqueue.engine.others import READS_A_ROUND, Others
 from fsqueue.format import names
-from fsqueue.format.codec import Bookkeeping
 from fsqueue.format.names import Lease
 
 ROUND_S = 1.0
@@ -40,9 +40,9 @@ class Reclaimer:
     A round is due after `ROUND_S` seconds, or a tenth of the lease timeout where that is less.
     """
 
-    def __init__(self, handle: Handle, max_attempts: int | None) -> None:
+    def __init__(self, handle: Handle, limits: Limits) -> None:
         self._handle = handle
-        self._max_attempts = max_attempts
+        self._limits = limits
         self._timeout_s = handle.layout.settings.lease_timeout_s
         self._round_s = ROUND_S if self._timeout_s is None else min(ROUND_S, self._timeout_s / 10)
         self._check_at: dict[Lease, float] = {}
@@ -316,8 +316,8 @@ class Reclaimer:
             if not handle.moves.stamp(handle.layout.leased, claim.name):
                 return False
             reason = "the owner's process is gone" if dead else "the lease timed out"
-            counted = record("expired", self._round_now(), lease.holder, reason, attempt=True)
-            return return_or_bury(handle, claim, counted, reason, self._max_attempts, back)
+            counted = record("expired", self._round_now(), lease.holder, reason)
+            return return_or_bury(handle, claim, counted, reason, self._limits, back)
         except FileNotFoundError:
             return False
         except BaseException:
@@ -335,32 +335,3 @@ class Reclaimer:
 def _ends_with(lease: Lease, dead: set[str]) -> bool:
     """Return whether a lease has ended: its owner is among the dead, or has given the ref back."""
     return lease.is_returned or (lease.owner in dead and not lease.is_timed_take_over)
-
-
-def return_or_bury(
-    handle: Handle, claim: Claim, counted: Change, reason: str, max_attempts: int | None, back: list[str]
-) -> bool:
-    """Move a ref that this handle leases to the tail of pending/, or to failed/ after its last attempt.
-
-    Args:
-        counted: records the attempt.
-        back: collects the stems that went to pending/, for the caller to name in the order, once for a batch.
-    """
-
-    def change(bookkeeping: Bookkeeping) -> None:
-        if bookkeeping.reason is not None:
-            # A dead letter that was moved back by hand: it starts afresh.
-            bookkeeping.attempts, bookkeeping.reason = 0, None
-        counted(bookkeeping)
-        if max_attempts is not None and bookkeeping.attempts >= max_attempts:
-            bookkeeping.reason = f"{bookkeeping.attempts} attempts, the last one: {reason}"
-
-    bookkeeping = handle.moves.annotate(claim, change)
-    if bookkeeping is None:
-        return False
-    if bookkeeping.reason is not None:
-        return handle.moves.bury(claim)
-    if not handle.moves.give_back(claim):
-        return False
-    back.append(claim.stem)
-    return True

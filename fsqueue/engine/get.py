@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from fsqueue.engine.annotations import record
+from fsqueue.engine.attempts import Limits
 from fsqueue.engine.claim import Claimer, Partition
 from fsqueue.engine.contents import Contents
 from fsqueue.engine.expire import Reclaimer
@@ -58,7 +59,9 @@ class Getter(Generic[R]):
         self._reclaimer = reclaimer
         self._contents = contents
         attempts = max_attempts or UNREADABLE_ATTEMPTS
-        self._returner = Settler(handle, keep_done=True, max_attempts=attempts)  # of what this class does not take
+        self._returner = Settler(
+            handle, keep_done=True, limits=Limits(attempts, None)
+        )  # of what this class does not take
         self._claimer = Claimer(handle)
         self._ended_in: dict[str, int] = {}
         self._pace = Pace(handle, poll_interval_s, reclaimer.idle_s)

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from fsqueue.disk.counting import Counts
 from fsqueue.engine import arguments
+from fsqueue.engine.attempts import MAX_DELIVERIES, Limits
 from fsqueue.engine.waiting import StopEvent
 from fsqueue.format.codec import Codec
 from fsqueue.records import SampleRef, dp_partition
@@ -30,6 +31,7 @@ class _Entry:
 
     data: bytes
     attempts: int = 0
+    expiries: int = 0
     leased_at: float = 0.0
     ended: set[int] = field(default_factory=set)
 
@@ -40,7 +42,8 @@ class MemorySampleRefQueue(Generic[R]):
     Refs are kept as bytes and pass the same checks as in a file queue: code that works here works there.
 
     Args:
-        lease_timeout_s, ref_type, max_attempts, keep_done, clock, poll_interval_s: as for `FileSampleRefQueue`.
+        lease_timeout_s, ref_type, max_attempts, max_deliveries, keep_done, clock, poll_interval_s: as for
+            `FileSampleRefQueue`.
     """
 
     def __init__(
@@ -49,13 +52,14 @@ class MemorySampleRefQueue(Generic[R]):
         lease_timeout_s: float | None = None,
         ref_type: type[R] = cast(Any, SampleRef),  # noqa: B008
         max_attempts: int | None = None,
+        max_deliveries: int | None = MAX_DELIVERIES,
         keep_done: bool = True,
         clock: Callable[[], float] | None = None,
         poll_interval_s: float = 0.05,
     ) -> None:
         self._codec = Codec(ref_type)
         self._timeout_s = lease_timeout_s
-        self._max_attempts = max_attempts
+        self._limits = Limits(max_attempts, max_deliveries)
         self._keep_done = keep_done
         self._clock = clock or time.monotonic
         self._poll_interval_s = poll_interval_s
@@ -123,15 +127,16 @@ class MemorySampleRefQueue(Generic[R]):
         expired = [sample_id for sample_id, entry in self._leased.items() if entry.leased_at <= limit]
         for sample_id in expired:
             self._lost.add(sample_id)
-            self._return_locked(sample_id, attempt=True)
+            self._return_locked(sample_id, expiry=True)
         return len(expired)
 
-    def _return_locked(self, sample_id: str, attempt: bool) -> None:
+    def _return_locked(self, sample_id: str, attempt: bool = False, expiry: bool = False) -> None:
         entry = self._leased.pop(sample_id)
         entry.attempts += attempt
-        if attempt:
+        entry.expiries += expiry
+        if attempt or expiry:
             entry.ended.add(self._claims[sample_id])
-        if attempt and self._max_attempts is not None and entry.attempts >= self._max_attempts:
+        if (attempt or expiry) and self._limits.used_up_by(entry):
             self._failed.add(sample_id)
         else:
             self._pending[sample_id] = entry
@@ -170,7 +175,7 @@ class MemorySampleRefQueue(Generic[R]):
             lost = self._lost_locked(ids)
             for sample_id in ids:
                 if sample_id in self._leased:
-                    self._return_locked(sample_id, attempt=False)
+                    self._return_locked(sample_id)
             self._changed.notify_all()
         return lost
 

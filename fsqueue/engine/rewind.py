@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from fsqueue.disk.fileops import current, despite_errors, explained
 from fsqueue.engine.annotations import record
+from fsqueue.engine.attempts import Limits
 from fsqueue.engine.expire import Reclaimer
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
@@ -94,7 +95,7 @@ def outlook(path: str, after_step: int, force: bool) -> Outlook:
     layout = open_layout(current(), path)
     handle = Handle(layout, owner=new_owner(None, path), durable=False, heartbeat_s=None, clock=None)
     with explained("reading", path), closing(handle):
-        others = set() if force else Reclaimer(handle, None).would_leave()
+        others = set() if force else Reclaimer(handle, Limits(None, None)).would_leave()
         if others:
             raise LeasesHeldError(path, sorted(others))
         done = [*files_in(layout, "done"), *packed_in(layout)]

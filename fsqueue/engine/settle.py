@@ -17,7 +17,7 @@ from functools import partial
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import despite_errors, explained
 from fsqueue.engine.annotations import Change, record
-from fsqueue.engine.expire import return_or_bury
+from fsqueue.engine.attempts import Limits, return_or_bury
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim, Ending
 from fsqueue.engine.owners import read_record
@@ -35,10 +35,10 @@ Target = tuple[str, object]
 class Settler:
     """Settle leases on behalf of one handle. Methods return the stems whose lease was lost."""
 
-    def __init__(self, handle: Handle, *, keep_done: bool, max_attempts: int | None) -> None:
+    def __init__(self, handle: Handle, *, keep_done: bool, limits: Limits) -> None:
         self._handle = handle
         self._keep_done = keep_done
-        self._max_attempts = max_attempts
+        self._limits = limits
 
     def ack(self, targets: list[Target], step: int | None) -> list[str]:
         """Move refs to done/, or unlink them where done files are not kept."""
@@ -172,7 +172,7 @@ class Settler:
 
         def retry(claim: Claim, holder: str) -> bool:
             counted = record("failed", now, holder, reason, attempt=True)
-            return return_or_bury(handle, claim, counted, reason, self._max_attempts, back)
+            return return_or_bury(handle, claim, counted, reason, self._limits, back)
 
         def give_up(claim: Claim, holder: str) -> bool:
             return bury(handle, claim, record("failed", now, holder, reason, attempt=True), reason)

@@ -4,7 +4,7 @@ A file is the ref's JSON object and, once something happened to the ref, one res
 line of its own::
 
     {"sample_id":"s17","run_id":"r1",...,"metadata":{}
-    ,"_fsqueue":{"attempts":1,"history":[{"event":"expired","at":1760000000.0,"owner":"node12.4711.9f3a01+1f"}]}}
+    ,"_fsqueue":{"expiries":1,"history":[{"event":"expired","at":1760000000.0,"owner":"node12.4711.9f3a01+1f"}]}}
 
 Invariant: everything before that last line feed is written once and never again. Bookkeeping is added by one
 write in place, from the closing brace on. So a ref never has two files, and a write that was cut short costs the
@@ -15,7 +15,7 @@ a line that is written with the ref and never again::
 
     {"sample_id":"s17",...,"metadata":{"span":[0,128]}
     ,"_fsqueue":{"tuples":[["metadata","span"]]
-    ,"attempts":1,"history":[...]}}
+    ,"expiries":1,"history":[...]}}
 """
 
 from __future__ import annotations
@@ -72,10 +72,11 @@ class Bookkeeping(msgspec.Struct, omit_defaults=True):
     """Hold the value of the reserved key.
 
     Attributes:
-        attempts: deliveries that ended in a failure or an expired lease since the ref was last (re)queued by hand.
+        attempts: deliveries that failed since the ref was last (re)queued by hand.
         reason: why a dead letter is one.
         tuples: paths of values that were tuples where the type says Any, since JSON knows lists only.
         raw: a file's content, where that was no JSON object.
+        expiries: deliveries since then whose lease ended otherwise, with its process or by time.
     """
 
     attempts: int = 0
@@ -83,6 +84,7 @@ class Bookkeeping(msgspec.Struct, omit_defaults=True):
     history: list[Event] = []
     tuples: list[list[str | int]] = []
     raw: str | None = None
+    expiries: int = 0
 
     def add(self, event: Event) -> None:
         self.history = [*self.history, event][-HISTORY_LIMIT:]

@@ -200,7 +200,7 @@ def _fetch_packed(handle: Handle, letter: _Letter, stem: str) -> Claim | None:
 
 def _requeued(now: float, owner: str) -> Change:
     def change(bookkeeping: Bookkeeping) -> None:
-        bookkeeping.attempts = 0
+        bookkeeping.attempts = bookkeeping.expiries = 0
         bookkeeping.reason = None
         bookkeeping.add(Event("requeued", now, owner))
 

@@ -94,6 +94,7 @@ class Detail:
     step: int | None
     age_s: float
     attempts: int
+    expiries: int
     reason: str | None
     history: list[Event]
     ref: dict[str, Any] | None
@@ -143,6 +144,7 @@ def _detail(layout: Layout, file: File, seen: RefSight, age_s: float, now: float
         step=file.place.step,
         age_s=age_s,
         attempts=seen.bookkeeping.attempts,
+        expiries=seen.bookkeeping.expiries,
         reason=seen.bookkeeping.reason,
         history=seen.bookkeeping.history,
         ref=seen.fields,

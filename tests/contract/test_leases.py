@@ -111,12 +111,13 @@ def test_max_attempts_by_fail(full_queue: Implementation) -> None:
     assert queue.get(1) == []
 
 
-def test_max_attempts_by_expiry(full_queue: Implementation) -> None:
-    """An expired lease counts as an attempt."""
-    queue = full_queue.open(max_attempts=2)
+def test_max_deliveries(full_queue: Implementation) -> None:
+    """An expired lease is no attempt, and has a limit of its own: preemptions do not use up a good ref's attempts."""
+    queue = full_queue.open(max_attempts=1, max_deliveries=3)
     leased_once(queue)
-    expire(full_queue)
-    assert len(queue.get(1)) == 1
+    for _ in range(2):
+        expire(full_queue)
+        assert len(queue.get(1)) == 1
     expire(full_queue)
     assert queue.get(1) == []
     assert queue.counts() == (0, 0, 0, 1)

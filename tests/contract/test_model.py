@@ -35,6 +35,7 @@ class SideBySide(RuleBasedStateMachine):
         options: dict[str, Any] = {
             "lease_timeout_s": LEASE_S,
             "max_attempts": max_attempts,
+            "max_deliveries": max_attempts,
             "keep_done": keep_done,
             "clock": self.clock,
         }

@@ -218,7 +218,7 @@ def test_a_dead_predecessor_is_settled_at_once(site: Site) -> None:
     assert controller.reconcile_on_restart()["leased"] == []
     assert len(names_in(site.queue, "pending")) == 3
     pending = json.loads((site.queue / "pending" / "a.json").read_bytes())
-    assert pending["_fsqueue"]["attempts"] == 1
+    assert pending["_fsqueue"]["expiries"] == 1
     assert_clean(site.queue)
 
 

@@ -252,7 +252,7 @@ def test_reclaim_in_two_threads(path: Path) -> None:
     tap.before = meet
     threads = [InThread(b.reclaim) for _ in range(2)]
     assert sorted(thread.result() for thread in threads) == [0, 1]
-    assert content(path / "pending" / "s.json")["_fsqueue"]["attempts"] == 1
+    assert content(path / "pending" / "s.json")["_fsqueue"]["expiries"] == 1
     assert len(content(path / "pending" / "s.json")["_fsqueue"]["history"]) == 1
 
 

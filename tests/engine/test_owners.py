@@ -49,7 +49,7 @@ def test_dead_process_is_noticed_at_once(path: Path) -> None:
         assert ids(queue.get(10, GUARD_S)) == ["c"]
         assert ids(queue.get(10, GUARD_S)) == ["a", "b"]
         held = content(path / "leased" / lease_name(path, "a", queue.owner))["_fsqueue"]
-        assert held["history"][0]["owner"].startswith(f"{owner}+") and held["attempts"] == 1
+        assert held["history"][0]["owner"].startswith(f"{owner}+") and held["expiries"] == 1
         queue.ack(refs("a", "b", "c"))
     assert_clean(path)
 

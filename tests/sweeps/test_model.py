@@ -64,6 +64,7 @@ class ManyHandles(RuleBasedStateMachine):
                 self.path,
                 lease_timeout_s=LEASE_S,
                 max_attempts=MAX_ATTEMPTS,
+                max_deliveries=MAX_ATTEMPTS,
                 clock=lambda: self.model.now,
                 durable=False,
                 lock=self.lock,

@@ -34,6 +34,7 @@ class Book:
     """
 
     attempts: int = 0
+    expiries: int = 0
     dead: bool = False
     ended: set[int] = field(default_factory=set)
 
@@ -89,17 +90,18 @@ class Model:
             lease = self.leased.pop(sample_id)
             if lease.handle == handle:
                 self.views[handle].end(sample_id, "lost")
-            self._count(sample_id, lease)
+            self._count(sample_id, lease, expiry=1)
         return len(expired)
 
-    def _count(self, sample_id: str, lease: Lease) -> None:
-        """An attempt has ended: back to the tail, or a dead letter after the last."""
+    def _count(self, sample_id: str, lease: Lease, expiry: int = 0) -> None:
+        """A delivery has failed or expired: back to the tail, or a dead letter after the last of its kind."""
         book = self.live[sample_id]
         book.ended.add(lease.claim)
         if book.dead:
-            book.attempts, book.dead = 0, False
-        book.attempts += 1
-        if book.attempts >= MAX_ATTEMPTS:
+            book.attempts, book.expiries, book.dead = 0, 0, False
+        book.attempts += 1 - expiry
+        book.expiries += expiry
+        if max(book.attempts, book.expiries) >= MAX_ATTEMPTS:
             self._bury(sample_id)
         else:
             self.pending.append(sample_id)

@@ -191,6 +191,7 @@ _OR_DONE = frozenset({LIVE, DONE})
 _OR_FAILED = frozenset({LIVE, FAILED})
 _OR_GONE = frozenset({LIVE, GONE})
 _ONE_ATTEMPT = {"max_attempts": 1}
+_ONE_DELIVERY = {"max_deliveries": 1}
 _UNLINK = {"keep_done": False}
 _LEASE_LOCK = {"lock": "lease"}
 _HEARTBEAT = {"heartbeat_s": LEASE_S / 4}
@@ -226,7 +227,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("release-all", stages.handed_over, lambda stage: stage.queue.release_all(), _STAYS, LIVE),
     Operation("reclaim-expired", stages.expired, _reclaim, _STAYS, LIVE),
     Operation("reclaim-dead", stages.owner_dead, _reclaim, _STAYS, LIVE),
-    Operation("reclaim-last-attempt", stages.expired, _reclaim, _OR_FAILED, FAILED, _ONE_ATTEMPT),
+    Operation("reclaim-last-delivery", stages.expired, _reclaim, _OR_FAILED, FAILED, _ONE_DELIVERY),
     Operation("get-expired", stages.expired, _get, _STAYS, LIVE),
     Operation("requeue", stages.dead_letters, _requeue, _OR_FAILED, LIVE, by_operator=True),
     Operation("requeue-acked", stages.acked, _requeue, _OR_DONE, LIVE, by_operator=True),
