@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from fsqueue import FileSampleRefQueue
 from fsqueue.engine.awake import Awake
@@ -26,6 +27,10 @@ _ROOM_BYTES = 4 << 30
 if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ROOM_BYTES:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", _MEMORY)
 
+
+# No verdict depends on how fast the machine is.
+settings.register_profile("fsqueue", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("fsqueue")
 
 _awake_for_s = Awake.for_s
 

@@ -366,7 +366,8 @@ def test_show_as_text_and_json(path: Path) -> None:
         assert expected in text
     (found,) = json.loads(run("show", path, "held", "--json").stdout)
     assert list(found) == [
-        "state", "path", "sample_id", "owner", "step", "age_s", "attempts", "expiries", "reason", "history", "ref", "problem",
+        "state", "path", "sample_id", "owner", "step", "age_s", "attempts", "expiries", "reason", "history", "ref",
+        "problem",
     ]  # fmt: skip
     assert (found["state"], found["owner"]["owner"]) == ("leased", ELSEWHERE)
 
