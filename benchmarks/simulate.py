@@ -20,8 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from history.checker import Verdict
+from simulation.kinds import KINDS, MIXED
 from simulation.plan import Plan, make_plan, plan_from_json
-from simulation.rules import UNMEASURED
+from simulation.rules import LIES, UNMEASURED, UNSURVIVED
 from simulation.run import Outcome, run
 from simulation.shrink import shrink
 
@@ -34,7 +35,7 @@ def main() -> int:
     for plan in _plans(parsed):
         outcome = run(plan, traced=parsed.trace)
         total.add(outcome.verdict)
-        mounts[f"lock {plan.rules.lock if plan.lock == 'flock' else 'off'}"] += 1
+        mounts[f"{plan.rules.mount}, lock {plan.rules.lock if plan.lock == 'flock' else 'off'}"] += 1
         calls += outcome.calls
         runs += 1
         if parsed.trace:
@@ -57,8 +58,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="this one alone")
     parser.add_argument("--plan", help="a plan as it was printed, or a file that holds one")
     parser.add_argument("--trace", action="store_true", help="print every file operation; do not make it smaller")
+    parser.add_argument("--mount", choices=[*sorted(KINDS), MIXED], help="the kind of mount (default: by the seed)")
     parser.add_argument(
-        "--unmeasured", nargs="*", default=[], choices=sorted(UNMEASURED), help="lies beyond those that were measured"
+        "--lies",
+        nargs="*",
+        default=[],
+        choices=sorted({*LIES, *UNMEASURED}),
+        help="told by every mount, besides its own",
+    )
+    parser.add_argument(
+        "--unsurvived", action="store_true", help=f"with those that are off for now: {', '.join(sorted(UNSURVIVED))}"
     )
     parser.add_argument("--stop-after", type=int, default=3, help="failing runs (default: 3)")
     return parser
@@ -71,7 +80,7 @@ def _plans(parsed: argparse.Namespace) -> Iterator[Plan]:
         return
     seeds = [parsed.seed] if parsed.seed is not None else range(parsed.first, parsed.first + parsed.seeds)
     for seed in seeds:
-        yield make_plan(seed, tuple(parsed.unmeasured))
+        yield make_plan(seed, tuple(parsed.lies), parsed.mount, parsed.unsurvived)
 
 
 def report(outcome: Outcome, small: bool = True) -> str:
@@ -81,7 +90,7 @@ def report(outcome: Outcome, small: bool = True) -> str:
         outcome = run(shrink(outcome).plan, traced=True)
         begin = next((at for at, line in enumerate(outcome.trace) if "  -- " in line), 0)
         lines += ["the smallest run found that fails alike:", *outcome.trace[begin:]]
-    lines += [f"rules: {outcome.plan.rules}", *outcome.problems]
+    lines += [f"mount: {outcome.plan.rules.describe()}", *outcome.problems]
     lines += ["replay:", f"  python benchmarks/simulate.py --trace --plan '{outcome.plan.to_json()}'"]
     return "\n".join(lines)
 

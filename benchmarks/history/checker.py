@@ -90,12 +90,19 @@ class _Span:
 
 
 def check(
-    calls: Iterable[Call], lease_timeout_s: float | None, *, lock_excludes: bool = True, grain_s: float = 0.02
+    calls: Iterable[Call],
+    lease_timeout_s: float | None,
+    *,
+    lock_excludes: bool = True,
+    deduplicates: bool = True,
+    grain_s: float = 0.02,
 ) -> Verdict:
     """Check the history of a queue that has been drained at its end.
 
     Args:
         lock_excludes: False where it may not and nobody recorded when; else only `OVERLAP` calls say so.
+        deduplicates: False where a put may see names that are gone, or miss some that are there: of an id that was
+            put before, it may queue a second file, or none though the first one was settled meanwhile.
         grain_s: how coarse the filesystem's timestamps are, seconds.
     """
     history = sorted(calls, key=lambda call: call.invoked_at)
@@ -109,7 +116,7 @@ def check(
     timeout_s = inf if lease_timeout_s is None else lease_timeout_s
     verdict = Verdict()
     for sample_id, concerned in about.items():
-        _History(sample_id, concerned, overlaps, deaths, timeout_s, grain_s, observed, verdict).check()
+        _History(sample_id, concerned, overlaps, deduplicates, deaths, timeout_s, grain_s, observed, verdict).check()
     return verdict
 
 
@@ -121,6 +128,7 @@ class _History:
         sample_id: str,
         calls: list[Call],
         overlaps: list[Call] | None,
+        deduplicates: bool,
         deaths: dict[str, float],
         timeout_s: float,
         grain_s: float,
@@ -130,6 +138,7 @@ class _History:
         self._id = sample_id
         self._calls = calls
         self._overlaps = overlaps
+        self._deduplicates = deduplicates
         self._deaths = deaths
         self._timeout_s = timeout_s
         self._grain_s = grain_s
@@ -154,7 +163,7 @@ class _History:
     def _check_lost(self) -> None:
         """A delivery, or the end of a life, not before the put was invoked, is what a put must lead to."""
         seen = [call.over_at for call in self._calls if call.kind == "get" or self._may_have_ended(call)]
-        for put in self._puts:
+        for put in self._puts if self._deduplicates else self._puts[:1]:
             if put.returned_at is not None and not any(at >= put.invoked_at for at in seen):
                 self._verdict.lost.append(f"{self._id}, put by {put.owner} at {put.invoked_at:.3f}")
 
@@ -233,7 +242,7 @@ class _History:
 
     def _follow(self, call: Call, current: _Span, spans: list[_Span]) -> None:
         if self._id in call.lost:
-            surely_held = current.until >= call.over_at and not current.lapsed
+            surely_held = current.until - self._grain_s >= call.over_at and not current.lapsed
             if surely_held and not self._took_effect(call) and not self._lock_failed():
                 self._verdict.broken_leases.append(
                     f"{self._id}, {call.kind} by {call.owner} at {call.over_at:.3f}, had it until {current.until:.3f}"
@@ -305,7 +314,9 @@ class _History:
         return ended and any(call.kind == "put" for call in between)
 
     def _lock_failed(self) -> bool:
-        """Whether two puts of this id may have been in the lock at the same time."""
+        """Whether two puts of this id may have been in the lock at the same time, or one may have missed the other."""
+        if not self._deduplicates and len(self._puts) > 1:
+            return True
         if self._overlaps is not None and not self._overlaps:
             return False
         for index, one in enumerate(self._puts):

@@ -8,11 +8,13 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-from simulation.rules import ATTRIBUTES_BOUND_S, MISSES_BOUND_S, NAMES_BOUND_S, Rules
+from simulation.rules import Rules
 from simulation.server import Inode, Server, failed
 
 _DIRECTORY_MODE = 0o040777
 _FILE_MODE = 0o100666
+STAMPS_KEEP_S = 25.0
+LISTINGS_KEEP_S = 60.0
 
 
 class Status(NamedTuple):
@@ -53,6 +55,7 @@ class Cache:
     """The caches of one node's kernel.
 
     Attributes:
+        rules: of the mount; a good day has others.
         opened: how many descriptors of this node are open on each inode.
         hidden: files that this node removed while it had them open, and where they are kept until then.
         local_locks: the locks that this node grants by itself.
@@ -60,12 +63,14 @@ class Cache:
 
     def __init__(self, server: Server, rules: Rules, clock: Callable[[], float], rng: random.Random) -> None:
         self._server = server
-        self._rules = rules
+        self.rules = rules
         self._clock = clock
         self._rng = rng
         self._names: dict[Inode, dict[str, tuple[Inode | None, float]]] = {}
         self._attributes: dict[Inode, tuple[Status, float]] = {}
         self._pages: dict[Inode, _Pages] = {}
+        self._first_known: dict[tuple[Inode, str], float] = {}
+        self._listings: dict[Inode, tuple[set[str], float]] = {}
         self.opened: dict[Inode, int] = {}
         self.hidden: dict[Inode, tuple[Inode, str]] = {}
         self.local_locks: dict[Inode, object] = {}
@@ -79,7 +84,7 @@ class Cache:
         another node created what was looked for in vain: "ENOENT for 28 s" (row 5).
         """
         known = self.known(directory, name)
-        if known is not None and (known[0] is None or self._rng.random() < self._rules.believed):
+        if known is not None and (known[0] is None or self._rng.random() < self.rules.believed):
             return known[0]
         return self.ask(directory, name)
 
@@ -89,16 +94,51 @@ class Cache:
         if remembered is None:
             return None
         inode, at = remembered
-        bound_s = MISSES_BOUND_S if inode is None else NAMES_BOUND_S
+        bound_s = self.rules.misses_s if inode is None else self.rules.names_s
         return (inode,) if self._clock() - at < bound_s else None
 
     def ask(self, directory: Inode, name: str) -> Inode | None:
         inode = self._server.lookup(directory, name)
-        self.learn(directory, name, inode)
+        self._remember(directory, name, inode)
         return inode
 
-    def learn(self, directory: Inode, name: str, inode: Inode | None) -> None:
+    def _remember(self, directory: Inode, name: str, inode: Inode | None) -> None:
         self._names.setdefault(directory, {})[name] = (inode, self._clock())
+        self._first_known.pop((directory, name), None)
+
+    def learn(self, directory: Inode, name: str, inode: Inode | None) -> None:
+        """This node has itself made, moved or removed what goes by a name."""
+        self._remember(directory, name, inode)
+        if directory in self._listings:
+            listed, _ = self._listings[directory]
+            (listed.discard if inode is None else listed.add)(name)
+
+    def stamped(self, directory: Inode, name: str) -> None:
+        """ "utime(oldname) repeated ... goes on succeeding without end on a file that another client renamed"
+        (filesystems.md, 9); here with an end, as a queue's stamps are not repeated so often.
+        """
+        if "stamps-keep-names" in self.rules:
+            self._keep(directory, name, STAMPS_KEEP_S)
+
+    def _keep(self, directory: Inode, name: str, bound_s: float) -> None:
+        known = self.known(directory, name)
+        if known and known[0] is not None:
+            first_at = self._first_known.setdefault((directory, name), self._names[directory][name][1])
+            if self._clock() - first_at < bound_s:
+                self._names[directory][name] = (known[0], self._clock())
+
+    def listing(self, directory: Inode) -> set[str]:
+        """A directory's names: "listing 20 s" (sshfs), "does not refresh within 8 s on CIFS" (filesystems.md, 9).
+
+        "On CIFS listing, then stat, keeps a stale name alive for longer than stat alone" (9), without end (1).
+        """
+        if "listings-keep-names" in self.rules:
+            for name in self._names.get(directory, {}):
+                self._keep(directory, name, LISTINGS_KEEP_S)
+        known = self._listings.get(directory)
+        if known is None or self._clock() - known[1] >= self.rules.listings_s:
+            known = self._listings[directory] = (set(self._server.entries(directory)), self._clock())
+        return known[0]
 
     def forget(self, directory: Inode, name: str) -> None:
         self._names.get(directory, {}).pop(name, None)
@@ -108,14 +148,11 @@ class Cache:
 
         That was measured for missing names; that it holds for files as well is how the kernel does it: both
         are believed until the directory's change attribute, which opening it fetches, is another one.
+        "Opening both directories first helps on NFS, not on CIFS or GlusterFS" (filesystems.md, 1).
         """
         self._attributes.pop(directory, None)
-        names = self._names.get(directory, {})
-        if "files-stay" in self._rules.unmeasured:
-            for name in [name for name, (inode, _) in names.items() if inode is None]:
-                del names[name]
-        else:
-            names.clear()
+        if "opening-asks-nothing" not in self.rules:
+            self._names.get(directory, {}).clear()
 
     # Attributes
 
@@ -126,7 +163,7 @@ class Cache:
             OSError: ESTALE, the server no longer knows the file.
         """
         known = self._attributes.get(inode)
-        if known is not None and self._clock() - known[1] < ATTRIBUTES_BOUND_S:
+        if known is not None and self._clock() - known[1] < self.rules.attributes_s:
             return known[0]
         return self.fetch_status(inode)
 
@@ -134,12 +171,19 @@ class Cache:
         if not inode.links:
             raise failed(errno.ESTALE)
         pages = self._pages.get(inode)
-        if pages is not None and pages.change != inode.change and not pages.dirty:
+        if pages is not None and pages.change != inode.change and not pages.dirty and not self._looks_the_same(inode):
             del self._pages[inode]
         mode = _FILE_MODE if inode.entries is None else _DIRECTORY_MODE
         status = Status(mode, inode.number, inode.links, len(inode.data), inode.mtime_ns, inode.ctime_ns)
         self._attributes[inode] = (status, self._clock())
         return status
+
+    def _looks_the_same(self, inode: Inode) -> bool:
+        """ceph-fuse: "a rewrite of equal size is stale through a kept descriptor", and "stays stale even so", by a
+        second one (filesystems.md, 2).
+        """
+        kept = "equal-size-stays-old" in self.rules and self.opened.get(inode)
+        return bool(kept) and len(self._pages[inode].data) == len(inode.data)
 
     def forget_status(self, inode: Inode) -> None:
         self._attributes.pop(inode, None)
@@ -149,7 +193,8 @@ class Cache:
     def pages(self, inode: Inode) -> _Pages:
         """ "kept descriptor [of a file that is not locked itself]: 1,000 of 1,000 missed" (row 8)."""
         pages = self._pages.get(inode)
-        if pages is not None and self._clock() - pages.at >= ATTRIBUTES_BOUND_S and not pages.dirty:
+        if pages is not None and self._clock() - pages.at >= self.rules.attributes_s and not pages.dirty:
+            pages.at = self._clock()
             self.fetch_status(inode)
             pages = self._pages.get(inode)
         if pages is None:
@@ -203,8 +248,13 @@ class Cache:
         self._wrote(inode, in_step)
 
     def locked(self, inode: Inode) -> None:
-        """ "Flock on the log itself: a kept descriptor reads everything", "flock on the file + fstat: fresh"."""
+        """ "Flock on the log itself: a kept descriptor reads everything", "flock on the file + fstat: fresh".
+
+        "Under a granted flock, content read through a kept descriptor may be old" (filesystems.md, 2).
+        """
+        if "old-under-lock" in self.rules:
+            return
         pages = self._pages.get(inode)
-        if pages is not None and not pages.dirty:
+        if pages is not None and not pages.dirty and not self._looks_the_same(inode):
             del self._pages[inode]
         self.fetch_status(inode)

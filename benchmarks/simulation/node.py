@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from simulation.cache import Cache, Status
+from simulation.lies import Lies
 from simulation.rules import Rules
 from simulation.server import Inode, Server, failed
 
@@ -44,6 +45,7 @@ class Process:
         self._server: Server = world.server
         self._rules: Rules = world.rules
         self._rng = rng
+        self.lies = Lies(world.server, world.rules, rng)
         self._next_fd = 3
 
     def _file(self, fd: int) -> OpenFile:
@@ -70,6 +72,7 @@ class Process:
         directory, name = self._parent(path, dir_fd)
         if not name:
             return directory
+        self.lies.of_replacement(directory, name)
         inode = self.cache.lookup(directory, name)
         if inode is not None and not inode.links and not self.cache.opened.get(inode):
             inode = self.cache.ask(directory, name)  # the kernel asks once more after ESTALE
@@ -91,13 +94,18 @@ class Process:
 
     def open(self, path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
         self._maybe_stale(path)
-        inode = self._create(path, dir_fd) if flags & os.O_CREAT else self._find(path, dir_fd)
+        inode = self._create(path, dir_fd, bool(flags & os.O_EXCL)) if flags & os.O_CREAT else self._find(path, dir_fd)
         if flags & os.O_DIRECTORY:
             if inode.entries is None:
                 raise failed(errno.ENOTDIR, path)
             self.cache.open_directory(inode)
         if inode.links:  # else: held open by this node, which goes on reading the old text (row 15)
             self.cache.fetch_status(inode)
+        if not flags & (os.O_WRONLY | os.O_RDWR):
+            if "read-delegations" in self._rules and inode.entries is None and not flags & os.O_DIRECT:
+                self._server.delegate(inode)
+        elif inode.delegated is not None:
+            self._recall(inode)
         if flags & os.O_TRUNC and inode.data:
             self.cache.truncate(inode, 0)
         self._next_fd += 1
@@ -105,10 +113,15 @@ class Process:
         self.cache.opened[inode] = self.cache.opened.get(inode, 0) + 1
         return self._next_fd
 
-    def _create(self, path: str, dir_fd: int | None) -> Inode:
+    def _create(self, path: str, dir_fd: int | None, exclusive: bool) -> Inode:
         """O_CREAT goes to the server: "open(O_CREAT|O_EXCL): EEXIST at once" (row 5)."""
         directory, name = self._parent(path, dir_fd)
+        self.lies.of_creation(directory, name, exclusive)
         inode = self.cache.ask(directory, name)
+        if inode is not None and exclusive:
+            if not self.lies.has_two_creators(directory, name):
+                raise failed(errno.EEXIST, path)
+            inode = None
         if inode is None:
             inode = self._server.create(directory, name)
             self.cache.learn(directory, name, inode)
@@ -116,12 +129,15 @@ class Process:
 
     def close(self, fd: int) -> None:
         file = self._file(fd)
+        is_gone = not file.inode.links
         try:
             self.cache.flush(file.inode)
         finally:
             self._release(file)
             del self.files[fd]
             self._closed(file.inode)
+        if is_gone:
+            self.lies.of_close()
 
     def _closed(self, inode: Inode) -> None:
         self.cache.opened[inode] -= 1
@@ -142,6 +158,8 @@ class Process:
         inode = self._file(fd).inode
         if inode.entries is not None:
             raise failed(errno.EISDIR)
+        if inode.torn:
+            raise failed(errno.EIO)
         return bytes(self.cache.pages(inode).data[offset : offset + count])
 
     def readinto(self, fd: int, buffer: memoryview, offset: int) -> int:
@@ -186,6 +204,8 @@ class Process:
         directory = self._file(fd).inode
         self._maybe_stale("")
         entries = self._server.entries(directory)
+        if self._rules.listings_s or "listings-keep-names" in self._rules:
+            return sorted(self.cache.listing(directory))
         middle = self._rng.getrandbits(32)
         found = sorted(name for name in entries if zlib.crc32(name.encode()) < middle)
         before = directory.change
@@ -193,7 +213,7 @@ class Process:
         rest = sorted(name for name in entries if zlib.crc32(name.encode()) >= middle)
         if directory.change != before and found + rest and self._rng.random() < self._rules.repeats:
             victim = self._rng.choice(found + rest)
-            if "listing-misses" in self._rules.unmeasured and victim in rest:
+            if "listing-misses" in self._rules and victim in rest:
                 rest.remove(victim)
             else:
                 rest.append(victim)
@@ -205,21 +225,47 @@ class Process:
     def rename(self, name: str, new_name: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
         """Goes to the server ("ENOENT at once", row 4), unless the name is remembered as missing (row 5)."""
         source, target = self._directory(src_dir_fd), self._directory(dst_dir_fd)
-        known, known_there = self.cache.known(source, name), self.cache.known(target, new_name)
+        known = self.cache.known(source, name)
         if known == (None,):
             raise failed(errno.ENOENT, name, new_name)
-        if "same-file" in self._rules.unmeasured and known is not None and known == known_there:
-            return  # two names of one file, as rename(2) has it
+        if self._is_no_op(known, source, name, target, new_name):
+            return
+        inode = self._server.lookup(source, name)
+        if inode is not None and inode.delegated is not None:
+            self._recall(inode)
         if self._server.lookup(source, name) is not None:
             self._hide(target, new_name)
-        elif "failure-teaches-nothing" not in self._rules.unmeasured:
+        elif "failure-teaches-nothing" not in self._rules:
             self.cache.forget(source, name)
+            self.lies.of_loss(source, name, new_name)
         inode = self._server.rename(source, name, target, new_name)
         self.cache.forget_status(inode)
         self.cache.learn(source, name, None)
         self.cache.learn(target, new_name, inode)
         if self._retransmitted():
             raise failed(errno.ENOENT, name, new_name)
+
+    def _is_no_op(
+        self, known: tuple[Inode | None] | None, source: Inode, name: str, target: Inode, new_name: str
+    ) -> bool:
+        """ "The client asks for both names, still believes the old answer ... and sends no rename at all"
+        (filesystems.md, 1): rename(2) between two names of one file does nothing and succeeds.
+        """
+        if "no-op-renames" not in self._rules or (known_there := self.cache.known(target, new_name)) is None:
+            return False
+        if known_there[0] is None or self._rng.random() >= self._rules.believed:
+            return False
+        inode = known[0] if known else self.cache.ask(source, name)
+        is_no_op = inode is known_there[0] and (source, name) != (target, new_name)
+        if is_no_op:
+            self._world.say(f"the rename of {name} does nothing: {new_name} is remembered for the same file")
+        return is_no_op
+
+    def _recall(self, inode: Inode) -> None:
+        """Others run while a dead node's delegation holds this one up."""
+        if held_up_s := self._server.recall(inode):
+            self._world.wait(held_up_s)
+            self._server.caller = self.cache
 
     def _hide(self, directory: Inode, name: str) -> bool:
         """ "Unlink of a file that is open, by the same client: .nfsXXXX appears in its directory until closed"."""
@@ -234,7 +280,7 @@ class Process:
     def link(self, name: str, new_name: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
         inode, target = self._find(name, src_dir_fd), self._directory(dst_dir_fd)
         self.cache.forget(target, new_name)
-        self._server.link(inode, target, new_name)
+        self._server.link(inode, target, new_name, replace=self.lies.has_two_creators(target, new_name))
         self.cache.modified(inode)
         if self._retransmitted():
             raise failed(errno.EEXIST, name, new_name)
@@ -243,10 +289,15 @@ class Process:
         directory = self._directory(dir_fd)
         if self.cache.known(directory, name) == (None,):
             raise failed(errno.ENOENT, name)
+        inode = self._server.lookup(directory, name)
+        if inode is None:
+            self.lies.of_loss(directory, name)
+        elif inode.delegated is not None:
+            self._recall(inode)
         if not self._hide(directory, name):
             self._server.unlink(directory, name)
         self.cache.learn(directory, name, None)
-        if "unlink-retransmitted" in self._rules.unmeasured and self._retransmitted():
+        if "unlink-retransmitted" in self._rules and self._retransmitted():
             raise failed(errno.ENOENT, name)
 
     def mkdir(self, path: str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
@@ -263,6 +314,7 @@ class Process:
         inode = self._find(name, dir_fd)
         if not inode.links:
             raise failed(errno.ESTALE, name)
+        self.cache.stamped(*self._parent(name, dir_fd))
         self._server.stamp(inode, ns[1] if ns else None)
         self.cache.modified(inode)
 
@@ -271,7 +323,7 @@ class Process:
         if not file.inode.links:
             raise failed(errno.ESTALE)
         if self._rules.lock == "excludes":
-            if not self._server.try_lock(file.inode, file):
+            if not self._server.try_lock(file.inode, file, self.lies.a_lock_is_lost()):
                 return False
             self.cache.locked(file.inode)
         elif self._rules.lock == "local" and self.cache.local_locks.setdefault(file.inode, file) is not file:
@@ -281,8 +333,9 @@ class Process:
 
     def unlock(self, fd: int) -> None:
         file = self._file(fd)
-        with suppress(OSError):  # the kernel tells of it at close
-            self.cache.flush(file.inode)
+        if "old-under-lock" not in self._rules:
+            with suppress(OSError):  # the kernel tells of it at close
+                self.cache.flush(file.inode)
         self._release(file)
 
     def _release(self, file: OpenFile) -> None:
@@ -296,6 +349,8 @@ class Process:
 
         NFS: "A client dies holding a flock. Stays dead: free after 91 s on NFS 4.2" (row 11).
         """
+        if node_dies:
+            self._server.orphan(self.cache)
         for fd, file in list(self.files.items()):
             if node_dies:
                 self._server.orphan(file)

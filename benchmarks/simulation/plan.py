@@ -7,9 +7,11 @@ import random
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from simulation.kinds import draw
 from simulation.rules import Rules
 
 LEASE_S = 10.0
+_WAITS_S = 12.0
 Step = tuple[Any, ...]
 
 
@@ -82,7 +84,7 @@ def plan_from_json(text: str) -> Plan:
         for client in facts.pop("clients")
     )
     rules = facts.pop("rules")
-    rules["unmeasured"] = tuple(rules["unmeasured"])
+    rules["lies"] = tuple(rules["lies"])
     return Plan(rules=Rules(**rules), clients=clients, **facts)
 
 
@@ -153,23 +155,38 @@ _WEIGHTS = {
 _ARCHIVING = {**_WEIGHTS, "ack": 24, "requeue": 3, "rewind": 8, "pack": 16}
 
 
-def make_plan(seed: int, unmeasured: tuple[str, ...] = ()) -> Plan:
-    """The plan of a seed: two to four clients, a few steps each, a fault or two, one kind of mount."""
+def _waiting(client: Client) -> Client:
+    """The same client, whose gets that wait do so for longer than a lease: only then it takes back what it has put."""
+    steps = ((*step[:2], _WAITS_S, step[3]) if step[0] == "get" and step[2] else step for step in client.steps)
+    return replace(client, steps=tuple(steps))
+
+
+def make_plan(seed: int, lies: tuple[str, ...] = (), mount: str | None = None, unsurvived: bool = False) -> Plan:
+    """The plan of a seed: two to four clients, a few steps each, a fault or two, one kind of mount.
+
+    Args:
+        lies: that are told too.
+        mount: the kind of mount, instead of the one that the seed draws; see `simulation.kinds`.
+        unsurvived: with the lies of the mount that are off for now.
+    """
     rng = random.Random(seed)
-    rules = Rules(
+    drawn = Rules(
         lock=rng.choice(("excludes", "excludes", "local", "absent")),
         believed=rng.choice((1.0, 1.0, 0.5, 0.0)),
         retransmits=rng.choice((0.0, 0.0, 0.02, 0.1)),
         stale_handles=rng.choice((0.0, 0.0, 0.0, 0.01)),
         repeats=rng.choice((0.0, 0.3)),
         latency_s=rng.choice((0.0005, 0.002, 0.02)),
-        unmeasured=unmeasured,
     )
+    rules = draw(seed, drawn, mount, unsurvived)
+    rules = replace(rules, lies=tuple(dict.fromkeys((*rules.lies, *lies))))
     maker = _Maker(rng, shared_ids=rng.random() < 0.3, archiving=rng.random() < 0.25)
     clients = tuple(
         maker.client(f"c{index}", rng.randint(3, 12) * (1 + maker.archiving), rng.choice((0, 0, 0, 1, 1, 2)))
         for index in range(rng.randint(2, 4))
     )
+    if "no-op-renames" in rules and "opening-asks-nothing" in rules:
+        clients = tuple(_waiting(client) for client in clients)
     return Plan(
         seed,
         rules,
@@ -181,17 +198,3 @@ def make_plan(seed: int, unmeasured: tuple[str, ...] = ()) -> Plan:
         max_attempts=rng.choice((None, None, 2)),
         created=rng.random() < 0.8,
     )
-
-
-def without_lies(rules: Rules) -> list[Rules]:
-    """The same mount with one lie less each."""
-    kinder = [
-        replace(rules, believed=0.0),
-        replace(rules, retransmits=0.0),
-        replace(rules, stale_handles=0.0),
-        replace(rules, repeats=0.0),
-        replace(rules, lock="excludes"),
-    ]
-    for lie in rules.unmeasured:
-        kinder.append(replace(rules, unmeasured=tuple(other for other in rules.unmeasured if other != lie)))
-    return [rule for rule in kinder if rule != rules]

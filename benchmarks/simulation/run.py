@@ -17,22 +17,20 @@ from unittest import mock
 from fsqueue import FileSampleRefQueue, SampleRef, StaleLockWarning
 from fsqueue.disk.fileops import using
 from fsqueue.engine.claim import SWEEP_S
-from fsqueue.errors import CorruptRefError
+from fsqueue.errors import CorruptRefError, FsQueueError
 from fsqueue.format import names, packed
 from fsqueue.format.codec import Codec
 from fsqueue.operate.check import check_queue
 from history.checker import Verdict, check
 from history.recording import OVERLAP, Call, Line, Log, calls_in
 from simulation.cache import Cache
+from simulation.lies import LIED
 from simulation.node import Process
+from simulation.observer import LIVE, Observer, stem_in
 from simulation.plan import LEASE_S, Plan
-from simulation.rules import Rules
 from simulation.script import QUEUE, Script, make_ref
-from simulation.server import Inode
 from simulation.world import Machine, World
 
-DRAINED_WITHIN_S = LEASE_S + SWEEP_S
-_LIVE = ("pending", "leased")
 _decode = Codec(SampleRef).decode
 
 
@@ -49,72 +47,6 @@ class Outcome:
     def kinds(self) -> set[str]:
         """What kind of problems there are: the words before the first colon."""
         return {problem.partition(":")[0] for problem in self.problems}
-
-
-class _Observer:
-    """Sees every rename at the server: which refs settle, and whether an id ever has two live files."""
-
-    def __init__(self, world: World, log: Log) -> None:
-        self._world = world
-        self._log = log
-        self._folders: dict[Inode, str] = {}
-        self.twice: list[str] = []
-        world.server.renamed = self._renamed
-        world.server.removed = self._removed
-
-    def _renamed(self, inode: Inode, source: Inode, name: str, target: Inode, new_name: str) -> None:
-        self._learn_folders()
-        folder = self._folders.get(target)
-        if folder in ("done", "failed") and source is not target:
-            parsed = names.parse_done(new_name) if folder == "done" else (names.parse_ref(new_name),)
-            if parsed and parsed[0]:
-                self._log.saw("arrived", folder, [parsed[0]])
-        elif folder in _LIVE and (stem := _stem(folder, new_name)) is not None:
-            if self._folders.get(source) in ("done", "failed"):
-                self._log.saw("requeue", "server", [stem])
-            # What is fetched from done/ is looked at after it was fetched, and goes back where its id is live.
-            fetched = folder == "leased" and self._folders.get(source) in ("done", "failed")
-            if not fetched and len(live := self.live(stem)) > 1:
-                self.twice.append(f"{stem} at {self._world.now:.3f}: {' and '.join(live)}")
-
-    def _removed(self, directory: Inode, name: str) -> None:
-        """Where done files are not kept, an acknowledged ref is removed."""
-        self._learn_folders()
-        folder = self._folders.get(directory, "")
-        if folder in _LIVE and (stem := _stem(folder, name)) is not None:
-            self._log.saw("arrived", folder, [stem])
-
-    def _learn_folders(self) -> None:
-        queue = self._world.server.walk(QUEUE)
-        if len(self._folders) < 6 and queue is not None and queue.entries:
-            self._folders = {inode: name for name, inode in queue.entries.items() if inode.entries is not None}
-
-    def entries(self, folder: str) -> dict[str, Inode]:
-        directory = self._world.server.walk(f"{QUEUE}/{folder}")
-        return {} if directory is None or directory.entries is None else directory.entries
-
-    def live(self, stem: str) -> list[str]:
-        """The names that an id has in pending/ and leased/."""
-        return [f"{folder}/{name}" for folder in _LIVE for name in self.entries(folder) if _stem(folder, name) == stem]
-
-    def file_of(self, sample_id: str, owner: str) -> int:
-        """Which copy of a ref an owner leases; any live one, where it does not really lease it."""
-        stem = names.stem_of(sample_id)
-        leases = ((names.parse_leased(name), inode) for name, inode in self.entries("leased").items())
-        mine = next((inode for lease, inode in leases if lease and (lease.stem, lease.owner) == (stem, owner)), None)
-        if mine is None:
-            for folder in _LIVE:
-                for name, inode in self.entries(folder).items():
-                    if _stem(folder, name) == sample_id:
-                        return inode.number
-        return mine.number if mine is not None else 0
-
-
-def _stem(folder: str, name: str) -> str | None:
-    if folder == "leased":
-        parsed = names.parse_leased(name)
-        return parsed[0] if parsed else None
-    return names.parse_ref(name)
 
 
 class _NoHeartbeats:
@@ -177,13 +109,15 @@ class _Run:
         self._world = World(plan.rules, traced)
         self._lines: list[Line] = []
         self._log = Log(self._lines.append, lambda: self._world.now)
-        self._observer = _Observer(self._world, self._log)
+        self._observer = Observer(self._world, self._log)
         self._scripts: list[Script] = []
+        self._drained_within_s = LEASE_S + SWEEP_S + plan.rules.seen_after_s
 
     def outcome(self) -> Outcome:
         world = self._world
+        world.say(f"mount {self._plan.rules.describe()}")
         if self._plan.created:
-            world.rules = _kind(self._plan.rules)
+            world.rules = self._plan.rules.on_a_good_day()
             self._open(self._fresh_machine("creator")).close()
             world.rules = self._plan.rules
         self._scripts = [
@@ -194,13 +128,19 @@ class _Run:
         if not problems:
             problems += self._drain()
         calls = calls_in(self._lines) + [_overlap(since, until) for since, until in world.overlaps]
-        verdict = check(calls, LEASE_S, lock_excludes=self._plan.lock != "none")
+        verdict = check(
+            calls,
+            LEASE_S,
+            lock_excludes=self._plan.lock != "none",
+            deduplicates=self._plan.rules.deduplicates,
+            grain_s=self._plan.rules.lease_grain_s,
+        )
         if not problems:
             problems += verdict.problems()
             problems += self._errors()
             problems += self._contents()
             problems += self._damage()
-            if self._plan.lock != "none" and not world.overlaps:
+            if self._plan.lock != "none" and not world.overlaps and self._plan.rules.deduplicates:
                 problems += [f"queued twice: {line}" for line in self._observer.twice]
         return Outcome(self._plan, verdict, problems, world.calls, world.trace or [])
 
@@ -209,10 +149,12 @@ class _Run:
         for machine in self._world.machines:
             machine.dead = True
 
-    def _fresh_machine(self, name: str) -> Machine:
-        """A host that has seen nothing yet and that nothing befalls."""
+    def _fresh_machine(self, name: str, cache: Cache | None = None) -> Machine:
+        """A process that nothing befalls, on a host that has seen nothing yet, or that has this in its caches."""
         rng = random.Random(f"{self._plan.seed}/{name}")
-        cache = Cache(self._world.server, self._world.rules, lambda: self._world.now, rng)
+        if cache is None:
+            cache = Cache(self._world.server, self._world.rules, lambda: self._world.now, rng)
+        cache.rules = self._world.rules
         return Machine(self._world, Process(self._world, cache, rng), name, 0.0, [], rng)
 
     def _open(self, machine: Machine) -> FileSampleRefQueue[SampleRef]:
@@ -227,37 +169,53 @@ class _Run:
             )
 
     def _drain(self) -> list[str]:
-        """All faults cease, and one fresh client gets everything within the documented time."""
+        """All faults cease, and one client gets everything within the documented time: a new process on any node."""
         world = self._world
-        world.say("-- all faults cease")
-        world.rules = _kind(world.rules)
-        machine = self._fresh_machine("drain")
+        rng = random.Random(f"{self._plan.seed}/drained by")
+        script = rng.choice((None, *self._scripts))
+        world.say(f"-- all faults cease; it is drained by {script.name if script else 'a node that knows nothing'}")
+        world.rules = world.rules.on_a_good_day()
+        machine = self._fresh_machine("drain", script.cache if script else None)
         started = world.now
-        queue = self._open(machine)
-        while world.now - started < DRAINED_WITHIN_S and self._left():
+        try:
+            self._drain_with(self._open(machine), started)
+        except FsQueueError as error:
+            return [f"drain: {type(error).__name__}: {error}"]
+        return [f"stranded: {name}, {self._drained_within_s:.0f} s after the last fault" for name in self._left()]
+
+    def _drain_with(self, queue: FileSampleRefQueue[SampleRef], started: float) -> None:
+        world = self._world
+        while world.now - started < self._drained_within_s and self._left():
             key = self._log.begin("get", queue.owner)
             refs = queue.get(8, 1.0)
             files = [self._observer.file_of(ref.sample_id, queue.owner) for ref in refs]
             self._log.end(key, ids=[ref.sample_id for ref in refs], files=files)
             key = self._log.begin("ack", queue.owner, [ref.sample_id for ref in refs])
             self._log.end(key, lost=queue.ack(refs))
-        return [f"stranded: {name}, {DRAINED_WITHIN_S:.0f} s after the last fault" for name in self._left()]
 
     def _left(self) -> list[str]:
         return [
             f"{folder}/{name}"
-            for folder in _LIVE
+            for folder in LIVE
             for name in self._observer.entries(folder)
-            if _stem(folder, name) is not None
+            if stem_in(folder, name) is not None
         ]
 
     def _errors(self) -> list[str]:
-        """Only a file handle that the server reported as stale may come out as an error."""
-        errors = [error for script in self._scripts for error in script.errors]
-        excused = {errno.ESTALE}
-        if not self._plan.keep_done:
-            excused.add(errno.ENOENT)  # a rename was done, and the ref acked and unlinked before its answer came
-        return [f"error {os.strerror(error.errno or 0)}: {error}" for error in errors if error.errno not in excused]
+        """Only a file handle that is stale indeed may come out as an error."""
+        return [
+            f"error {_kind(error)}: {error}"
+            for script in self._scripts
+            for error in script.errors
+            if not self._is_excused(error)
+        ]
+
+    def _is_excused(self, error: FsQueueError) -> bool:
+        if not isinstance(error, OSError) or (isinstance(error.__cause__, OSError) and _lied(error.__cause__)):
+            return False
+        if error.errno == errno.ENOENT and not self._plan.keep_done:
+            return True  # a rename was done, and the ref acked and unlinked before its answer came
+        return error.errno == errno.ESTALE
 
     def _damage(self) -> list[str]:
         """What `fsqueue check` finds in the drained queue.
@@ -265,8 +223,11 @@ class _Run:
         Torn bookkeeping is no damage: an owner that was stopped for longer than its lease may write its history at
         the same time as the next one. The ref before it is whole, which `_contents` has seen.
         """
-        with using(self._fresh_machine("check").ops):
-            found = [violation for violation in check_queue(QUEUE) if violation.kind != "torn"]
+        try:
+            with using(self._fresh_machine("check").ops):
+                found = [violation for violation in check_queue(QUEUE) if violation.kind != "torn"]
+        except FsQueueError as error:
+            return [f"check: {type(error).__name__}: {error}"]
         return [f"damage {violation.kind}: {violation.path}: {violation.problem}" for violation in found]
 
     def _contents(self) -> list[str]:
@@ -304,9 +265,12 @@ class _Run:
         return [f"settled {found[i]} times: {i}" for i in once if found[i] > 1 or i in returned]
 
 
-def _kind(rules: Rules) -> Rules:
-    """The same mount on a good day."""
-    return Rules(lock=rules.lock, latency_s=rules.latency_s)
+def _lied(error: OSError) -> bool:
+    return LIED in str(error.strerror)
+
+
+def _kind(error: FsQueueError) -> str:
+    return os.strerror(error.errno or 0) if isinstance(error, OSError) else type(error).__name__
 
 
 def _overlap(since: float | None, until: float | None) -> Call:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fsqueue import FileSampleRefQueue, QueueIOError, SampleRef
 from fsqueue.disk.fileops import using
+from fsqueue.errors import FsQueueError
 from fsqueue.format import names
 from fsqueue.operate.requeue import requeue
 from history.recording import Log, Recorded
@@ -31,12 +32,13 @@ class Script:
     """Runs one client's steps.
 
     Attributes:
-        errors: errors of the filesystem that the queue has reported, as text.
-        unexpected: those among them that no fault of the plan accounts for.
+        errors: that the queue has raised.
+        cache: of the node that it runs on.
     """
 
     def __init__(self, world: World, plan: Plan, client: Client, log: Log, file_of: Callable[[str, str], int]) -> None:
-        self.errors: list[QueueIOError] = []
+        self.errors: list[FsQueueError] = []
+        self.name = client.name
         self._world = world
         self._plan = plan
         self._client = client
@@ -44,7 +46,7 @@ class Script:
         self._file_of = file_of
         self._rng = random.Random(f"{plan.seed}/{client.name}")
         self._faults = sorted(client.faults, key=lambda fault: fault.call)
-        self._cache = self._new_cache()
+        self.cache = self._new_cache()
         self._machine = self._boot()
         self._queue: Recorded | None = None
         self._held: dict[str, SampleRef] = {}
@@ -54,7 +56,7 @@ class Script:
 
     def _boot(self) -> Machine:
         """A new process; it takes over the faults that its predecessor did not live to see."""
-        process = Process(self._world, self._cache, self._rng)
+        process = Process(self._world, self.cache, self._rng)
         return Machine(self._world, process, self._client.name, self._client.skew_s, self._faults, self._rng)
 
     def run(self) -> None:
@@ -74,7 +76,7 @@ class Script:
         self._faults = [later for later in self._faults if later.call > fault.call]
         self._queue = None
         if fault.kind == "node":
-            self._cache = self._new_cache()
+            self.cache = self._new_cache()
             self._world.wait(self._rng.uniform(*_REBOOT_S))
         self._machine = self._boot()
 
@@ -85,7 +87,7 @@ class Script:
             if self._queue is None:
                 self._queue = self._open()
             getattr(self, f"_{name}")(self._queue, *arguments)
-        except QueueIOError as error:
+        except FsQueueError as error:
             self._world.say(f"{self._client.name}  !! {error}")
             self.errors.append(error)
 

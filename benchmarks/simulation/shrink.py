@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from simulation.plan import Client, Plan, without_lies
+from simulation.plan import Client, Plan
 from simulation.run import Outcome, run
 
 
@@ -38,7 +38,7 @@ def _smaller(plan: Plan) -> Iterator[Plan]:
     for index, client in enumerate(clients):
         for fault in client.faults:
             yield _with(plan, index, replace(client, faults=tuple(f for f in client.faults if f is not fault)))
-    for rules in without_lies(plan.rules):
+    for rules in plan.rules.without_one():
         yield replace(plan, rules=rules)
     yield from _plainer(plan)
 

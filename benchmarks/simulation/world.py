@@ -57,7 +57,7 @@ class World:
     def __init__(self, rules: Rules, traced: bool = False) -> None:
         self.rules = rules
         self.now = START_S
-        self.server = Server(lambda: self.now)
+        self.server = Server(lambda: self.now, rules)
         self.trace: list[str] | None = [] if traced else None
         self.overlaps: list[list[float | None]] = []
         self.failures: list[BaseException] = []
@@ -161,7 +161,7 @@ class Machine:
         ops.monotonic = lambda: self._world.now - START_S + 1000.0
         ops.sleep = self._sleep
         ops.random = self._rng.random
-        ops.filesystem_type = lambda path: "nfs4"
+        ops.filesystem_type = lambda path: self._world.rules.type
         ops.room = lambda fd: (1 << 40, 1 << 40)
         table: FileOps = ops
         return table
@@ -184,6 +184,7 @@ class Machine:
             raise Stuck(f"more than {CALL_LIMIT} calls")
         if self.calls in self._faults:
             self._suffer(self._faults[self.calls])
+        world.server.caller = self.process.cache
         try:
             result = call(*args, **kwargs)
         except OSError as error:

@@ -4,76 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import pytest
 
-from simulation.cache import Cache
-from simulation.node import Process
-from simulation.rules import Rules
-from simulation.world import Machine, World
-
-FLAGS = os.O_RDWR | os.O_CREAT
-FOLDER = os.O_RDONLY | os.O_DIRECTORY
-
-
-class Mount:
-    """One node's process, with the two directories open."""
-
-    def __init__(self, world: World, skew_s: float = 0.0) -> None:
-        rng = random.Random(1)
-        self.world = world
-        self.cache = Cache(world.server, world.rules, lambda: world.now, rng)
-        self.process = Process(world, self.cache, rng)
-        self.ops: Any = Machine(world, self.process, "node", skew_s, [], rng).ops
-        self.pending = self.ops.open("/pending", FOLDER)
-        self.leased = self.ops.open("/leased", FOLDER)
-
-    def write(self, name: str, data: bytes = b"text") -> None:
-        fd = self.ops.open(name, FLAGS, dir_fd=self.pending)
-        self.ops.write(fd, data)
-        self.ops.close(fd)
-
-    def claim(self, name: str) -> None:
-        self.ops.rename(name, name, src_dir_fd=self.pending, dst_dir_fd=self.leased)
-
-    def stamp(self, name: str) -> None:
-        self.ops.utime(name, dir_fd=self.pending)
-
-    def link(self, name: str) -> None:
-        self.ops.link(name, "linked", src_dir_fd=self.pending, dst_dir_fd=self.leased)
-
-    def sees(self, name: str) -> bool:
-        found: bool = self.ops.access(name, os.F_OK, dir_fd=self.pending)
-        return found
-
-    def mtime(self, name: str) -> float:
-        found: float = self.ops.stat(name, dir_fd=self.pending).st_mtime
-        return found
-
-    def read(self, name: str) -> bytes:
-        fd = self.ops.open(name, os.O_RDONLY, dir_fd=self.pending)
-        data: bytes = self.ops.read(fd, 100)
-        self.ops.close(fd)
-        return data
-
-
-def mounts(**rules: Any) -> tuple[Mount, Mount]:
-    """A and B on a server with /pending and /leased; every remembered name is believed."""
-    world = World(Rules(**{"latency_s": 0.0001, **rules}))
-    for name in ("pending", "leased"):
-        world.server.mkdir(world.server.root, name)
-    return Mount(world, 120.0), Mount(world, -46.0)
-
-
-@contextmanager
-def refused(code: int) -> Iterator[None]:
-    with pytest.raises(OSError) as caught:
-        yield
-    assert caught.value.errno == code
+from tests.sweeps.two_mounts import FLAGS, FOLDER, Mount, mounts, refused
 
 
 def test_a_name_that_was_renamed_away_is_believed_for_30_s() -> None:

@@ -1,10 +1,11 @@
-"""The queue on a filesystem that lies as NFS does: thousands of runs, each history checked."""
+"""The queue on filesystems that lie as real ones do: thousands of runs, each history checked."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,8 +19,9 @@ from fsqueue.engine.packing.revision import Revision
 from fsqueue.engine.put import Putter
 from history.checker import Verdict
 from simulate import report
+from simulation.kinds import KINDS, MIXED
 from simulation.plan import Client, Fault, Plan, make_plan, plan_from_json
-from simulation.rules import UNMEASURED, Rules
+from simulation.rules import LIES, UNMEASURED, UNSURVIVED, Rules
 from simulation.run import Outcome, run
 from simulation.shrink import shrink
 from tests.support import GUARD_S
@@ -28,11 +30,11 @@ from tests.sweeps.proof import tally
 BLOCK = 100
 
 
-def sweep(seeds: range, unmeasured: tuple[str, ...] = ()) -> None:
+def sweep(seeds: range, lies: tuple[str, ...] = (), mount: str | None = None) -> None:
     """Run the seeds; the first that fails is made small and shown with its trace."""
     total = Verdict()
     for seed in seeds:
-        outcome = run(make_plan(seed, unmeasured))
+        outcome = run(make_plan(seed, lies, mount))
         assert not outcome.problems, report(outcome)
         total.add(outcome.verdict)
         tally.count("simulated file operations", outcome.calls)
@@ -57,19 +59,34 @@ def test_no_history_of_many_breaks_a_promise(first: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lie", sorted(UNMEASURED.keys() - {"files-stay"}))
+@pytest.mark.parametrize("mount", [*sorted(KINDS), MIXED])
+def test_no_history_on_this_kind_of_mount_breaks_a_promise(mount: str) -> None:
+    """Each kind of filesystem alone, and free mixes of their lies."""
+    sweep(range(30_000, 30_500), mount=mount)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lie", sorted(UNMEASURED))
 def test_lies_that_nobody_measured(lie: str) -> None:
-    """What the manuals allow beyond the measurements breaks no promise either.
-
-    Except "files-stay": where nothing but time ended what is remembered of a file, no look at pending/ short of a
-    listing could be believed, and a put of an id that was acknowledged within the last 30 s would be dropped.
-    """
-    sweep(range(20_000, 20_500), (lie,))
+    """What the manuals allow beyond the measurements breaks no promise either."""
+    sweep(range(20_000, 20_500), (lie,), "nfs")
 
 
-def test_a_run_is_deterministic() -> None:
+def test_every_lie_and_every_kind_of_mount_has_its_seeds() -> None:
+    """A thousand seeds tell each lie many times, but for those that are switched off by name."""
+    rules = [make_plan(seed).rules for seed in range(1_000)]
+    told = Counter(lie for mount in rules for lie in mount.lies)
+    assert min(told[lie] for lie in LIES.keys() - UNSURVIVED) > 40
+    assert not told.keys() & UNSURVIVED
+    kinds = Counter(mount.mount for mount in rules)
+    assert kinds.keys() == {*KINDS, MIXED}
+    assert min(kinds.values()) > 10 and kinds["nfs"] > 400
+
+
+@pytest.mark.parametrize("mount", ["nfs", MIXED])
+def test_a_run_is_deterministic(mount: str) -> None:
     """The same plan gives the same file operations at the same times, also when it has been through JSON."""
-    plan = make_plan(7)
+    plan = make_plan(7, mount=mount, unsurvived=True)
     first, second = run(plan, traced=True), run(plan_from_json(plan.to_json()), traced=True)
     assert len(first.trace) > 100
     assert first.trace == second.trace
@@ -100,6 +117,33 @@ def small_plan(**rules: Any) -> Plan:
             ),
         ),
         durable=False,
+    )
+
+
+def test_a_trace_says_which_lies_were_on() -> None:
+    """In its first line, and a report does."""
+    plan = make_plan(5, mount="gluster")
+    outcome = run(plan, traced=True)
+    for text in (outcome.trace[0], report(outcome, small=False)):
+        assert "gluster (fuse.glusterfs)" in text
+        assert all(lie in text for lie in plan.rules.lies)
+
+
+def test_a_mount_is_made_kinder_by_one_lie_at_a_time() -> None:
+    """Until it tells none; so the smallest run shows the lies that it takes."""
+    rules = make_plan(5, mount="gluster", unsurvived=True).rules
+    for lie in rules.lies:
+        assert any(lie not in kinder and len(kinder.lies) == len(rules.lies) - 1 for kinder in rules.without_one())
+    while kinder := rules.without_one():
+        rules = kinder[0]
+    assert rules == Rules(
+        "gluster",
+        "fuse.glusterfs",
+        names_s=0.0,
+        misses_s=0.0,
+        attributes_s=0.0,
+        believed=0.0,
+        latency_s=rules.latency_s,
     )
 
 
