@@ -202,6 +202,12 @@ class Cache:
             pages = self._pages[inode] = _Pages(inode, self._clock())
         return pages
 
+    def forget_content(self, inode: Inode) -> None:
+        """Drop what was fetched; not what this node has still to send."""
+        pages = self._pages.get(inode)
+        if pages is not None and not pages.dirty:
+            del self._pages[inode]
+
     def write(self, inode: Inode, data: bytes, offset: int) -> None:
         """Writes stay here until close, fsync or unlock: "a file written but not closed: empty" (row 12)."""
         pages = self.pages(inode)

@@ -20,14 +20,15 @@ if TYPE_CHECKING:
 
 
 class OpenFile:
-    """What a descriptor stands for; the lock belongs to it."""
+    """What a descriptor stands for; the lock belongs to it. What is opened with O_DIRECT is not read from the cache."""
 
-    __slots__ = ("inode", "offset", "process")
+    __slots__ = ("direct", "inode", "offset", "process")
 
-    def __init__(self, inode: Inode, process: Process) -> None:
+    def __init__(self, inode: Inode, process: Process, direct: bool = False) -> None:
         self.inode = inode
         self.offset = 0
         self.process = process
+        self.direct = direct
 
 
 class Process:
@@ -109,7 +110,7 @@ class Process:
         if flags & os.O_TRUNC and inode.data:
             self.cache.truncate(inode, 0)
         self._next_fd += 1
-        self.files[self._next_fd] = OpenFile(inode, self)
+        self.files[self._next_fd] = OpenFile(inode, self, bool(flags & os.O_DIRECT))
         self.cache.opened[inode] = self.cache.opened.get(inode, 0) + 1
         return self._next_fd
 
@@ -155,11 +156,15 @@ class Process:
         return data
 
     def pread(self, fd: int, count: int, offset: int) -> bytes:
-        inode = self._file(fd).inode
+        file = self._file(fd)
+        inode = file.inode
         if inode.entries is not None:
             raise failed(errno.EISDIR)
         if inode.torn:
             raise failed(errno.EIO)
+        if file.direct:
+            self.cache.flush(inode)
+            self.cache.forget_content(inode)
         return bytes(self.cache.pages(inode).data[offset : offset + count])
 
     def readinto(self, fd: int, buffer: memoryview, offset: int) -> int:
@@ -181,6 +186,10 @@ class Process:
 
     def fsync(self, fd: int) -> None:
         self.cache.flush(self._file(fd).inode)
+
+    def forget(self, fd: int) -> None:
+        """ "`posix_fadvise(DONTNEED)` before the read cures it" (ceph-fuse; filesystems.md, 2)."""
+        self.cache.forget_content(self._file(fd).inode)
 
     def stat(self, path: str, *, dir_fd: int | None = None, follow_symlinks: bool = True) -> Status:
         return self.cache.status(self._find(path, dir_fd))

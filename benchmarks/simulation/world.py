@@ -157,6 +157,7 @@ class Machine:
         ops: Any = _SequentialOps()
         for name in CALLS:
             setattr(ops, name, partial(self._call, name, getattr(self.process, name)))
+        ops.forget = partial(self._call, "forget", self.process.forget)
         ops.time = lambda: self._world.now + self._skew_s
         ops.monotonic = lambda: self._world.now - START_S + 1000.0
         ops.sleep = self._sleep

@@ -110,6 +110,14 @@ def test_a_rewrite_of_equal_size_may_not_be_seen() -> None:
     assert a.ops.lock(kept)
     assert a.ops.pread(kept, 9, 0) == b"one"
     assert a.read("log") == b"one"
+    a.ops.forget(kept)
+    assert a.ops.pread(kept, 9, 0) == b"two", "posix_fadvise(DONTNEED) cures it"
+    b.write("log", b"one")
+    assert a.ops.pread(kept, 9, 0) == b"two"
+    direct = a.opened("log", os.O_RDONLY | os.O_DIRECT)
+    assert a.ops.pread(direct, 9, 0) == b"one", "and O_DIRECT asks"
+    b.write("log", b"two")
+    a.ops.close(direct)
     a.ops.close(kept)
     assert a.read("log") == b"two"
     kept = a.opened("log")
