@@ -1,11 +1,12 @@
-"""Runs the queue on a simulated shared filesystem that lies as NFS does, seed after seed, and checks every history.
+"""Runs the queue on simulated shared filesystems that lie as real ones do, seed after seed, and checks every history.
 
     python benchmarks/simulate.py --seeds 5000
+    python benchmarks/simulate.py --mount gluster --seeds 500
     python benchmarks/simulate.py --seed 254 --trace
     python benchmarks/simulate.py --plan plan.json --trace
 
-A run is a few clients with steps, faults and clocks of their own, and the rules of one mount
-(simulation/rules.py).
+A run is a few clients with steps, faults and clocks of their own, and one mount: an NFS, another kind of filesystem
+(simulation/kinds.py), or a mix of lies (simulation/rules.py).
 It is deterministic: the same seed gives the same run, call by call. A failing seed is made smaller and printed with
 its trace and the command that replays it. Exit 1 when anything was wrong.
 """
