@@ -42,10 +42,11 @@ class Status(NamedTuple):
 class _Pages:
     """A file's content as it was fetched, with this node's own writes in it."""
 
-    __slots__ = ("at", "change", "data", "dirty")
+    __slots__ = ("at", "change", "data", "dirty", "fetched")
 
     def __init__(self, inode: Inode, at: float) -> None:
         self.data = bytearray(inode.data)
+        self.fetched = bytes(inode.data)
         self.change = inode.change
         self.at = at
         self.dirty: list[tuple[int, bytes]] = []
@@ -224,6 +225,7 @@ class Cache:
         pages = self._pages[inode]
         del pages.data[size:]
         pages.data.extend(bytes(size - len(pages.data)))
+        pages.fetched = bytes(inode.data)
 
     def flush(self, inode: Inode) -> None:
         """Send this node's writes to the server.
@@ -238,8 +240,11 @@ class Cache:
         if not inode.links:
             raise failed(errno.ESTALE)
         in_step = pages.change == inode.change
+        if "two-writers-tear" in self.rules and inode.writer is not self and inode.data != pages.fetched:
+            inode.torn = True  # gocryptfs: "then order.lock unreadable (EIO) for good" (filesystems.md)
         for offset, data in dirty:
             self._server.write(inode, data, offset)
+        pages.fetched = bytes(inode.data)
         self._wrote(inode, in_step)
 
     def _wrote(self, inode: Inode, in_step: bool) -> None:

@@ -61,6 +61,7 @@ KINDS = {
 MIXED = "mix"
 _KEPT_ALIVE_S = {"gluster": 25.0, "cifs": 30.0}  # where something else looks at the names again and again
 _UNHEARD_OF = "fuse.unheard-of"
+_OF_NFS_ALONE = ("read-delegations",)
 _LOSERS = ("ENOENT", "EIO", "EXDEV", "EPERM", "ESTALE", "EBADF")
 
 
@@ -96,7 +97,7 @@ def _of_kind(kind: Rules, rng: random.Random, drawn: Rules) -> Rules:
 
 
 def _mixed(rng: random.Random, drawn: Rules) -> Rules:
-    lies = tuple(lie for lie in LIES if rng.random() < 0.3)
+    lies = tuple(lie for lie in LIES if rng.random() < 0.3 and lie not in _OF_NFS_ALONE)
     # A miss was seen to be remembered for long only where opening the directory ends it.
     longest_miss_s = 1.0 if "opening-asks-nothing" in lies else 28.0
     return replace(

@@ -31,7 +31,7 @@ LIES = {
     "listings-keep-names": "a listing makes what is remembered of a directory's names remembered anew, for up to 60 s",
     "read-delegations": "a dead client's files that it opened to read hold up those who rename them",
     "locks-get-lost": "a lock is now and then taken from its holder, who hears nothing of it",
-    "two-writers-tear": "a file that two mounts write at once cannot be read any more (EIO)",
+    "two-writers-tear": "a file whose writer had not seen what another mount wrote cannot be read any more (EIO)",
 }
 """Lies that were measured."""
 

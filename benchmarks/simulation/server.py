@@ -9,8 +9,6 @@ from math import inf
 
 from simulation.rules import DEAD_NODE_LOCK_S, Rules
 
-_TEARS_WITHIN_S = 0.05
-
 
 class Inode:
     """A file or a directory.
@@ -20,13 +18,13 @@ class Inode:
         links: names that it has; 0: removed, and a stale file handle for whoever still knows it.
         change: counts its modifications, as NFS's change attribute does.
         news: what happened last to a name in it: (when, by which node, "came", "went" or "replaced").
-        written: when it was written last, and by which node.
+        writer: the node that wrote it last.
         torn: it cannot be read any more.
         delegated: the node that may read it without asking.
     """
 
     __slots__ = (
-        "change", "ctime_ns", "data", "delegated", "entries", "links", "mtime_ns", "news", "number", "torn", "written",
+        "change", "ctime_ns", "data", "delegated", "entries", "links", "mtime_ns", "news", "number", "torn", "writer",
     )  # fmt: skip
 
     def __init__(self, number: int, directory: bool, now_ns: int) -> None:
@@ -37,7 +35,7 @@ class Inode:
         self.links = 1
         self.change = 0
         self.news: dict[str, tuple[float, object, str]] = {}
-        self.written: tuple[float, object] = (-inf, None)
+        self.writer: object = None
         self.torn = False
         self.delegated: Hashable = None
 
@@ -181,10 +179,7 @@ class Server:
         if len(inode.data) < offset:
             inode.data.extend(bytes(offset - len(inode.data)))
         inode.data[offset : offset + len(data)] = data
-        at, by = inode.written
-        if "two-writers-tear" in self._rules and by is not self.caller and self._clock() - at < _TEARS_WITHIN_S:
-            inode.torn = True  # gocryptfs: "then order.lock unreadable (EIO) for good"
-        inode.written = (self._clock(), self.caller)
+        inode.writer = self.caller
         self.stamp(inode, None)
 
     def truncate(self, inode: Inode, size: int) -> None:
