@@ -170,3 +170,33 @@ def test_a_call_that_raised_is_over() -> None:
     log.gave_up(log.begin("put", "p", ["x"]))
     (found,) = calls_in(lines)
     assert (found.returned_at, found.over_at) == (None, 1)
+
+
+def test_where_puts_cannot_see_what_is_there_only_the_first_of_an_id_counts() -> None:
+    """A second put may queue a second file, or none at all; what was put once is lost all the same."""
+    first = [call("put", "p", 0), call("get", "a", 1), call("ack", "a", 2)]
+    again = [*first, call("put", "p", 3)]
+    assert verdict(*again).lost
+    assert not verdict(*again, deduplicates=False).problems()
+    assert verdict(call("put", "p", 0), call("put", "q", 1), deduplicates=False).lost
+    two_files = [
+        call("put", "p", 0),
+        call("put", "q", 1),
+        call("get", "a", 2, files=(1,)),
+        call("get", "b", 3, files=(2,)),
+    ]
+    assert verdict(*two_files).double_leases
+    assert not verdict(*two_files, deduplicates=False).problems()
+
+
+def test_a_lease_may_end_as_much_earlier_as_stamps_are_coarse() -> None:
+    """On a mount with whole seconds, whoever hears 0.5 s before its end that it is lost has no cause to complain."""
+    calls = [
+        call("put", "p", 0),
+        call("get", "a", 1),
+        call("renew", "a", 10.5, lost=("x",)),
+        call("get", "b", 10.6),
+        call("ack", "b", 11),
+    ]
+    assert verdict(*calls).broken_leases
+    assert not verdict(*calls, grain_s=1.0).problems()
