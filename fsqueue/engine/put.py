@@ -9,6 +9,7 @@ from fsqueue.format import names
 
 _HOLD_S = 0.005  # for which a put holds the lock at most, where the filesystem lets it do anything in that time
 _REMOTE_HOLD_S = 0.1
+_HANG_S = 1.0
 _PAUSE_S = 0.001
 _FIRST_PIECE = 256
 _LEAST_PIECE = 16
@@ -33,9 +34,9 @@ class Putter:
         """
         handle = self._handle
         self._name_limit.require(contents)
-        if handle.durable:
-            # An fsync costs more than asking, and a restarted controller puts again what is pending.
-            handle.layout.refresh_pending()
+        if handle.durable and not (handle.layout.remote and len(contents) <= _FEW):
+            # An fsync costs more than asking, and a restarted controller puts again what is pending. On a shared mount
+            # it costs nothing beside the write, and asking about a few refs costs as much as writing one.
             pending = self._pending(list(contents))
             contents = {stem: data for stem, data in contents.items() if stem not in pending}
         if contents:
@@ -80,8 +81,9 @@ class Putter:
     def _publish_locked(self, stems: list[str], waiting: dict[str, str], until: float) -> int:
         """Rename new refs into pending/ and name them in the order; return how many of the stems were seen to."""
         handle = self._handle
-        if handle.layout.remote:
-            handle.order.header_locked()
+        remote = handle.layout.remote
+        if remote and len(stems) > _FEW:
+            handle.order.header_locked()  # tells how long the backlog is
         known = self.known(stems)
         published: list[str] = []
         seen = 0
@@ -95,6 +97,8 @@ class Putter:
                     published.append(stem)
                 if not seen % _LEAST_PIECE and monotonic() > until:
                     break
+                if remote and monotonic() > until + _HANG_S:
+                    break  # RACE: meanwhile the others may have come into the queue: they are looked for again
         finally:
             if published:
                 handle.order.append_locked(published)
@@ -105,10 +109,14 @@ class Putter:
 
         RACE: a ref that moves from one directory to the other between two looks is seen in neither. So the first one
         is looked at again: pending/, by name, where a listing of leased/ costs more than that; leased/ otherwise.
+        On a shared mount, where one more look costs round trips, leased/ comes last, once: a ref that comes back to
+        pending/ after the look there is replaced, and so there once all the same.
         """
-        self._handle.layout.refresh_pending()
-        few = len(stems) <= _FEW or (not self._handle.layout.remote and len(stems) * _NAMES_A_STAT < self._leased_names)
-        looks = (self._pending, self._leased, self._pending) if few else (self._leased, self._pending, self._leased)
+        looks = [self._leased, self._pending, self._leased]
+        if self._handle.layout.remote:
+            looks = [self._pending, self._leased]
+        elif len(stems) <= _FEW or len(stems) * _NAMES_A_STAT < self._leased_names:
+            looks = [self._pending, self._leased, self._pending]
         known: set[str] = set()
         for look in looks:
             missing = [stem for stem in stems if stem not in known] if known else stems
@@ -123,6 +131,7 @@ class Putter:
         if self._listing_is_cheaper(stems):
             present = set(pending.listing())
             return {stem for stem in stems if stem + names.SUFFIX in present}
+        handle.layout.refresh_pending()
         looks = handle.overlap.ahead(lambda stem: is_there(pending.fd, stem + names.SUFFIX), stems)
         found = {stem for stem, is_pending in zip(stems, looks, strict=True) if is_pending()}
         if found and handle.layout.remote and not handle.layout.filesystem.opening_asks:
