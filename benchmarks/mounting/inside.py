@@ -52,7 +52,7 @@ def _try(kind: Kind, work: Path, options: dict[str, Any], row: dict[str, Any]) -
     if unfit is not None:
         row["refused"] = unfit
         return
-    found = look(made(a / "looks"), b / "looks", [sys.executable], _say)
+    found = look(a, b, _say)
     row["checks"] = {**asdict(found), "lease_s": found.lease_s}
     seed = int(options["seed"])
     tortured = Options(
