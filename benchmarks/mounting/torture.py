@@ -34,6 +34,7 @@ _TICK_S = 0.02
 _STOP_S = 30.0
 _STALE_S = 45.0
 _SHOWN = 12
+_ERRORS, _DEATHS = "errors.jsonl", "deaths.jsonl"
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def torture(a: Path, b: Path, scratch: Path, options: Options) -> Outcome:
         run.stop()
         run.start("drainer", 1)
         run.wait_for_drainers()
-    return run.judged()
+    return judge(run.outcome, (queue_a, queue_b), scratch, options)
 
 
 class _Run:
@@ -123,9 +124,9 @@ class _Run:
         self._options = options
         self._rng = random.Random(options.seed)
         self._members: list[_Member] = []
-        self._outcome = Outcome()
-        self._errors = scratch / "errors.jsonl"
-        self._deaths = scratch / "deaths.jsonl"
+        self.outcome = Outcome()
+        self._errors = scratch / _ERRORS
+        self._deaths = scratch / _DEATHS
 
     @contextmanager
     def reaped(self) -> Iterator[None]:
@@ -176,7 +177,7 @@ class _Run:
         if not member.kill():
             return
         member.process.wait()
-        self._outcome.kills += 1
+        self.outcome.kills += 1
         self._note_death(member, killed_at)
         self._members.remove(member)
         job = member.job
@@ -195,7 +196,7 @@ class _Run:
             self._members.remove(member)
             self._note_death(member, None)
             if member.process.returncode:
-                self._outcome.crashes.append(f"{member.job.name} ended with {member.process.returncode}{self._said()}")
+                self.outcome.crashes.append(f"{member.job.name} ended with {member.process.returncode}{self._said()}")
 
     def _said(self) -> str:
         text = (self._scratch / "stderr.txt").read_text(errors="replace").strip()
@@ -218,7 +219,7 @@ class _Run:
         if wait_until(all_gone, limit_s):
             return
         for member in self._members:
-            self._outcome.stuck.append(f"{member.job.name} {complaint} within {limit_s:.0f} s")
+            self.outcome.stuck.append(f"{member.job.name} {complaint} within {limit_s:.0f} s")
             killed_at = time.monotonic()
             member.kill()
             member.process.kill()
@@ -226,44 +227,43 @@ class _Run:
             self._note_death(member, killed_at)
         self._members.clear()
 
-    def judged(self) -> Outcome:
-        """Say what came of it, by the history, by the directories, and by what was raised."""
-        outcome, calls = self._outcome, list(self._calls())
-        self._judge_files(calls)
-        options = self._options
-        calls += ends_without_witness(calls)
-        verdict = check(calls, options.lease_timeout_s, grain_s=options.grain_s)
-        outcome.again = verdict.again.total()
-        outcome.lost += [line for line in verdict.lost if line.partition(",")[0] not in outcome.lost]
-        for kind in ("double_leases", "broken_leases", "unexplained", "unexpected"):
-            outcome.twice += [f"{kind.replace('_', ' ')}: {line}" for line in getattr(verdict, kind)]
-        outcome.crashes += _grouped(lines_of(self._errors), expect_full=not options.keep_done)
-        return outcome
 
-    def _judge_files(self, calls: list[Call]) -> None:
-        """Every ref whose put returned is in done/, once, as both sides see it, and nothing is left elsewhere."""
-        outcome = self._outcome
-        put = {i for call in calls if call.kind == "put" and call.returned_at is not None for i in call.ids}
-        outcome.put = len(put)
-        left = {state: _ids_in(self._queues[0] / state) for state in ("pending", "leased", "failed")}
-        outcome.stuck += [f"{state}/{name}" for state, found in left.items() for name in sorted(found)[:_SHOWN]]
-        if not self._options.keep_done:
-            settled = {i for call in calls if call.kind == "ack" for i in call.ids}
-            outcome.lost += sorted(put - settled - set().union(*left.values()))
-            return
-        outcome.lost += sorted(put - set(self._done()) - set().union(*left.values()))
-        outcome.twice += [f"{i} is {n} times in done/" for i, n in self._done().items() if n > 1]
-        wait_until(lambda: self._done(1).keys() == self._done().keys(), _STALE_S)
-        differ = self._done(1).keys() ^ self._done().keys()
-        outcome.lost += [f"{i} is in done/ on one side only" for i in sorted(differ)]
+def judge(outcome: Outcome, queues: tuple[Path, Path], scratch: Path, options: Options) -> Outcome:
+    """Say what came of it, by the history in scratch, by the directories, and by what was raised."""
+    calls = list(_calls(scratch))
+    _judge_files(outcome, queues, calls, options)
+    calls += ends_without_witness(calls)
+    verdict = check(calls, options.lease_timeout_s, grain_s=options.grain_s)
+    outcome.again = verdict.again.total()
+    outcome.lost += [line for line in verdict.lost if line.partition(",")[0] not in outcome.lost]
+    for kind in ("double_leases", "broken_leases", "unexplained", "unexpected"):
+        outcome.twice += [f"{kind.replace('_', ' ')}: {line}" for line in getattr(verdict, kind)]
+    outcome.crashes += _grouped(lines_of(scratch / _ERRORS), expect_full=not options.keep_done)
+    return outcome
 
-    def _done(self, side: int = 0) -> Counter[str]:
-        return _ids_in(self._queues[side] / "done")
 
-    def _calls(self) -> Iterator[Call]:
-        deaths = {line["log"]: line for line in lines_of(self._deaths)}
-        for path in sorted(self._scratch.glob("*-*.jsonl")):
-            yield from calls_of_process(read(path), deaths.get(path.name))
+def _calls(scratch: Path) -> Iterator[Call]:
+    deaths = {line["log"]: line for line in lines_of(scratch / _DEATHS)}
+    for path in sorted(scratch.glob("*-*.jsonl")):
+        yield from calls_of_process(read(path), deaths.get(path.name))
+
+
+def _judge_files(outcome: Outcome, queues: tuple[Path, Path], calls: list[Call], options: Options) -> None:
+    """Every ref whose put returned is in done/, once, as both sides see it, and nothing is left elsewhere."""
+    put = {i for call in calls if call.kind == "put" and call.returned_at is not None for i in call.ids}
+    outcome.put = len(put)
+    left = {state: _ids_in(queues[0] / state) for state in ("pending", "leased", "failed")}
+    outcome.stuck += [f"{state}/{name}" for state, found in left.items() for name in sorted(found)[:_SHOWN]]
+    if not options.keep_done:
+        settled = {i for call in calls if call.kind == "ack" for i in call.ids}
+        outcome.lost += sorted(put - settled - set().union(*left.values()))
+        return
+    done = _ids_in(queues[0] / "done")
+    outcome.lost += sorted(put - set(done) - set().union(*left.values()))
+    outcome.twice += [f"{i} is {n} times in done/" for i, n in done.items() if n > 1]
+    wait_until(lambda: _ids_in(queues[1] / "done").keys() == done.keys(), _STALE_S)
+    differ = _ids_in(queues[1] / "done").keys() ^ done.keys()
+    outcome.lost += [f"{i} is in done/ on one side only" for i in sorted(differ)]
 
 
 def _ids_in(directory: Path) -> Counter[str]:
