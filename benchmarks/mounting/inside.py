@@ -54,17 +54,18 @@ def _try(kind: Kind, work: Path, options: dict[str, Any], row: dict[str, Any]) -
         return
     found = look(a, b, _say)
     row["checks"] = {**asdict(found), "lease_s": found.lease_s}
+    row["rate"] = asdict(_rates(kind, (a, b), work))
+    if kind.cramp is not None:
+        kind.cramp(a)
     seed = int(options["seed"])
     tortured = Options(
         options["refs"], 60 * options["minutes"], _DRAIN_S + 4 * found.stale_s, max(_LEASE_S, 3 * found.step_s),
-        2 * found.step_s, kind.inodes is None, seed,
+        2 * found.step_s, kind.cramp is None, seed,
     )  # fmt: skip
     started = time.monotonic()
     outcome = torture(a, b, work / "torture", tortured)
     row["torture"] = {**asdict(outcome), "seconds": round(time.monotonic() - started, 1), "seed": seed}
     _say(f"torture: {row['torture']}")
-    if kind.inodes is None:
-        row["rate"] = asdict(_rates(kind, (a, b), work))
 
 
 def _rates(kind: Kind, sides: tuple[Path, Path], work: Path) -> Any:

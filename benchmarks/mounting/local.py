@@ -8,7 +8,7 @@ from pathlib import Path
 from mounting.tools import Kind, made, pair, run
 
 _IMAGE_BYTES = 512 << 20
-_FEW_INODES = 220
+_FEW_INODES = 120
 
 
 def ext4(work: Path) -> tuple[Path, Path]:
@@ -41,10 +41,16 @@ def overlay(work: Path) -> tuple[Path, Path]:
     return _bound(a, b)
 
 
-def few_inodes(work: Path) -> tuple[Path, Path]:
+def tmpfs(work: Path) -> tuple[Path, Path]:
     a, b = pair(work)
-    run("mount", "-t", "tmpfs", "-o", f"nr_inodes={_FEW_INODES},size=64m", "tmpfs", a)
+    run("mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", a)
     return _bound(a, b)
+
+
+def leave_few_inodes(a: Path) -> None:
+    """Let tmpfs run out of inodes soon."""
+    found = os.statvfs(a)
+    run("mount", "-o", f"remount,nr_inodes={found.f_files - found.f_ffree + _FEW_INODES}", a)
 
 
 def _imaged(work: Path, kind: str, *make: str) -> tuple[Path, Path]:
@@ -74,6 +80,6 @@ KINDS = (
     Kind("xfs", xfs, ("mkfs.xfs",), ("xfsprogs",), module="xfs", twice=False),
     Kind("btrfs", btrfs, ("mkfs.btrfs",), ("btrfs-progs",), module="btrfs", twice=False),
     Kind("overlay", overlay, module="overlay", twice=False),
-    Kind("tmpfs", few_inodes, module="tmpfs", twice=False, inodes=_FEW_INODES),
+    Kind("tmpfs", tmpfs, module="tmpfs", twice=False, cramp=leave_few_inodes),
     Kind("exfat", exfat, ("mkfs.exfat", "mount.exfat-fuse"), ("exfat-fuse", "exfatprogs"), twice=False),
 )

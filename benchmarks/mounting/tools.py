@@ -33,7 +33,7 @@ class Kind:
         apt, pip: the packages that bring them.
         module: the kernel's own name of it, where it is a filesystem of the kernel.
         twice: False: there is one mount, seen through two paths.
-        inodes: there are so few of them that done refs must not be kept.
+        cramp: leaves little room, after the checks and before the torture, in which done refs are then not kept.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Kind:
     pip: tuple[str, ...] = ()
     module: str | None = None
     twice: bool = True
-    inodes: int | None = None
+    cramp: Callable[[Path], None] | None = None
 
     def missing(self) -> str | None:
         """Say what this machine lacks, and how to get it; None where all is there."""
