@@ -29,7 +29,7 @@ from soaking.merging import calls_of_process, ends_without_witness
 from soaking.site import append_line, lines_of, wait_until
 
 _PRODUCERS, _CONSUMERS = 1, 2
-_KILL_EVERY_S = 1.0
+_KILL_EVERY_S = 0.6
 _TICK_S = 0.02
 _STOP_S = 30.0
 _STALE_S = 45.0

@@ -24,6 +24,7 @@ from soaking.site import append_line, make_ref
 
 _BATCHES = (1, 2, 5, 16)
 _PAUSE_S = 0.05
+_PRODUCER_PAUSE_S = 0.25
 _OUTCOMES = {"ack": 84, "fail": 5, "release": 6, "forget": 3, "stall": 2}
 _STALL_IN_LEASES = 1.3
 _DRAINED = 64
@@ -141,7 +142,7 @@ class Worker:
             return
         queue.put(self._again)
         self._again = []
-        time.sleep(self._rng.uniform(0.0, _PAUSE_S))
+        time.sleep(self._rng.uniform(0.0, _PRODUCER_PAUSE_S))
 
     def _consume(self, queue: Recorded) -> None:
         rng, lease_s = self._rng, self._job.lease_timeout_s
