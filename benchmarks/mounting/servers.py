@@ -92,7 +92,7 @@ def ceph(work: Path) -> tuple[Path, Path]:
         made(work / daemon)
     run("ceph-mon", *use, "--mkfs", "-i", "a", "--monmap", work / "monmap")
     serve(log, "ceph-mon", *use, "-f", "-i", "a")
-    ask = ("ceph", *use, "--connect-timeout", "5")
+    ask = ("ceph", *use, "--connect-timeout", "30")
     until("a Ceph monitor that answers", lambda: succeeds(*ask, "mon", "stat"), log)
     disk = str(uuid.uuid4())
     run(*ask, "osd", "new", disk)

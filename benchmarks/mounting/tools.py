@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-_PATIENCE_S = 60.0
+_PATIENCE_S = 120.0
+_TRY_S = 40.0
 _TICK_S = 0.1
 _SAID_BYTES = 1500
 _OF_THIS_PYTHON = os.path.dirname(sys.executable)
@@ -124,9 +125,9 @@ def until(what: str, condition: Callable[[], bool], log: Path | None = None, tim
 
 
 def succeeds(*command: str | Path, text: str | None = None) -> bool:
-    """Tell whether a program ends with 0, within a few seconds."""
+    """Tell whether a program ends with 0, within bearable time."""
     try:
-        run(*command, text=text, timeout_s=10.0)
+        run(*command, text=text, timeout_s=_TRY_S)
     except MountError:
         return False
     return True
