@@ -8,7 +8,7 @@ from pathlib import Path
 from mounting.tools import Kind, made, pair, run
 
 _IMAGE_BYTES = 512 << 20
-_FEW_INODES = 120
+_FEW_INODES = 45
 
 
 def ext4(work: Path) -> tuple[Path, Path]:

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -60,11 +60,17 @@ class Options:
 
 @dataclass
 class Outcome:
-    """What came of it; all but the first three must be 0 or empty."""
+    """What came of it; the last four must be empty.
+
+    Attributes:
+        again: deliveries after the first, each explained.
+        full: how often a call said that the disk is full, where it was to be.
+    """
 
     put: int = 0
     kills: int = 0
     again: int = 0
+    full: int = 0
     lost: list[str] = field(default_factory=list)
     twice: list[str] = field(default_factory=list)
     crashes: list[str] = field(default_factory=list)
@@ -238,7 +244,10 @@ def judge(outcome: Outcome, queues: tuple[Path, Path], scratch: Path, options: O
     outcome.lost += [line for line in verdict.lost if line.partition(",")[0] not in outcome.lost]
     for kind in ("double_leases", "broken_leases", "unexplained", "unexpected"):
         outcome.twice += [f"{kind.replace('_', ' ')}: {line}" for line in getattr(verdict, kind)]
-    outcome.crashes += _grouped(lines_of(scratch / _ERRORS), expect_full=not options.keep_done)
+    raised = lines_of(scratch / _ERRORS)
+    full = [error for error in raised if error["code"] == "ENOSPC" and not options.keep_done]
+    outcome.full = len(full)
+    outcome.crashes += _grouped(error for error in raised if error not in full)
     return outcome
 
 
@@ -277,10 +286,10 @@ def _ids_in(directory: Path) -> Counter[str]:
     return found
 
 
-def _grouped(errors: list[dict[str, Any]], *, expect_full: bool) -> list[str]:
-    """One line for each error and place, with how often; a full disk is no fault where there is to be one."""
-    counts: Counter[str] = Counter()
-    for error in errors:
-        if not (expect_full and error["code"] == "ENOSPC"):
-            counts[f"{error['error']}: {error['text']} [{error['root']} at {' < '.join(reversed(error['from']))}]"] += 1
+def _grouped(errors: Iterable[dict[str, Any]]) -> list[str]:
+    """One line for each error and place, with how often."""
+    counts = Counter(
+        f"{error['error']}: {error['text']} [{error['root']} at {' < '.join(reversed(error['from']))}]"
+        for error in errors
+    )
     return [f"{count} times {text}" for text, count in counts.most_common()]
