@@ -98,8 +98,9 @@ def _tried(kind: Kind, parsed: argparse.Namespace, hindered: str | None) -> dict
             process.kill()
             process.wait()
             _remove(work)
-    for line in faults(row):
-        print(f"mounts: {kind.name}: {line}", file=sys.stderr, flush=True)
+    for line in faults(row) or [row.get("missing", "")]:
+        if line:
+            print(f"mounts: {kind.name}: {line}", file=sys.stderr, flush=True)
     return row
 
 
