@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fsqueue.operate.doctor.advice import rounded_up
 from fsqueue.operate.doctor.sides.sides import Options
 from fsqueue.operate.doctor.sides.verdict import Verdict
 from fsqueue.operate.doctor.sides.verify import verify
-
-from fsqueue.operate.doctor.advice import rounded_up
 from mounting.namespaces import on_second_node
 
 _GONE = "a name that is gone is gone"
