@@ -25,7 +25,6 @@ from mounting.torture import Options, torture
 ROW = "row.json"
 _LEASE_S = 3.0
 _DRAIN_S = 90.0
-_ROUNDS = 3
 
 
 def main() -> int:
@@ -45,7 +44,8 @@ def main() -> int:
 
 
 def _try(kind: Kind, work: Path, options: dict[str, Any], row: dict[str, Any]) -> None:
-    a, b = kind.mount(made(work / "mounts"))
+    ground = _ground(work)
+    a, b = kind.mount(made((work if kind.own_disk else ground) / "mounts"))
     mount = mount_of(a)
     row["type"] = mount.type if mount else None
     unfit = filesystem(row["type"]).unfit
@@ -54,7 +54,8 @@ def _try(kind: Kind, work: Path, options: dict[str, Any], row: dict[str, Any]) -
         return
     found = look(a, b, _say)
     row["checks"] = {**asdict(found), "lease_s": found.lease_s}
-    row["rate"] = asdict(_rates(kind, (a, b), work))
+    first = made(ground / "first")
+    row["rate"] = asdict(rates((a, b), (first, first)))
     if kind.cramp is not None:
         kind.cramp(a)
     seed = int(options["seed"])
@@ -68,10 +69,12 @@ def _try(kind: Kind, work: Path, options: dict[str, Any], row: dict[str, Any]) -
     _say(f"torture: {row['torture']}")
 
 
-def _rates(kind: Kind, sides: tuple[Path, Path], work: Path) -> Any:
-    again = (sides[0] / "again", sides[1] / "again")
-    first = FIRST.mount(made(work / "first")) if kind is not FIRST else (made(again[0]), again[1])
-    return rates(sides, first, _ROUNDS)
+def _ground(work: Path) -> Path:
+    """Return a directory on a fresh disk of ext4, for all stores: nobody else's files slow down one and not the other.
+
+    Its speed is also the first row's, with which the others are compared.
+    """
+    return FIRST.mount(made(work / "ground"))[0] if FIRST.missing() is None else made(work / "ground")
 
 
 def _say(line: str) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from mounting.tools import Kind, made, pair, run
 
-_IMAGE_BYTES = 512 << 20
-_FEW_INODES = 45
+_IMAGE_BYTES = 4 << 30
+_FEW_INODES = 30
 
 
 def ext4(work: Path) -> tuple[Path, Path]:
@@ -76,10 +76,10 @@ def _bound(a: Path, b: Path) -> tuple[Path, Path]:
 
 
 KINDS = (
-    Kind("ext4", ext4, ("mkfs.ext4",), ("e2fsprogs",), module="ext4", twice=False),
-    Kind("xfs", xfs, ("mkfs.xfs",), ("xfsprogs",), module="xfs", twice=False),
-    Kind("btrfs", btrfs, ("mkfs.btrfs",), ("btrfs-progs",), module="btrfs", twice=False),
+    Kind("ext4", ext4, ("mkfs.ext4",), ("e2fsprogs",), module="ext4", twice=False, own_disk=True),
+    Kind("xfs", xfs, ("mkfs.xfs",), ("xfsprogs",), module="xfs", twice=False, own_disk=True),
+    Kind("btrfs", btrfs, ("mkfs.btrfs",), ("btrfs-progs",), module="btrfs", twice=False, own_disk=True),
     Kind("overlay", overlay, module="overlay", twice=False),
     Kind("tmpfs", tmpfs, module="tmpfs", twice=False, cramp=leave_few_inodes),
-    Kind("exfat", exfat, ("mkfs.exfat", "mount.exfat-fuse"), ("exfat-fuse", "exfatprogs"), twice=False),
+    Kind("exfat", exfat, ("mkfs.exfat", "mount.exfat-fuse"), ("exfat-fuse", "exfatprogs"), twice=False, own_disk=True),
 )

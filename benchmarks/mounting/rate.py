@@ -14,6 +14,7 @@ from soaking.site import make_ref
 _BATCH = 16
 _BATCHES = 10
 _WAIT_S = 60.0
+_ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,16 @@ class Rates:
     relative: float
 
 
-def rates(sides: tuple[Path, Path], first: tuple[Path, Path], rounds: int) -> Rates:
-    """Put through side A, get and ack through side B; a round here, a round in the first filesystem, and so on."""
+def rates(sides: tuple[Path, Path], first: tuple[Path, Path]) -> Rates:
+    """Put through side A, get and ack through side B; a round here, a round in the first filesystem, and so on.
+
+    The round before the others warms up, and does not count.
+    """
     here, there = [], []
-    for number in range(rounds):
+    for number in range(_ROUNDS + 1):
         here.append(_refs_a_second(*sides, number))
         there.append(_refs_a_second(*first, number))
+    here, there = here[1:], there[1:]
     ratios = [one / other for one, other in zip(here, there, strict=True)]
     return Rates(statistics.median(here), statistics.median(there), statistics.median(ratios))
 

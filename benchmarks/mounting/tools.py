@@ -34,6 +34,7 @@ class Kind:
         apt, pip: the packages that bring them.
         module: the kernel's own name of it, where it is a filesystem of the kernel.
         twice: False: there is one mount, seen through two paths.
+        own_disk: it is made on a disk image of its own, not in a directory.
         cramp: leaves little room, after the checks and before the torture, in which done refs are then not kept.
     """
 
@@ -44,6 +45,7 @@ class Kind:
     pip: tuple[str, ...] = ()
     module: str | None = None
     twice: bool = True
+    own_disk: bool = False
     cramp: Callable[[Path], None] | None = None
 
     def missing(self) -> str | None:
