@@ -31,7 +31,7 @@ from mounting.table import faults, rows, verdict
 from mounting.tools import Kind
 from soaking.interrupts import deferred, install
 
-_PATIENCE_S = 600.0
+_PATIENCE_S = 1200.0
 _HERE = Path(__file__).resolve().parent
 _BUSY_TRIES = 50
 _BUSY_PAUSE_S = 0.2

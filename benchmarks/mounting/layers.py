@@ -16,7 +16,7 @@ def bindfs(work: Path) -> tuple[Path, Path]:
 
 def mergerfs(work: Path) -> tuple[Path, Path]:
     branches = [made(work / branch) for branch in ("one", "two")]
-    return _each(work, "mergerfs", ":".join(map(str, branches)))
+    return _each(work, "mergerfs", "-o", "minfreespace=0", ":".join(map(str, branches)))
 
 
 def unionfs(work: Path) -> tuple[Path, Path]:
