@@ -84,8 +84,8 @@ def _takes_data(directory: Path) -> bool:
 def ceph(work: Path) -> tuple[Path, Path]:
     """One monitor, one object server that keeps its objects in memory, one metadata server; nobody authenticates.
 
-    A client's first look at what another one has made waits for the metadata server's next tick. That comes every five
-    seconds by default, here every second, so that the row takes minutes and not an hour.
+    A client's first look at what another one has made waits for the metadata server's next tick, and so does an fsync.
+    That comes every five seconds by default, here ten times a second, so that the row takes minutes and not an hour.
     """
     a, b = pair(work)
     config, log, identity = work / "ceph.conf", work / "ceph.log", str(uuid.uuid4())
@@ -136,7 +136,7 @@ memstore device bytes = 1073741824
 mon pg warn min per osd = 0
 mon data avail crit = 1
 setuser match path = /
-mds tick interval = 1
+mds tick interval = 0.1
 """
 
 

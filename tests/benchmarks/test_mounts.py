@@ -125,7 +125,7 @@ def test_ctrl_c_leaves_no_mount_and_no_file(tmp_path: Path) -> None:
     """An interrupted run takes its namespaces with it, and all that was started in them."""
     process = script("ext4", "--dir", str(tmp_path))
     try:
-        wait_until(lambda: list(tmp_path.glob("*/mounts/b")), "the first mount")
+        wait_until(lambda: bool(list(tmp_path.glob("*/mounts/b"))), "the first mount")
         process.send_signal(signal.SIGINT)
         _, complaints = process.communicate(timeout=GUARD_S)
     finally:
