@@ -34,6 +34,7 @@ _TICK_S = 0.02
 _STOP_S = 30.0
 _STALE_S = 45.0
 _SHOWN = 12
+_STATES = ("pending", "leased", "failed", "done")
 _ERRORS, _DEATHS = "errors.jsonl", "deaths.jsonl"
 
 
@@ -258,21 +259,24 @@ def _calls(scratch: Path) -> Iterator[Call]:
 
 
 def _judge_files(outcome: Outcome, queues: tuple[Path, Path], calls: list[Call], options: Options) -> None:
-    """Every ref whose put returned is in done/, once, as both sides see it, and nothing is left elsewhere."""
+    """Every ref whose put returned is in done/, once, and nothing is left elsewhere, once both sides see the same."""
     put = {i for call in calls if call.kind == "put" and call.returned_at is not None for i in call.ids}
     outcome.put = len(put)
-    left = {state: _ids_in(queues[0] / state) for state in ("pending", "leased", "failed")}
+    wait_until(lambda: seen_in(queues[0]) == seen_in(queues[1]), _STALE_S)
+    seen, there = map(seen_in, queues)
+    left = {state: found for state, found in seen.items() if state != "done"}
     outcome.stuck += [f"{state}/{name}" for state, found in left.items() for name in sorted(found)[:_SHOWN]]
-    if not options.keep_done:
-        settled = {i for call in calls if call.kind == "ack" for i in call.ids}
-        outcome.lost += sorted(put - settled - set().union(*left.values()))
-        return
-    done = _ids_in(queues[0] / "done")
-    outcome.lost += sorted(put - set(done) - set().union(*left.values()))
+    settled = {i for call in calls if call.kind == "ack" for i in call.ids}
+    done = seen["done"] if options.keep_done else Counter(settled)
+    outcome.lost += sorted(put - done.keys() - set().union(*left.values()))
     outcome.twice += [f"{i} is {n} times in done/" for i, n in done.items() if n > 1]
-    wait_until(lambda: _ids_in(queues[1] / "done").keys() == done.keys(), _STALE_S)
-    differ = _ids_in(queues[1] / "done").keys() ^ done.keys()
-    outcome.lost += [f"{i} is in done/ on one side only" for i in sorted(differ)]
+    differ = {i for state, found in seen.items() for i in found.keys() ^ there[state].keys()}
+    outcome.lost += [f"{i} is seen by one side only, after {_STALE_S:g} s" for i in sorted(differ)]
+
+
+def seen_in(queue: Path) -> dict[str, Counter[str]]:
+    """The ids in each state, as one side sees them: a client may go on seeing an old listing for a while."""
+    return {state: _ids_in(queue / state) for state in _STATES}
 
 
 def _ids_in(directory: Path) -> Counter[str]:

@@ -19,7 +19,7 @@ from mounting import tools
 from mounting.kinds import KINDS
 from mounting.namespaces import hindrance
 from mounting.table import rows, verdict
-from mounting.torture import Options, Outcome, judge, torture
+from mounting.torture import Options, Outcome, judge, seen_in, torture
 from soaking.site import make_ref
 from tests.support import GUARD_S, ROOT, wait_until
 
@@ -110,6 +110,23 @@ def test_the_judge_finds_what_is_lost_held_twice_or_left(tmp_path: Path) -> None
     assert len(outcome.stuck) == 1 and "left" in outcome.stuck[0]
     assert outcome.twice and all("twice" in line for line in outcome.twice)
     assert not outcome.clean()
+
+
+def test_the_judge_waits_for_a_side_that_still_sees_an_old_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one side does not see yet is not lost."""
+    queue, scratch = tmp_path / "q", tmp_path / "scratch"
+    scratch.mkdir()
+    with FileSampleRefQueue[Any](queue) as opened:
+        recorded = Recorded(opened, Log.to_file(scratch / "worker-0.jsonl"))
+        recorded.put([make_ref("late")])
+        old = seen_in(queue)
+        recorded.ack(recorded.get(1))
+    answers = [old, seen_in(queue)]
+    monkeypatch.setattr("mounting.torture.seen_in", lambda side: answers.pop(0) if answers else seen_in(queue))
+    outcome = judge(Outcome(), (queue, queue), scratch, OPTIONS)
+    assert outcome.clean(), outcome
 
 
 @needs_namespaces
