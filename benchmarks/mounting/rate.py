@@ -33,7 +33,8 @@ def rates(sides: tuple[Path, Path], first: tuple[Path, Path]) -> Rates:
 
     The round before the others warms up, and does not count. Where a round takes minutes, there are fewer.
     """
-    here, there = [], []
+    here: list[float] = []
+    there: list[float] = []
     ends_at = time.monotonic() + _BUDGET_S
     for number in range(_ROUNDS + 1):
         if len(here) < _FEWEST or time.monotonic() < ends_at:
