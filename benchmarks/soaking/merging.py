@@ -50,7 +50,7 @@ def merged(site: Site, queue: Path) -> History:
     calls = list(_with_overlaps(calls))
     end = max((call.over_at for call in calls), default=0.0)
     calls += [Call("arrived", OBSERVER, (sample_id,), end, end, end) for sample_id in dead_letters(queue)]
-    calls += list(_ends_without_witness(calls))
+    calls += list(ends_without_witness(calls))
     returned = sum(len(call.ids) for call in calls if call.kind == "put" and call.returned_at is not None)
     return History(calls, cut_short, returned)
 
@@ -95,10 +95,10 @@ def _calls_of_node(logs: Path, cut_short: Counter[str]) -> Iterable[Call]:
             continue
         calls = [replace(call, ids=tuple(map(sys.intern, call.ids))) for call in read(path)]
         cut_short.update(call.kind for call in calls if call.over_at == inf)
-        yield from calls if path.name == CHAOS else _calls_of_process(calls, deaths.get(path.name))
+        yield from calls if path.name == CHAOS else calls_of_process(calls, deaths.get(path.name))
 
 
-def _calls_of_process(calls: list[Call], death: dict[str, Any] | None) -> Iterable[Call]:
+def calls_of_process(calls: list[Call], death: dict[str, Any] | None) -> Iterable[Call]:
     """What was open when a process ended is over since it was reaped; all its handles died with it.
 
     Where nobody says that it was reaped, since its whole node is gone, nothing is known of its end.
@@ -133,7 +133,7 @@ def _with_overlaps(calls: list[Call]) -> Iterable[Call]:
         yield replace(deletion, over_at=max([deletion.over_at, *(p.over_at for p in puts if p.overlaps(deletion))]))
 
 
-def _ends_without_witness(calls: list[Call]) -> Iterable[Call]:
+def ends_without_witness(calls: list[Call]) -> Iterable[Call]:
     """Acks that did happen, though they do not say so, since the queue was drained and nothing was seen of the ref
     afterwards: a process was killed or met an error in the middle; the lease was lost and the ref back in pending/,
     from where an ack takes it to done/ all the same; or the successor of a dead consumer acked by id."""

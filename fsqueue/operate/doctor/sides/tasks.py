@@ -23,6 +23,7 @@ from fsqueue.operate.doctor.sides.samples import Queue, sample
 from fsqueue.queue import FileSampleRefQueue
 
 _LOOK_S = 0.02
+_APPEAR_S = 25.0
 _PING_S = 60.0
 
 ops = fileops.current()
@@ -74,7 +75,13 @@ def move(directory: str, name: str, target: str, new_name: str, refresh: bool) -
     """
     for folder in (directory, target) if refresh else ():
         Directory(ops, folder).close()
-    ops.rename(os.path.join(directory, name), os.path.join(target, new_name))
+    source, destination = os.path.join(directory, name), os.path.join(target, new_name)
+    try:
+        ops.rename(source, destination)
+    except FileNotFoundError:  # this client may still remember that there was no such name
+        if _until(lambda: _sees(directory, name, "open"), _APPEAR_S) is None:
+            raise
+        ops.rename(source, destination)
     return not _sees(directory, name, "open")
 
 
