@@ -12,6 +12,7 @@ and nothing waits on a FIFO.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import random
 import stat as stat_module
@@ -100,7 +101,12 @@ class FileOps:
     """Offer the system calls, and what else the queue asks of the operating system.
 
     The class attributes are the real calls. An instance may carry others; `CALLS` lists the file operations.
+
+    Attributes:
+        uncached: every read of a file that `open_uncached` has opened goes to the server.
     """
+
+    uncached = False
 
     open = staticmethod(os.open)
     close = staticmethod(os.close)
@@ -199,11 +205,28 @@ class FileOps:
             CorruptRefError: it is a symbolic link, or a device without a driver.
         """
         try:
-            return self.open(name, _READ, dir_fd=dir_fd)
+            return self.open_uncached(name, _READ, dir_fd)
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENXIO):
                 raise CorruptRefError("not a regular file") from None
             raise
+
+    def open_uncached(self, name: str, flags: int, dir_fd: int) -> int:
+        """Return a descriptor on a file; see `without_delegations`."""
+        return self.open(name, flags, 0o666, dir_fd=dir_fd)
+
+    def is_cached_now(self, fd: int) -> bool:
+        """Return whether a descriptor that refused to be read may be read now."""
+        return False
+
+    def pread_uncached(self, fd: int, count: int, offset: int) -> bytes:
+        """Read from a file that `open_uncached` has opened."""
+        try:
+            return self.pread(fd, count, offset)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not self.is_cached_now(fd):
+                raise
+        return self.pread(fd, count, offset)
 
     def open_folder(self, dir_fd: int, name: str) -> int:
         """Return a descriptor on a directory in a directory; NotADirectoryError where a symbolic link is there."""
@@ -232,6 +255,8 @@ class FileOps:
             if len(data) < _CHUNK:
                 return data
         except OSError as error:
+            if error.errno == errno.EINVAL and self.is_cached_now(fd):
+                return self.read_regular(fd)
             if error.errno in (errno.EISDIR, errno.EAGAIN, errno.EINVAL):
                 raise CorruptRefError("not a regular file") from None
             raise
@@ -252,7 +277,7 @@ class FileOps:
             self.ftruncate(fd, offset + len(data))
 
     def open_for_update(self, dir_fd: int, name: str) -> int:
-        return self.open(name, _UPDATE, dir_fd=dir_fd)
+        return self.open_uncached(name, _UPDATE, dir_fd)
 
     def fresh_mtime(self, dir_fd: int, name: str) -> float | None:
         """Return a file's mtime in seconds; None where there is no such file.
@@ -260,7 +285,7 @@ class FileOps:
         NFS: `stat` may answer from the attribute cache, seconds old; open + fstat asks the server.
         """
         try:
-            fd = self.open(name, _READ, dir_fd=dir_fd)
+            fd = self.open_uncached(name, _READ, dir_fd)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -294,6 +319,54 @@ class FileOps:
         except FileNotFoundError:
             return False
         return True
+
+
+class _DirectOps(FileOps):
+    """Read files without keeping a copy of their content on this client (see `without_delegations`)."""
+
+    __slots__ = ("_direct",)
+
+    @property
+    def uncached(self) -> bool:  # type: ignore[override]
+        return bool(self._direct)
+
+    def __init__(self, ops: FileOps) -> None:
+        self.__dict__ = ops.__dict__
+        self._direct = getattr(os, "O_DIRECT", 0)
+
+    def open_uncached(self, name: str, flags: int, dir_fd: int) -> int:
+        direct = self._direct
+        try:
+            return self.open(name, flags | direct, 0o666, dir_fd=dir_fd)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not direct:
+                raise
+        fd = self.open(name, flags, 0o666, dir_fd=dir_fd)
+        if stat_module.S_ISREG(self.fstat(fd).st_mode):  # directories and FIFOs have no direct access anywhere
+            self._direct = 0
+        return fd
+
+    def is_cached_now(self, fd: int) -> bool:
+        flags, direct = fcntl.fcntl(fd, fcntl.F_GETFL), getattr(os, "O_DIRECT", 0)
+        if not flags & direct:
+            return False
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags & ~direct)
+        self._direct = 0
+        return True
+
+
+def without_delegations(ops: FileOps) -> FileOps:
+    """Return the same table of calls, but read and update files with O_DIRECT.
+
+    NFS 4: whoever opens a file to read it may be promised that nobody changes it unasked (a delegation). Others'
+    renames and stamps of that file wait until he has answered, or, where he is dead, until his lease on the server
+    ends, 90 s later. An open with O_DIRECT asks for no such promise, and there its reads need no alignment. A mount
+    that refuses it is read as ever from then on. The table is shared: what is changed in one holds in both.
+    """
+    if type(ops) is FileOps:
+        return _DirectOps(ops)
+    kind = type("_DirectOps", (_DirectOps, type(ops)), {"__slots__": ()})
+    return kind(ops)  # type: ignore[no-any-return]
 
 
 def wrapped(ops: FileOps, around: Callable[..., Any]) -> FileOps:

@@ -33,6 +33,7 @@ class Filesystem:
         stale_s: for how many seconds a client believes an old name or stamp, by default; 0: never, or unknown.
         durable: what was synced outlives a crash of the host.
         creates_once: an O_EXCL has one winner, whatever the mounts, so that a lock can be built on it.
+        delegates: the server promises whoever opens a file to read it that others' changes will wait for him.
         remark: what else whoever keeps a queue there should know.
     """
 
@@ -48,6 +49,7 @@ class Filesystem:
     stale_s: float = 0.0
     durable: bool = True
     creates_once: bool = True
+    delegates: bool = False
     remark: str = ""
 
 
@@ -64,7 +66,7 @@ _OVERLAY = replace(
     remark="the upper layer decides; keep queues of containers on a volume, not in the image",
 )  # fmt: skip
 _FOREIGN = replace(_LOCAL, rename_stamps=False, step_s=2.0)  # vfat stamps every 2 s, exfat-fuse every second
-_NFS = replace(_LOCAL, title="NFS", local=False, stale_s=60.0)
+_NFS = replace(_LOCAL, title="NFS", local=False, stale_s=60.0, delegates=True)
 _CIFS = Filesystem(
     "CIFS", step_s=0.01, stale_s=1.0,
     remark="SMB locks are mandatory: a locked file cannot be read by others meanwhile; a lock can be lost, and what is "

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from fsqueue.disk.directory import Directory
-from fsqueue.disk.fileops import DIRECTORY, FileOps, despite_errors, explained
+from fsqueue.disk.fileops import DIRECTORY, FileOps, despite_errors, explained, without_delegations
 from fsqueue.disk.filesystems import UnfitFilesystemWarning, filesystem, refusal
 from fsqueue.disk.mutex import Mutex
 from fsqueue.disk.publish import make_directory, make_within, publish_once, refusal_of, strangers_in, sync_parent
@@ -96,6 +96,8 @@ class Layout:
         try:
             self.filesystem = filesystem(root.ops.filesystem_type(root.path))
             self.remote = not self.filesystem.local
+            if self.filesystem.delegates:
+                root.ops = self.ops = without_delegations(root.ops)
             self.owners = self.open("owners", make_missing)
             self.tmp = self.open("tmp", make_missing)
             self.pending = self.open("pending", make_missing)

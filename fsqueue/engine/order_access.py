@@ -37,7 +37,7 @@ class Shown(NamedTuple):
 def open_order(ops: FileOps, root: Directory) -> int:
     """Return a descriptor on order.lock, which is made where it is missing."""
     try:
-        return ops.open(ORDER, ORDER_FLAGS, 0o666, dir_fd=root.fd)
+        return ops.open_uncached(ORDER, ORDER_FLAGS, root.fd)
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOENT):
             raise
@@ -48,7 +48,7 @@ def open_order(ops: FileOps, root: Directory) -> int:
 
 def reopen_order(ops: FileOps, root: Directory) -> int:
     """Return one more descriptor on order.lock, which must be there."""
-    return ops.open(ORDER, _THERE, dir_fd=root.fd)
+    return ops.open_uncached(ORDER, _THERE, root.fd)
 
 
 def look(ops: FileOps, root: Directory) -> Shown | None:
