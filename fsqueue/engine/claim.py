@@ -105,9 +105,9 @@ class Claimer:
         """Claim the refs whose places were taken; append to errors what some of them raise."""
         handle, held = self._handle, self._handle.held
         if handle.layout.remote and stems:
-            # NFS: a remembered name may still mean the file of an earlier life, which the stamp would go to.
+            # NFS: a remembered name may still mean the file of an earlier life, which the stamp would go to. Of the
+            # names in leased/ that a claim goes to, nobody can remember anything.
             handle.layout.pending.refresh()
-            handle.layout.leased.refresh()
         new_claim, move = handle.moves.new_claim, handle.moves.claim_stamped
         if handle.strays or self._refused:
             left_alone = handle.strays.stems() | self._refused.now()

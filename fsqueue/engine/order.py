@@ -103,7 +103,8 @@ class Order:
     def header_locked(self) -> Header:
         """Return the header; replace a damaged one by that of an empty order."""
         try:
-            header = Header.decode(self._ops.pread(self._file.fd, HEADER_BYTES, 0))
+            head = self._file.head or self._ops.pread(self._file.fd, HEADER_BYTES, 0)
+            header = Header.decode(head[:HEADER_BYTES])
         except OSError as error:
             self._fail(error)
             header = None
@@ -266,6 +267,7 @@ class Order:
 
     def _write(self, data: bytes, offset: int) -> bool:
         """Write into the order, if the filesystem lets it: a full disk costs the hint and nothing else."""
+        self._file.head = b""
         try:
             self._ops.pwrite_all(self._file.fd, data, offset)
             self.unwritable = False
@@ -294,7 +296,8 @@ class Order:
         """Read whole lines from offset on, at least one; the last of the file counts as whole."""
         while True:
             wanted = min(wanted, max(0, self._file.size - offset))
-            data = self._read(wanted, offset)
+            head = self._file.head
+            data = head[offset : offset + wanted] if offset + wanted <= len(head) else self._read(wanted, offset)
             if offset + len(data) >= self._file.size or len(data) < wanted:
                 return data
             end = data.rfind(b"\n") + 1

@@ -22,6 +22,8 @@ from fsqueue.engine.order_access import FULL, PASSING, UNREADABLE, open_order, p
 STUCK_FOR_S = 10.0
 _PASSES_S = 3.0  # for which another mount's change of the file may make this one's answers contradict each other
 _FAILED_S = 1.0
+_AHEAD_BYTES = 1 << 15
+_LINKED_S = 1.0
 
 
 class StaleLockWarning(RuntimeWarning):
@@ -35,6 +37,7 @@ class OrderContent:
         fd: to read and write; -1 where nothing can be read or written.
         locked_fd: the one to lock; -1: it is not open. Mostly the same one.
         size: the file's length in bytes; as of when the lock was taken.
+        head: what it begins with, where that was read when the lock was taken and nothing was written since.
         locked: flock is what locks it, so it stays open from one hold to the next.
     """
 
@@ -42,12 +45,14 @@ class OrderContent:
         self.fd = -1
         self.locked_fd = -1
         self.size = 0
+        self.head = b""
         self.locked = locked
         self.doubted = not filesystem.lock_freshens
         self._remote = not filesystem.local
         self._ops = ops
         self._root = root
         self._inode = 0
+        self._linked_until = 0.0
         self._second = locked and self.doubted
         self._failing_since: float | None = None
         self._unusable_until: float | None = None
@@ -84,6 +89,8 @@ class OrderContent:
         try:
             if self.doubted:
                 return self._freshen()
+            if self._ops.uncached and self._reads_whole():
+                return True
             if self._remote:
                 status = self._ops.fstat(self.fd)
             else:
@@ -92,7 +99,19 @@ class OrderContent:
             self.fail(error)
             return False
         self.size = status.st_size
-        return status.st_nlink > 0 and status.st_ino == self._inode
+        linked = status.st_nlink > 0 and status.st_ino == self._inode
+        self._linked_until = self._ops.monotonic() + _LINKED_S if linked and self._ops.uncached else 0.0
+        return linked
+
+    def _reads_whole(self) -> bool:
+        """Read the file from its start; return whether that tells its length, and it was seen linked lately.
+
+        NFS: one round trip instead of two. Whoever waited for the lock of a file that was replaced meanwhile asks, as
+        that takes longer. Only after an ``rm order.lock`` does a handle go on with the old one, for a second at most.
+        """
+        self.head = self._ops.pread_uncached(self.fd, _AHEAD_BYTES, 0)
+        self.size = len(self.head)
+        return self.size < _AHEAD_BYTES and self._ops.monotonic() < self._linked_until
 
     def _freshen(self) -> bool:
         ops = self._ops
@@ -131,7 +150,7 @@ class OrderContent:
     def drop(self) -> None:
         """Close the file."""
         fd, locked_fd, self.fd, self.locked_fd = self.fd, self.locked_fd, -1, -1
-        self.size = 0
+        self.size, self.head, self._linked_until = 0, b"", 0.0
         self._close(locked_fd)
         if fd != locked_fd:
             self._close(fd)

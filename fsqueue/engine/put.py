@@ -33,9 +33,9 @@ class Putter:
         """
         handle = self._handle
         self._name_limit.require(contents)
-        if handle.durable:
-            # An fsync costs more than asking, and a restarted controller puts again what is pending.
-            handle.layout.refresh_pending()
+        if handle.durable and not (handle.layout.remote and len(contents) <= _FEW):
+            # An fsync costs more than asking, and a restarted controller puts again what is pending. On a shared mount
+            # it costs nothing beside the write, and asking about a few refs costs as much as writing one.
             pending = self._pending(list(contents))
             contents = {stem: data for stem, data in contents.items() if stem not in pending}
         if contents:
@@ -80,8 +80,8 @@ class Putter:
     def _publish_locked(self, stems: list[str], waiting: dict[str, str], until: float) -> int:
         """Rename new refs into pending/ and name them in the order; return how many of the stems were seen to."""
         handle = self._handle
-        if handle.layout.remote:
-            handle.order.header_locked()
+        if handle.layout.remote and len(stems) > _FEW:
+            handle.order.header_locked()  # tells how long the backlog is
         known = self.known(stems)
         published: list[str] = []
         seen = 0
@@ -105,10 +105,12 @@ class Putter:
 
         RACE: a ref that moves from one directory to the other between two looks is seen in neither. So the first one
         is looked at again: pending/, by name, where a listing of leased/ costs more than that; leased/ otherwise.
+        A ref that comes back to pending/ after the look there is replaced, and so there once all the same: that is
+        left to happen on a shared mount, where one more look costs round trips.
         """
-        self._handle.layout.refresh_pending()
-        few = len(stems) <= _FEW or (not self._handle.layout.remote and len(stems) * _NAMES_A_STAT < self._leased_names)
-        looks = (self._pending, self._leased, self._pending) if few else (self._leased, self._pending, self._leased)
+        remote, looks = self._handle.layout.remote, [self._leased, self._pending, self._leased]
+        if len(stems) <= _FEW or (not remote and len(stems) * _NAMES_A_STAT < self._leased_names):
+            looks = [self._pending, self._leased, *([] if remote else [self._pending])]
         known: set[str] = set()
         for look in looks:
             missing = [stem for stem in stems if stem not in known] if known else stems
@@ -123,6 +125,7 @@ class Putter:
         if self._listing_is_cheaper(stems):
             present = set(pending.listing())
             return {stem for stem in stems if stem + names.SUFFIX in present}
+        handle.layout.refresh_pending()
         looks = handle.overlap.ahead(lambda stem: is_there(pending.fd, stem + names.SUFFIX), stems)
         found = {stem for stem, is_pending in zip(stems, looks, strict=True) if is_pending()}
         if found and handle.layout.remote and not handle.layout.filesystem.opening_asks:

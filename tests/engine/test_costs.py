@@ -46,7 +46,7 @@ def test_opening_a_handle_lists_nothing(tmp_path: Path) -> None:
 
 
 BUDGET = re.findall(
-    r"^\| (put|get|ack) \| ([a-z, ]+) \| (\d+) \((\d+)\) \| (\d+) \((\d+)\) \| (\d+) \((\d+)\) \| (\d+) \((\d+)\) \|$",
+    r"^\| (put|get|ack) \| ([A-Za-z, ]+)" + 4 * r" \| (\d+) \((\d+)\)" + r" \|$",
     (Path(fsqueue.__file__).parent / "FORMAT.md").read_text(encoding="utf-8"),
     flags=re.MULTILINE,
 )
@@ -65,11 +65,18 @@ def test_the_budget_is_what_format_says(path: Path, row: tuple[str, ...], durabl
     assert [per_ref[0], per_ref[1], per_call[0], per_call[1]] == stated
 
 
+def put_on_nfs(tap: Tap) -> None:
+    """Let the directory pass for one on NFS, which takes O_DIRECT as the test's own may not."""
+    real = tap.ops.open
+    tap.ops.filesystem_type = lambda path: "nfs4"
+    tap.ops.open = lambda path, flags, *rest, **named: real(path, flags & ~os.O_DIRECT, *rest, **named)
+
+
 def spent_on(call: str, mount: str, path: Path, batch: int, durable: bool) -> tuple[int, int]:
     """Count the file operations that a call makes, and those of them that modify something."""
     tap = Tap()
-    if "shared" in mount:
-        tap.ops.filesystem_type = lambda path: "nfs4"
+    if "NFS" in mount:
+        put_on_nfs(tap)
     tap.ops.monotonic = lambda: 1_000.0  # rounds and sweeps happen once
     with FileSampleRefQueue(path, durable=False) as other:
         other.put(numbered(20 * batch if "long" in mount else batch, prefix="old"))
