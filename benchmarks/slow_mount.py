@@ -1,11 +1,12 @@
 """What put, get and ack cost on a slow shared mount: round trips, modifications and milliseconds a ref.
 
-    python benchmarks/slow_mount.py --batch 64,1
+    python benchmarks/slow_mount.py --batch 1,16,64
+    python benchmarks/slow_mount.py --dir /your/nfs/dir --real
 
-The file operations run on --dir, behind a layer that makes each as slow as on an NFS mount and counts its round
-trips (slow/layer.py). Beside the queue runs the naive protocol: the same order of handing out, one operation after
-the other, with nothing saved. On a real NFS 4.2 mount that took 6.1, 5.1 and 2.0 round trips a ref for put, get and
-ack at batch 64, and 13, 10 and 2 one ref at a time. Exits with 1 when a ref was lost, doubled or out of order.
+The file operations run on --dir, behind a layer that makes each as slow as on an NFS 4.2 mount and counts its round
+trips (slow/layer.py). With --real, --dir is on NFS itself, nothing is made slow, and the kernel's count of the mount's
+round trips is read (slow/counted.py). Beside the queue runs the naive protocol: the same order of handing out, one
+operation after the other, with nothing saved. Exits with 1 when a ref was lost, doubled or out of order.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from fsqueue.disk.fileops import using
 from measuring.report import STEPS
 from measuring.session import counts, parser, session
 from measuring.tables import table
+from slow.counted import CountedMount
 from slow.layer import MODIFY_S, MODIFYING, READ_S, SlowMount
 from slow.naive import NaiveQueue
 from subjects.sample import LEASE_TIMEOUT_S, sample
@@ -71,7 +73,7 @@ class Cost:
         return found
 
 
-def measured(subject: str, queue: Any, mount: SlowMount, batch: int, rounds: int) -> Cost:
+def measured(subject: str, queue: Any, mount: SlowMount | CountedMount, batch: int, rounds: int) -> Cost:
     """Rounds of put, get and ack of a batch, after one that only warms up."""
     cost = Cost(subject, batch, rounds)
     for number in range(-1, rounds):
@@ -83,7 +85,7 @@ def measured(subject: str, queue: Any, mount: SlowMount, batch: int, rounds: int
             lambda taken=taken: queue.ack(taken),  # type: ignore[misc]
         )
         for step, work in zip(STEPS, works, strict=True):
-            mount.trips.clear()
+            mount.reset()
             started = time.perf_counter()
             work()
             if number >= 0:
@@ -95,7 +97,7 @@ def measured(subject: str, queue: Any, mount: SlowMount, batch: int, rounds: int
 
 
 @contextmanager
-def opened(subject: str, mount: SlowMount, path: str, durable: bool) -> Iterator[Any]:
+def opened(subject: str, mount: SlowMount | CountedMount, path: str, durable: bool) -> Iterator[Any]:
     with using(mount.ops):
         queue: Any
         if subject == NAIVE:
@@ -131,10 +133,15 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = _parser().parse_args(arguments)
     rows: list[dict[str, Any]] = []
     with session(parsed) as run:
-        print(f"a read {parsed.read_ms:g} ms, a modification {parsed.modify_ms:g} ms, {parsed.rounds} rounds\n")
+        pace = "as it is" if parsed.real else f"a read {parsed.read_ms:g} ms, a modification {parsed.modify_ms:g} ms"
+        print(f"{pace}, {parsed.rounds} rounds, {'durable' if parsed.durable else 'not durable'}\n")
         for batch in parsed.batch:
             for subject in (QUEUE, NAIVE):
-                mount = SlowMount(parsed.read_ms / 1e3, parsed.modify_ms / 1e3)
+                mount = (
+                    CountedMount(run.directory)
+                    if parsed.real
+                    else SlowMount(parsed.read_ms / 1e3, parsed.modify_ms / 1e3)
+                )
                 with opened(subject, mount, os.path.join(run.directory, f"{len(rows)}"), parsed.durable) as queue:
                     rows.append(measured(subject, queue, mount, batch, parsed.rounds).row())
     clean = all(row["clean"] for row in rows)
@@ -146,10 +153,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     found = parser(__doc__, tempfile.gettempdir())
-    found.add_argument("--batch", type=counts, default=(64, 1), help="refs a call (default: 64,1)")
+    found.add_argument("--batch", type=counts, default=(1, 16, 64), help="refs a call (default: 1,16,64)")
     found.add_argument("--rounds", type=int, default=5, help="rounds that count (default: %(default)s)")
     found.add_argument("--read-ms", type=float, default=READ_S * 1e3, help="a round trip (default: %(default)s)")
     found.add_argument("--modify-ms", type=float, default=MODIFY_S * 1e3, help="a commit (default: %(default)s)")
+    found.add_argument("--real", action="store_true", help="count on --dir's own NFS mount; make nothing slow")
     found.add_argument("--durable", action=argparse.BooleanOptionalAction, default=True, help="fsync what is put")
     return found
 
