@@ -138,7 +138,7 @@ class Claimer:
     def _reserve(self, count: int, partition: Partition | None) -> tuple[list[str], bool]:
         """Take places in the order; the second value says that it holds no more of them."""
         handle = self._handle
-        with handle.order_file.soon as held:
+        with handle.order_file.to_take as held:
             if not held:
                 return self._without_lock(count, partition), True
             if partition is None:

@@ -16,6 +16,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fsqueue.disk.directory import Directory
@@ -69,6 +70,8 @@ class OrderFile:
         soon: holds the lock for a with block, or lets it go on without where it cannot be had in `GET_PATIENCE_S`
             seconds. After one such failure it is only tried, not waited for, for `STUCK_FOR_S` seconds, unless its
             holder moves on.
+        to_take: does as soon does, for whoever only takes places: on NFS, a look at whether the file still goes by its
+            name is made once a second, since claims exclude each other without the lock.
         surely: holds the lock for a with block, and replaces its file where a holder has not moved on for
             `PUT_TIMEOUT_S` seconds. It goes on without only where the file can neither be used nor replaced. Raises
             a LockTimeoutError in mode ``lease``, where a dead holder's claim expires and a live one's does not.
@@ -81,6 +84,7 @@ class OrderFile:
         self._remote = not filesystem.local
         self._mode = mode
         self.soon = Hold(self._take_soon, self._give)
+        self.to_take = Hold(partial(self._take_soon, to_take=True), self._give)
         self.surely = Hold(self._take_surely, self._give)
         self._mutex = threading.RLock()
         self._inside: set[int] = set()  # the threads that take, hold or give the lock
@@ -93,10 +97,10 @@ class OrderFile:
 
             self._lease = OrderLease(ops, root)
 
-    def _take_soon(self) -> bool:
+    def _take_soon(self, to_take: bool = False) -> bool:
         stuck = self._stuck_at is not None and self.ops.monotonic() < self._stuck_until
         stuck = stuck and self.look() == self._stuck_at
-        if self._take_if_room(0.0 if stuck else GET_PATIENCE_S):
+        if self._take_if_room(0.0 if stuck else GET_PATIENCE_S, to_take):
             self._stuck_at = None
             return True
         if not stuck:
@@ -105,10 +109,10 @@ class OrderFile:
                 self._lease.break_stale()
         return False
 
-    def _take_if_room(self, patience_s: float) -> bool:
+    def _take_if_room(self, patience_s: float, to_take: bool = False) -> bool:
         """Do as `_take`; a full disk that has no room for the file that is to be locked counts as a lock not had."""
         try:
-            return self._take(patience_s)
+            return self._take(patience_s, to_take=to_take)
         except OSError as error:
             if not is_full(error):
                 raise
@@ -123,7 +127,7 @@ class OrderFile:
             self._replace(rounds)
         return True
 
-    def _take(self, patience_s: float, after_threads: bool = False) -> bool:
+    def _take(self, patience_s: float, after_threads: bool = False, to_take: bool = False) -> bool:
         """Take the lock within patience_s seconds of its holder's last sign of life, or return False.
 
         Args:
@@ -140,7 +144,7 @@ class OrderFile:
             if not self._mutex.acquire(timeout=-1 if after_threads else patience_s):
                 self._inside.discard(thread)
                 return False
-            if self._lease is None and self._try_lock(0.0) and self.content.is_current():
+            if self._lease is None and self._try_lock(0.0) and self.content.is_current(to_take):
                 self._pause_s = max(_FIRST_PAUSE_S, self._pause_s / 4)
                 return True
             if self._take_within(patience_s):

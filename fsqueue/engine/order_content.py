@@ -81,7 +81,7 @@ class OrderContent:
         """Return whether there is nothing to be had for a while, so that one goes on without."""
         return self._unusable_until is not None and self._ops.monotonic() < self._unusable_until
 
-    def is_current(self) -> bool:
+    def is_current(self, to_take: bool = False) -> bool:
         """Return whether the locked file is still the one that goes by the name; make its content current.
 
         NFS: the name may be a remembered one and its size with it; the descriptor's are fresh under the lock.
@@ -89,7 +89,8 @@ class OrderContent:
         try:
             if self.doubted:
                 return self._freshen()
-            if self._ops.uncached and self._reads_whole():
+            self.head = b""
+            if to_take and self._ops.uncached and self._reads_whole():
                 return True
             if self._remote:
                 status = self._ops.fstat(self.fd)
@@ -106,8 +107,8 @@ class OrderContent:
     def _reads_whole(self) -> bool:
         """Read the file from its start; return whether that tells its length, and it was seen linked lately.
 
-        NFS: one round trip instead of two. Whoever waited for the lock of a file that was replaced meanwhile asks, as
-        that takes longer. Only after an ``rm order.lock`` does a handle go on with the old one, for a second at most.
+        NFS: one round trip instead of two. For a second after an ``rm order.lock`` a handle may take places in the old
+        file: refs that a new one names too, or that are found by a listing.
         """
         self.head = self._ops.pread_uncached(self.fd, _AHEAD_BYTES, 0)
         self.size = len(self.head)

@@ -9,6 +9,7 @@ from fsqueue.format import names
 
 _HOLD_S = 0.005  # for which a put holds the lock at most, where the filesystem lets it do anything in that time
 _REMOTE_HOLD_S = 0.1
+_HANG_S = 1.0
 _PAUSE_S = 0.001
 _FIRST_PIECE = 256
 _LEAST_PIECE = 16
@@ -80,7 +81,8 @@ class Putter:
     def _publish_locked(self, stems: list[str], waiting: dict[str, str], until: float) -> int:
         """Rename new refs into pending/ and name them in the order; return how many of the stems were seen to."""
         handle = self._handle
-        if handle.layout.remote and len(stems) > _FEW:
+        remote = handle.layout.remote
+        if remote and len(stems) > _FEW:
             handle.order.header_locked()  # tells how long the backlog is
         known = self.known(stems)
         published: list[str] = []
@@ -95,6 +97,8 @@ class Putter:
                     published.append(stem)
                 if not seen % _LEAST_PIECE and monotonic() > until:
                     break
+                if remote and monotonic() > until + _HANG_S:
+                    break  # RACE: meanwhile the others may have come into the queue: they are looked for again
         finally:
             if published:
                 handle.order.append_locked(published)
