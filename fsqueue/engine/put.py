@@ -109,12 +109,14 @@ class Putter:
 
         RACE: a ref that moves from one directory to the other between two looks is seen in neither. So the first one
         is looked at again: pending/, by name, where a listing of leased/ costs more than that; leased/ otherwise.
-        A ref that comes back to pending/ after the look there is replaced, and so there once all the same: that is
-        left to happen on a shared mount, where one more look costs round trips.
+        On a shared mount, where one more look costs round trips, leased/ comes last, once: a ref that comes back to
+        pending/ after the look there is replaced, and so there once all the same.
         """
-        remote, looks = self._handle.layout.remote, [self._leased, self._pending, self._leased]
-        if len(stems) <= _FEW or (not remote and len(stems) * _NAMES_A_STAT < self._leased_names):
-            looks = [self._pending, self._leased, *([] if remote else [self._pending])]
+        looks = [self._leased, self._pending, self._leased]
+        if self._handle.layout.remote:
+            looks = [self._pending, self._leased]
+        elif len(stems) <= _FEW or len(stems) * _NAMES_A_STAT < self._leased_names:
+            looks = [self._pending, self._leased, self._pending]
         known: set[str] = set()
         for look in looks:
             missing = [stem for stem in stems if stem not in known] if known else stems
