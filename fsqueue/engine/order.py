@@ -268,6 +268,7 @@ class Order:
     def _write(self, data: bytes, offset: int) -> bool:
         """Write into the order, if the filesystem lets it: a full disk costs the hint and nothing else."""
         self._file.head = b""
+        self._file.is_written = True
         try:
             self._ops.pwrite_all(self._file.fd, data, offset)
             self.unwritable = False

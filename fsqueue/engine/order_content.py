@@ -2,8 +2,8 @@
 
 On a local disk and on NFS a granted flock makes what the locked descriptor shows current. On other shared mounts its
 content, its size, or both may be old. There the order is read and written through a second descriptor, opened once
-the lock is granted and closed before it is given back, after what this client has cached was dropped: its pages by an
-advice, its idea of the size by a stamp, whose answer brings the size along.
+the lock is granted, synced where it was written, and closed before the lock is given back, after what this client has
+cached was dropped: its pages by an advice, its idea of the size by a stamp, whose answer brings the size along.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class OrderContent:
         locked_fd: the one to lock; -1: it is not open. Mostly the same one.
         size: the file's length in bytes; as of when the lock was taken.
         head: what it begins with, where that was read when the lock was taken and nothing was written since.
+        is_written: something was written since the lock was taken.
         locked: flock is what locks it, so it stays open from one hold to the next.
     """
 
@@ -46,6 +47,7 @@ class OrderContent:
         self.locked_fd = -1
         self.size = 0
         self.head = b""
+        self.is_written = False
         self.locked = locked
         self.doubted = not filesystem.lock_freshens
         self._remote = not filesystem.local
@@ -143,10 +145,18 @@ class OrderContent:
         return False
 
     def close_second(self) -> None:
-        """Hand what was written to the server, where that takes closing, before the lock is given back."""
+        """Hand what was written to the server, where that takes syncing and closing, before the lock is given back.
+
+        GlusterFS writes in the background: without the fsync, the next holder read what was there before in some of
+        a hundred holds, however it opened the file.
+        """
         if self.fd != self.locked_fd:
             fd, self.fd = self.fd, -1
+            if self.is_written and fd >= 0:
+                with suppress(OSError):
+                    self._ops.fsync(fd)
             self._close(fd)
+        self.is_written = False
 
     def drop(self) -> None:
         """Close the file."""
