@@ -248,9 +248,8 @@ def test_one_look_at_an_owner_covers_all_of_its_leases(path: Path) -> None:
             trainer.get(count)
             for file in (there / "leased").iterdir():
                 backdate(file, 3600.0)
-            cost.append(spend_on_gets(there, 30.0))
-    assert cost[0] == cost[1]
-    assert cost[1][0] < 50
+            cost.append(spend_on_gets(there, 30.0)[0])  # what the last one makes depends on when the owner beats
+    assert cost[0] == cost[1] < 50
 
 
 def test_a_new_handle_looks_at_a_bounded_number_of_leases_a_get(path: Path) -> None:
