@@ -274,3 +274,26 @@ def test_the_lease_is_taken_in_the_queue_that_was_opened(path: Path, tmp_path: P
     queue.put(refs("a"))
     assert names_in(tmp_path / "one", "pending") == ["a.json"]
     queue.close()
+
+
+@pytest.mark.parametrize(("kind", "synced"), [(DOUBTED, True), ("nfs4", False), ("ext4", False)])
+def test_what_was_written_is_synced_before_the_unlock(path: Path, kind: str, synced: bool) -> None:
+    """GlusterFS writes in the background; where a lock freshens what others read, and after reads, that costs nothing."""
+    tap, seen = Tap(), list[str]()
+    tap.ops.filesystem_type = lambda path: kind
+
+    def note(name: str, args: tuple[Any, ...], _: dict[str, Any]) -> None:
+        if name == "unlock" or (
+            name in ("pwrite", "fsync") and os.readlink(f"/proc/self/fd/{args[0]}").endswith("lock")
+        ):
+            seen.append(name)
+
+    tap.before = note
+    with open_tapped(tap, path, durable=False) as queue:
+        seen.clear()
+        queue.put(refs("a"))
+        assert seen == ["pwrite", *["fsync"] * synced, "unlock"]
+        queue.get(1)
+        seen.clear()
+        queue.get(1)
+        assert "fsync" not in seen
