@@ -278,7 +278,7 @@ def test_the_lease_is_taken_in_the_queue_that_was_opened(path: Path, tmp_path: P
 
 @pytest.mark.parametrize(("kind", "synced"), [(DOUBTED, True), ("nfs4", False), ("ext4", False)])
 def test_what_was_written_is_synced_before_the_unlock(path: Path, kind: str, synced: bool) -> None:
-    """GlusterFS writes in the background; where a lock freshens what others read, and after reads, that costs nothing."""
+    """GlusterFS writes in the background. It costs nothing where a lock freshens, or nothing was written."""
     tap, seen = Tap(), list[str]()
     tap.ops.filesystem_type = lambda path: kind
 
