@@ -1,0 +1,48 @@
+"""Make samples and put them; stopped or killed anywhere, and started again, go on with the first that is missing.
+
+    python rollout.py RUN --index I --rollouts N [--samples K]
+
+Edit `make`. Each rollout has samples of its own, whose ids are fixed beforehand: so the queue itself tells how far the
+process before this one has come.
+"""
+
+import argparse
+import os
+import time
+from bisect import bisect_left
+from pathlib import Path
+
+from sample import Sample
+
+from fsqueue import FileSampleRefQueue
+from fsqueue.operate.show import show
+
+
+def make(sample_id: str) -> Sample:
+    """Compute one sample; this is where the model runs."""
+    time.sleep(float(os.environ.get("ROLLOUT_S", "0.1")))
+    return Sample(sample_id)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--index", type=int, required=True)
+    parser.add_argument("--rollouts", type=int, required=True)
+    parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--attempt", type=int, help="how often this one was started again, where Slurm does not say")
+    given = parser.parse_args()
+    name = f"rollout-{given.index}"
+    ids = [f"{name}-{n:06d}" for n in range(given.samples)]
+    queue = FileSampleRefQueue(given.run / "queue", ref_type=Sample, lease_timeout_s=60, heartbeat_s=5)
+    with queue.producer(name, expected=given.rollouts, attempt=given.attempt, on_sigterm="withdraw"):
+        # Put are always the first so many: of a put that was cut short, only the queue knows whether it was made.
+        first = bisect_left(ids, True, key=lambda each: not show(queue.path, each))
+        print(f"{name}: {first} of {len(ids)} are there", flush=True)
+        for sample_id in ids[first:]:
+            queue.put_when_below([make(sample_id)], high=64)
+    print(f"{name}: done", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Train in step with the other ranks; stopped or killed anywhere, and started again, go on from the checkpoint.
+
+    python trainer.py RUN [--batch B]
+
+Edit `train`, `save` and `load`. All ranks start again together, in the same number or another; rank and number come
+from torchrun, Slurm or an indexed Kubernetes job. The order makes it exact: train, ack, and save once all ranks have
+acked. What was acked after the last checkpoint is put back when the next run starts.
+"""
+
+import argparse
+import json
+import os
+import time
+import warnings
+from pathlib import Path
+
+from sample import Sample
+
+from fsqueue import FileSampleRefQueue, TrainerView
+
+
+def train(run: Path, step: int, rank: int, samples: list[Sample]) -> None:
+    """Make one optimizer step; here, what this rank has learnt at it is a file, its shard of the checkpoint."""
+    time.sleep(float(os.environ.get("TRAIN_S", "0.1")))
+    shard = run / "trained" / f"{step:06d}-{rank}.json"
+    shard.parent.mkdir(exist_ok=True)
+    write(shard, [sample.sample_id for sample in samples])
+
+
+def save(run: Path, step: int) -> None:
+    """Make the shards up to this step the checkpoint."""
+    write(run / "checkpoint.json", {"step": step})
+
+
+def load(run: Path) -> int:
+    """Return the step of the last checkpoint; 0 where there is none."""
+    file = run / "checkpoint.json"
+    return int(json.loads(file.read_text())["step"]) if file.exists() else 0
+
+
+def forget_after(run: Path, step: int) -> None:
+    """Remove the shards of steps that the checkpoint does not have."""
+    for shard in (run / "trained").glob("*.json"):
+        if int(shard.name.partition("-")[0]) > step:
+            shard.unlink()
+
+
+def write(file: Path, content: object) -> None:
+    """Replace a file in one step, so that a kill leaves the one before or this one."""
+    unfinished = file.with_suffix(f".{os.getpid()}.tmp")
+    unfinished.write_text(json.dumps(content))
+    os.replace(unfinished, file)
+
+
+def acked_or_again(lost: list[str]) -> None:
+    """Leave, to start again from the checkpoint, where others have got samples that this rank has just learnt."""
+    if lost:
+        print(f"lost the leases of {lost}", flush=True)
+        raise SystemExit(143)
+
+
+def launched(*names: str) -> int | None:
+    """Return the first of these variables that the launcher has set."""
+    return next((int(os.environ[name]) for name in names if name in os.environ), None)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--attempt", type=int, help="as of rollout.py")
+    given = parser.parse_args()
+    run = given.run
+    rank = launched("RANK", "SLURM_PROCID", "JOB_COMPLETION_INDEX") or 0
+    world = launched("WORLD_SIZE", "SLURM_NTASKS") or 1
+    queue = FileSampleRefQueue(run / "queue", ref_type=Sample, lease_timeout_s=60, heartbeat_s=5)
+    warnings.simplefilter("ignore")  # the rest, which is no full batch for every rank, is trained below
+    with TrainerView(
+        queue, partition=(rank, world), batch=given.batch, attempt=given.attempt, on_sigterm="withdraw"
+    ) as view:
+        # The ranks before these are gone, and no rank passes its first get before rank 0 comes to its own.
+        step = load(run)
+        if rank == 0:
+            forget_after(run, step)
+            queue.rewind(after_step=step, force=True)
+        print(f"rank {rank} of {world}: goes on after step {step}", flush=True)
+        while samples := view.get():
+            if rank == 0:
+                save(run, step)  # all ranks have come here, so all have acked this step
+            step += 1
+            train(run, step, rank, samples)
+            acked_or_again(view.ack(samples, step=step))
+        while rank == 0 and not queue.drained():
+            save(run, step)
+            if samples := queue.get(given.batch, timeout_s=1.0):
+                step += 1
+                train(run, step, rank, samples)
+                acked_or_again(queue.ack(samples, step=step))
+        if rank == 0:
+            save(run, step)
+    print(f"rank {rank} of {world}: done after step {step}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
