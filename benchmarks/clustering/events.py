@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import mkdtemp
 
-from clustering import slurm, slurm_events
+from clustering import process_events, slurm, slurm_events
 from clustering.run import Account
 from clustering.slurm import SHORTEST_EXPIRY_S, SLURMS_OWN_EXPIRY_S, Slurm
 from clustering.slurm_events import HANDLERS, SlurmRun
@@ -76,7 +77,26 @@ def lacking(under: str) -> str:
 
 
 def all_events() -> list[Event]:
-    return list(_slurm_events())
+    return [*_slurm_events(), *_process_events()]
+
+
+def _process_events() -> Iterator[Event]:
+    killed, told = signal.SIGKILL, signal.SIGTERM
+    for under, name, event, quick in (
+        ("torchrun", "a rank raises", process_events.rank_raises, True),
+        ("torchrun", "SIGKILL of a rank", process_events.rank_killed, False),
+        ("ray", "SIGKILL of a rollout's actor", process_events.actor_killed("rollout-1"), False),
+        ("ray", "SIGKILL of a rank's actor", process_events.actor_killed("trainer-1"), False),
+        ("pods", "SIGKILL of a rollout, attempt given", process_events.pod_replaced("rollout", killed, 1), True),
+        ("pods", "SIGKILL of a rollout, none given", process_events.pod_replaced("rollout", killed, None), False),
+        ("pods", "SIGKILL of the trainer, attempt given", process_events.pod_replaced("trainer", killed, 1), False),
+        ("pods", "SIGTERM of the trainer", process_events.pod_replaced("trainer", told, None), False),
+    ):
+        yield Event(f"{under}: {name}", under, _in_folder(event), quick=quick)
+
+
+def _in_folder(event: Callable[[Path, int], Account]) -> Callable[[Site, Path, int], Account]:
+    return lambda site, folder, after: event(folder, after)
 
 
 def _slurm_events() -> Iterator[Event]:

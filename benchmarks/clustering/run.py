@@ -78,7 +78,7 @@ class Run:
             "ROLLOUT_S": "0.1",
             "TRAIN_S": "0.1",
         }
-        options = [f"--{name.replace('_', '-')}={value}" for name, value in policy.items()]
+        options = [f"--{name.replace('_', '-')}={value:g}" for name, value in policy.items()]
         self.call("prepare.py", str(folder), *options)
         self.queue_path = folder / "queue"
 
@@ -94,7 +94,9 @@ class Run:
     def call(self, program: str, *arguments: str) -> None:
         """Run one of the programs to its end."""
         command = [sys.executable, program, *arguments]
-        subprocess.run(command, cwd=self.folder, env=self.full_environment, check=True, capture_output=True, timeout=120)
+        subprocess.run(
+            command, cwd=self.folder, env=self.full_environment, check=True, capture_output=True, timeout=120
+        )
 
     @property
     def full_environment(self) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Make a run's queue, and say who is missed in it and for how long; once, before anything is started.
 
-    python prepare.py RUN [--await-s S] [--restart-s S] [--silence-s S] [--quorum N]
+python prepare.py RUN [--await-s S] [--restart-s S] [--silence-s S] [--quorum N]
 """
 
 import argparse

@@ -24,6 +24,17 @@ def make(sample_id: str) -> Sample:
     return Sample(sample_id)
 
 
+def put_rest(queue: FileSampleRefQueue[Sample], name: str, count: int) -> None:
+    """Put those of a rollout's samples that are not there yet."""
+    ids = [f"{name}-{n:06d}" for n in range(count)]
+    # Put are always the first so many: of a put that was cut short, only the queue knows whether it was made.
+    first = bisect_left(ids, True, key=lambda each: not show(queue.path, each))
+    print(f"{name}: {first} of {count} are there", flush=True)
+    for sample_id in ids[first:]:
+        queue.put_when_below([make(sample_id)], high=64)
+    print(f"{name}: done", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
@@ -33,15 +44,9 @@ def main() -> None:
     parser.add_argument("--attempt", type=int, help="how often this one was started again, where Slurm does not say")
     given = parser.parse_args()
     name = f"rollout-{given.index}"
-    ids = [f"{name}-{n:06d}" for n in range(given.samples)]
     queue = FileSampleRefQueue(given.run / "queue", ref_type=Sample, lease_timeout_s=60, heartbeat_s=5)
     with queue.producer(name, expected=given.rollouts, attempt=given.attempt, on_sigterm="withdraw"):
-        # Put are always the first so many: of a put that was cut short, only the queue knows whether it was made.
-        first = bisect_left(ids, True, key=lambda each: not show(queue.path, each))
-        print(f"{name}: {first} of {len(ids)} are there", flush=True)
-        for sample_id in ids[first:]:
-            queue.put_when_below([make(sample_id)], high=64)
-    print(f"{name}: done", flush=True)
+        put_rest(queue, name, given.samples)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python trainer.py RUN [--batch B]
 
 Edit `train`, `save` and `load`. All ranks start again together, in the same number or another; rank and number come
-from torchrun, Slurm or an indexed Kubernetes job. The order makes it exact: train, ack, and save once all ranks have
-acked. What was acked after the last checkpoint is put back when the next run starts.
+from torchrun or Slurm. The order makes it exact: train, ack, and save once all ranks have acked. What was acked after
+the last checkpoint is put back when the ranks start again.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from pathlib import Path
 from sample import Sample
 
 from fsqueue import FileSampleRefQueue, TrainerView
+from fsqueue.stream.view import PartialWindowWarning
 
 
 def train(run: Path, step: int, rank: int, samples: list[Sample]) -> None:
@@ -64,41 +65,47 @@ def launched(*names: str) -> int | None:
     return next((int(os.environ[name]) for name in names if name in os.environ), None)
 
 
+def train_all(run: Path, queue: FileSampleRefQueue[Sample], view: TrainerView[Sample], rank: int, batch: int) -> None:
+    """Train as one rank from the last checkpoint to the end of the stream.
+
+    The ranks before these are gone by now, and none of these passes its first get before rank 0 comes to its own.
+    """
+    step = load(run)
+    if rank == 0:
+        forget_after(run, step)
+        queue.rewind(after_step=step, force=True)
+    print(f"rank {rank}: goes on after step {step}", flush=True)
+    while samples := view.get():
+        if rank == 0:
+            save(run, step)  # all ranks have come here, so all have acked this step
+        step += 1
+        train(run, step, rank, samples)
+        acked_or_again(view.ack(samples, step=step))
+    while rank == 0 and not queue.drained():  # the rest, which is no full batch for every rank
+        save(run, step)
+        if samples := queue.get(batch, timeout_s=1.0):
+            step += 1
+            train(run, step, rank, samples)
+            acked_or_again(queue.ack(samples, step=step))
+    if rank == 0:
+        save(run, step)
+    print(f"rank {rank}: done after step {step}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--attempt", type=int, help="as of rollout.py")
     given = parser.parse_args()
-    run = given.run
-    rank = launched("RANK", "SLURM_PROCID", "JOB_COMPLETION_INDEX") or 0
+    rank = launched("RANK", "SLURM_PROCID") or 0
     world = launched("WORLD_SIZE", "SLURM_NTASKS") or 1
-    queue = FileSampleRefQueue(run / "queue", ref_type=Sample, lease_timeout_s=60, heartbeat_s=5)
-    warnings.simplefilter("ignore")  # the rest, which is no full batch for every rank, is trained below
+    queue = FileSampleRefQueue(given.run / "queue", ref_type=Sample, lease_timeout_s=60, heartbeat_s=5)
+    warnings.simplefilter("ignore", PartialWindowWarning)
     with TrainerView(
         queue, partition=(rank, world), batch=given.batch, attempt=given.attempt, on_sigterm="withdraw"
     ) as view:
-        # The ranks before these are gone, and no rank passes its first get before rank 0 comes to its own.
-        step = load(run)
-        if rank == 0:
-            forget_after(run, step)
-            queue.rewind(after_step=step, force=True)
-        print(f"rank {rank} of {world}: goes on after step {step}", flush=True)
-        while samples := view.get():
-            if rank == 0:
-                save(run, step)  # all ranks have come here, so all have acked this step
-            step += 1
-            train(run, step, rank, samples)
-            acked_or_again(view.ack(samples, step=step))
-        while rank == 0 and not queue.drained():
-            save(run, step)
-            if samples := queue.get(given.batch, timeout_s=1.0):
-                step += 1
-                train(run, step, rank, samples)
-                acked_or_again(queue.ack(samples, step=step))
-        if rank == 0:
-            save(run, step)
-    print(f"rank {rank} of {world}: done after step {step}", flush=True)
+        train_all(given.run, queue, view, rank, given.batch)
 
 
 if __name__ == "__main__":
