@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -22,7 +23,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from clustering.events import Event, Site, all_events, lacking
-from clustering.run import Account
+from clustering.run import Account, StoppedError, stopping
 from measuring.environment import environment, one_line
 
 _FIRST_AFTER = 8
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     print(one_line(environment(str(folder))), flush=True)
     rows: list[Row] = []
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with Site(folder) as site:
         for event in chosen:
             lacks = lacking(event.under)
@@ -96,8 +98,13 @@ def _repeat(event: Event, site: Site, times: int, side_by_side: int) -> Row:
     row = Row(event.name)
     event.prepare(site)
     with ThreadPoolExecutor(1 if event.alone else side_by_side) as threads:
-        for account, seconds in threads.map(lambda number: _play(event, site, number), range(times)):
-            row.add(account, seconds)
+        try:
+            for account, seconds in threads.map(lambda number: _play(event, site, number), range(times)):
+                row.add(account, seconds)
+        except KeyboardInterrupt:
+            stopping.set()
+            threads.shutdown(cancel_futures=True)
+            raise
     print(f"{event.name}: {row.well} of {row.times} well, at most {row.seconds:.0f} s", file=sys.stderr, flush=True)
     return row
 
@@ -109,6 +116,8 @@ def _play(event: Event, site: Site, number: int) -> tuple[Account | None, float]
     try:
         account = event.play(site, folder, _FIRST_AFTER + _STEP_AFTER * number)
         what = "" if account.is_well else f"{account}"
+    except StoppedError:
+        what = ""
     except Exception:
         what = traceback.format_exc()
     if what:

@@ -1,1 +1,1 @@
-"""The parts of benchmarks/cluster.py: schedulers of its own, runs of the recipes under them, and what happens to them."""
+"""Schedulers of one's own, runs of the recipes under them, and what happens to these: benchmarks/cluster.py."""

@@ -14,6 +14,7 @@ from clustering.run import Account, Run
 SILENCE_S = 10.0
 _POLICY = {"silence_s": SILENCE_S, "await_s": 600.0}
 _HOST = "pod"
+_POD = "unshare", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL"
 _TRAINS = '    shard = run / "trained"'
 _RAISES = f"""\
     if rank == 1 and step == 3 and not (run / "raised").exists():
@@ -28,12 +29,13 @@ class Started(Run):
     def __init__(self, folder: Path, edits: dict[str, str] | None = None) -> None:
         super().__init__(folder, _POLICY, edits or {})
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._strangers: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Started:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        for process in self._processes:
+        for process in self._processes + self._strangers:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
@@ -41,6 +43,10 @@ class Started(Run):
     def begin(self, *command: str, **more: str) -> subprocess.Popen[bytes]:
         self._processes.append(self.start(*command, **more))
         return self._processes[-1]
+
+    def begin_stranger(self, *command: str) -> None:
+        """Start a process that has nothing to do with the run, and goes on until its end."""
+        self._strangers.append(self.start(*command))
 
     def forget(self, process: subprocess.Popen[bytes]) -> None:
         """Expect no more of a process that was ended on purpose."""
@@ -121,15 +127,18 @@ class Pods:
 
     def _begin(self, *program: str) -> subprocess.Popen[bytes]:
         inside = f"hostname {_HOST}; exec python {shlex.join(program)}"
-        new = "unshare", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL"
-        return self.run.begin(*new, "bash", "-c", inside)
+        return self.run.begin(*_POD, "bash", "-c", inside)
 
     def end(self, pod: subprocess.Popen[bytes], number: int) -> None:
-        """Signal the first process of a pod, and wait for the pod's end."""
+        """Signal the first process of a pod, wait for the pod's end, and let a stranger's pod begin.
+
+        That one has the number of the namespace that has ended, so that the next pod of the run gets another.
+        """
         children = Path(f"/proc/{pod.pid}/task/{pod.pid}/children").read_text().split()
         os.kill(int(children[0]), number)
         self.run.wait_until(lambda: pod.poll() is not None, "a pod to end")
         self.run.forget(pod)
+        self.run.begin_stranger(*_POD, "sleep", "infinity")
 
 
 def _attempt(attempt: int | None) -> list[str]:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -26,8 +27,16 @@ GUARD_S = 400.0
 _PAUSE_S = 0.1
 
 
+stopping = threading.Event()
+"""Set where the whole program is to end: every wait ends then."""
+
+
 class HungError(Exception):
     """Say that a run did not end by itself."""
+
+
+class StoppedError(Exception):
+    """Say that a run was given up, since the whole program is to end."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +127,8 @@ class Run:
     def wait_until(self, condition: Callable[[], object], what: str) -> None:
         deadline = time.monotonic() + GUARD_S
         while not condition():
+            if stopping.is_set():
+                raise StoppedError
             if time.monotonic() > deadline:
                 raise HungError(f"waited {GUARD_S:.0f} s for {what}")
             time.sleep(_PAUSE_S)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from clustering.run import Account, HungError, Run
+from clustering.run import Account, HungError, Run, StoppedError
 from clustering.slurm import Slurm
 
 SILENCE_S = 10.0
 _POLICY = {"silence_s": SILENCE_S, "await_s": 600.0}
-_HANDLERS = {
+_HANDLERS: dict[str, dict[str, str]] = {
     "withdraw": {},
     "none": {'on_sigterm="withdraw"': "on_sigterm=None"},
     "exit": {
@@ -49,7 +51,7 @@ class SlurmRun(Run):
         """Wait until no job waits or runs any more; all but those that were cancelled must have completed."""
         try:
             self.wait_until(lambda: not self.slurm.live(self.jobs), "the jobs to end")
-        except HungError:
+        except (HungError, StoppedError):
             for job in self.jobs:
                 self.slurm.cancel(job)
             raise
@@ -150,7 +152,8 @@ def producer_returns_too_late(run: SlurmRun, after: int) -> Account:
     run.wait_for_end()
     account_of_stop = run.ended_as(trainer)
     run.jobs.clear()
-    run.submit_rollouts("1"), run.submit_trainer()
+    run.submit_rollouts("1")
+    run.submit_trainer()
     account = _completed(run)
     if account_of_stop != {"FAILED"}:
         account.trouble.append(f"the trainer ended {account_of_stop}, where the producer was missing")
@@ -158,20 +161,25 @@ def producer_returns_too_late(run: SlurmRun, after: int) -> Account:
 
 
 def kill_controller(run: SlurmRun, after: int) -> Account:
-    """Slurmctld dies while a trainer is requeued, and is started again three seconds later."""
+    """Slurmctld is killed while a trainer is requeued, and started again three seconds later.
+
+    It saves its state every few seconds: it may have forgotten that it was to start the job again, and calls it ended.
+    Somebody then submits the job again.
+    """
     _, trainer = _started(run, after)
     run.slurm.requeue(trainer)
     run.slurm.kill_controller()
     time.sleep(3.0)
     run.slurm.start_controller()
+    run.wait_until(lambda: "RUNNING" not in " ".join(run.slurm.live([trainer])), "slurmctld to see what became of it")
+    if not run.slurm.live([trainer]):
+        run.jobs.remove(trainer)
+        run.submit_trainer()
     return _completed(run)
 
 
 def kill_rank(run: SlurmRun, after: int) -> Account:
     """One rank is killed, which ends its job; the job is submitted again."""
-    import os
-    import signal
-
     _, trainer = _started(run, after)
     (rank,) = [member for member in run.members() if member.record.name == "trainer-1"]
     os.kill(rank.record.process.pid, signal.SIGKILL)
