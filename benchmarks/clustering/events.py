@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from clustering import process_events, slurm, slurm_events
+from clustering.process_events import POD
 from clustering.run import Account
 from clustering.slurm import SHORTEST_EXPIRY_S, SLURMS_OWN_EXPIRY_S, Slurm
 from clustering.slurm_events import HANDLERS, SlurmRun
@@ -69,11 +72,15 @@ class Event:
 def lacking(under: str) -> str:
     """Say what a scheduler lacks on this host; "" where it can be used."""
     if under == "slurm":
-        return " ".join(slurm.lacking())
+        return " ".join(slurm.lacking()) or ("root" if os.geteuid() else "")
     module = {"ray": "ray", "torchrun": "torch"}.get(under)
     if module is not None:
         return "" if find_spec(module) else module
-    return "" if shutil.which("unshare") else "unshare"
+    return "" if _can_unshare() else "the right to unshare pids"
+
+
+def _can_unshare() -> bool:
+    return shutil.which("unshare") is not None and not subprocess.run([*POD, "true"], capture_output=True).returncode
 
 
 def all_events() -> list[Event]:

@@ -14,7 +14,7 @@ from clustering.run import Account, Run
 SILENCE_S = 10.0
 _POLICY = {"silence_s": SILENCE_S, "await_s": 600.0}
 _HOST = "pod"
-_POD = "unshare", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL"
+POD = "unshare", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL"
 _TRAINS = '    shard = run / "trained"'
 _RAISES = f"""\
     if rank == 1 and step == 3 and not (run / "raised").exists():
@@ -127,7 +127,7 @@ class Pods:
 
     def _begin(self, *program: str) -> subprocess.Popen[bytes]:
         inside = f"hostname {_HOST}; exec python {shlex.join(program)}"
-        return self.run.begin(*_POD, "bash", "-c", inside)
+        return self.run.begin(*POD, "bash", "-c", inside)
 
     def end(self, pod: subprocess.Popen[bytes], number: int) -> None:
         """Signal the first process of a pod, wait for the pod's end, and let a stranger's pod begin.
@@ -138,7 +138,7 @@ class Pods:
         os.kill(int(children[0]), number)
         self.run.wait_until(lambda: pod.poll() is not None, "a pod to end")
         self.run.forget(pod)
-        self.run.begin_stranger(*_POD, "sleep", "infinity")
+        self.run.begin_stranger(*POD, "sleep", "infinity")
 
 
 def _attempt(attempt: int | None) -> list[str]:

@@ -113,10 +113,15 @@ class Run:
 
     def start(self, *command: str, **more: str) -> subprocess.Popen[bytes]:
         """Start a command in the folder, its output in a log there."""
-        log = open(self.folder / "started.log", "ab")  # noqa: SIM115  # the process keeps it
-        return subprocess.Popen(
-            command, cwd=self.folder, env=self.full_environment | more, stdout=log, stderr=log, start_new_session=True
-        )
+        with open(self.folder / "started.log", "ab") as log:
+            return subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=self.full_environment | more,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
 
     def done(self) -> int:
         return len(os.listdir(self.queue_path / "done"))

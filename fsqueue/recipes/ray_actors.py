@@ -19,7 +19,6 @@ from fsqueue.integrations.ray import QueueActor
 BATCH = 4
 
 
-@ray.remote(max_restarts=-1, max_task_retries=-1)
 class Rollout(QueueActor[Sample]):
     """A rollout; Ray starts it again by itself, and calls `work` again."""
 
@@ -33,7 +32,6 @@ class Rollout(QueueActor[Sample]):
             rollout.put_rest(self.queue, self.name, samples)
 
 
-@ray.remote
 class Trainer(QueueActor[Sample]):
     """One rank; the driver makes all ranks anew where one of them is gone."""
 
@@ -49,8 +47,9 @@ class Trainer(QueueActor[Sample]):
 
 def train(queue: FileSampleRefQueue[Sample], run: Path, world: int) -> None:
     """Run all ranks, again and again, until they come to the end."""
+    actor = ray.remote(Trainer)
     while True:
-        ranks = [Trainer.options(name=f"trainer-{rank}").remote(queue, rank, world) for rank in range(world)]
+        ranks = [actor.options(name=f"trainer-{rank}").remote(queue, rank, world) for rank in range(world)]
         try:
             ray.get([rank.work.remote(run) for rank in ranks])
             return
@@ -72,8 +71,9 @@ def main() -> None:
     beside = {"PYTHONPATH": str(Path(__file__).parent)}
     ray.init(include_dashboard=False, namespace="fsqueue", runtime_env={"env_vars": beside})
     queue = FileSampleRefQueue(run / "queue", ref_type=Sample, lease_timeout_s=60, heartbeat_s=5)
+    actor = ray.remote(max_restarts=-1, max_task_retries=-1)(Rollout)
     rollouts = [
-        Rollout.options(name=f"rollout-{index}").remote(queue, index, given.rollouts) for index in range(given.rollouts)
+        actor.options(name=f"rollout-{index}").remote(queue, index, given.rollouts) for index in range(given.rollouts)
     ]
     made = [each.work.remote(given.samples) for each in rollouts]
     train(queue, run, given.ranks)

@@ -1,0 +1,1 @@
+"""What other software needs to work with a queue, tried with that software."""

@@ -1,0 +1,1 @@
+"""The recipes: the programs, run as files by real processes, and what launches them."""
