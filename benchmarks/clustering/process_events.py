@@ -8,8 +8,12 @@ import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clustering.run import Account, Run
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 SILENCE_S = 10.0
 _POLICY = {"silence_s": SILENCE_S, "await_s": 600.0}
@@ -31,7 +35,7 @@ class Started(Run):
         self._processes: list[subprocess.Popen[bytes]] = []
         self._strangers: list[subprocess.Popen[bytes]] = []
 
-    def __enter__(self) -> Started:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
