@@ -94,6 +94,7 @@ def _process_events() -> Iterator[Event]:
         ("torchrun", "SIGKILL of a rank", process_events.rank_killed, False),
         ("ray", "SIGKILL of a rollout's actor", process_events.actor_killed("rollout-1"), False),
         ("ray", "SIGKILL of a rank's actor", process_events.actor_killed("trainer-1"), False),
+        ("ray", "SIGKILL of the driver", process_events.driver_killed, False),
         ("pods", "SIGKILL of a rollout, attempt given", process_events.pod_replaced("rollout", killed, 1), True),
         ("pods", "SIGKILL of a rollout, none given", process_events.pod_replaced("rollout", killed, None), False),
         ("pods", "SIGKILL of the trainer, attempt given", process_events.pod_replaced("trainer", killed, 1), False),

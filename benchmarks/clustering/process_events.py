@@ -106,15 +106,32 @@ def actor_killed(name: str) -> Callable[[Path, int], Account]:
 
     def killed(folder: Path, after: int) -> Account:
         with Started(folder) as run:
-            home = folder / "home"
-            home.mkdir()
-            samples = f"--samples={run.samples_each}"
-            run.begin("python", "ray_actors.py", str(folder), samples, HOME=str(home), PYTHONUNBUFFERED="1")
+            _begin_driver(run)
             run.wait_for_done(after)
             os.kill(run.pid_of(name), signal.SIGKILL)
             return run.ended()
 
     return killed
+
+
+def driver_killed(folder: Path, after: int) -> Account:
+    """The driver is killed, and all that Ray has started for it ends; it is started again."""
+    with Started(folder) as run:
+        driver = _begin_driver(run)
+        run.wait_for_done(after)
+        driver.kill()
+        driver.wait()
+        run.forget(driver)
+        _begin_driver(run)
+        return run.ended()
+
+
+def _begin_driver(run: Started) -> subprocess.Popen[bytes]:
+    """Start the Ray recipe; Ray keeps a token in its home."""
+    home = run.folder / "home"
+    home.mkdir(exist_ok=True)
+    command = "python", "ray_actors.py", str(run.folder), f"--samples={run.samples_each}"
+    return run.begin(*command, HOME=str(home), PYTHONUNBUFFERED="1")
 
 
 class Pods:
