@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
+from types import FrameType
 
 from clustering.events import Event, Site, all_events, lacking
 from clustering.run import Account, StoppedError, stopping
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     print(one_line(environment(str(folder))), flush=True)
     rows: list[Row] = []
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _stop)
     with Site(folder) as site:
         for event in chosen:
             lacks = lacking(event.under)
@@ -75,6 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if well and not given.dir:
         shutil.rmtree(folder)
     return 0 if well else 1
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _parser() -> argparse.ArgumentParser:

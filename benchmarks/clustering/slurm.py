@@ -183,9 +183,9 @@ class Slurm:
         self._ask("scancel", f"--signal={name}", job)
 
     def live(self, jobs: Sequence[str]) -> list[str]:
-        """Return `id state` of those of these jobs that wait or run."""
-        command = "squeue", "--noheader", "--format=%i %T", f"--jobs={','.join(jobs)}"
-        return self._ask(*command, check=False).splitlines()
+        """Return `id state` of those of these jobs that wait or run; squeue waits for a slurmctld that just starts."""
+        lines = self._ask("squeue", "--noheader", "--format=%F %i %T").splitlines()
+        return [line.partition(" ")[2] for line in lines if line.split()[0] in jobs]
 
     def shown(self, job: str) -> str:
         """Return all that Slurm says of a job, each task of an array included."""

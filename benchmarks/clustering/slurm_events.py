@@ -22,6 +22,7 @@ _HANDLERS: dict[str, dict[str, str]] = {
         "    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))\n",
     },
 }
+_SAVED_S = 8.0
 HANDLERS = tuple(_HANDLERS)
 
 
@@ -163,19 +164,26 @@ def producer_returns_too_late(run: SlurmRun, after: int) -> Account:
 def kill_controller(run: SlurmRun, after: int) -> Account:
     """Slurmctld is killed while a trainer is requeued, and started again three seconds later.
 
-    It saves its state every few seconds: it may have forgotten that it was to start the job again, and calls it ended.
-    Somebody then submits the job again.
+    It saves its state every few seconds: what it knows of the jobs' start is saved by then, but it may have forgotten
+    that it was to start one again, and calls it ended. Somebody then submits that job again.
     """
+    run.environment |= {"ROLLOUT_S": "0.3"}
     _, trainer = _started(run, after)
+    time.sleep(_SAVED_S)
     run.slurm.requeue(trainer)
     run.slurm.kill_controller()
     time.sleep(3.0)
     run.slurm.start_controller()
-    run.wait_until(lambda: "RUNNING" not in " ".join(run.slurm.live([trainer])), "slurmctld to see what became of it")
+    run.wait_until(lambda: _is_settled(run.slurm.live([trainer])), "slurmctld to see what became of it")
     if not run.slurm.live([trainer]):
         run.jobs.remove(trainer)
         run.submit_trainer()
     return _completed(run)
+
+
+def _is_settled(jobs: list[str]) -> bool:
+    """Tell whether a job is to start again, or has ended."""
+    return not any(state in job for job in jobs for state in ("RUNNING", "COMPLETING"))
 
 
 def kill_rank(run: SlurmRun, after: int) -> Account:
