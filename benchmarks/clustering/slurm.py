@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -54,6 +55,14 @@ def lacking() -> list[str]:
     return [program for program in PROGRAMS if shutil.which(program) is None]
 
 
+def _free_ports() -> tuple[int, int]:
+    """Return two ports of this host that nobody listens on."""
+    with socket.socket() as one, socket.socket() as other:
+        for each in (one, other):
+            each.bind(("127.0.0.1", 0))
+        return one.getsockname()[1], other.getsockname()[1]
+
+
 class Slurm:
     """Start munged, slurmctld and slurmd, and stop them at the end of `with`.
 
@@ -63,16 +72,16 @@ class Slurm:
     Args:
         folder: an empty folder for all that they write, with a short path: it holds a socket.
         expiry_s: how long these credentials hold.
-        port: of two ports that are free, the first.
     """
 
-    def __init__(self, folder: Path, expiry_s: int = SHORTEST_EXPIRY_S, port: int = 17817) -> None:
+    def __init__(self, folder: Path, expiry_s: int = SHORTEST_EXPIRY_S) -> None:
         self._folder = folder
         self.restart_delay_s = expiry_s + 1
+        port, slurmd_port = _free_ports()
         text = _CONFIGURATION.format(
             host=os.uname().nodename,
             port=port,
-            slurmd_port=port + 1,
+            slurmd_port=slurmd_port,
             folder=folder,
             expiry_s=expiry_s,
             cpus=_CPUS,
