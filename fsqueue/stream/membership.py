@@ -36,8 +36,9 @@ class Membership:
 
     Args:
         release: gives back what the member leases, where it withdraws.
-        on_sigterm: "withdraw": in the block, SIGTERM runs the handler that was there before, or raises SystemExit, once,
-            where that was the default one; the member withdraws, however the block is left. In the main thread only.
+        on_sigterm: "withdraw": in the block, SIGTERM runs the handler that was there before, or where that was the
+            default one, raises SystemExit, once; the member withdraws, however the block is left. In the main thread
+            only.
     """
 
     def __init__(
