@@ -62,8 +62,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = Path(given.dir or mkdtemp(prefix="cluster-"))
     folder.mkdir(parents=True, exist_ok=True)
     print(one_line(environment(str(folder))), flush=True)
-    rows: list[Row] = []
     signal.signal(signal.SIGTERM, _stop)
+    try:
+        rows = _play_all(chosen, folder, given)
+    except KeyboardInterrupt:
+        print(f"cluster: interrupted; all that was started is stopped, the runs are in {folder}", file=sys.stderr)
+        return 130
+    _print_table(rows)
+    well = bool(rows) and all(row.well == row.times for row in rows)
+    if well and not given.dir:
+        shutil.rmtree(folder)
+    return 0 if well else 1
+
+
+def _play_all(chosen: Sequence[Event], folder: Path, given: argparse.Namespace) -> list[Row]:
+    """Play the events one after the other; those whose scheduler is not there are left out."""
+    rows: list[Row] = []
     with Site(folder) as site:
         for event in chosen:
             lacks = lacking(event.under)
@@ -71,11 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{event.name}: not run, for lack of {lacks}", file=sys.stderr, flush=True)
             else:
                 rows.append(_repeat(event, site, given.times, given.side_by_side))
-    _print_table(rows)
-    well = bool(rows) and all(row.well == row.times for row in rows)
-    if well and not given.dir:
-        shutil.rmtree(folder)
-    return 0 if well else 1
+    return rows
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

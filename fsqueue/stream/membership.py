@@ -36,8 +36,9 @@ class Membership:
 
     Args:
         release: gives back what the member leases, where it withdraws.
-        on_sigterm: "withdraw": in the block, SIGTERM runs the handler that was there before, or raises SystemExit
-            where that was the default one; the member withdraws, however the block is left. In the main thread only.
+        on_sigterm: "withdraw": in the block, SIGTERM runs the handler that was there before, or where that was the
+            default one, raises SystemExit, once; the member withdraws, however the block is left. In the main thread
+            only.
     """
 
     def __init__(
@@ -188,10 +189,10 @@ class Membership:
         return self
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        self._told_to_stop = True
+        again, self._told_to_stop = self._told_to_stop, True
         if callable(self._before):
             self._before(number, frame)
-        elif self._before == signal.SIG_DFL:
+        elif self._before == signal.SIG_DFL and not again:  # Slurm sends two: the second cuts nothing short
             raise SystemExit(128 + number)
 
     def __exit__(

@@ -121,6 +121,23 @@ def test_sigterm_withdraws(queue: Queue, path: Path, handler: str) -> None:
     assert states(path) == ["rollout withdrawn"]
 
 
+def test_a_second_sigterm_cuts_nothing_short(queue: Queue, path: Path) -> None:
+    """Slurm sends one when a job is preempted, and one more at the end of its time of grace: a checkpoint is saved."""
+    saved: list[int] = []
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with pytest.raises(SystemExit), queue.producer("rollout", on_sigterm="withdraw"):
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+                saved.append(1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert saved == [1]
+    assert states(path) == ["rollout withdrawn"]
+
+
 def test_sigterm_is_handled_in_the_main_thread_alone(queue: Queue, path: Path) -> None:
     import threading
 
