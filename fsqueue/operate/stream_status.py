@@ -9,7 +9,7 @@ import msgspec
 
 from fsqueue.disk.directory import Directory
 from fsqueue.engine.layout import STREAM, Layout
-from fsqueue.stream.members import Member, read_members
+from fsqueue.stream.members import Member, read_members, without_leaving
 from fsqueue.stream.policy import read_policy
 from fsqueue.stream.stream import read_quantum
 
@@ -87,12 +87,10 @@ def stream_status(layout: Layout, now: float) -> StreamStatus | None:
     if directory is None:
         return None
     with closing(directory):
-        found = [member for _, member in read_members(layout.ops, directory, directory.listing(), now)]
+        found = without_leaving(read_members(layout.ops, directory, directory.listing(), now))
         quantum = read_quantum(layout.ops, directory)
         policy = msgspec.structs.asdict(read_policy(layout.ops, directory))
-    # CRASH: a member that died while it failed or withdrew has an open file besides; what it wrote last counts.
-    left = {_identity(member) for member in found if member.state != "open"}
-    kept = [_status(m) for m in found if m.state != "open" or _identity(m) not in left]
+    kept = [_status(member) for _, member in found]
     return StreamStatus(
         policy=policy,
         members=sorted(kept, key=lambda member: (member.role != "producer", member.name, member.owner)),
@@ -100,10 +98,6 @@ def stream_status(layout: Layout, now: float) -> StreamStatus | None:
         if quantum
         else None,
     )
-
-
-def _identity(member: Member) -> tuple[str, str, str]:
-    return member.role, member.record.name, member.record.process.owner
 
 
 def _status(member: Member) -> MemberStatus:

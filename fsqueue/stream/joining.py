@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from fsqueue.engine.handle import Handle
 from fsqueue.errors import QueueConfigError
-from fsqueue.stream.members import Member, Record, Role
+from fsqueue.stream.members import Member, Record, Role, without_leaving
 
 _LOOK_S = 1.0
 
@@ -45,7 +45,7 @@ class Places:
         seen: dict[str, float] = {}
         while True:
             found = list(self._in_the_way(role, record, group))
-            staying = [(file, member) for file, member in found if not self._has_gone(member, record)]
+            staying = [(file, member) for file, member in without_leaving(found) if not self._has_gone(member, record)]
             if not staying:
                 return [file for file, _ in found]
             for file, member in staying:

@@ -9,7 +9,7 @@ closed or withdrawn; a member that fails writes its reason into a failed file fi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -115,6 +115,20 @@ def parse_member(name: str) -> tuple[Role, State] | None:
     if role not in ("producer", "consumer") or state not in STATES:
         return None
     return role, state  # type: ignore[return-value]
+
+
+def without_leaving(found: Iterable[tuple[str, Member]]) -> list[tuple[str, Member]]:
+    """Drop the open file of a member that is failing or withdrawing: what it wrote last counts.
+
+    CRASH: one that dies between the two steps leaves both.
+    """
+    members = list(found)
+    left = {_identity(member) for _, member in members if member.state != "open"}
+    return [(file, m) for file, m in members if m.state != "open" or _identity(m) not in left]
+
+
+def _identity(member: Member) -> tuple[str, str, str]:
+    return member.role, member.record.name, member.record.process.owner
 
 
 def read_members(ops: FileOps, directory: Directory, listing: list[str], now: float) -> Iterator[tuple[str, Member]]:

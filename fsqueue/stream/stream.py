@@ -24,7 +24,7 @@ from fsqueue.errors import MemberFailedError, MemberMissingError, QueueConfigErr
 from fsqueue.format import names
 from fsqueue.stream.joining import Places
 from fsqueue.stream.launch import launch
-from fsqueue.stream.members import Member, Record, Role, parse_member, read_members
+from fsqueue.stream.members import Member, Record, Role, member_file, parse_member, read_members, without_leaving
 from fsqueue.stream.membership import Membership, OnSigterm
 from fsqueue.stream.policy import BEAT_S, POLICY, StreamPolicy, read_policy
 
@@ -103,7 +103,8 @@ class Stream:
         )
         earlier = Places(self._handle, self._files, self._doubted_s).taken_by(role, record, frozenset(ranks))
         joined.append(Membership(self._handle, self.directory, role, record, release, on_sigterm))
-        silently_remove(self._ops, self.directory.fd, earlier)
+        mine = member_file(role, record, "open")  # which a handle may have left behind itself
+        silently_remove(self._ops, self.directory.fd, [file for file in earlier if file != mine])
 
     def _doubted_s(self, member: Member) -> float:
         """Return for how many seconds more a member's silence does not prove that it is gone."""
@@ -114,7 +115,7 @@ class Stream:
         return self._doubts.about(who, member.beat_at, grace_s(member.record.process.heartbeat_s or BEAT_S, None))
 
     def members(self) -> list[Member]:
-        return [member for _, member in self._files()]
+        return [member for _, member in without_leaving(self._files())]
 
     def _files(self) -> list[tuple[str, Member]]:
         """Read each member with its file.

@@ -77,6 +77,18 @@ def test_leaving_is_not_failing(queue: Queue, path: Path, error: BaseException) 
     assert check_queue(path) == []
 
 
+def test_a_member_that_is_withdrawing_is_seen_once(queue: Queue, path: Path) -> None:
+    """Also where it died half way, with both files there."""
+    with pytest.raises(SystemExit), queue.producer("rollout"):
+        (file,) = (path / "stream").glob("producer@*")
+        opened = file.read_bytes()
+        raise SystemExit
+    file.write_bytes(opened)
+    assert [member.standing for member in queue.stream().members()] == ["withdrawn"]
+    with queue.producer("rollout"):
+        assert states(path) == ["rollout open"]
+
+
 def test_a_producer_that_withdrew_does_not_end_the_stream(queue: Queue) -> None:
     with pytest.raises(SystemExit), queue.producer("rollout"):
         raise SystemExit
