@@ -90,7 +90,7 @@ class Rendezvous:
         """Return the verdict on the current window, which rank 0 makes here; None while there is none."""
         listing = self._stream.directory.listing()
         for verdict in ("go", "end"):
-            name = f"{self._verdict_prefix()}{self.window}.{verdict}{names.SUFFIX}"
+            name = self._verdict_file(self.window, verdict)
             if name in listing and self._is_for_me(name):
                 return verdict
         return self._decide(listing) if self._rank == 0 else None
@@ -112,7 +112,7 @@ class Rendezvous:
             return None
         decided: Verdict = "go" if set(posts.values()) == {"ready"} else "end"
         content = msgspec.json.encode(_Decision(owners))
-        decision = f"{self._verdict_prefix()}{self.window}.{decided}{names.SUFFIX}"
+        decision = self._verdict_file(self.window, decided)
         self._show("verdict", decision, content)
         if not self._has_agreed:
             self._remove_verdicts_but(decision, listing)
@@ -128,22 +128,31 @@ class Rendezvous:
         self._has_agreed = True
 
     def _catch_up(self, listing: list[str]) -> None:
-        """Go on at the window that the other ranks have come to, where they were there before this one."""
-        posts = self._post_prefix(0), f"rank@{self._session}."
+        """Go on at the window that the other ranks have come to, where they were there before this one.
+
+        RACE: rank 0 may be ahead because of what this rank has said, and the verdict has not been read yet. That one
+        was written before rank 0 went on, so it is looked for by its name, which a listing may miss.
+        """
+        ahead = self._post_prefix(0) if self._rank else f"rank@{self._session}."
         for name in listing:
             window = _window_of(name)
             if window is None or window < self.window:
                 continue
-            if name.startswith(self._verdict_prefix()) and self._rank != 0:
+            if name.startswith(self._verdict_prefix()) and self._rank:
                 said = self._read(name, _Decision)
                 if said is not None and said.owners[:1] == [self._leader] and not self._is_for_me(name):
                     self.window = window + 1
-            elif self._rank != 0 and "post" in self._shown:
-                continue  # rank 0 may be ahead by now because of what this rank has said
-            elif name.startswith(posts[self._rank == 0]) and not name.startswith(self._post_prefix(self._rank)):
+            elif name.startswith(ahead) and not name.startswith(self._post_prefix(self._rank)):
                 post = self._read(name, _Post)
-                if post is not None and post.leader == self._leader:
+                if post is not None and post.leader == self._leader and not self._was_decided():
                     self.window = window
+
+    def _was_decided(self) -> bool:
+        """Tell whether there is a verdict on the current window that binds this rank."""
+        return any(self._is_for_me(self._verdict_file(self.window, verdict)) for verdict in ("go", "end"))
+
+    def _verdict_file(self, window: int, verdict: str) -> str:
+        return f"{self._verdict_prefix()}{window}.{verdict}{names.SUFFIX}"
 
     def _read(self, name: str, kind: type[T]) -> T | None:
         return read_json(self._handle.ops, self._stream.directory, name, kind)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from fsqueue import (
 )
 from fsqueue.engine import owners
 from fsqueue.operate.check import check_queue
+from fsqueue.stream.agreement import Rendezvous
 from fsqueue.stream.launch import Launch, launch
 from fsqueue.stream.membership import Membership
 from fsqueue.stream.policy import StreamPolicy
@@ -388,3 +391,30 @@ def test_a_member_that_cannot_be_asked_is_awaited_once_silent(queue: Queue, path
         (seen,) = queue.stream().members()
         assert seen.standing == "silent"
         queue.stream().raise_failures("producer")
+
+
+def test_ranks_whose_windows_have_come_apart_meet_again(path: Path) -> None:
+    """Rank 1 has followed a predecessor of rank 0 to window 2, and rank 2 has spoken on window 0 before rank 0 did."""
+    names = [f"run-{rank}" for rank in range(3)]
+    with ExitStack() as stack:
+        queues = [stack.enter_context(FileSampleRefQueue(path, durable=False)) for _ in range(4)]
+        gone = queues[3].consumer(names[0])
+        decided = json.dumps({"owners": [queues[3].owner, "x.1.aaaaaa", "x.2.bbbbbb"]})
+        (path / "stream" / "verdict@run@1.go.json").write_text(decided)
+        ranks = [Rendezvous(each.handle, each.stream(), k, names, "run") for k, each in enumerate(queues[:3])]
+        ranks[1].post("ready")
+        gone.vanish()
+        with queues[0].consumer(names[0]):
+            ranks[2].post("ready")
+            for _ in range(2):
+                for rank in (ranks[1], ranks[0], ranks[2]):
+                    rank.look_for_leader()
+                    rank.post("ready")
+                    rank.verdict()
+            assert [rank.window for rank in ranks] == [2, 2, 2]
+            assert [rank.verdict() for rank in ranks] == ["go", "go", "go"]
+            for _ in range(2):  # however far rank 0 has come, the others take what was decided for them
+                ranks[0].next_window()
+                ranks[0].post("ready")
+                ranks[2].post("ready")
+                assert (ranks[2].window, ranks[2].verdict()) == (2, "go")
