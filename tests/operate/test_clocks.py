@@ -99,7 +99,7 @@ def test_a_live_producer_is_not_silent(path: Path, skew_s: float, mount: str) ->
         for file in (path / "stream").iterdir():
             file.write_text(file.read_text().replace('"boot_id":"', '"boot_id":"another'))
         with off(skew_s, mount):
-            assert members(status(path)) == [("rollout", "open")]
+            assert members(status(path)) == [("rollout", "joined")]
         for file in (path / "stream").iterdir():
             backdate(file, 100.0)
         with off(skew_s, mount):
