@@ -88,6 +88,7 @@ def test_specials_are_neither_followed_nor_waited_on(kind: str) -> None:
 
 @pytest.mark.timeout(HANG_S)
 @pytest.mark.parametrize("kind", SPECIALS)
+@pytest.mark.filterwarnings("ignore::fsqueue.StaleLockWarning")  # order.lock is replaced where nobody can use it
 def test_specials_in_the_place_of_the_queues_own_files(kind: str) -> None:
     """In the place of order.lock or fsqueue.json they lead to a clear error, or to nothing."""
     for place in ("order.lock", "fsqueue.json"):
