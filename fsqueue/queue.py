@@ -416,6 +416,15 @@ class FileSampleRefQueue(Generic[R]):
             engine.after_interruption(error)
             raise
 
+    def _give_all_back(self) -> None:
+        """Do as `release_all`; what an error leaves leased goes back with this handle's next call, or its close."""
+        engine = self.engine
+        try:
+            self.release_all()
+        except BaseException:
+            engine.handle.strays.add(engine.handle.held.all())
+            raise
+
     def reclaim(self) -> int:
         """Bring back all refs whose lease has expired; return how many.
 
@@ -529,7 +538,7 @@ class FileSampleRefQueue(Generic[R]):
                     expected=expected,
                     required=required,
                     attempt=attempt,
-                    release=self.release_all if role == "consumer" else lambda: None,
+                    release=self._give_all_back if role == "consumer" else lambda: None,
                     on_sigterm=on_sigterm,
                 )
             return joined[0]

@@ -328,8 +328,9 @@ class TrainerView(Generic[R]):
             # RACE: it may wait for a lock of this very thread, where a signal handler closes the view on top of a call.
             # A renewal that is still under way knows what the release says of the leases.
             self._renewer.join(_RENEWER_S)
-        self._queue.release(list(self._out.values()))
-        self._out.clear()
+        if self._out:
+            self._queue.release(list(self._out.values()))
+            self._out.clear()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

@@ -263,9 +263,9 @@ class _Trial:
         fault = self.injector.fault
         if fault.lies:
             return
-        # A reclaim that an error cut short gives the ref back as it is, without counting the attempt; an operator's
+        # A reclaim that an error cut short gives the ref back as it is, without counting the expiry; an operator's
         # handle that an error outlasts leaves it leased.
-        cut_short = self.operation.name == "reclaim-last-attempt" or (fault.lasting and self.operation.by_operator)
+        cut_short = self.operation.name == "reclaim-last-delivery" or (fault.lasting and self.operation.by_operator)
         # What an interrupt cuts off between the ledger and the queue is put by reconciling.
         cut_short = cut_short or (fault.code is None and self.operation.name == "controller-commit")
         assert_landed(census(self.stage.path), self.stage.batch, self.operation, finished=not cut_short)
