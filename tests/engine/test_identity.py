@@ -172,7 +172,7 @@ def test_a_handle_with_stale_descriptors_opens_by_path_again(path: Path, code: i
     for call in calls.values():
         settled(call)
     assert stream.members() == []
-    assert names_in(path, "done") == [f"{each.sample_id}.json" for each in held]
+    assert names_in(path, "done") == sorted(f"{each.sample_id}.json" for each in held)  # order is a hint there
     for _ in range(5):
         queue.handle.layout.recover(OSError(code, "again"))
     assert open_descriptors() <= before + 8, "what was open before is closed the time after"
