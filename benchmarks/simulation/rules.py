@@ -50,8 +50,8 @@ UNSURVIVED = frozenset(
 )  # fmt: skip
 """Lies that break one of the queue's promises today: off unless they are asked for.
 
-"done-unseen" is renames that are done and report failure (`retransmits`) where nothing but the file's ctime could show
-that it has just arrived, and a rename does not set it, or only to the second.
+"done-unseen" is renames that are done and report failure (`retransmits`) where nothing but a listing and the file's
+ctime could show that it has just arrived, and the one is old, or a rename does not set the other, or only to the second.
 """
 
 
