@@ -43,11 +43,8 @@ UNMEASURED = {
 """What the simulation can do beyond what was measured."""
 
 UNSURVIVED = frozenset(
-    {
-        "creation", "loser", "close-says-stale", "missing-while-replaced", "no-op-renames", "read-delegations",
-        "two-creators", "two-writers-tear", "done-unseen",
-    }
-)  # fmt: skip
+    {"close-says-stale", "missing-while-replaced", "read-delegations", "two-creators", "done-unseen"}
+)
 """Lies that break one of the queue's promises today: off unless they are asked for.
 
 "done-unseen" is renames that are done and report failure (`retransmits`) where nothing but a listing and the file's
