@@ -152,6 +152,8 @@ class Cache:
         "Opening both directories first helps on NFS, not on CIFS or GlusterFS" (filesystems.md, 1).
         """
         self._attributes.pop(directory, None)
+        if "opened-listings-are-old" not in self.rules:
+            self._listings.pop(directory, None)
         if "opening-asks-nothing" not in self.rules:
             self._names.get(directory, {}).clear()
 

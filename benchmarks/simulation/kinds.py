@@ -37,7 +37,9 @@ KINDS = {
         )),
         Rules(
             "sshfs", "fuse.sshfs", lock="local", names_s=21.0, listings_s=20.0, grain_s=1.0, loser="EPERM",
-            creation="ENOENT", **_FUSE, lies=("opening-asks-nothing", "old-under-lock", "rename-keeps-ctime"),
+            creation="ENOENT", **_FUSE, lies=(
+                "opening-asks-nothing", "old-under-lock", "rename-keeps-ctime", "opened-listings-are-old",
+            ),
         ),
         Rules("moosefs", "fuse.mfs", names_s=0.02, grain_s=1.0, creation="EEXIST", **_FUSE, lies=(
             "opening-asks-nothing",
@@ -84,7 +86,8 @@ def draw(seed: int, drawn: Rules, mount: str | None, unsurvived: bool) -> Rules:
 def survived(rules: Rules) -> Rules:
     """The same mount without what the queue does not survive."""
     honest: dict[str, Any] = {name: getattr(Rules, name) for name in ("loser", "creation") if name in UNSURVIVED}
-    if "done-unseen" in UNSURVIVED and ("rename-keeps-ctime" in rules or rules.grain_s > Rules.grain_s):
+    unseen = "rename-keeps-ctime" in rules or rules.grain_s > Rules.grain_s or rules.old_listings_s
+    if "done-unseen" in UNSURVIVED and unseen:
         honest["retransmits"] = 0.0
     return replace(rules, lies=tuple(lie for lie in rules.lies if lie not in UNSURVIVED), **honest)
 

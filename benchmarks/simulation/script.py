@@ -161,7 +161,12 @@ class Script:
         if self._plan.heartbeat_s is None or not self._held:
             return
         key = self._log.begin("beat", queue.owner, self._held)
-        queue.queue.handle.presence.beat()
+        try:
+            queue.queue.handle.presence.beat()
+        except OSError as error:  # the heartbeat's thread logs it, and beats again
+            self._world.say(f"{self._client.name}  !! {error}")
+            self._log.gave_up(key)
+            return
         self._log.end(key)
 
     def _reclaim(self, queue: Recorded) -> None:

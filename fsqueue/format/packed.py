@@ -106,10 +106,14 @@ class Done:
 
 
 def read_names(listing: Iterable[str]) -> Done:
-    """Sort the names in done/; those outside the grammar are left out."""
+    """Sort the names in done/; those outside the grammar are left out.
+
+    A listing may show a name twice where the directory changes meanwhile; a segment that counted twice would be merged
+    with itself.
+    """
     done = Done({}, [], [], [], [])
     segments = []
-    for name in listing:
+    for name in dict.fromkeys(listing):
         if segment := parse_segment(name):
             segments.append(segment)
         elif licence := parse_licence(name):

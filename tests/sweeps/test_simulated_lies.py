@@ -10,7 +10,7 @@ import pytest
 
 from fsqueue.disk.filesystems import filesystem
 from simulation.kinds import KINDS
-from tests.sweeps.two_mounts import FLAGS, FOLDER, mounts, refused
+from tests.sweeps.two_mounts import FLAGS, mounts, refused
 
 
 def test_a_rename_to_a_name_that_is_remembered_for_the_file_does_nothing() -> None:
@@ -304,15 +304,16 @@ def test_a_file_that_two_mounts_write_at_once_may_become_unreadable(torn: bool) 
         assert a.read("x") == b"new"
 
 
-def test_a_listing_may_be_old() -> None:
-    """It shows what this node did itself, and what others did only when it is read again."""
-    a, b = mounts(listings_s=8.0)
+@pytest.mark.parametrize("lie", ["", "opened-listings-are-old"])
+def test_a_listing_may_be_old(lie: str) -> None:
+    """It shows what this node did itself; what others did when it is read again, or when the directory is opened."""
+    a, b = mounts(listings_s=8.0, lies=(lie,))
     assert a.ops.listdir(a.pending) == []
     a.write("mine")
     b.write("other")
     assert a.ops.listdir(a.pending) == ["mine"]
-    a.ops.close(a.ops.open("/pending", FOLDER))
-    assert a.ops.listdir(a.pending) == ["mine"]
+    a.reopen()
+    assert a.ops.listdir(a.pending) == (["mine"] if lie else ["mine", "other"])
     a.world.wait(8.1)
     assert a.ops.listdir(a.pending) == ["mine", "other"]
 

@@ -19,7 +19,7 @@ from fsqueue.engine.packing.revision import Revision
 from fsqueue.engine.put import Putter
 from history.checker import Verdict
 from simulate import report
-from simulation.kinds import KINDS, MIXED
+from simulation.kinds import KINDS, MIXED, survived
 from simulation.plan import Client, Fault, Plan, make_plan, plan_from_json
 from simulation.rules import LIES, UNMEASURED, UNSURVIVED, Rules
 from simulation.run import Outcome, run
@@ -118,6 +118,18 @@ def small_plan(**rules: Any) -> Plan:
         ),
         durable=False,
     )
+
+
+@pytest.mark.parametrize("mount", sorted(KINDS))
+def test_whoever_put_a_ref_gets_it_back_when_the_lease_of_another_node_has_expired(mount: str) -> None:
+    """Though it may still know the ref by the name under which it put it, so that a rename to that does nothing."""
+    rules = replace(KINDS[mount], names_s=max(KINDS[mount].names_s, 30.0), latency_s=0.001)
+    putter = Client("a", 0.0, (("put", ["x"]), ("work", 3.0), ("get", 1, 10.0 + rules.seen_after_s, None), ("ack", 1)))
+    other = Client("b", 0.0, (("get", 1, 2.0, None),))
+    outcome = run(Plan(1, survived(rules), (putter, other)), traced=True)
+    assert not outcome.problems, report(outcome)
+    before_the_end = outcome.trace[: next(at for at, line in enumerate(outcome.trace) if "all faults cease" in line)]
+    assert any(" a " in line and "rename leased/x@a" in line and "done/x" in line for line in before_the_end)
 
 
 def test_a_trace_says_which_lies_were_on() -> None:
