@@ -224,7 +224,7 @@ class Stream:
         Where the policy names a quorum, so many producers are enough, once no other one is at work.
         """
         mine = [member for member in self.members() if member.role == role]
-        quorum = self.policy().quorum if role == "producer" else 0
+        quorum = mine[0].policy.quorum if mine and role == "producer" else 0
         if quorum:
             closed = sum(member.state == "closed" for member in mine)
             return closed >= quorum and all(member.standing != "joined" for member in mine)
