@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from fsqueue.errors import InvalidArgumentError
 from fsqueue.records import PromptTask, assert_no_tensors
 
 
@@ -35,6 +36,8 @@ class PromptPool:
         Raises:
             TensorInRefError: there is a tensor in one; none was added.
         """
+        if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):
+            raise InvalidArgumentError("ingest_prompts", "an iterable of mappings, one a prompt", prompts)
         tasks = [self._task(prompt) for prompt in prompts]
         with self._mutex:
             for task in tasks:
@@ -45,6 +48,8 @@ class PromptPool:
         return [task.task_id for task in tasks]
 
     def _task(self, prompt: Mapping[str, Any]) -> PromptTask:
+        if not isinstance(prompt, Mapping):
+            raise InvalidArgumentError("ingest_prompts", "an iterable of mappings, one a prompt", prompt)
         assert_no_tensors(prompt)
         return PromptTask(
             task_id=prompt.get("task_id") or f"task-{uuid.uuid4().hex[:12]}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
@@ -9,6 +10,9 @@ from typing import NoReturn, TypeVar
 from fsqueue.disk.fileops import DIRECTORY, FileOps
 
 T = TypeVar("T")
+
+UNREACHABLE = (errno.ESTALE, errno.EIO, errno.ENOTCONN)
+"""Errors of a descriptor that leads nowhere any more, as after an NFS export, or a mount by FUSE, was made anew."""
 
 
 class Directory:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import msgspec
 
-from fsqueue.disk.directory import Directory
-from fsqueue.disk.fileops import FileOps
+from fsqueue.disk.directory import UNREACHABLE, Directory
+from fsqueue.disk.fileops import DIRECTORY, FileOps
+from fsqueue.disk.mutex import Mutex
 from fsqueue.disk.publish import make_directory, make_within, publish_once, refusal_of, strangers_in, sync_parent
 from fsqueue.errors import CorruptRefError
 from fsqueue.features.errors import FeatureStoreError
@@ -42,10 +43,12 @@ class StoreRoot:
 
     def __init__(self, ops: FileOps, path: str) -> None:
         self.ops = ops
+        self._reopening = Mutex()
+        self._retired_fd = -1
         make_directory(ops, path)
         self.directory = Directory(ops, path)
         try:
-            self.settings = self._read() or self._create()
+            self.settings = self._read(self.directory.fd) or self._create()
         except BaseException:
             self.directory.close()
             raise
@@ -58,14 +61,14 @@ class StoreRoot:
         settings = StoreSettings(FORMAT, secrets.token_hex(8), self.ops.time())
         publish_once(self.ops, self.directory, SETTINGS, msgspec.json.encode(settings) + b"\n")
         sync_parent(self.ops, self.directory.path)
-        found = self._read()  # another process may have been first
+        found = self._read(self.directory.fd)  # another process may have been first
         if found is None:
             raise self._refused(f"vanished while it was created: {SETTINGS} is gone")
         return found
 
-    def _read(self) -> StoreSettings | None:
+    def _read(self, fd: int) -> StoreSettings | None:
         try:
-            found = msgspec.json.decode(self.ops.read_file(self.directory.fd, SETTINGS), type=StoreSettings)
+            found = msgspec.json.decode(self.ops.read_file(fd, SETTINGS), type=StoreSettings)
         except FileNotFoundError:
             return None
         except (CorruptRefError, msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -76,6 +79,47 @@ class StoreRoot:
 
     def _refused(self, problem: str) -> FeatureStoreError:
         return FeatureStoreError(self.directory.path, problem)
+
+    @contextmanager
+    def reaching(self) -> Iterator[None]:
+        """Open the store by its path again after an error that says that it cannot be reached by its descriptor.
+
+        The error goes on to the caller, whose next call works. Where no store is found there, as before the mount is
+        back, nothing changes.
+
+        Raises:
+            FeatureStoreError: the path leads to another store.
+        """
+        try:
+            yield
+        except OSError as error:
+            if error.errno in UNREACHABLE and self.directory.fd >= 0:
+                with self._reopening, suppress(OSError):
+                    self._reopen()
+            raise
+
+    def _reopen(self) -> None:
+        """RACE: other threads may be using the former descriptor, so it is closed the next time only."""
+        fd = self.ops.open(self.directory.path, DIRECTORY)
+        try:
+            found = self._read(fd)
+            if found and found.store_id != self.settings.store_id:
+                ids = f"{found.store_id}, and this one was {self.settings.store_id}"
+                raise self._refused(f"is another store now ({ids}): open it anew, or bring the former one back")
+            if found:
+                fd, self._retired_fd = self._retired_fd, self.directory.exchange(fd)
+        finally:
+            if fd >= 0:
+                with suppress(OSError):  # a descriptor that is stale may say so once more
+                    self.ops.close(fd)
+
+    def close(self) -> None:
+        with self._reopening:
+            fd, self._retired_fd = self._retired_fd, -1
+            if fd >= 0:
+                with suppress(OSError):
+                    self.ops.close(fd)
+            self.directory.close()
 
     @contextmanager
     def folder(self, name: str, create: bool = False) -> Iterator[int]:

@@ -6,7 +6,6 @@ get:      opens either, maps or reads it, checks it          abort, gc: unlink
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -17,11 +16,12 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from fsqueue.disk.directory import UNREACHABLE
 from fsqueue.disk.fileops import current, explained, silently_remove
 from fsqueue.disk.publish import absolute, write_file
 from fsqueue.engine.layout import is_remote
 from fsqueue.engine.owners import new_owner
-from fsqueue.errors import CorruptRefError
+from fsqueue.errors import CorruptRefError, InvalidArgumentError
 from fsqueue.features import address, collect, tensorfile
 from fsqueue.features.address import Address
 from fsqueue.features.contract import Collected, FeatureRef, StoredFeatures, StoreHealth
@@ -94,6 +94,8 @@ class SharedDirFeatureStore:
             QueueIOError: the filesystem refused; what was there before still is.
         """
         stem = stem_of(sample_id)
+        if not isinstance(tensors, Mapping):
+            raise InvalidArgumentError("store.put", "a mapping of names to tensors", tensors)
         if problem := tensorfile.unsupported(tensors):
             raise FeatureSpecError(sample_id, *problem)
         data, generation = tensorfile.encode(sample_id, tensors)
@@ -102,7 +104,7 @@ class SharedDirFeatureStore:
         except NotTensorsError as error:
             why = f"has the longest of {len(tensors)} names, and the file {error}: use fewer or shorter names"
             raise FeatureSpecError(sample_id, max(tensors, key=len, default=""), why) from None
-        with explained("storing features in", self.root):
+        with self._reaching("storing features in"):
             self._publish(stem, data, generation)
         return self._described(sample_id, stem, header, len(data))
 
@@ -170,6 +172,8 @@ class SharedDirFeatureStore:
             ForeignFeatureError: the ref's URI leads elsewhere.
             QueueIOError: the filesystem refused.
         """
+        if not isinstance(getattr(ref, "feature_store_uri", None), str):
+            raise InvalidArgumentError("store.get", "the ref of a sample, with its feature_store_uri", ref)
         wanted = address.parse(ref.feature_store_uri)
         if wanted is None or wanted.store_id != self.store_id:
             expected = f"features://{self.store_id}/xx/<id>{address.SUFFIX}?generation=..."
@@ -185,12 +189,13 @@ class SharedDirFeatureStore:
         with explained("reading features from", self.root):
             for left in reversed(range(_TRIES)):
                 try:
-                    return read()
+                    with self._store_root.reaching():
+                        return read()
                 except FileNotFoundError:
                     return None
                 except OSError as error:
                     # NFS: another node replaced or removed the file while it was open here.
-                    if error.errno != errno.ESTALE or not left:
+                    if error.errno not in UNREACHABLE or not left:
                         raise
         return None
 
@@ -268,7 +273,7 @@ class SharedDirFeatureStore:
         """Change a sample's live or released file; where the features are gone, there is nothing to change."""
         stem = stem_of(sample_id)
         folder = self._store_root.folder(address.folder_of(stem))
-        with explained(what, self.root), suppress(FileNotFoundError), folder as fd:
+        with self._reaching(what), suppress(FileNotFoundError), folder as fd:
             change(fd, stem + address.SUFFIX, stem + address.RELEASED)
 
     def gc(self, *, released_older_than_s: float = 0.0, unfinished_older_than_s: float = 3600.0) -> Collected:
@@ -277,17 +282,22 @@ class SharedDirFeatureStore:
         Ages are by the filesystem's clock. Costs one listing a folder and a stat a file. With checkpoint-aligned
         acks, call it once a checkpoint is durable: a rewind needs the features of the samples acked after it.
         """
-        with explained("collecting garbage in", self.root):
+        with self._reaching("collecting garbage in"):
             return collect.garbage(self._store_root, released_older_than_s, unfinished_older_than_s)
 
     def health(self) -> StoreHealth:
         """Count what the store holds; costs one listing a folder and a stat a file."""
-        with explained("examining feature store", self.root):
+        with self._reaching("examining feature store"):
             return collect.health(self._store_root)
+
+    @contextmanager
+    def _reaching(self, what: str) -> Iterator[None]:
+        with explained(what, self.root), self._store_root.reaching():
+            yield
 
     def close(self) -> None:
         """Close the store's directory; tensors that get returned stay valid."""
-        self._store_root.directory.close()
+        self._store_root.close()
 
     def __enter__(self) -> SharedDirFeatureStore:
         return self

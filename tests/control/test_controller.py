@@ -24,6 +24,7 @@ from fsqueue import (
 from fsqueue.control.controller import DataFlowController
 from fsqueue.control.ledger import FileMetadataStore
 from fsqueue.control.ledger.metadata_store import InMemoryMetadataStore
+from fsqueue.errors import InvalidArgumentError
 from fsqueue.operate.requeue import requeue
 from tests.support import GUARD_S, InThread, Tap, folder_of, ids, names_in, numbered, open_tapped, ref, refs
 
@@ -144,6 +145,14 @@ def test_a_tensor_is_refused_and_nothing_recorded(make: Make) -> None:
         controller.register_trainer({"x": tensor})
     status = controller.status()
     assert (status["samples_committed"], status["prompts"], status["trainers"], status["queue_depth"]) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("slip", ["abc", {"text": "hello"}, 3, ["abc"], [{"text": "hello"}, None]])
+def test_what_is_no_list_of_prompts_is_refused(make: Make, slip: Any) -> None:
+    controller = make()
+    with pytest.raises(InvalidArgumentError, match="ingest_prompts"):
+        controller.ingest_prompts(slip)
+    assert controller.status()["prompts"] == 0
 
 
 def test_refs_fail_back_or_for_good(make: Make) -> None:

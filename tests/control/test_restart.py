@@ -326,8 +326,8 @@ def work_until_killed(path: Path, seed: int, tell: int) -> None:
         controller.fail_refs("t", leased[cut:], "again", True)
 
 
-def run_and_kill(path: Path, seed: int, delay_s: float) -> list[tuple[str, list[str]]]:
-    """Fork a worker, kill it some time after it has reconciled, or while it does, and reap it.
+def run_and_kill(path: Path, seed: int, steps: int, delay_s: float) -> list[tuple[str, list[str]]]:
+    """Fork a worker, kill it some time after it has told so many steps, and reap it.
 
     Returns what it had told by then.
     """
@@ -342,7 +342,7 @@ def run_and_kill(path: Path, seed: int, delay_s: float) -> list[tuple[str, list[
     os.close(tell)
     said = b""
     try:
-        while b"ready" not in said and seed % 4:
+        while said.count(b"\n") < steps:
             assert select.select([told], [], [], GUARD_S)[0], "the worker hung"
             said += (more := os.read(told, 1 << 16))
             assert more, "the worker failed"
@@ -368,7 +368,7 @@ def test_killed_at_random_instants(tmp_path: Path, kills: int) -> None:
     acked: set[str] = set()
     for seed in range(kills):
         site = Site(tmp_path)
-        for what, sample_ids in run_and_kill(tmp_path, seed, chance.uniform(0.0, 0.03)):
+        for what, sample_ids in run_and_kill(tmp_path, seed, seed % 4 * chance.randrange(5), chance.uniform(0.0, 0.03)):
             if what == "committed":
                 committed.update(sample_ids)
             elif what == "leased":
@@ -387,7 +387,7 @@ def test_killed_at_random_instants(tmp_path: Path, kills: int) -> None:
     controller = site.controller("worker")
     rest = drain(controller)
     assert Counter(rest) == Counter(committed - acked)
-    assert len(committed) > kills and len(acked) > kills / 2
+    assert len(committed) > kills / 2 and len(acked) > kills / 4
     tally.count("SIGKILLs of a controller at random instants: samples lost or leased after their ack 0", kills)
     site.close()
     assert_clean(tmp_path / "queue")

@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,9 @@ import torch
 from safetensors.torch import load_file
 
 from fsqueue import DataFlowController, FeatureSpec, FileMetadataStore, FileSampleRefQueue, QueueIOError, SampleRef
-from fsqueue.errors import FsQueueError, InvalidRefError
+from fsqueue.disk.directory import UNREACHABLE
+from fsqueue.disk.fileops import using
+from fsqueue.errors import FsQueueError, InvalidArgumentError, InvalidRefError
 from fsqueue.features import (
     CorruptFeatureError,
     FeatureError,
@@ -36,6 +39,7 @@ from fsqueue.features.tensorfile import STORABLE
 from tests.support import GUARD_S, ROOT, Tap, fill, wait_until
 from tests.support.dying import died
 from tests.support.features import file_of, publish, ref_of, same, tensors
+from tests.support.stale import Stale, settled
 
 
 @pytest.fixture
@@ -356,6 +360,75 @@ def test_stale_handles(tmp_path: Path) -> None:
     left[0] = 10**6
     with pytest.raises(QueueIOError, match="ESTALE"):
         store.get(ref)
+
+
+@pytest.mark.parametrize("code", UNREACHABLE)
+@pytest.mark.parametrize("first", ["put", "get", "find", "release", "abort", "gc", "health"])
+def test_a_store_with_a_stale_descriptor_is_opened_by_its_path_again(tmp_path: Path, code: int, first: str) -> None:
+    """Whichever call comes first finds it out; the one after it works, as a new process's would."""
+    stale = Stale()
+    with using(stale.ops):
+        store = SharedDirFeatureStore(tmp_path / "features")
+    kept, used, dropped = publish(store, 3)
+    stale.errno = code
+    calls: dict[str, Callable[[], Any]] = {
+        "put": lambda: store.put("new", tensors(9)),
+        "get": lambda: same(store.get(kept), tensors(0)),
+        "find": lambda: store.find(kept.sample_id),
+        "release": lambda: store.release(used.sample_id),
+        "abort": lambda: store.abort(dropped.sample_id),
+        "gc": lambda: store.gc(released_older_than_s=60.0),
+        "health": lambda: store.health().samples >= 0,
+    }
+    settled(calls[first])
+    assert all((calls["put"](), calls["get"](), calls["find"](), calls["health"]()))
+    for call in ("release", "abort", "gc"):
+        calls[call]()
+    assert (store.health().samples, store.health().released) == (2, 1)
+    store.close()
+
+
+@pytest.mark.parametrize("there", ["another", "nothing", "an empty directory"])
+def test_a_stale_descriptor_is_not_traded_for_another_store(tmp_path: Path, there: str) -> None:
+    """Where the mount is not back yet nothing is made in its place; another store is told from the former."""
+    stale, path = Stale(), tmp_path / "features"
+    with using(stale.ops):
+        store = SharedDirFeatureStore(path)
+    (ref,) = publish(store, 1)
+    os.rename(path, tmp_path / "unmounted")
+    if there == "another":
+        SharedDirFeatureStore(path).close()
+    elif there != "nothing":
+        path.mkdir()
+    stale.errno = errno.ESTALE
+    expected: type[FsQueueError] = FeatureStoreError if there == "another" else QueueIOError
+    for _ in range(2):
+        with pytest.raises(expected):
+            store.get(ref)
+        with pytest.raises(expected):
+            store.put("new", tensors(1))
+    assert there == "another" or not path.exists() or os.listdir(path) == []
+    if path.exists():
+        shutil.rmtree(path)
+    os.rename(tmp_path / "unmounted", path)
+    assert same(store.get(ref), tensors(0)) and store.put("new", tensors(1))
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("slip", "expected"),
+    [
+        (lambda store: store.get("s000"), "store.get"),
+        (lambda store: store.get(None), "store.get"),
+        (lambda store: store.put("a", torch.zeros(2)), "store.put"),
+        (lambda store: store.put("a", ["hidden"]), "store.put"),
+    ],
+)
+def test_slips_are_told_in_the_caller_s_words(
+    store: SharedDirFeatureStore, slip: Callable[[SharedDirFeatureStore], Any], expected: str
+) -> None:
+    with pytest.raises(InvalidArgumentError, match=expected):
+        slip(store)
 
 
 def test_a_full_disk(disk: Path) -> None:

@@ -17,8 +17,9 @@ from fsqueue.control.ledger.index import NO_STEP, UNACKED
 from fsqueue.control.ledger.log import Log
 from fsqueue.control.ledger.metadata_store import Marker, MetadataStore, weight_of
 from fsqueue.control.ledger.noted import OnFiles, note_ledger
-from fsqueue.control.ledger.replica import GONE, Replica
+from fsqueue.control.ledger.replica import Replica
 from fsqueue.disk import fileops
+from fsqueue.disk.directory import UNREACHABLE
 from fsqueue.disk.fileops import explained
 from fsqueue.disk.mutex import Mutex
 from fsqueue.disk.publish import absolute
@@ -45,7 +46,7 @@ def _lets_go(method: Callable[Concatenate[Store, P], T]) -> Callable[Concatenate
             return method(store, *args, **kwargs)
         except BaseException as error:
             store._drop_leftovers()
-            if isinstance(error, OSError) and error.errno in GONE:
+            if isinstance(error, OSError) and error.errno in UNREACHABLE:
                 store._drop_out_of_reach()
             raise
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -15,9 +14,9 @@ from fsqueue.control.ledger.files import KINDS, LogFiles, Settings, open_directo
 from fsqueue.control.ledger.index import NO_STEP, Index
 from fsqueue.control.ledger.log import Log
 from fsqueue.control.ledger.log_reader import Spans
+from fsqueue.disk.directory import UNREACHABLE
 from fsqueue.disk.fileops import FileOps
 
-GONE = (errno.ESTALE, errno.EIO, errno.ENOTCONN)
 COMPACT_FROM_BYTES = 1 << 22
 SNAPSHOT_EVERY_BYTES = 1 << 26
 IDS_A_RECORD = 4096
@@ -137,7 +136,7 @@ class Replica:
         try:
             self._ops.fstat(self._root.fd)
         except OSError as error:
-            return error.errno in GONE
+            return error.errno in UNREACHABLE
         return False
 
     def drop(self) -> None:
