@@ -49,7 +49,7 @@ class Directory:
         NFS: it remembers for up to 30 s that a name was missing or present; opening the directory ends that,
         a stat of it does not.
         """
-        self.ops.close(self._open_afresh())
+        self.ops.close_read(self._open_afresh())
 
     def listing(self) -> list[str]:
         """Return the names in here, read afresh."""
@@ -57,7 +57,7 @@ class Directory:
         try:
             return self.ops.listdir(fd)
         finally:
-            self.ops.close(fd)
+            self.ops.close_read(fd)
 
     def any_name(self, accept: Callable[[str], bool]) -> bool:
         """Return whether some name in here is accepted; read no further than to the first."""
@@ -84,7 +84,7 @@ class Directory:
         try:
             return read(fd)
         finally:
-            self.ops.close(fd)
+            self.ops.close_read(fd)
 
     def mount(self) -> int:
         """Return a number that all directories on one mount share: the device's."""
@@ -102,7 +102,7 @@ class Directory:
     def close(self) -> None:
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            self.ops.close(fd)
+            self.ops.close_read(fd)
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be copied: a copy would close this one's descriptor with its own end."""

@@ -70,11 +70,31 @@ def write_file(ops: FileOps, dir_fd: int, name: str, data: bytes, durable: bool)
         try:
             if durable:
                 ops.fsync(fd)
-        finally:
-            ops.close(fd)
+        except BaseException:
+            ops.close_read(fd)
+            raise
+        close_new(ops, dir_fd, name, fd, len(data))
     except BaseException:
         silently_remove(ops, dir_fd, [name])
         raise
+
+
+def close_new(ops: FileOps, dir_fd: int, name: str, fd: int, size: int) -> None:
+    """Close a file that was just made: where close says ESTALE, look whether all of it is there.
+
+    Where it is gone, another mount has removed it, and the rename that is to publish it will tell.
+
+    Raises:
+        OSError: what was written may not have come to the disk.
+    """
+    try:
+        ops.close(fd)
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+        status = ops.status(dir_fd, name)
+        if status is not None and status.st_size != size:
+            raise
 
 
 def write_together(ops: FileOps, directory: Directory, named: Iterable[tuple[str, bytes]], syncs: int | None) -> None:
@@ -85,12 +105,12 @@ def write_together(ops: FileOps, directory: Directory, named: Iterable[tuple[str
             are not made durable.
     """
     fds: list[int] = []
-    create, close, dir_fd = ops.create, ops.close, directory.fd
+    create, dir_fd = ops.create, directory.fd
     try:
         for name, data in named:
             fd = create(dir_fd, name, data)
             if syncs is None:
-                close(fd)
+                close_new(ops, dir_fd, name, fd, len(data))
             else:
                 fds.append(fd)
                 if len(fds) == _SYNCED_TOGETHER:
@@ -98,15 +118,14 @@ def write_together(ops: FileOps, directory: Directory, named: Iterable[tuple[str
         _sync_and_close(ops, fds, syncs or 1)
     except BaseException:
         for fd in fds:
-            with suppress(OSError):  # the error that led here is the one to report
-                close(fd)
+            ops.close_read(fd)  # the error that led here is the one to report
         raise
 
 
 def _sync_and_close(ops: FileOps, fds: list[int], syncs: int) -> None:
     ops.sync_all(fds, syncs)
     while fds:
-        ops.close(fds.pop())
+        ops.close_written(fds.pop())
 
 
 def replace_file(ops: FileOps, directory: Directory, name: str, data: bytes, durable: bool) -> None:

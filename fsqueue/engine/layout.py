@@ -189,8 +189,7 @@ def _open_or_make(directory: Directory, root_fd: int) -> int:
 
 def _close_quietly(ops: FileOps, fds: list[int]) -> None:
     for fd in fds:
-        with suppress(OSError):
-            ops.close(fd)
+        ops.close_read(fd)
 
 
 def open_layout(ops: FileOps, path: str, make_missing: bool = False, *, same_as: Settings | None = None) -> Layout:

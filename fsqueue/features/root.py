@@ -143,7 +143,7 @@ class StoreRoot:
         try:
             yield fd
         finally:
-            self.ops.close(fd)
+            self.ops.close_read(fd)
 
     def now(self) -> float:
         """Return the filesystem's own time, in seconds: features.json is touched and its mtime read back."""

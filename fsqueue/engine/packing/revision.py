@@ -126,7 +126,7 @@ class Revision:
     def _close(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            self._ops.close(fd)
+            self._ops.close_read(fd)  # what counts is synced by then; whether the licence holds, its rename tells
 
     def make_room(self, size: int) -> None:
         """Take the room for so many bytes of lines now: where there is none, nothing has been claimed yet."""
@@ -166,11 +166,16 @@ class Revision:
         Args:
             mtime_ns: the newest stamp among its refs, which becomes the segment's own.
         """
-        if self._room > self.size:
-            self._ops.ftruncate(self._fd, self.size)
-        self._ops.fsync(self._fd)
-        self._close()
         name = packed.segment_file(self.token, refs, (segment.revision for segment in replaces))
+        try:
+            if self._room > self.size:
+                self._ops.ftruncate(self._fd, self.size)
+            self._ops.fsync(self._fd)
+        except OSError as error:
+            if not self._handle.moves.is_gone(self._done, self._licence, error):
+                raise
+            return False
+        self._close()
         try:
             self._ops.utime(self._licence, ns=(mtime_ns, mtime_ns), dir_fd=self._done.fd, follow_symlinks=False)
         except OSError as error:
