@@ -43,7 +43,7 @@ UNMEASURED = {
 }
 """What the simulation can do beyond what was measured."""
 
-UNSURVIVED = frozenset({"close-says-stale", "missing-while-replaced", "two-creators", "done-unseen"})
+UNSURVIVED = frozenset({"done-unseen"})
 """Lies that break one of the queue's promises today: off unless they are asked for.
 
 "done-unseen" is renames that are done and report failure (`retransmits`) where nothing but a listing and the file's

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 from fsqueue.disk.fileops import DIRECTORY, FileOps
+from fsqueue.disk.filesystems import Filesystem, filesystem
 
 T = TypeVar("T")
 
@@ -32,9 +33,19 @@ class Directory:
         self.ops = ops
         self.path = path
         self.fd = -1
+        self._filesystem: Filesystem | None = None
         self._within = within
         self.name = os.path.basename(path) if within else "."
         self.fd = ops.open(path, DIRECTORY) if within is None else self.open_in(within.fd)
+
+    @property
+    def filesystem(self) -> Filesystem:
+        """Return what is known of the filesystem that it lies on."""
+        if self._within is not None:
+            return self._within.filesystem
+        if self._filesystem is None:
+            self._filesystem = filesystem(self.ops.filesystem_type(self.path))
+        return self._filesystem
 
     def open_in(self, dir_fd: int) -> int:
         """Return a new descriptor on it, or on what has its name, from one on the directory that it is in."""

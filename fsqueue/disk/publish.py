@@ -14,8 +14,11 @@ from contextlib import closing, suppress
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, silently_remove
 
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 _SYNCED_TOGETHER = 256
+_REPLACED = (errno.ENOENT, errno.ESTALE, errno.EBADF)
+_FIRST_PAUSE_S = 0.01
+_LONGEST_PAUSE_S = 0.2
 
 
 VOLUME_NAMES = ("lost+found", "$RECYCLE.BIN", "System Volume Information", "@eaDir")
@@ -144,30 +147,31 @@ def replace_file(ops: FileOps, directory: Directory, name: str, data: bytes, dur
         directory.sync()
 
 
-def publish_once(ops: FileOps, root: Directory, target: str, data: bytes) -> None:
-    """Write a directory's settings by way of its tmp/, unless another process has done so meanwhile; durable."""
-    name = own_name(ops, target)
-    with closing(Directory(ops, os.path.join(root.path, "tmp"), root)) as tmp:
+def read_replaced(directory: Directory, name: str) -> bytes:
+    """Return the content of a small file that others put in the place of an older one, by `replace_file`.
+
+    Where such a file is not there for an instant, as on SeaweedFS, it is asked for again: as long as a listing shows
+    it, or what the mount says is that it was just replaced. On a local disk it costs nothing more.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        CorruptRefError: it is no regular file.
+    """
+    ops, pause_s = directory.ops, _FIRST_PAUSE_S
+    while True:
         try:
-            write_file(ops, tmp.fd, name, data, durable=True)
-            _link_or_rename(ops, root, tmp, name, target)
-            root.sync()
-        finally:
-            silently_remove(ops, tmp.fd, [name])
+            return ops.read_file(directory.fd, name)
+        except OSError as error:
+            if pause_s > _LONGEST_PAUSE_S or not _may_be_replaced(directory, name, error):
+                raise
+        ops.sleep(pause_s)
+        pause_s *= 2
 
 
-def _link_or_rename(ops: FileOps, root: Directory, tmp: Directory, name: str, target: str) -> None:
-    try:
-        ops.link(name, target, src_dir_fd=tmp.fd, dst_dir_fd=root.fd)
-    except FileExistsError:
-        pass
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        # RACE: two creators without hard links may both find no settings; the later rename replaces the earlier
-        # one's, which said the same unless their arguments differ, and then the earlier handle's next open says so.
-        if not ops.exists(root.fd, target):
-            ops.rename(name, target, src_dir_fd=tmp.fd, dst_dir_fd=root.fd)
+def _may_be_replaced(directory: Directory, name: str, error: OSError) -> bool:
+    if error.errno not in _REPLACED or directory.filesystem.local:
+        return False
+    return error.errno != errno.ENOENT or (not directory.filesystem.replaces_at_once and name in directory.listing())
 
 
 def sync_parent(ops: FileOps, path: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from fsqueue.disk.publish import publish_once
+from fsqueue.disk.once import await_creators, publish_once
 from fsqueue.engine.layout import REF_TYPE, Layout, read_json
 from fsqueue.errors import RefTypeError
 from fsqueue.format.ref_type import RefType, Use, describe, misfit
@@ -38,9 +38,11 @@ class Contents:
         Raises:
             RefTypeError: refs of this class would not fit those that are in the queue.
         """
-        if not self._agree("put"):
-            data = msgspec.json.encode(describe(self._ref_type)) + b"\n"
-            publish_once(self._layout.ops, self._layout.root, REF_TYPE, data)
+        ops, root = self._layout.ops, self._layout.root
+        found = self._agree("put")
+        if not found:
+            publish_once(ops, root, REF_TYPE, msgspec.json.encode(describe(self._ref_type)) + b"\n")
+        if await_creators(ops, root, REF_TYPE) or not found:
             self._agree("put")
         self.fits_puts = True
 
@@ -70,7 +72,7 @@ def agree(layout: Layout, ref_type: type[Any], use: Use) -> bool:
     Raises:
         RefTypeError: it does, and this class does not fit.
     """
-    stored = read_json(layout.ops, layout.root, REF_TYPE, RefType)
+    stored = read_json(layout.root, REF_TYPE, RefType)
     if stored is None:
         return False
     given = describe(ref_type)

@@ -1,8 +1,8 @@
 """Create and open a queue's directory, with the settings in its fsqueue.json.
 
 A queue exists from the instant that fsqueue.json does. It is written last, by a hard link from tmp/ that
-only one of several creators can make (by a rename under the order lock where there are no hard links), so
-whoever reads it finds everything else in place.
+only one of several creators can make (by a rename where there are no hard links, and as `disk.once` says where a link
+may have two winners), so whoever reads it finds everything else in place.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from fsqueue.disk.directory import Directory
-from fsqueue.disk.fileops import DIRECTORY, FileOps, despite_errors, explained, without_delegations
+from fsqueue.disk.fileops import FileOps, despite_errors, explained, without_delegations
 from fsqueue.disk.filesystems import UnfitFilesystemWarning, filesystem, refusal
 from fsqueue.disk.mutex import Mutex
-from fsqueue.disk.publish import make_directory, make_within, publish_once, refusal_of, strangers_in, sync_parent
+from fsqueue.disk.once import await_creators, publish_once
+from fsqueue.disk.publish import make_directory, make_within, read_replaced, refusal_of, strangers_in, sync_parent
 from fsqueue.engine.reserve import Reserve
 from fsqueue.errors import (
     CorruptRefError,
@@ -94,7 +95,7 @@ class Layout:
         self._retired: list[int] = []
         self.reopening = Mutex()
         try:
-            self.filesystem = filesystem(root.ops.filesystem_type(root.path))
+            self.filesystem = root.filesystem
             self.remote = not self.filesystem.local
             if self.filesystem.delegates:
                 root.ops = self.ops = without_delegations(root.ops)
@@ -140,16 +141,19 @@ class Layout:
 
     def _reopen(self) -> None:
         """RACE: other threads may be using the former descriptors, so they are closed the next time only."""
-        ops, fds = self.ops, [self.ops.open(self.path, DIRECTORY)]
+        ops, root = self.ops, Directory(self.ops, self.path)
         opened = [self.root, *(directory for directory in self._opened[1:] if directory.fd >= 0)]
+        fds: list[int] = []
         try:
-            found = _settings_in(ops, self.path, fds[0])
+            found = _settings_in(root)
             if found is None:
                 raise FileNotFoundError(errno.ENOENT, "no queue", self.path)
             require_same(self.path, self.settings, found)
+            fds.append(root.exchange(-1))
             for directory in opened[1:]:
                 fds.append(_open_or_make(directory, fds[0]))
         except BaseException:
+            root.close()
             _close_quietly(ops, fds)
             raise
         retired, self._retired = self._retired, []
@@ -227,7 +231,7 @@ def open_root(ops: FileOps, path: str, same_as: Settings | None = None) -> tuple
     if root is None:
         raise _missing(path)
     try:
-        settings = _settings_in(ops, path, root.fd)
+        settings = _settings_in(root)
         if settings is None:
             raise _missing(path)
         if same_as is not None:
@@ -293,7 +297,10 @@ def _read_settings(ops: FileOps, path: str) -> Settings | None:
     if root is None:
         return None
     with closing(root):
-        return _settings_in(ops, path, root.fd)
+        found = _settings_in(root)
+        if found is not None and await_creators(ops, root, SETTINGS):
+            found = _settings_in(root)
+        return found
 
 
 def _root(ops: FileOps, path: str) -> Directory | None:
@@ -305,9 +312,10 @@ def _root(ops: FileOps, path: str) -> Directory | None:
         raise NotAQueueError(path, "is a file: a queue is a directory") from None
 
 
-def _settings_in(ops: FileOps, path: str, root_fd: int) -> Settings | None:
+def _settings_in(root: Directory) -> Settings | None:
+    path = root.path
     try:
-        data = ops.read_file(root_fd, SETTINGS)
+        data = read_replaced(root, SETTINGS)
     except FileNotFoundError:
         return None
     except CorruptRefError:
@@ -315,10 +323,10 @@ def _settings_in(ops: FileOps, path: str, root_fd: int) -> Settings | None:
     return _parse_settings(path, data)
 
 
-def read_json(ops: FileOps, directory: Directory, name: str, kind: type[T]) -> T | None:
+def read_json(directory: Directory, name: str, kind: type[T]) -> T | None:
     """Return what a small file of one JSON value holds; None where there is none that can be read."""
     try:
-        return msgspec.json.decode(ops.read_file(directory.fd, name), type=kind)
+        return msgspec.json.decode(read_replaced(directory, name), type=kind)
     except (FileNotFoundError, CorruptRefError, *UNDECODABLE):
         return None
 
@@ -376,7 +384,7 @@ def _refuse_orphans(ops: FileOps, root: Directory) -> None:
         if not found:
             continue
         root.refresh()  # NFS: that there is no such file may be remembered from before
-        if _settings_in(ops, root.path, root.fd) is None:
+        if _settings_in(root) is None:
             raise NotAQueueError(
                 root.path,
                 f"has files in {state}/ but no {SETTINGS}: restore it (FORMAT.md shows one), or move the files away",

@@ -215,7 +215,7 @@ def recover_quietly(handle: Handle, *, alone: bool = False) -> None:
 
 def is_abandoned(layout: Layout, licence: Licence, now: float) -> bool:
     """Return whether a licence's owner is dead, or, where that cannot be known, has not written for an hour."""
-    found = read_record(layout.ops, layout.owners, licence.owner)
+    found = read_record(layout.owners, licence.owner)
     liveness = found.liveness() if found else "unknown"
     written_at = layout.ops.fresh_mtime(layout.done.fd, licence.name) if liveness == "unknown" else None
     return liveness == "dead" or (written_at is not None and now - written_at > ABANDONED_S)
