@@ -147,11 +147,14 @@ def replace_file(ops: FileOps, directory: Directory, name: str, data: bytes, dur
         directory.sync()
 
 
-def read_replaced(directory: Directory, name: str) -> bytes:
+def read_replaced(directory: Directory, name: str, *, surely: bool = False) -> bytes:
     """Return the content of a small file that others put in the place of an older one, by `replace_file`.
 
     Where such a file is not there for an instant, as on SeaweedFS, it is asked for again: as long as a listing shows
     it, or what the mount says is that it was just replaced. On a local disk it costs nothing more.
+
+    Args:
+        surely: it was there, whatever a listing shows.
 
     Raises:
         FileNotFoundError: it is not there.
@@ -162,16 +165,17 @@ def read_replaced(directory: Directory, name: str) -> bytes:
         try:
             return ops.read_file(directory.fd, name)
         except OSError as error:
-            if pause_s > _LONGEST_PAUSE_S or not _may_be_replaced(directory, name, error):
+            if pause_s > _LONGEST_PAUSE_S or not _may_be_replaced(directory, name, error, surely):
                 raise
         ops.sleep(pause_s)
         pause_s *= 2
 
 
-def _may_be_replaced(directory: Directory, name: str, error: OSError) -> bool:
-    if error.errno not in _REPLACED or directory.filesystem.local:
+def _may_be_replaced(directory: Directory, name: str, error: OSError, surely: bool) -> bool:
+    known = directory.filesystem
+    if error.errno not in _REPLACED or known.local:
         return False
-    return error.errno != errno.ENOENT or (not directory.filesystem.replaces_at_once and name in directory.listing())
+    return error.errno != errno.ENOENT or (not known.replaces_at_once and (surely or name in directory.listing()))
 
 
 def sync_parent(ops: FileOps, path: str) -> None:

@@ -43,7 +43,7 @@ class Contents:
         if not found:
             publish_once(ops, root, REF_TYPE, msgspec.json.encode(describe(self._ref_type)) + b"\n")
         if await_creators(ops, root, REF_TYPE) or not found:
-            self._agree("put")
+            self._agree("put", surely=True)
         self.fits_puts = True
 
     def agree_to_get(self, *, leased: bool = False) -> None:
@@ -61,18 +61,18 @@ class Contents:
         if self._agree("get") or leased:
             self.fits_gets = True
 
-    def _agree(self, use: Use) -> bool:
+    def _agree(self, use: Use, surely: bool = False) -> bool:
         """Compare the classes; return whether the queue has one."""
-        return agree(self._layout, self._ref_type, use)
+        return agree(self._layout, self._ref_type, use, surely)
 
 
-def agree(layout: Layout, ref_type: type[Any], use: Use) -> bool:
+def agree(layout: Layout, ref_type: type[Any], use: Use, surely: bool = False) -> bool:
     """Return whether a queue says what it holds.
 
     Raises:
         RefTypeError: it does, and this class does not fit.
     """
-    stored = read_json(layout.root, REF_TYPE, RefType)
+    stored = read_json(layout.root, REF_TYPE, RefType, surely=surely)
     if stored is None:
         return False
     given = describe(ref_type)

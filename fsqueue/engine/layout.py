@@ -277,7 +277,7 @@ def ensure_queue(
                 raise _missing(path)
             wanted = Settings(FORMAT, now(), run_id, lease_timeout_s, lock or "flock", secrets.token_hex(8))
             _create(ops, path, wanted)
-            settings = _read_settings(ops, path)
+            settings = _read_settings(ops, path, surely=True)
             if settings is None:
                 raise NotAQueueError(path, f"vanished while it was created: {SETTINGS} is gone")
         _compare(path, settings, lease_timeout_s, lock, run_id)
@@ -291,15 +291,15 @@ def _validate(path: str, lease_timeout_s: float | None, lock: str | None) -> Non
         raise QueueConfigError(path, f"needs lock to be one of {', '.join(LOCK_MODES)}, found {lock!r}")
 
 
-def _read_settings(ops: FileOps, path: str) -> Settings | None:
+def _read_settings(ops: FileOps, path: str, surely: bool = False) -> Settings | None:
     """Return the settings; None where there is no fsqueue.json (or no directory)."""
     root = _root(ops, path)
     if root is None:
         return None
     with closing(root):
-        found = _settings_in(root)
+        found = _settings_in(root, surely)
         if found is not None and await_creators(ops, root, SETTINGS):
-            found = _settings_in(root)
+            found = _settings_in(root, surely=True)
         return found
 
 
@@ -312,10 +312,10 @@ def _root(ops: FileOps, path: str) -> Directory | None:
         raise NotAQueueError(path, "is a file: a queue is a directory") from None
 
 
-def _settings_in(root: Directory) -> Settings | None:
+def _settings_in(root: Directory, surely: bool = False) -> Settings | None:
     path = root.path
     try:
-        data = read_replaced(root, SETTINGS)
+        data = read_replaced(root, SETTINGS, surely=surely)
     except FileNotFoundError:
         return None
     except CorruptRefError:
@@ -323,10 +323,10 @@ def _settings_in(root: Directory) -> Settings | None:
     return _parse_settings(path, data)
 
 
-def read_json(directory: Directory, name: str, kind: type[T]) -> T | None:
+def read_json(directory: Directory, name: str, kind: type[T], *, surely: bool = False) -> T | None:
     """Return what a small file of one JSON value holds; None where there is none that can be read."""
     try:
-        return msgspec.json.decode(read_replaced(directory, name), type=kind)
+        return msgspec.json.decode(read_replaced(directory, name, surely=surely), type=kind)
     except (FileNotFoundError, CorruptRefError, *UNDECODABLE):
         return None
 
@@ -384,7 +384,7 @@ def _refuse_orphans(ops: FileOps, root: Directory) -> None:
         if not found:
             continue
         root.refresh()  # NFS: that there is no such file may be remembered from before
-        if _settings_in(root) is None:
+        if _settings_in(root, surely=True) is None:
             raise NotAQueueError(
                 root.path,
                 f"has files in {state}/ but no {SETTINGS}: restore it (FORMAT.md shows one), or move the files away",

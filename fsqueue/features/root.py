@@ -62,20 +62,20 @@ class StoreRoot:
         settings = StoreSettings(FORMAT, secrets.token_hex(8), self.ops.time())
         publish_once(self.ops, self.directory, SETTINGS, msgspec.json.encode(settings) + b"\n")
         sync_parent(self.ops, self.directory.path)
-        found = self._settled()  # another process may have been first
+        found = self._settled(surely=True)  # another process may have been first
         if found is None:
             raise self._refused(f"vanished while it was created: {SETTINGS} is gone")
         return found
 
-    def _settled(self) -> StoreSettings | None:
-        found = self._read(self.directory)
+    def _settled(self, surely: bool = False) -> StoreSettings | None:
+        found = self._read(self.directory, surely)
         if found is not None and await_creators(self.ops, self.directory, SETTINGS):
-            found = self._read(self.directory)
+            found = self._read(self.directory, surely=True)
         return found
 
-    def _read(self, directory: Directory) -> StoreSettings | None:
+    def _read(self, directory: Directory, surely: bool = False) -> StoreSettings | None:
         try:
-            found = msgspec.json.decode(read_replaced(directory, SETTINGS), type=StoreSettings)
+            found = msgspec.json.decode(read_replaced(directory, SETTINGS, surely=surely), type=StoreSettings)
         except FileNotFoundError:
             return None
         except (CorruptRefError, msgspec.DecodeError, UnicodeDecodeError) as error:
