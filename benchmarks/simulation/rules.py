@@ -22,7 +22,8 @@ LIES = {
     "old-under-lock": "a granted lock makes nothing fresh that a kept descriptor reads, and an unlock sends nothing",
     "equal-size-stays-old": "while a descriptor is kept, a rewrite of equal size by another mount is not seen",
     "close-says-stale": "close says ESTALE where another mount removed or replaced the file",
-    "two-creators": "O_EXCL and link succeed on a name that another mount has just created",
+    "two-creators": "O_EXCL and link succeed on a name that another mount has just created; of two linked files, each "
+    "mount goes on seeing its own",
     "frozen-directories": "a directory's time stamps never move",
     "rename-keeps-ctime": "a rename leaves the file's ctime as it was",
     "rename-cuts-mtime": "a rename cuts the file's mtime down to the second",

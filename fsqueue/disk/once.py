@@ -39,6 +39,10 @@ def publish_once(ops: FileOps, root: Directory, target: str, data: bytes) -> Non
             elif not _is_published(root, target):
                 _win(ops, root, tmp, name, target, data)
             root.sync()
+        except OSError:
+            # RACE: who was stopped for long finds its files removed by one who has waited for it, and has lost.
+            if root.filesystem.creates_once or not _is_published(root, target):
+                raise
         finally:
             silently_remove(ops, tmp.fd, [name])
 
@@ -86,13 +90,10 @@ def _win(ops: FileOps, root: Directory, tmp: Directory, name: str, target: str, 
             ops.link(name, target, src_dir_fd=tmp.fd, dst_dir_fd=root.fd)
         except FileExistsError:
             return
-        except FileNotFoundError:
-            return  # removed by one who has waited for it
         except OSError as error:
             if error.errno not in NO_LINKS:
                 raise
-        with suppress(FileNotFoundError):
-            ops.rename(again, target, src_dir_fd=tmp.fd, dst_dir_fd=root.fd)
+        ops.rename(again, target, src_dir_fd=tmp.fd, dst_dir_fd=root.fd)
         ops.sleep(SETTLES_S)
     finally:
         silently_remove(ops, tmp.fd, [again])
