@@ -216,7 +216,7 @@ class FileOps:
             while done < len(data):
                 done += self.write(fd, data[done:])
         except BaseException:
-            self.close(fd)
+            self.close_read(fd)  # the error that led here is the one to report
             raise
         return fd
 
