@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from fsqueue import FileSampleRefQueue
+from fsqueue.disk import once
 from fsqueue.engine.awake import Awake
 from tests.support import Queue
 from tests.sweeps.proof.apart import Apart
@@ -45,6 +46,12 @@ def awake_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
 def noticing_stalls(awake_for_long: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A test's process counts as awake since its last stall, as anybody else's does."""
     monkeypatch.setattr(Awake, "for_s", _awake_for_s)
+
+
+@pytest.fixture(autouse=True)
+def creators_settle_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is written once settles at once: under a test's lies lies a disk on which a link has one winner."""
+    monkeypatch.setattr(once, "SETTLES_S", 0.0)
 
 
 @pytest.fixture

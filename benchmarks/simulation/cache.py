@@ -58,6 +58,7 @@ class Cache:
     Attributes:
         rules: of the mount; a good day has others.
         opened: how many descriptors of this node are open on each inode.
+        linked: the files that this node has linked, by directory and name.
         hidden: files that this node removed while it had them open, and where they are kept until then.
         local_locks: the locks that this node grants by itself.
     """
@@ -74,6 +75,7 @@ class Cache:
         self._listings: dict[Inode, tuple[set[str], float]] = {}
         self.opened: dict[Inode, int] = {}
         self.hidden: dict[Inode, tuple[Inode, str]] = {}
+        self.linked: dict[tuple[Inode, str], Inode] = {}
         self.local_locks: dict[Inode, object] = {}
 
     # Names
@@ -100,6 +102,8 @@ class Cache:
 
     def ask(self, directory: Inode, name: str) -> Inode | None:
         inode = self._server.lookup(directory, name)
+        if name in directory.contested:
+            inode = self.linked.get((directory, name), inode)
         self._remember(directory, name, inode)
         return inode
 

@@ -65,7 +65,11 @@ class Lies:
             raise lied(self._rng.choice((errno.ENOENT, errno.ENOENT, errno.ESTALE, errno.EBADF)), name)
 
     def has_two_creators(self, directory: Inode, name: str) -> bool:
-        """ "O_EXCL is not exclusive on SeaweedFS, s3fs, rclone" (filesystems.md, 5)."""
+        """ "O_EXCL is not exclusive on SeaweedFS, s3fs, rclone" (filesystems.md, 5).
+
+        Measured on SeaweedFS 4.48: of two files linked to one name at once, each mount saw its own for as long as was
+        looked, 20 s; of two renamed to one name, both saw the later at once.
+        """
         return "two-creators" in self._rules and self._server.heard(directory, name, NEWS_S) == "came"
 
     def a_lock_is_lost(self) -> bool:

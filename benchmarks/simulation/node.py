@@ -290,6 +290,7 @@ class Process:
         inode, target = self._find(name, src_dir_fd), self._directory(dst_dir_fd)
         self.cache.forget(target, new_name)
         self._server.link(inode, target, new_name, replace=self.lies.has_two_creators(target, new_name))
+        self.cache.linked[target, new_name] = inode
         self.cache.modified(inode)
         if self._retransmitted():
             raise failed(errno.EEXIST, name, new_name)

@@ -21,10 +21,12 @@ class Inode:
         writer: the node that wrote it last.
         torn: it cannot be read any more.
         delegated: the node that may read it without asking.
+        contested: names in it that two nodes have linked; each sees its own file until a rename decides.
     """
 
     __slots__ = (
-        "change", "ctime_ns", "data", "delegated", "entries", "links", "mtime_ns", "news", "number", "torn", "writer",
+        "change", "contested", "ctime_ns", "data", "delegated", "entries", "links", "mtime_ns", "news", "number",
+        "torn", "writer",
     )  # fmt: skip
 
     def __init__(self, number: int, directory: bool, now_ns: int) -> None:
@@ -38,6 +40,7 @@ class Inode:
         self.writer: object = None
         self.torn = False
         self.delegated: Hashable = None
+        self.contested: set[str] = set()
 
 
 def failed(code: int, *names: str) -> OSError:
@@ -120,7 +123,7 @@ class Server:
         if (replaced := self.entries(directory).get(name)) is not None:
             if not replace:
                 raise failed(errno.EEXIST, name)
-            self._unlinked(replaced)
+            directory.contested.add(name)  # nobody's file: what it replaces stays, for the node that linked it
         self.entries(directory)[name] = inode
         inode.links += 1
         inode.ctime_ns = self.now_ns()
@@ -131,6 +134,7 @@ class Server:
         if inode is None:
             raise failed(errno.ENOENT, name)
         self._unlinked(inode)
+        directory.contested.discard(name)
         self._touch_directory(directory, name, "went")
         self.removed(directory, name)
 
@@ -150,6 +154,7 @@ class Server:
         self.entries(target)[new_name] = inode
         if replaced is not None:
             self._unlinked(replaced)
+        target.contested.discard(new_name)
         self._stamp_renamed(inode)
         self._touch_directory(source, name, "went")
         self._touch_directory(target, new_name, "replaced" if replaced else "came")

@@ -210,7 +210,7 @@ class FileSide(ContractSide):
 
     def _liveness(self, owner: str) -> Liveness:
         """Tell whether an owner lives; a handle of this process does while it is open."""
-        found = read_record(self._handle.ops, self._handle.layout.owners, owner)
+        found = read_record(self._handle.layout.owners, owner)
         if found is None:
             return "unknown"
         liveness = found.liveness()

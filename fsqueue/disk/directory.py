@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 from fsqueue.disk.fileops import DIRECTORY, FileOps
+from fsqueue.disk.filesystems import Filesystem, filesystem
 
 T = TypeVar("T")
 
@@ -32,9 +33,19 @@ class Directory:
         self.ops = ops
         self.path = path
         self.fd = -1
+        self._filesystem: Filesystem | None = None
         self._within = within
         self.name = os.path.basename(path) if within else "."
         self.fd = ops.open(path, DIRECTORY) if within is None else self.open_in(within.fd)
+
+    @property
+    def filesystem(self) -> Filesystem:
+        """Return what is known of the filesystem that it lies on."""
+        if self._within is not None:
+            return self._within.filesystem
+        if self._filesystem is None:
+            self._filesystem = filesystem(self.ops.filesystem_type(self.path))
+        return self._filesystem
 
     def open_in(self, dir_fd: int) -> int:
         """Return a new descriptor on it, or on what has its name, from one on the directory that it is in."""
@@ -49,7 +60,7 @@ class Directory:
         NFS: it remembers for up to 30 s that a name was missing or present; opening the directory ends that,
         a stat of it does not.
         """
-        self.ops.close(self._open_afresh())
+        self.ops.close_read(self._open_afresh())
 
     def listing(self) -> list[str]:
         """Return the names in here, read afresh."""
@@ -57,7 +68,7 @@ class Directory:
         try:
             return self.ops.listdir(fd)
         finally:
-            self.ops.close(fd)
+            self.ops.close_read(fd)
 
     def any_name(self, accept: Callable[[str], bool]) -> bool:
         """Return whether some name in here is accepted; read no further than to the first."""
@@ -84,7 +95,7 @@ class Directory:
         try:
             return read(fd)
         finally:
-            self.ops.close(fd)
+            self.ops.close_read(fd)
 
     def mount(self) -> int:
         """Return a number that all directories on one mount share: the device's."""
@@ -102,7 +113,7 @@ class Directory:
     def close(self) -> None:
         fd, self.fd = self.fd, -1
         if fd >= 0:
-            self.ops.close(fd)
+            self.ops.close_read(fd)
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be copied: a copy would close this one's descriptor with its own end."""

@@ -177,6 +177,28 @@ class FileOps:
             with suppress(OSError):
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
+    def close_read(self, fd: int) -> None:
+        """Close a descriptor that nothing was written through: whatever the mount says of that, it is closed.
+
+        GlusterFS says ESTALE where another mount has removed or replaced the file meanwhile.
+        """
+        try:  # noqa: SIM105  # the hot path cannot afford `suppress`
+            self.close(fd)
+        except OSError:
+            pass
+
+    def close_written(self, fd: int) -> None:
+        """Close a descriptor that was written through; that the file is gone is told by whoever looks for its name.
+
+        Raises:
+            OSError: what was written may not have come to the disk.
+        """
+        try:
+            self.close(fd)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+
     def pwrite_all(self, fd: int, data: bytes, offset: int) -> None:
         """Write all of data at offset, however many calls that takes."""
         done = self.pwrite(fd, data, offset)
@@ -194,7 +216,7 @@ class FileOps:
             while done < len(data):
                 done += self.write(fd, data[done:])
         except BaseException:
-            self.close(fd)
+            self.close_read(fd)  # the error that led here is the one to report
             raise
         return fd
 
@@ -243,7 +265,7 @@ class FileOps:
         try:
             return self.read_regular(fd)
         finally:
-            self.close(fd)
+            self.close_read(fd)
 
     def read_regular(self, fd: int) -> bytes:
         """Return what an open file holds, from its start.
@@ -296,7 +318,7 @@ class FileOps:
         try:
             return self.fstat(fd).st_mtime
         finally:
-            self.close(fd)
+            self.close_read(fd)
 
     def status(self, dir_fd: int, name: str) -> os.stat_result | None:
         """Return a file's status; None where there is no such file."""

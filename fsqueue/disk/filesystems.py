@@ -14,6 +14,7 @@ most (--skip-dir-mtime).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class Filesystem:
         unfit: why no queue can be kept there; None where one can.
         stale_s: for how many seconds a client believes an old name or stamp, by default; 0: never, or unknown.
         durable: what was synced outlives a crash of the host.
-        creates_once: an O_EXCL has one winner, whatever the mounts, so that a lock can be built on it.
+        creates_once: an O_EXCL or a link has one winner, whatever the mounts, so that a lock can be built on it; None:
+            unknown.
+        replaces_at_once: a name that a rename gives to another file is never missing meanwhile, for any mount.
         delegates: the server promises whoever opens a file to read it that others' changes will wait for him.
         remark: what else whoever keeps a queue there should know.
     """
@@ -48,17 +51,19 @@ class Filesystem:
     unfit: str | None = None
     stale_s: float = 0.0
     durable: bool = True
-    creates_once: bool = True
+    creates_once: bool | None = None
+    replaces_at_once: bool = False
     delegates: bool = False
     remark: str = ""
 
 
 UNKNOWN = Filesystem()
+_Shared = partial(Filesystem, creates_once=True)
 _DISKS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs")
 
 _LOCAL = Filesystem(
     local=True, shares_locks=True, lock_freshens=True, opening_asks=True, directory_times=True, rename_stamps=True,
-    step_s=0.01,
+    step_s=0.01, creates_once=True, replaces_at_once=True,
 )  # fmt: skip
 _MEMORY = replace(_LOCAL, durable=False, remark="held in memory: gone at the next boot, and of this host only")
 _OVERLAY = replace(
@@ -67,12 +72,12 @@ _OVERLAY = replace(
 )  # fmt: skip
 _FOREIGN = replace(_LOCAL, rename_stamps=False, step_s=2.0)  # vfat stamps every 2 s, exfat-fuse every second
 _NFS = replace(_LOCAL, title="NFS", local=False, stale_s=60.0, delegates=True)
-_CIFS = Filesystem(
+_CIFS = _Shared(
     "CIFS", step_s=0.01, stale_s=1.0,
     remark="SMB locks are mandatory: a locked file cannot be read by others meanwhile; a lock can be lost, and what is "
     "read under it may be old: order may weaken",
 )  # fmt: skip
-_LAYER = Filesystem(shares_locks=False, directory_times=True, rename_stamps=True, step_s=0.01, stale_s=1.0)
+_LAYER = _Shared(shares_locks=False, directory_times=True, rename_stamps=True, step_s=0.01, stale_s=1.0)
 _OBJECTS = Filesystem(
     shares_locks=False,
     unfit="a rename is no single step of the store behind it: two processes can both win a ref, and both of their acks "
@@ -91,39 +96,39 @@ _KNOWN: dict[str, Filesystem] = {
     "overlay": _OVERLAY,
     **dict.fromkeys(("nfs", "nfs3", "nfs4"), _NFS),
     **dict.fromkeys(("cifs", "smb3", "smbfs"), _CIFS),
-    "lustre": Filesystem(
+    "lustre": _Shared(
         "Lustre", rename_stamps=True,
         remark="files are stamped by the clock of the node that touches them: keep the nodes' clocks in step (NTP), "
         "well within the lease timeout",
     ),
-    "gpfs": Filesystem("GPFS", remark="Spectrum Scale may keep flock to the node and say nothing"),
-    "beegfs": Filesystem(
+    "gpfs": _Shared("GPFS", remark="Spectrum Scale may keep flock to the node and say nothing"),
+    "beegfs": _Shared(
         "BeeGFS", remark="flock reaches other nodes only with tuneUseGlobalFileLocks=true in the client's settings"
     ),
-    "ceph": Filesystem(
+    "ceph": _Shared(
         "CephFS", shares_locks=True, rename_stamps=True, remark="names, attributes and locks are coherent between nodes"
     ),
     **dict.fromkeys(
         ("fuse.ceph", "fuse.ceph-fuse"),
-        Filesystem(
+        _Shared(
             "CephFS by ceph-fuse", shares_locks=True, rename_stamps=True, step_s=0.01,
             remark="names and attributes are coherent between nodes; a rewrite of equal size may be read late",
         ),
     ),
-    **{kind: Filesystem(title, shares_locks=True) for kind, title in (("gfs2", "GFS2"), ("ocfs2", "OCFS2"))},
-    "9p": Filesystem("9p", remark="what a guest caches (cache=) and locks is up to its mount's options"),
-    "virtiofs": Filesystem("virtiofs", remark="what a guest caches and locks is up to the options of virtiofsd"),
-    "fuse.glusterfs": Filesystem(
+    **{kind: _Shared(title, shares_locks=True) for kind, title in (("gfs2", "GFS2"), ("ocfs2", "OCFS2"))},
+    "9p": _Shared("9p", remark="what a guest caches (cache=) and locks is up to its mount's options"),
+    "virtiofs": _Shared("virtiofs", remark="what a guest caches and locks is up to the options of virtiofsd"),
+    "fuse.glusterfs": _Shared(
         "GlusterFS", shares_locks=True, rename_stamps=True, step_s=0.01, stale_s=1.0,
         remark="files are stamped by the clients' clocks: keep them in step (NTP), well within the lease timeout",
     ),
-    "fuse.juicefs": Filesystem("JuiceFS", shares_locks=True, rename_stamps=True, step_s=0.01, stale_s=1.0),
-    "fuse.mfs": Filesystem("MooseFS", shares_locks=True, rename_stamps=True, stale_s=1.0),
+    "fuse.juicefs": _Shared("JuiceFS", shares_locks=True, rename_stamps=True, step_s=0.01, stale_s=1.0),
+    "fuse.mfs": _Shared("MooseFS", shares_locks=True, rename_stamps=True, stale_s=1.0),
     "fuse.seaweedfs": Filesystem(
         "SeaweedFS", shares_locks=False, directory_times=True, step_s=0.01, stale_s=1.0, creates_once=False,
         remark="O_EXCL and links have two winners: lock='lease' orders nobody there",
     ),
-    "fuse.sshfs": Filesystem(
+    "fuse.sshfs": _Shared(
         "sshfs", shares_locks=False, stale_s=20.0,
         remark="renames need the server's posix-rename; names are believed for 20 s (mount with dcache_timeout=1)",
     ),
@@ -131,7 +136,7 @@ _KNOWN: dict[str, Filesystem] = {
         _LAYER, title="encfs", step_s=1.0,
         remark="names end at 175 bytes: keep ids short; a rename cuts the mtime to whole seconds",
     ),
-    "ecryptfs": Filesystem("eCryptfs", remark="names end at 143 bytes: keep sample ids and owner names short"),
+    "ecryptfs": _Shared("eCryptfs", remark="names end at 143 bytes: keep sample ids and owner names short"),
     **_of(_LAYER, gocryptfs="gocryptfs", mergerfs="mergerfs", bindfs="bindfs",
           unionfs="unionfs-fuse", **{"unionfs-fuse": "unionfs-fuse"}),
     **_of(_OBJECTS, s3fs="s3fs", rclone="rclone mount", goofys="goofys", gcsfuse="gcsfuse", geesefs="GeeseFS",

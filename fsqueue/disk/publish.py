@@ -14,8 +14,11 @@ from contextlib import closing, suppress
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, silently_remove
 
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 _SYNCED_TOGETHER = 256
+_REPLACED = (errno.ENOENT, errno.ESTALE, errno.EBADF)
+_FIRST_PAUSE_S = 0.01
+_LONGEST_PAUSE_S = 0.2
 
 
 VOLUME_NAMES = ("lost+found", "$RECYCLE.BIN", "System Volume Information", "@eaDir")
@@ -70,11 +73,31 @@ def write_file(ops: FileOps, dir_fd: int, name: str, data: bytes, durable: bool)
         try:
             if durable:
                 ops.fsync(fd)
-        finally:
-            ops.close(fd)
+        except BaseException:
+            ops.close_read(fd)
+            raise
+        close_new(ops, dir_fd, name, fd, len(data))
     except BaseException:
         silently_remove(ops, dir_fd, [name])
         raise
+
+
+def close_new(ops: FileOps, dir_fd: int, name: str, fd: int, size: int) -> None:
+    """Close a file that was just made: where close says ESTALE, look whether all of it is there.
+
+    Where it is gone, another mount has removed it, and the rename that is to publish it will tell.
+
+    Raises:
+        OSError: what was written may not have come to the disk.
+    """
+    try:
+        ops.close(fd)
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+        status = ops.status(dir_fd, name)
+        if status is not None and status.st_size != size:
+            raise
 
 
 def write_together(ops: FileOps, directory: Directory, named: Iterable[tuple[str, bytes]], syncs: int | None) -> None:
@@ -85,12 +108,12 @@ def write_together(ops: FileOps, directory: Directory, named: Iterable[tuple[str
             are not made durable.
     """
     fds: list[int] = []
-    create, close, dir_fd = ops.create, ops.close, directory.fd
+    create, dir_fd = ops.create, directory.fd
     try:
         for name, data in named:
             fd = create(dir_fd, name, data)
             if syncs is None:
-                close(fd)
+                close_new(ops, dir_fd, name, fd, len(data))
             else:
                 fds.append(fd)
                 if len(fds) == _SYNCED_TOGETHER:
@@ -98,15 +121,14 @@ def write_together(ops: FileOps, directory: Directory, named: Iterable[tuple[str
         _sync_and_close(ops, fds, syncs or 1)
     except BaseException:
         for fd in fds:
-            with suppress(OSError):  # the error that led here is the one to report
-                close(fd)
+            ops.close_read(fd)  # the error that led here is the one to report
         raise
 
 
 def _sync_and_close(ops: FileOps, fds: list[int], syncs: int) -> None:
     ops.sync_all(fds, syncs)
     while fds:
-        ops.close(fds.pop())
+        ops.close_written(fds.pop())
 
 
 def replace_file(ops: FileOps, directory: Directory, name: str, data: bytes, durable: bool) -> None:
@@ -125,30 +147,35 @@ def replace_file(ops: FileOps, directory: Directory, name: str, data: bytes, dur
         directory.sync()
 
 
-def publish_once(ops: FileOps, root: Directory, target: str, data: bytes) -> None:
-    """Write a directory's settings by way of its tmp/, unless another process has done so meanwhile; durable."""
-    name = own_name(ops, target)
-    with closing(Directory(ops, os.path.join(root.path, "tmp"), root)) as tmp:
+def read_replaced(directory: Directory, name: str, *, surely: bool = False) -> bytes:
+    """Return the content of a small file that others put in the place of an older one, by `replace_file`.
+
+    Where such a file is not there for an instant, as on SeaweedFS, it is asked for again: as long as a listing shows
+    it, or what the mount says is that it was just replaced. On a local disk it costs nothing more.
+
+    Args:
+        surely: it was there, whatever a listing shows.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        CorruptRefError: it is no regular file.
+    """
+    ops, pause_s = directory.ops, _FIRST_PAUSE_S
+    while True:
         try:
-            write_file(ops, tmp.fd, name, data, durable=True)
-            _link_or_rename(ops, root, tmp, name, target)
-            root.sync()
-        finally:
-            silently_remove(ops, tmp.fd, [name])
+            return ops.read_file(directory.fd, name)
+        except OSError as error:
+            if pause_s > _LONGEST_PAUSE_S or not _may_be_replaced(directory, name, error, surely):
+                raise
+        ops.sleep(pause_s)
+        pause_s *= 2
 
 
-def _link_or_rename(ops: FileOps, root: Directory, tmp: Directory, name: str, target: str) -> None:
-    try:
-        ops.link(name, target, src_dir_fd=tmp.fd, dst_dir_fd=root.fd)
-    except FileExistsError:
-        pass
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        # RACE: two creators without hard links may both find no settings; the later rename replaces the earlier
-        # one's, which said the same unless their arguments differ, and then the earlier handle's next open says so.
-        if not ops.exists(root.fd, target):
-            ops.rename(name, target, src_dir_fd=tmp.fd, dst_dir_fd=root.fd)
+def _may_be_replaced(directory: Directory, name: str, error: OSError, surely: bool) -> bool:
+    known = directory.filesystem
+    if error.errno not in _REPLACED or known.local:
+        return False
+    return error.errno != errno.ENOENT or (not known.replaces_at_once and (surely or name in directory.listing()))
 
 
 def sync_parent(ops: FileOps, path: str) -> None:

@@ -55,7 +55,7 @@ class Annotations:
             with explained("updating", f"{leased.path}/{name}"):
                 return self._annotate_open(fd, claim, change)
         finally:
-            self._ops.close(fd)
+            self._ops.close_written(fd)
 
     def _annotate_open(self, fd: int, claim: Claim, change: Change) -> Bookkeeping:
         try:

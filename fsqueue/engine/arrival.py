@@ -35,7 +35,7 @@ def still_opens(ops: FileOps, dir_fd: int, name: str) -> bool:
         if error.errno in (errno.EACCES, errno.EPERM):
             return True  # there, for others to read
         raise
-    ops.close(fd)
+    ops.close_read(fd)
     return True
 
 

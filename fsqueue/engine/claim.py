@@ -265,7 +265,7 @@ class Claimer:
 
     def _id_inside(self, stem: str) -> str | None:
         """Return the id of a ref whose name was cut short; None where the file does not tell either."""
-        found = read_json(self._handle.ops, self._handle.layout.pending, names.ref_file(stem), _SampleId)
+        found = read_json(self._handle.layout.pending, names.ref_file(stem), _SampleId)
         return found.sample_id if found else None
 
     def anything_pending(self) -> bool:

@@ -69,7 +69,7 @@ class FilesystemClock:
         for _ in range(_TRIES):
             if not self.stamp(self._root, ORDER):
                 # Somebody deleted the order file; a new one is stamped by its creation.
-                self._ops.close(self._ops.open(ORDER, ORDER_FLAGS, 0o666, dir_fd=self._root.fd))
+                self._ops.close_read(self._ops.open(ORDER, ORDER_FLAGS, 0o666, dir_fd=self._root.fd))
             mtime = self._ops.fresh_mtime(self._root.fd, ORDER)
             if mtime is not None:
                 return mtime
@@ -86,7 +86,7 @@ class FilesystemClock:
             try:
                 return self._ops.fstat(fd).st_mtime
             finally:
-                self._ops.close(fd)
+                self._ops.close_read(fd)
         finally:
             silently_remove(self._ops, self._root.fd, [name])
 

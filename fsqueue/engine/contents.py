@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from fsqueue.disk.publish import publish_once
+from fsqueue.disk.once import await_creators, publish_once
 from fsqueue.engine.layout import REF_TYPE, Layout, read_json
 from fsqueue.errors import RefTypeError
 from fsqueue.format.ref_type import RefType, Use, describe, misfit
@@ -38,10 +38,12 @@ class Contents:
         Raises:
             RefTypeError: refs of this class would not fit those that are in the queue.
         """
-        if not self._agree("put"):
-            data = msgspec.json.encode(describe(self._ref_type)) + b"\n"
-            publish_once(self._layout.ops, self._layout.root, REF_TYPE, data)
-            self._agree("put")
+        ops, root = self._layout.ops, self._layout.root
+        found = self._agree("put")
+        if not found:
+            publish_once(ops, root, REF_TYPE, msgspec.json.encode(describe(self._ref_type)) + b"\n")
+        if await_creators(ops, root, REF_TYPE) or not found:
+            self._agree("put", surely=True)
         self.fits_puts = True
 
     def agree_to_get(self, *, leased: bool = False) -> None:
@@ -59,18 +61,18 @@ class Contents:
         if self._agree("get") or leased:
             self.fits_gets = True
 
-    def _agree(self, use: Use) -> bool:
+    def _agree(self, use: Use, surely: bool = False) -> bool:
         """Compare the classes; return whether the queue has one."""
-        return agree(self._layout, self._ref_type, use)
+        return agree(self._layout, self._ref_type, use, surely)
 
 
-def agree(layout: Layout, ref_type: type[Any], use: Use) -> bool:
+def agree(layout: Layout, ref_type: type[Any], use: Use, surely: bool = False) -> bool:
     """Return whether a queue says what it holds.
 
     Raises:
         RefTypeError: it does, and this class does not fit.
     """
-    stored = read_json(layout.ops, layout.root, REF_TYPE, RefType)
+    stored = read_json(layout.root, REF_TYPE, RefType, surely=surely)
     if stored is None:
         return False
     given = describe(ref_type)

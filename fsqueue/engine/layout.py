@@ -1,8 +1,8 @@
 """Create and open a queue's directory, with the settings in its fsqueue.json.
 
 A queue exists from the instant that fsqueue.json does. It is written last, by a hard link from tmp/ that
-only one of several creators can make (by a rename under the order lock where there are no hard links), so
-whoever reads it finds everything else in place.
+only one of several creators can make (by a rename where there are no hard links, and as `disk.once` says where a link
+may have two winners), so whoever reads it finds everything else in place.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from fsqueue.disk.directory import Directory
-from fsqueue.disk.fileops import DIRECTORY, FileOps, despite_errors, explained, without_delegations
+from fsqueue.disk.fileops import FileOps, despite_errors, explained, without_delegations
 from fsqueue.disk.filesystems import UnfitFilesystemWarning, filesystem, refusal
 from fsqueue.disk.mutex import Mutex
-from fsqueue.disk.publish import make_directory, make_within, publish_once, refusal_of, strangers_in, sync_parent
+from fsqueue.disk.once import await_creators, publish_once
+from fsqueue.disk.publish import make_directory, make_within, read_replaced, refusal_of, strangers_in, sync_parent
 from fsqueue.engine.reserve import Reserve
 from fsqueue.errors import (
     CorruptRefError,
@@ -94,7 +95,7 @@ class Layout:
         self._retired: list[int] = []
         self.reopening = Mutex()
         try:
-            self.filesystem = filesystem(root.ops.filesystem_type(root.path))
+            self.filesystem = root.filesystem
             self.remote = not self.filesystem.local
             if self.filesystem.delegates:
                 root.ops = self.ops = without_delegations(root.ops)
@@ -140,16 +141,19 @@ class Layout:
 
     def _reopen(self) -> None:
         """RACE: other threads may be using the former descriptors, so they are closed the next time only."""
-        ops, fds = self.ops, [self.ops.open(self.path, DIRECTORY)]
+        ops, root = self.ops, Directory(self.ops, self.path)
         opened = [self.root, *(directory for directory in self._opened[1:] if directory.fd >= 0)]
+        fds: list[int] = []
         try:
-            found = _settings_in(ops, self.path, fds[0])
+            found = _settings_in(root)
             if found is None:
                 raise FileNotFoundError(errno.ENOENT, "no queue", self.path)
             require_same(self.path, self.settings, found)
+            fds.append(root.exchange(-1))
             for directory in opened[1:]:
                 fds.append(_open_or_make(directory, fds[0]))
         except BaseException:
+            root.close()
             _close_quietly(ops, fds)
             raise
         retired, self._retired = self._retired, []
@@ -189,8 +193,7 @@ def _open_or_make(directory: Directory, root_fd: int) -> int:
 
 def _close_quietly(ops: FileOps, fds: list[int]) -> None:
     for fd in fds:
-        with suppress(OSError):
-            ops.close(fd)
+        ops.close_read(fd)
 
 
 def open_layout(ops: FileOps, path: str, make_missing: bool = False, *, same_as: Settings | None = None) -> Layout:
@@ -228,7 +231,7 @@ def open_root(ops: FileOps, path: str, same_as: Settings | None = None) -> tuple
     if root is None:
         raise _missing(path)
     try:
-        settings = _settings_in(ops, path, root.fd)
+        settings = _settings_in(root)
         if settings is None:
             raise _missing(path)
         if same_as is not None:
@@ -274,7 +277,7 @@ def ensure_queue(
                 raise _missing(path)
             wanted = Settings(FORMAT, now(), run_id, lease_timeout_s, lock or "flock", secrets.token_hex(8))
             _create(ops, path, wanted)
-            settings = _read_settings(ops, path)
+            settings = _read_settings(ops, path, surely=True)
             if settings is None:
                 raise NotAQueueError(path, f"vanished while it was created: {SETTINGS} is gone")
         _compare(path, settings, lease_timeout_s, lock, run_id)
@@ -288,13 +291,16 @@ def _validate(path: str, lease_timeout_s: float | None, lock: str | None) -> Non
         raise QueueConfigError(path, f"needs lock to be one of {', '.join(LOCK_MODES)}, found {lock!r}")
 
 
-def _read_settings(ops: FileOps, path: str) -> Settings | None:
+def _read_settings(ops: FileOps, path: str, surely: bool = False) -> Settings | None:
     """Return the settings; None where there is no fsqueue.json (or no directory)."""
     root = _root(ops, path)
     if root is None:
         return None
     with closing(root):
-        return _settings_in(ops, path, root.fd)
+        found = _settings_in(root, surely)
+        if found is not None and await_creators(ops, root, SETTINGS):
+            found = _settings_in(root, surely=True)
+        return found
 
 
 def _root(ops: FileOps, path: str) -> Directory | None:
@@ -306,9 +312,10 @@ def _root(ops: FileOps, path: str) -> Directory | None:
         raise NotAQueueError(path, "is a file: a queue is a directory") from None
 
 
-def _settings_in(ops: FileOps, path: str, root_fd: int) -> Settings | None:
+def _settings_in(root: Directory, surely: bool = False) -> Settings | None:
+    path = root.path
     try:
-        data = ops.read_file(root_fd, SETTINGS)
+        data = read_replaced(root, SETTINGS, surely=surely)
     except FileNotFoundError:
         return None
     except CorruptRefError:
@@ -316,10 +323,10 @@ def _settings_in(ops: FileOps, path: str, root_fd: int) -> Settings | None:
     return _parse_settings(path, data)
 
 
-def read_json(ops: FileOps, directory: Directory, name: str, kind: type[T]) -> T | None:
+def read_json(directory: Directory, name: str, kind: type[T], *, surely: bool = False) -> T | None:
     """Return what a small file of one JSON value holds; None where there is none that can be read."""
     try:
-        return msgspec.json.decode(ops.read_file(directory.fd, name), type=kind)
+        return msgspec.json.decode(read_replaced(directory, name, surely=surely), type=kind)
     except (FileNotFoundError, CorruptRefError, *UNDECODABLE):
         return None
 
@@ -377,7 +384,7 @@ def _refuse_orphans(ops: FileOps, root: Directory) -> None:
         if not found:
             continue
         root.refresh()  # NFS: that there is no such file may be remembered from before
-        if _settings_in(ops, root.path, root.fd) is None:
+        if _settings_in(root, surely=True) is None:
             raise NotAQueueError(
                 root.path,
                 f"has files in {state}/ but no {SETTINGS}: restore it (FORMAT.md shows one), or move the files away",

@@ -46,7 +46,7 @@ def owners_named(layout: Layout, wanted: str, owners: Iterable[str]) -> set[str]
     def is_wanted(owner: str) -> bool:
         if owner_matches(wanted, owner):
             return True
-        record = read_record(layout.ops, layout.owners, owner)
+        record = read_record(layout.owners, owner)
         return record is not None and record.host == wanted
 
     return {owner for owner in set(owners) if is_wanted(owner)}

@@ -58,7 +58,7 @@ class NameLimit:
         ops, tmp = self._layout.ops, self._layout.tmp
         name = f"{self._prefix}.{'n' * length}"[:length]
         try:
-            ops.close(ops.create(tmp.fd, name, b""))
+            ops.close_read(ops.create(tmp.fd, name, b""))
         except OSError as error:
             if error.errno in _REFUSED:
                 return False

@@ -38,7 +38,7 @@ def _unnamed(layout: Layout) -> float | None:
     try:
         return ops.fstat(fd).st_mtime
     finally:
-        ops.close(fd)
+        ops.close_read(fd)
 
 
 def _touched(layout: Layout) -> float | None:

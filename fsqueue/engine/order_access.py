@@ -59,7 +59,7 @@ def look(ops: FileOps, root: Directory) -> Shown | None:
             status = ops.fstat(fd)
             return Shown(status.st_ino, status.st_size, ops.pread(fd, HEADER_BYTES, 0))
         finally:
-            ops.close(fd)
+            ops.close_read(fd)
     except OSError:
         return None
 
@@ -78,7 +78,7 @@ def peek(ops: FileOps, root: Directory, remote: bool) -> tuple[int, int] | None:
             status = ops.fstat(fd)
             return status.st_ino, status.st_size
         finally:
-            ops.close(fd)
+            ops.close_read(fd)
     except OSError:
         return None
 

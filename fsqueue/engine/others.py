@@ -63,7 +63,7 @@ class Others:
         return self._read(owner)
 
     def _read(self, owner: str) -> Known:
-        found = read_record(self._handle.ops, self._handle.layout.owners, owner)
+        found = read_record(self._handle.layout.owners, owner)
         if found is None:
             self._absent[owner] = self._handle.ops.monotonic()
             return _ABSENT

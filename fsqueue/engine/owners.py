@@ -16,7 +16,6 @@ from typing import Literal
 import msgspec
 
 from fsqueue.disk.directory import Directory
-from fsqueue.disk.fileops import FileOps
 from fsqueue.engine.layout import read_json
 from fsqueue.errors import QueueConfigError
 from fsqueue.format import names
@@ -98,9 +97,9 @@ def describe_self(owner: str, now: float, heartbeat_s: float | None) -> OwnerRec
     )
 
 
-def read_record(ops: FileOps, owners: Directory, owner: str) -> OwnerRecord | None:
+def read_record(owners: Directory, owner: str) -> OwnerRecord | None:
     """Return an owner's record; None where there is none that can be read."""
-    return read_json(ops, owners, names.ref_file(owner), OwnerRecord)
+    return read_json(owners, names.ref_file(owner), OwnerRecord)
 
 
 def boot_id() -> str | None:

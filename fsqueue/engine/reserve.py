@@ -105,7 +105,7 @@ class Reserve:
         try:
             return work(fd)
         finally:
-            self._ops.close(fd)
+            self._ops.close_written(fd)
 
     def give_up(self) -> bool:
         """Free half of the reserve, or what is left of it with its inode; False where there is none.

@@ -327,7 +327,7 @@ class Settler:
         """Make leases of this handle another owner's: leased/@me -> leased/@owner."""
         handle, layout = self._handle, self._handle.layout
         lost: dict[str, None] = {}
-        if not names.is_owner(owner) or read_record(handle.ops, layout.owners, owner) is None:
+        if not names.is_owner(owner) or read_record(layout.owners, owner) is None:
             raise QueueConfigError(
                 layout.path,
                 f"knows no owner {owner!r} to hand leases over to: give the `owner` of a handle that has leased before",

@@ -9,9 +9,10 @@ from contextlib import contextmanager, suppress
 import msgspec
 
 from fsqueue.disk.directory import UNREACHABLE, Directory
-from fsqueue.disk.fileops import DIRECTORY, FileOps
+from fsqueue.disk.fileops import FileOps
 from fsqueue.disk.mutex import Mutex
-from fsqueue.disk.publish import make_directory, make_within, publish_once, refusal_of, strangers_in, sync_parent
+from fsqueue.disk.once import await_creators, publish_once
+from fsqueue.disk.publish import make_directory, make_within, read_replaced, refusal_of, strangers_in, sync_parent
 from fsqueue.errors import CorruptRefError
 from fsqueue.features.errors import FeatureStoreError
 
@@ -48,7 +49,7 @@ class StoreRoot:
         make_directory(ops, path)
         self.directory = Directory(ops, path)
         try:
-            self.settings = self._read(self.directory.fd) or self._create()
+            self.settings = self._settled() or self._create()
         except BaseException:
             self.directory.close()
             raise
@@ -61,14 +62,20 @@ class StoreRoot:
         settings = StoreSettings(FORMAT, secrets.token_hex(8), self.ops.time())
         publish_once(self.ops, self.directory, SETTINGS, msgspec.json.encode(settings) + b"\n")
         sync_parent(self.ops, self.directory.path)
-        found = self._read(self.directory.fd)  # another process may have been first
+        found = self._settled(surely=True)  # another process may have been first
         if found is None:
             raise self._refused(f"vanished while it was created: {SETTINGS} is gone")
         return found
 
-    def _read(self, fd: int) -> StoreSettings | None:
+    def _settled(self, surely: bool = False) -> StoreSettings | None:
+        found = self._read(self.directory, surely)
+        if found is not None and await_creators(self.ops, self.directory, SETTINGS):
+            found = self._read(self.directory, surely=True)
+        return found
+
+    def _read(self, directory: Directory, surely: bool = False) -> StoreSettings | None:
         try:
-            found = msgspec.json.decode(self.ops.read_file(fd, SETTINGS), type=StoreSettings)
+            found = msgspec.json.decode(read_replaced(directory, SETTINGS, surely=surely), type=StoreSettings)
         except FileNotFoundError:
             return None
         except (CorruptRefError, msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -100,25 +107,23 @@ class StoreRoot:
 
     def _reopen(self) -> None:
         """RACE: other threads may be using the former descriptor, so it is closed the next time only."""
-        fd = self.ops.open(self.directory.path, DIRECTORY)
+        now = Directory(self.ops, self.directory.path)
         try:
-            found = self._read(fd)
+            found = self._read(now)
             if found and found.store_id != self.settings.store_id:
                 ids = f"{found.store_id}, and this one was {self.settings.store_id}"
                 raise self._refused(f"is another store now ({ids}): open it anew, or bring the former one back")
             if found:
-                fd, self._retired_fd = self._retired_fd, self.directory.exchange(fd)
+                former, self._retired_fd = self._retired_fd, self.directory.exchange(now.exchange(-1))
+                now.exchange(former)
         finally:
-            if fd >= 0:
-                with suppress(OSError):  # a descriptor that is stale may say so once more
-                    self.ops.close(fd)
+            now.close()
 
     def close(self) -> None:
         with self._reopening:
             fd, self._retired_fd = self._retired_fd, -1
             if fd >= 0:
-                with suppress(OSError):
-                    self.ops.close(fd)
+                self.ops.close_read(fd)
             self.directory.close()
 
     @contextmanager
@@ -143,7 +148,7 @@ class StoreRoot:
         try:
             yield fd
         finally:
-            self.ops.close(fd)
+            self.ops.close_read(fd)
 
     def now(self) -> float:
         """Return the filesystem's own time, in seconds: features.json is touched and its mtime read back."""

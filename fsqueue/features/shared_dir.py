@@ -239,7 +239,7 @@ class SharedDirFeatureStore:
                     raise NotTensorsError("is not a regular file")
                 yield _File(fd, status.st_size, tensorfile.read_header(partial(ops.pread, fd), status.st_size))
             finally:
-                ops.close(fd)
+                ops.close_read(fd)
         except NotTensorsError as error:
             raise CorruptFeatureError(sample_id, address.path_of(stem), str(error)) from None
         except (CorruptRefError, NotADirectoryError):

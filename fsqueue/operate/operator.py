@@ -116,7 +116,7 @@ def release(path: str, owner: str, *, force: bool = False, dry_run: bool = False
         recorded = filter(None, map(names.parse_owner, layout.owners.listing()))
         owners = owners_named(layout, owner, [*recorded, *(lease.owner for lease in leases)])
         leases = [lease for lease in leases if lease.owner in owners]
-        records = [read_record(layout.ops, layout.owners, o) for o in sorted(owners)]
+        records = [read_record(layout.owners, o) for o in sorted(owners)]
     if not owners:
         raise QueueConfigError(path, f"knows no owner {owner!r}: `fsqueue status` lists them")
     alive = [found for found in records if found and found.liveness() == "alive"]

@@ -130,7 +130,7 @@ def owner_status(layout: Layout, owner: str, leases: int, oldest_s: float | None
     """Describe an owner by its record, where this user can read one, and by what its leases show."""
     record, beat = None, None
     with suppress(PermissionError):
-        record = read_record(layout.ops, layout.owners, owner)
+        record = read_record(layout.owners, owner)
     if record is not None and record.heartbeat_s is not None:
         beat = layout.ops.fresh_mtime(layout.owners.fd, names.ref_file(owner))
     return OwnerStatus(

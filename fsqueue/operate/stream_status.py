@@ -88,8 +88,8 @@ def stream_status(layout: Layout, now: float) -> StreamStatus | None:
         return None
     with closing(directory):
         found = without_leaving(read_members(layout.ops, directory, directory.listing(), now))
-        quantum = read_quantum(layout.ops, directory)
-        policy = msgspec.structs.asdict(read_policy(layout.ops, directory))
+        quantum = read_quantum(directory)
+        policy = msgspec.structs.asdict(read_policy(directory))
     kept = [_status(member) for _, member in found]
     return StreamStatus(
         policy=policy,

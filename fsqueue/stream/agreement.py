@@ -155,7 +155,7 @@ class Rendezvous:
         return f"{self._verdict_prefix()}{window}.{verdict}{names.SUFFIX}"
 
     def _read(self, name: str, kind: type[T]) -> T | None:
-        return read_json(self._handle.ops, self._stream.directory, name, kind)
+        return read_json(self._stream.directory, name, kind)
 
     def describe(self) -> str:
         """Say which ranks have spoken, for error messages."""

@@ -133,12 +133,12 @@ def _identity(member: Member) -> tuple[str, str, str]:
 
 def read_members(ops: FileOps, directory: Directory, listing: list[str], now: float) -> Iterator[tuple[str, Member]]:
     """Yield each member that a listing of stream/ names, with its file, unless it is gone or holds no record."""
-    policy = read_policy(ops, directory)
+    policy = read_policy(directory)
     for name in listing:
         parsed = parse_member(name)
         if parsed is None:
             continue
         beat = ops.fresh_mtime(directory.fd, name)
-        record = read_json(ops, directory, name, Record)
+        record = read_json(directory, name, Record)
         if record is not None:
             yield name, Member(*parsed, record, now - (beat or 0.0), beat or 0.0, policy)

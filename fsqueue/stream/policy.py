@@ -13,7 +13,6 @@ import math
 import msgspec
 
 from fsqueue.disk.directory import Directory
-from fsqueue.disk.fileops import FileOps
 from fsqueue.engine.layout import read_json
 from fsqueue.errors import QueueConfigError
 
@@ -60,6 +59,6 @@ class StreamPolicy(msgspec.Struct, frozen=True, kw_only=True):
             raise QueueConfigError(path, f"needs as quorum a number of producers, 0 for all, found {self.quorum!r}")
 
 
-def read_policy(ops: FileOps, directory: Directory) -> StreamPolicy:
+def read_policy(directory: Directory) -> StreamPolicy:
     """Return a stream's policy: the default one where it has none that can be read."""
-    return read_json(ops, directory, POLICY, StreamPolicy) or StreamPolicy()
+    return read_json(directory, POLICY, StreamPolicy) or StreamPolicy()

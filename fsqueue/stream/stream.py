@@ -283,7 +283,7 @@ class Stream:
         return found
 
     def policy(self) -> StreamPolicy:
-        return read_policy(self._ops, self.directory)
+        return read_policy(self.directory)
 
     def change_policy(self, changes: Mapping[str, float]) -> StreamPolicy:
         """Say who is missed, and for how long; the latest word counts, for all members."""
@@ -303,7 +303,7 @@ class Stream:
         self._handle.layout.reserve.retrying(lambda: write(data, self.directory, name))
 
     def quantum(self) -> Quantum | None:
-        return read_quantum(self._ops, self.directory)
+        return read_quantum(self.directory)
 
 
 def _what_became_of(member: Member) -> str:
@@ -314,5 +314,5 @@ def _what_became_of(member: Member) -> str:
     return f"its process is gone or silent: no heartbeat for {member.age_s:.0f} s"
 
 
-def read_quantum(ops: FileOps, directory: Directory) -> Quantum | None:
-    return read_json(ops, directory, QUANTUM, Quantum)
+def read_quantum(directory: Directory) -> Quantum | None:
+    return read_json(directory, QUANTUM, Quantum)

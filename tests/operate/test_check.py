@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -10,11 +11,13 @@ import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from fsqueue import FileSampleRefQueue, NotAQueueError, UnsupportedFormatError
+from fsqueue.disk.fileops import FileOps, using, wrapped
 from fsqueue.engine.owners import describe_self
 from fsqueue.format import names
 from fsqueue.format.untyped import sight
@@ -498,3 +501,22 @@ def test_repairing_a_queue_in_full_use_loses_nothing(tmp_path: Path) -> None:
         done = {name.removesuffix(".json") for name in names_in(tmp_path / "q", "done")}
         assert done == {*ids(numbered(400, "x")), *ids(numbered(400, "y")), *(f"m{i}" for i in range(1, number + 1))}
     assert check_queue(tmp_path / "q") == []
+
+
+@pytest.mark.parametrize("call", ["stat", "open"])
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.ESTALE, errno.EBADF])
+def test_a_file_that_is_replaced_under_the_check_does_not_end_it(path: Path, call: str, code: int) -> None:
+    """On a shared mount; the next look sees what is there."""
+    (path / "pending" / "broken.json").write_bytes(b"{")
+    failing = [code]
+
+    def around(name: str, real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if name == call and args[0] == "dead.json" and failing:
+            raise OSError(failing.pop(), "replaced", args[0])
+        return real(*args, **kwargs)
+
+    ops = wrapped(FileOps(), around)
+    ops.filesystem_type = lambda path: "fuse.glusterfs"
+    with using(ops):
+        assert [os.path.basename(each.path) for each in check_queue(path)] == ["broken.json"]
+    assert not failing

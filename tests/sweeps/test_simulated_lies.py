@@ -194,6 +194,19 @@ def test_o_excl_and_link_may_have_two_winners(two: bool) -> None:
         a.opened("x", FLAGS | os.O_EXCL)
 
 
+def test_whoever_has_linked_a_file_goes_on_seeing_it_until_a_rename_decides() -> None:
+    """Of two links to one name; a third mount sees the later."""
+    a, b = mounts(lies=("two-creators",), names_s=0.0)
+    for mount, name in ((a, "a"), (b, "b")):
+        mount.write(name, name.encode())
+        mount.ops.link(name, "x", src_dir_fd=mount.pending, dst_dir_fd=mount.pending)
+    a.world.wait(20.0)
+    assert (a.read("x"), b.read("x")) == (b"a", b"b")
+    b.write("c", b"c")
+    b.rename("c", "x")
+    assert (a.read("x"), b.read("x")) == (b"c", b"c")
+
+
 def test_a_directorys_stamps_may_never_move() -> None:
     """Without that lie, each name that comes or goes moves them."""
     for lies, moves in (((), True), (("frozen-directories",), False)):

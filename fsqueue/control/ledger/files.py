@@ -20,7 +20,7 @@ from fsqueue.control.errors import LedgerError, LedgerFormatError
 from fsqueue.control.ledger.flock import wait_for_lock
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, silently_remove
-from fsqueue.disk.publish import make_directory, refusal_of, replace_file, sync_parent, write_file
+from fsqueue.disk.publish import make_directory, read_replaced, refusal_of, replace_file, sync_parent, write_file
 
 FORMAT = 1
 SETTINGS = "fsledger.json"
@@ -60,7 +60,7 @@ class LogFiles:
         self.root.refresh()  # NFS: a client may remember the pointer that another one has replaced
         name = f"{self._kind}.json"
         try:
-            return msgspec.json.decode(self.ops.read_file(self.root.fd, name), type=_Pointer).file
+            return msgspec.json.decode(read_replaced(self.root, name), type=_Pointer).file
         except FileNotFoundError:
             raise LedgerFormatError(self.root.path, f"has lost its {name}: restore it") from None
         except msgspec.DecodeError as error:
@@ -136,7 +136,7 @@ def _replaced_by(found: Settings | None) -> str:
 def _settings(ops: FileOps, root: Directory) -> Settings | None:
     """Return the settings; None where this is no ledger yet."""
     try:
-        found = msgspec.json.decode(ops.read_file(root.fd, SETTINGS), type=Settings)
+        found = msgspec.json.decode(read_replaced(root, SETTINGS), type=Settings)
     except FileNotFoundError:
         return None
     except msgspec.DecodeError as error:

@@ -151,7 +151,7 @@ class Log(LogReader):
             self._seal(name)
             self._files.point_at(name)
         except BaseException:
-            self._ops.close(new_fd)
+            self._ops.close_read(new_fd)
             if self._next is None:
                 self._files.discard(name)
             raise

@@ -71,7 +71,7 @@ class LogReader:
         if fd >= 0:
             if fd == self._locked_fd:
                 self._locked_fd = -1
-            self._ops.close(fd)
+            self._ops.close_written(fd)
 
     def drop(self) -> None:
         """Unlock and close what is open, in whatever state an interrupted call has left it."""

@@ -16,7 +16,7 @@ from fsqueue.control.errors import LedgerFormatError
 from fsqueue.control.ledger.files import SETTINGS
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, current, explained
-from fsqueue.disk.publish import replace_file
+from fsqueue.disk.publish import read_replaced, replace_file
 from fsqueue.engine.layout import LEDGER, Settings, open_root
 from fsqueue.errors import CorruptRefError, QueueConfigError
 from fsqueue.format.codec import UNDECODABLE
@@ -77,7 +77,7 @@ def require_ledger(path: str) -> None:
 
 def _read(root: Directory) -> _Note | None:
     try:
-        return msgspec.json.decode(root.ops.read_file(root.fd, LEDGER), type=_Note)
+        return msgspec.json.decode(read_replaced(root, LEDGER), type=_Note)
     except FileNotFoundError:
         return None
     except (CorruptRefError, *UNDECODABLE) as error:

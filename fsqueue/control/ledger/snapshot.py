@@ -82,7 +82,7 @@ def _read(ops: FileOps, root: Directory) -> bytes:
             parts.append(ops.read(fd, CHUNK_BYTES))
         return b"".join(parts)
     finally:
-        ops.close(fd)
+        ops.close_read(fd)
 
 
 def _split(body: bytes, lengths: list[int]) -> list[bytes]:

@@ -126,7 +126,7 @@ class Revision:
     def _close(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            self._ops.close(fd)
+            self._ops.close_read(fd)  # what counts is synced by then; whether the licence holds, its rename tells
 
     def make_room(self, size: int) -> None:
         """Take the room for so many bytes of lines now: where there is none, nothing has been claimed yet."""
@@ -166,11 +166,16 @@ class Revision:
         Args:
             mtime_ns: the newest stamp among its refs, which becomes the segment's own.
         """
-        if self._room > self.size:
-            self._ops.ftruncate(self._fd, self.size)
-        self._ops.fsync(self._fd)
-        self._close()
         name = packed.segment_file(self.token, refs, (segment.revision for segment in replaces))
+        try:
+            if self._room > self.size:
+                self._ops.ftruncate(self._fd, self.size)
+            self._ops.fsync(self._fd)
+        except OSError as error:
+            if not self._handle.moves.is_gone(self._done, self._licence, error):
+                raise
+            return False
+        self._close()
         try:
             self._ops.utime(self._licence, ns=(mtime_ns, mtime_ns), dir_fd=self._done.fd, follow_symlinks=False)
         except OSError as error:
@@ -210,7 +215,7 @@ def recover_quietly(handle: Handle, *, alone: bool = False) -> None:
 
 def is_abandoned(layout: Layout, licence: Licence, now: float) -> bool:
     """Return whether a licence's owner is dead, or, where that cannot be known, has not written for an hour."""
-    found = read_record(layout.ops, layout.owners, licence.owner)
+    found = read_record(layout.owners, licence.owner)
     liveness = found.liveness() if found else "unknown"
     written_at = layout.ops.fresh_mtime(layout.done.fd, licence.name) if liveness == "unknown" else None
     return liveness == "dead" or (written_at is not None and now - written_at > ABANDONED_S)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat as stat_module
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterator
-from contextlib import suppress
 from typing import NamedTuple
 
 from fsqueue.disk.directory import Directory
@@ -121,12 +121,22 @@ class Looks:
     def look(self, where: str, name: str) -> Look:
         """Look at a name in a directory, whether it is there or not."""
         signature: Signature | None = None
-        problems = self._absent(where, name)
-        with suppress(FileNotFoundError):
+        try:
             status = self._ops.stat(name, dir_fd=self.directories[where].fd, follow_symlinks=False)
             signature = (status.st_ino, status.st_size, status.st_mtime_ns)
-            problems = self._present(where, name, status)
+            problems = list(self._present(where, name, status))
+        except OSError as error:
+            if not self._is_gone(error):
+                raise
+            signature, problems = None, list(self._absent(where, name))
         return Look(where, name, signature, [self.violation(kind, where, name, text) for kind, text in problems])
+
+    def _is_gone(self, error: OSError) -> bool:
+        """Tell whether a look has failed since somebody has removed or replaced the file: the next one sees what is so.
+
+        On a shared mount ESTALE and EBADF say so too, of a file that a rename has just replaced.
+        """
+        return error.errno == errno.ENOENT or (self.layout.remote and error.errno in (errno.ESTALE, errno.EBADF))
 
     def violation(self, kind: str, where: str, name: str, problem: str, severity: Severity | None = None) -> Violation:
         """Return a violation at a name in a directory."""
@@ -232,7 +242,7 @@ class Looks:
 
     def liveness(self, owner: str) -> str | None:
         """Tell whether an owner's process is "alive", "dead" or "unknown"; None where it has no record."""
-        record = read_record(self._ops, self.layout.owners, owner)
+        record = read_record(self.layout.owners, owner)
         return record.liveness() if record else None
 
     def _status(self, state: str, name: str, status: os.stat_result) -> Iterator[Problem]:
@@ -251,7 +261,7 @@ class Looks:
             yield "foreign", "no owner's record"
             return
         try:
-            record = read_record(self._ops, self.layout.owners, owner)
+            record = read_record(self.layout.owners, owner)
         except PermissionError:
             yield "unreadable", "this user cannot read it"
             return
@@ -295,7 +305,7 @@ class Looks:
 
     def _ref_type(self, status: os.stat_result) -> Iterator[Problem]:
         try:
-            found = read_json(self._ops, self.layout.root, REF_TYPE, RefType)
+            found = read_json(self.layout.root, REF_TYPE, RefType)
         except PermissionError:
             yield "unreadable", "this user cannot read it, so can neither put nor get"
             return

@@ -124,7 +124,7 @@ class Mender:
         """Leave a lease alone whose process runs on this host."""
         place = place_of(_state(directory), name)
         owner = place.owner if place else None
-        found = read_record(self._handle.ops, self._handle.layout.owners, owner) if owner else None
+        found = read_record(self._handle.layout.owners, owner) if owner else None
         if found is not None and found.liveness() == "alive":
             raise _LeftAloneError(f"the process that leases it runs{then}")
 
@@ -298,7 +298,7 @@ class Mender:
         return "removed"
 
     def _remove_silent(self, directory: Directory, name: str) -> str:
-        ops, silence_s = self._handle.ops, read_policy(self._handle.ops, directory).silence_s
+        ops, silence_s = self._handle.ops, read_policy(directory).silence_s
         beat = ops.fresh_mtime(directory.fd, name)
         if beat is not None and self._handle.clock.now() - beat <= silence_s:
             raise _LeftAloneError(f"it was stamped less than {silence_s:.0f} s ago")

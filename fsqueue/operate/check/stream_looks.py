@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import msgspec
 
 from fsqueue.disk.directory import Directory
+from fsqueue.disk.publish import read_replaced
 from fsqueue.engine.clock import FilesystemClock
 from fsqueue.engine.layout import ORDER, Layout, read_json
 from fsqueue.errors import CorruptRefError
@@ -81,10 +82,10 @@ class StreamLooks:
         if not stat_module.S_ISREG(status.st_mode):
             yield "foreign", f"a {type_name(status)}"
         elif name == POLICY:
-            if read_json(self._ops, self._directory, POLICY, StreamPolicy) is None:
+            if read_json(self._directory, POLICY, StreamPolicy) is None:
                 yield "policy-unreadable", "says nothing of who is missed: the defaults hold"
         elif name == QUANTUM:
-            if read_quantum(self._ops, self._directory) is None:
+            if read_quantum(self._directory) is None:
                 yield "quantum-unreadable", "says nothing of what the consumers take"
         elif parse_member(name):
             yield from self._member(name)
@@ -117,7 +118,7 @@ class StreamLooks:
     def _is_of_somebody(self, name: str) -> bool:
         """Tell whether a member that has not left wrote it, or is bound by it."""
         try:
-            signed = msgspec.json.decode(self._ops.read_file(self._directory.fd, name), type=_Signed)
+            signed = msgspec.json.decode(read_replaced(self._directory, name), type=_Signed)
         except (FileNotFoundError, CorruptRefError, *UNDECODABLE):
             return False
         there = {member.record.process.owner for member in self._members.values() if member.state == "open"}

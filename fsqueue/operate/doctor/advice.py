@@ -95,7 +95,7 @@ def _lock_that_excludes_here(found: Diagnosis, remarks: list[str]) -> Lock:
 
 
 def _without_flock(found: Diagnosis) -> Lock:
-    creates_once = found.mount is None or found.mount.filesystem.creates_once
+    creates_once = found.mount is None or found.mount.filesystem.creates_once is not False
     return "lease" if found.exclusive_create and creates_once else "none"
 
 

@@ -108,6 +108,8 @@ def _count(folder: Directory, name: str, locked_fd: int, stay_s: float, anew: bo
         count = read_counter(ops.pread(fd, 2 * COUNTER_BYTES, 0)) + 1
         ops.sleep(stay_s * (0.5 + ops.random() / 2))
         ops.pwrite_all(fd, b"%0*d" % (COUNTER_BYTES, count), 0)
+        if anew:
+            ops.fsync(fd)  # as the engine does: GlusterFS writes in the background
         return count
     finally:
         if anew:
