@@ -11,6 +11,7 @@ import operator
 import os
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, cast
 
@@ -26,7 +27,7 @@ from fsqueue.engine.claim import Partition
 from fsqueue.engine.engine import Engine, Options, reaching
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
-from fsqueue.engine.layout import LEDGER, Settings, ensure_queue, require_same
+from fsqueue.engine.layout import LEDGER, STREAM, Settings, ensure_queue, require_same
 from fsqueue.engine.settle import Target
 from fsqueue.engine.waiting import StopEvent
 from fsqueue.errors import InvalidArgumentError, QueueClosedError, QueueConfigError
@@ -37,6 +38,7 @@ from fsqueue.records import SampleRef
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
+    from fsqueue.consume import OnError, WorkLoop
     from fsqueue.engine.packing.pack import Packed
     from fsqueue.stream.members import Role
     from fsqueue.stream.membership import Membership, OnSigterm
@@ -322,6 +324,58 @@ class FileSampleRefQueue(Generic[R]):
             engine.after_interruption(error, leased)
             raise
 
+    def consume(
+        self,
+        batch: int = 1,
+        *,
+        stop_event: StopEvent | None = None,
+        idle_s: float | None = None,
+        retryable: bool = True,
+        on_error: OnError = "fail",
+    ) -> WorkLoop[R]:
+        """Return a loop over leases, each of which is a context manager that settles its ref::
+
+            for lease in queue.consume(batch=16):
+                with lease as ref:
+                    work(ref)
+
+        A block that ends acknowledges its ref. One that raises fails it, with the traceback as the reason and a line in
+        the log, and the loop goes on. While it runs, a thread renews what is leased, unless the handle keeps a
+        heartbeat. The loop ends once the stream is drained, on the stop event, on SIGTERM (in the main thread) after
+        the ref at hand, and by a break; what was not begun goes back without a counted attempt.
+
+        Args:
+            batch: how many refs to lease at a time.
+            stop_event: an event with ``is_set()``, to end the loop from elsewhere.
+            idle_s: end after so many seconds without a ref; 0.0: as soon as nothing is pending. None: go on.
+            retryable: what raised is tried again, as `max_attempts` says; False: it goes to failed/ at once.
+            on_error: "raise": an exception of the work ends the loop, after its ref was failed.
+        """
+        from fsqueue.consume import WorkLoop
+
+        arguments.at_least("consume(batch)", batch, 1)
+        arguments.patience("consume(idle_s=)", idle_s)
+        if stop_event is not None:
+            arguments.with_call("consume(stop_event=)", "an event with is_set()", stop_event, "is_set")
+        return WorkLoop(self, batch, stop_event, idle_s, retryable, on_error)
+
+    def leased(
+        self,
+        max_refs: int,
+        timeout_s: float | None = None,
+        *,
+        partition: Partition | None = None,
+        stop_event: StopEvent | None = None,
+    ) -> AbstractContextManager[list[R]]:
+        """Lease a batch for the length of a with block, as `get` does; it may be empty.
+
+        A block that ends acknowledges what it has not settled itself. An exception fails it, with the traceback as the
+        reason, and is raised; `KeyboardInterrupt`, `SystemExit` and the like give it back without a counted attempt.
+        """
+        from fsqueue.consume import leased
+
+        return leased(self, partial(self.get, max_refs, timeout_s, partition=partition, stop_event=stop_event))
+
     def ack(self, refs: Iterable[R], *, step: int | None = None) -> list[str]:
         """Move refs to done/; with step, the optimizer step becomes part of the file's name.
 
@@ -572,7 +626,11 @@ class FileSampleRefQueue(Generic[R]):
 
     def drained(self) -> bool:
         """Tell whether every producer has closed, nothing is pending and nothing is leased."""
+        opened = self._here()
         with self._reaching("looking at the stream of"):
+            layout = opened.engine.handle.layout
+            if opened.stream is None and not layout.ops.exists(layout.root.fd, STREAM):
+                return False  # no producer has ever joined
             return self.stream().drained()
 
     def publish_quantum(self, *, dp_size: int, batch_size: int, accumulation_steps: int = 1) -> None:
