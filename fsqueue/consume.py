@@ -70,43 +70,42 @@ class Lease(Generic[R]):
 
     def __init__(self, loop: WorkLoop[R], ref: R) -> None:
         self.ref = ref
+        self.entered = False
         self._loop = loop
-        self._entered = False
 
     def ack(self, *, step: int | None = None) -> bool:
         """Acknowledge the ref now, at an optimizer step where given; return False where its lease was lost."""
-        return self._loop._settle(self.ref, "acked", lambda batch: self._loop._queue.ack(batch, step=step))
+        return self._loop.settle(self.ref, "acked", lambda batch: self._loop.queue.ack(batch, step=step))
 
     def fail(self, reason: str, *, retryable: bool | None = None) -> bool:
         """Fail the ref now; retryable as the loop says unless given. Return False where its lease was lost."""
-        again = self._loop._retryable if retryable is None else retryable
-        return self._loop._settle(self.ref, "failed", lambda batch: self._loop._queue.fail(batch, reason, again))
+        again = self._loop.retryable if retryable is None else retryable
+        return self._loop.settle(self.ref, "failed", lambda batch: self._loop.queue.fail(batch, reason, again))
 
     def release(self) -> bool:
         """Give the ref back now, without counting an attempt; return False where its lease was lost."""
-        return self._loop._settle(self.ref, "released", self._loop._queue.release)
+        return self._loop.settle(self.ref, "released", self._loop.queue.release)
 
     @property
     def settled(self) -> bool:
-        return all(ref is not self.ref for ref in self._loop._held)
+        """Whether the block has settled the ref itself, in whatever way."""
+        return not unsettled(self._loop.queue, [self.ref])
 
     def __enter__(self) -> R:
-        self._entered = True
+        self.entered = True
         return self.ref
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        if self.settled:
-            return isinstance(error, Exception) and self._loop._goes_on(self.ref, error)
-        if error is None:
-            self.ack()
-        elif isinstance(error, Exception):
-            self.fail(reason_of(error))
-            return self._loop._goes_on(self.ref, error)
-        else:
-            self.release()
-        return False
+        if not self.settled:
+            if error is None:
+                self.ack()
+            elif isinstance(error, Exception):
+                self.fail(reason_of(error))
+            else:
+                self.release()
+        return isinstance(error, Exception) and self._loop.goes_on(self.ref, error)
 
 
 class WorkLoop(Generic[R]):
@@ -132,13 +131,13 @@ class WorkLoop(Generic[R]):
         self.acked = self.failed = self.released = 0
         self.lost: list[str] = []
         self.ended_by: EndedBy | None = None
-        self._queue = queue
+        self.queue = queue
+        self.retryable = retryable
         self._batch = batch
         self._stop = stop
         self._idle_s = idle_s
-        self._retryable = retryable
         self._on_error = on_error
-        self._held: list[R] = []
+        self._refs: list[R] = []
         self._terminated = False
 
     def is_set(self) -> bool:
@@ -149,7 +148,7 @@ class WorkLoop(Generic[R]):
         self._terminated = True  # a plain value: a second signal may come while an event's lock is held
 
     def __iter__(self) -> Iterator[Lease[R]]:
-        renewer = Renewer(self._queue, lambda: list(self._held))
+        renewer = Renewer(self.queue, lambda: held_of(self.queue, self._refs))
         try:
             with _heeding_sigterm(self._terminate):
                 try:
@@ -160,61 +159,60 @@ class WorkLoop(Generic[R]):
                     renewer.stop()
                     self._give_back()
         except BaseException:
-            _abandon(self._queue, self._held)
+            _abandon(self.queue, self._refs)
             raise
 
     def _hand_out(self) -> Iterator[Lease[R]]:
-        for ref in list(self._held):
+        for ref in list(self._refs):
             if self.is_set():
                 return
             lease = Lease(self, ref)
             yield lease
-            if not lease._entered and not lease.settled:
+            if not lease.entered and not lease.settled:
                 advice = ": write `for lease in queue.consume(): with lease as ref:`"
                 raise InvalidArgumentError("consume()", "a with block for each lease", lease, advice)
+        self._refs.clear()
 
     def _fetch(self) -> bool:
-        """Lease a batch into `_held`, where an exception between two lines finds it; False where the loop ends."""
-        ops, began = self._queue.ops, self._queue.ops.monotonic()
+        """Lease a batch into `_refs`, where an exception between two lines finds it; False where the loop ends."""
+        ops, began = self.queue.ops, self.queue.ops.monotonic()
         while True:
             if self.is_set():
                 self.ended_by = "sigterm" if self._terminated else "stop"
                 return False
-            if self._held:
+            if self._refs:
                 return True
             left_s = _LOOK_S if self._idle_s is None else began + self._idle_s - ops.monotonic()
-            self._held += self._queue.get(self._batch, min(_LOOK_S, max(0.0, left_s)), stop_event=self)
-            if self._held or self.is_set():
+            self._refs += self.queue.get(self._batch, min(_LOOK_S, max(0.0, left_s)), stop_event=self)
+            if self._refs or self.is_set():
                 continue
-            if left_s <= 0.0 or self._queue.drained():
+            if left_s <= 0.0 or self.queue.drained():
                 self.ended_by = "idle" if left_s <= 0.0 else "drained"
                 return False
 
-    def _settle(self, ref: R, how: str, settle: Callable[[list[R]], list[str]]) -> bool:
+    def settle(self, ref: R, how: str, settle: Callable[[list[R]], list[str]]) -> bool:
+        """Settle a ref and count how; return False where its lease was lost."""
         lost = settle([ref])
-        self._drop(ref)
         if lost:
             self.lost += lost
-            _warn_of_lost(lost)
+            warn_of_lost(lost)
         else:
             setattr(self, how, getattr(self, how) + 1)
         return not lost
 
-    def _drop(self, ref: R) -> None:
-        self._held[:] = [held for held in self._held if held is not ref]
-
-    def _goes_on(self, ref: R, error: Exception) -> bool:
+    def goes_on(self, ref: R, error: Exception) -> bool:
         """Log that a ref's work has failed; return whether the loop takes the next one."""
-        _log().warning("work on %s failed", id_of_ref(ref), exc_info=error)
+        log_failure(ref, error)
         return self._on_error == "fail"
 
     def _give_back(self) -> None:
         """Release what was not begun."""
-        if self._held:
-            lost = self._queue.release(self._held)
+        rest = held_of(self.queue, self._refs)
+        if rest:
+            lost = self.queue.release(rest)
             self.lost += lost
-            self.released += len(self._held) - len(lost)
-            self._held.clear()
+            self.released += len(rest) - len(lost)
+        self._refs.clear()
 
 
 @contextmanager
@@ -225,33 +223,38 @@ def leased(queue: Workable[R], lease: Callable[[], list[R]]) -> Iterator[list[R]
         lease: returns the batch, of refs that queue has just leased.
     """
     refs: list[R] = []
-
-    def unsettled() -> list[R]:
-        claims = ((ref, _claim_of(queue.handle, ref)) for ref in refs)
-        return [ref for ref, claim in claims if claim is None or claim.state in ("held", "lost")]
-
-    renewer = Renewer(queue, unsettled)
+    renewer = Renewer(queue, lambda: held_of(queue, refs))
     try:
         try:
             refs += lease()
             renewer.start()
             yield refs
             renewer.stop()
-            _warn_of_lost(queue.ack(unsettled()))
+            warn_of_lost(queue.ack(unsettled(queue, refs)))
         except Exception as error:
             renewer.stop()
-            _warn_of_lost(queue.fail(unsettled(), reason_of(error), True))
+            warn_of_lost(queue.fail(unsettled(queue, refs), reason_of(error), True))
             raise
         except BaseException:
             renewer.stop()
-            queue.release(unsettled())
+            queue.release(unsettled(queue, refs))
             raise
     except BaseException:
         _abandon(queue, refs)
         raise
 
 
-def _abandon(queue: Workable[R], refs: list[R]) -> None:
+def unsettled(queue: Workable[R], refs: Iterable[R]) -> list[R]:
+    """Return those of these refs whose lease was not settled, by whatever call; it may be lost."""
+    return [ref for ref in refs if (claim := _claim_of(queue.handle, ref)) is None or claim.state in ("held", "lost")]
+
+
+def held_of(queue: Workable[R], refs: Iterable[R]) -> list[R]:
+    """Return those of these refs that are leased still, as far as the handle knows."""
+    return [ref for ref in list(refs) if (claim := _claim_of(queue.handle, ref)) is not None and claim.state == "held"]
+
+
+def _abandon(queue: Workable[R], refs: Iterable[R]) -> None:
     """Let what is still leased go back with the handle's next call: settling it was cut short."""
     claims = (_claim_of(queue.handle, ref) for ref in refs)
     queue.handle.strays.add(claim for claim in claims if claim is not None and claim.state == "held")
@@ -268,7 +271,11 @@ def reason_of(error: Exception) -> str:
     return said + "\n" + "".join(traceback.format_tb(error.__traceback__, limit=-_TRACE_FRAMES)).rstrip()
 
 
-def _warn_of_lost(lost: list[str]) -> None:
+def log_failure(ref: object, error: Exception) -> None:
+    _log().warning("work on %s failed", id_of_ref(ref), exc_info=error)
+
+
+def warn_of_lost(lost: list[str]) -> None:
     if lost:
         _log().warning("lost the leases of %s while the work went on: others may have done it too", ", ".join(lost))
 
