@@ -70,7 +70,7 @@ def test_a_get_that_is_cancelled_leases_nothing(path: Path, arrives: bool) -> No
 
 
 def test_random_cancellations_lose_and_double_nothing(path: Path) -> None:
-    """Producers and consumers whose calls are cancelled at random, all on one handle; at the end each ref was done once."""
+    """Producers and consumers whose calls are cancelled at random, all on one handle: each ref is done once."""
     chance, count = random.Random(14), 300
     done: Counter[str] = Counter()
 
@@ -114,7 +114,7 @@ def test_random_cancellations_lose_and_double_nothing(path: Path) -> None:
 
 def test_a_loop_settles_each_ref_as_its_block_ends(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def work(queue: AsyncSampleRefQueue[SampleRef]) -> None:
-        await queue.put(refs("good", "bad", "own", "given", "at-7"))
+        await queue.put(refs("good", "bad", "own", "given", "rest"))
         async for lease in queue.consume(3, idle_s=0.0, retryable=False):
             async with lease as ref:
                 if ref.sample_id == "bad":
@@ -131,9 +131,9 @@ def test_a_loop_settles_each_ref_as_its_block_ends(path: Path, caplog: pytest.Lo
 
     with caplog.at_level(logging.WARNING, "fsqueue"):
         using_queue(path, work)
-    assert states(path) == {"done": ["at-7", "good"], "failed": ["bad", "own"], "pending": ["given"]}
+    assert states(path) == {"done": ["given", "good"], "failed": ["bad", "own"], "pending": ["rest"]}
     assert content(path / "failed" / "bad.json")["_fsqueue"]["reason"].startswith("ZeroDivisionError: no such layer\n")
-    assert names_in(path, "done")[0] == "at-7@7.json" and "work on bad failed" in caplog.text
+    assert names_in(path, "done")[0] == "given@7.json" and "work on bad failed" in caplog.text
 
 
 @pytest.mark.parametrize("how", ["cancelled", "broken off", "stopped", "raised"])
