@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import shutil
 import sys
 import tempfile
@@ -73,7 +74,7 @@ def _opened(file: str) -> Iterator[BinaryIO]:
 
 def _read(lines: BinaryIO, advance: Advance) -> Iterator[SampleRef | BadLine]:
     reader = LineReader()
-    lines.seek(0)
+    lines.seek(len(codecs.BOM_UTF8) if lines.seek(0) == 0 and lines.read(3) == codecs.BOM_UTF8 else 0)
     for number, line in enumerate(lines, 1):
         if line.strip():
             yield reader.read(number, line)
