@@ -26,6 +26,7 @@ from fsqueue.engine import arguments
 from fsqueue.engine.renewing import Renewer
 from fsqueue.engine.waiting import StopEvent
 from fsqueue.errors import QueueClosedError
+from fsqueue.records import Put
 
 if TYPE_CHECKING:
     from fsqueue.engine.claim import Partition
@@ -66,15 +67,15 @@ class AsyncSampleRefQueue(Generic[R]):
             raise QueueClosedError(self.queue.path)
         return threads.submit(work)
 
-    async def put(self, refs: Iterable[R]) -> None:
+    async def put(self, refs: Iterable[R]) -> Put:
         """Put refs; see `FileSampleRefQueue.put`."""
         batch = list(arguments.batch("put", refs))
-        await self._call(lambda: self.queue.put(batch))
+        return await self._call(lambda: self.queue.put(batch))
 
-    async def put_when_below(self, refs: Iterable[R], **limits: Any) -> None:
+    async def put_when_below(self, refs: Iterable[R], **limits: Any) -> Put:
         """Put refs once there is room; see `FileSampleRefQueue.put_when_below`. Cancelled, it may put them still."""
         batch = list(arguments.batch("put_when_below", refs))
-        await asyncio.shield(
+        return await asyncio.shield(
             asyncio.wrap_future(self._submit(self._waiters, lambda: self.queue.put_when_below(batch, **limits)))
         )
 

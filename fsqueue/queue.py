@@ -33,7 +33,7 @@ from fsqueue.engine.waiting import StopEvent
 from fsqueue.errors import InvalidArgumentError, QueueClosedError, QueueConfigError
 from fsqueue.format import names
 from fsqueue.format.codec import Codec, tidy
-from fsqueue.records import SampleRef
+from fsqueue.records import Put, SampleRef
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -212,10 +212,13 @@ class FileSampleRefQueue(Generic[R]):
         """Return this handle's owner name, as it appears in leased/ and owners/."""
         return self.handle.owner
 
-    def put(self, refs: Iterable[R], *, partition_key: str | None = None) -> None:
+    def put(self, refs: Iterable[R], *, partition_key: str | None = None) -> Put:
         """Add refs at the tail; an id that is pending or leased is skipped, one that was acked may come again.
 
         All refs are checked and encoded before anything is written. partition_key is accepted and ignored.
+
+        Returns:
+            How many were added, and how many skipped.
 
         Raises:
             InvalidRefError: a ref holds a tensor, an unusable id or a value that JSON would change; it says which.
@@ -224,15 +227,18 @@ class FileSampleRefQueue(Generic[R]):
         """
         engine = self.engine
         contents: dict[str, bytes] = {}
+        given = 0
         for _, stem, data in self._codec.encode_all(arguments.batch("put", refs), at_most=fileops.REF_LIMIT_BYTES):
             contents.setdefault(stem, data)
+            given += 1
         if not contents:
-            return
+            return Put(0, 0)
         try:
             with reaching("putting refs into", engine.handle.layout):
                 if not engine.contents.fits_puts:
                     engine.contents.agree_to_put()
-                engine.putter.put(contents)
+                added = engine.putter.put(contents)
+            return Put(added, given - added)
         except BaseException as error:
             engine.after_interruption(error)
             raise
@@ -245,7 +251,7 @@ class FileSampleRefQueue(Generic[R]):
         low: int | None = None,
         high_bytes: int | None = None,
         timeout_s: float | None = None,
-    ) -> None:
+    ) -> Put:
         """Put refs; where pending refs have reached the high watermark, wait first until they are below the low one.
 
         Every producer sees the same directory, so the watermarks hold for all of them together, give or take what
@@ -277,7 +283,7 @@ class FileSampleRefQueue(Generic[R]):
             opened.watermark = Watermark(self.ops, self.path, stream, self.depth)
         with self._reaching("putting refs into"):
             opened.watermark.wait(batch, high, low, high_bytes, timeout_s)
-        self.put(batch)
+        return self.put(batch)
 
     def get(
         self,

@@ -373,6 +373,12 @@ def test_requeue_by_reason_and_from_standard_input(path: Path) -> None:
     assert names_in(path, "failed") == names_in(path, "done") == []
 
 
+def test_put_says_what_was_in_the_queue_already(path: Path, tmp_path: Path) -> None:
+    file = lines(tmp_path / "refs.jsonl", ref("new"), ref("a"), ref("held"))
+    assert run("put", path, file).stderr == "put 1 ref, skipped 2 refs that the queue has already\n"
+    assert run("put", path, file).stderr == "put 0 refs, skipped 3 refs that the queue has already\n"
+
+
 def test_lines_with_a_byte_order_mark_are_taken(path: Path, tmp_path: Path) -> None:
     """As some editors, and spreadsheets, write them."""
     file = lines(tmp_path / "refs.jsonl", ref("new1"), ref("new2"))
