@@ -65,7 +65,7 @@ from fsqueue.errors import (
     UnsupportedFormatError,
 )
 from fsqueue.queue import FileSampleRefQueue
-from fsqueue.records import FeatureSpec, PromptTask, SampleRef, assert_no_tensors, dp_partition
+from fsqueue.records import FeatureSpec, PromptTask, Put, SampleRef, assert_no_tensors, dp_partition
 
 if TYPE_CHECKING:
     from fsqueue.control import (
@@ -126,6 +126,7 @@ __all__ = [
     "OtherProcessError",
     "PartialWindowWarning",
     "PromptTask",
+    "Put",
     "QueueClosedError",
     "QueueConfigError",
     "QueueIOError",

@@ -11,6 +11,7 @@ import operator
 import os
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, cast
 
@@ -26,17 +27,18 @@ from fsqueue.engine.claim import Partition
 from fsqueue.engine.engine import Engine, Options, reaching
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
-from fsqueue.engine.layout import LEDGER, Settings, ensure_queue, require_same
+from fsqueue.engine.layout import LEDGER, STREAM, Settings, ensure_queue, require_same
 from fsqueue.engine.settle import Target
 from fsqueue.engine.waiting import StopEvent
 from fsqueue.errors import InvalidArgumentError, QueueClosedError, QueueConfigError
 from fsqueue.format import names
 from fsqueue.format.codec import Codec, tidy
-from fsqueue.records import SampleRef
+from fsqueue.records import Put, SampleRef
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
+    from fsqueue.consume import OnError, WorkLoop
     from fsqueue.engine.packing.pack import Packed
     from fsqueue.stream.members import Role
     from fsqueue.stream.membership import Membership, OnSigterm
@@ -210,10 +212,13 @@ class FileSampleRefQueue(Generic[R]):
         """Return this handle's owner name, as it appears in leased/ and owners/."""
         return self.handle.owner
 
-    def put(self, refs: Iterable[R], *, partition_key: str | None = None) -> None:
+    def put(self, refs: Iterable[R], *, partition_key: str | None = None) -> Put:
         """Add refs at the tail; an id that is pending or leased is skipped, one that was acked may come again.
 
         All refs are checked and encoded before anything is written. partition_key is accepted and ignored.
+
+        Returns:
+            How many were added, and how many skipped.
 
         Raises:
             InvalidRefError: a ref holds a tensor, an unusable id or a value that JSON would change; it says which.
@@ -222,15 +227,18 @@ class FileSampleRefQueue(Generic[R]):
         """
         engine = self.engine
         contents: dict[str, bytes] = {}
+        given = 0
         for _, stem, data in self._codec.encode_all(arguments.batch("put", refs), at_most=fileops.REF_LIMIT_BYTES):
             contents.setdefault(stem, data)
+            given += 1
         if not contents:
-            return
+            return Put(0, 0)
         try:
             with reaching("putting refs into", engine.handle.layout):
                 if not engine.contents.fits_puts:
                     engine.contents.agree_to_put()
-                engine.putter.put(contents)
+                added = engine.putter.put(contents)
+            return Put(added, given - added)
         except BaseException as error:
             engine.after_interruption(error)
             raise
@@ -243,7 +251,7 @@ class FileSampleRefQueue(Generic[R]):
         low: int | None = None,
         high_bytes: int | None = None,
         timeout_s: float | None = None,
-    ) -> None:
+    ) -> Put:
         """Put refs; where pending refs have reached the high watermark, wait first until they are below the low one.
 
         Every producer sees the same directory, so the watermarks hold for all of them together, give or take what
@@ -275,7 +283,7 @@ class FileSampleRefQueue(Generic[R]):
             opened.watermark = Watermark(self.ops, self.path, stream, self.depth)
         with self._reaching("putting refs into"):
             opened.watermark.wait(batch, high, low, high_bytes, timeout_s)
-        self.put(batch)
+        return self.put(batch)
 
     def get(
         self,
@@ -321,6 +329,58 @@ class FileSampleRefQueue(Generic[R]):
         except BaseException as error:
             engine.after_interruption(error, leased)
             raise
+
+    def consume(
+        self,
+        batch: int = 1,
+        *,
+        stop_event: StopEvent | None = None,
+        idle_s: float | None = None,
+        retryable: bool = True,
+        on_error: OnError = "fail",
+    ) -> WorkLoop[R]:
+        """Return a loop over leases, each of which is a context manager that settles its ref::
+
+            for lease in queue.consume(batch=16):
+                with lease as ref:
+                    work(ref)
+
+        A block that ends acknowledges its ref. One that raises fails it, with the traceback as the reason and a line in
+        the log, and the loop goes on. While it runs, a thread renews what is leased, unless the handle keeps a
+        heartbeat. The loop ends once the stream is drained, on the stop event, on SIGTERM (in the main thread) after
+        the ref at hand, and by a break; what was not begun goes back without a counted attempt.
+
+        Args:
+            batch: how many refs to lease at a time.
+            stop_event: an event with ``is_set()``, to end the loop from elsewhere.
+            idle_s: end after so many seconds without a ref; 0.0: as soon as nothing is pending. None: go on.
+            retryable: what raised is tried again, as `max_attempts` says; False: it goes to failed/ at once.
+            on_error: "raise": an exception of the work ends the loop, after its ref was failed.
+        """
+        from fsqueue.consume import WorkLoop
+
+        arguments.at_least("consume(batch)", batch, 1)
+        arguments.patience("consume(idle_s=)", idle_s)
+        if stop_event is not None:
+            arguments.with_call("consume(stop_event=)", "an event with is_set()", stop_event, "is_set")
+        return WorkLoop(self, batch, stop_event, idle_s, retryable, on_error)
+
+    def leased(
+        self,
+        max_refs: int,
+        timeout_s: float | None = None,
+        *,
+        partition: Partition | None = None,
+        stop_event: StopEvent | None = None,
+    ) -> AbstractContextManager[list[R]]:
+        """Lease a batch for the length of a with block, as `get` does; it may be empty.
+
+        A block that ends acknowledges what it has not settled itself. An exception fails it, with the traceback as the
+        reason, and is raised; `KeyboardInterrupt`, `SystemExit` and the like give it back without a counted attempt.
+        """
+        from fsqueue.consume import leased
+
+        return leased(self, partial(self.get, max_refs, timeout_s, partition=partition, stop_event=stop_event))
 
     def ack(self, refs: Iterable[R], *, step: int | None = None) -> list[str]:
         """Move refs to done/; with step, the optimizer step becomes part of the file's name.
@@ -572,7 +632,11 @@ class FileSampleRefQueue(Generic[R]):
 
     def drained(self) -> bool:
         """Tell whether every producer has closed, nothing is pending and nothing is leased."""
+        opened = self._here()
         with self._reaching("looking at the stream of"):
+            layout = opened.engine.handle.layout
+            if opened.stream is None and not layout.ops.exists(layout.root.fd, STREAM):
+                return False  # no producer has ever joined
             return self.stream().drained()
 
     def publish_quantum(self, *, dp_size: int, batch_size: int, accumulation_steps: int = 1) -> None:

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from fsqueue.errors import TensorInRefError
 
@@ -85,6 +85,18 @@ class PromptTask:
     draft_weight_version: str | None
     attempt: int = 0
     metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class Put(NamedTuple):
+    """Say what a put did.
+
+    Attributes:
+        added: how many refs are new in the queue.
+        skipped: how many were not put, since their ids were pending or leased already, or came twice in the call.
+    """
+
+    added: int
+    skipped: int
 
 
 def dp_partition(sample_id: str, n: int) -> int:

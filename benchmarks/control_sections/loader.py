@@ -119,7 +119,7 @@ def _publish(store: Any, samples: int) -> list[SampleRef]:
 
 def _subject(
     kind: str, prefetch: int, store: Any, refs: list[SampleRef], directory: str
-) -> tuple[Callable[[], None], Subject]:
+) -> tuple[Callable[[], object], Subject]:
     """What makes a loader's run possible, and the run."""
     from fsqueue.features import FeatureDataLoader
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from fsqueue.engine.layout import SETTINGS
 
@@ -36,12 +37,31 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 dry_run = click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
 
 
+def as_typed(word: str) -> str:
+    """Return an id as it was typed, in UTF-8, under whatever locale: a batch job's may know ASCII alone."""
+    try:
+        return os.fsencode(word).decode()
+    except UnicodeDecodeError:
+        return word
+
+
+class _QueuePath(click.types.StringParamType):
+    """Take a word, and complete it as a directory's path."""
+
+    name = "queue"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(incomplete, type="dir")]
+
+
 def _taking(metavar: str, nargs: int, parse: Callable[[Any, str | None], dict[str, Any]]) -> Callable[[F], F]:
     """Give a command what parse makes of its words and of --queue."""
 
     def decorate(command: F) -> F:
-        @click.argument("words", metavar=metavar, nargs=nargs, required=False)
-        @click.option("-q", "--queue", "option", metavar="QUEUE", help="The queue, in place of the argument.")
+        @click.argument("words", metavar=metavar, nargs=nargs, required=False, type=_QueuePath())
+        @click.option(
+            "-q", "--queue", "option", metavar="QUEUE", type=_QueuePath(), help="The queue, in place of the argument."
+        )
         @functools.wraps(command)
         def wrapper(*args: Any, words: Any, option: str | None, **kwargs: Any) -> Any:
             parsed = parse(words, option)
@@ -74,7 +94,7 @@ def takes_queue_and_one(what: str) -> Callable[[F], F]:
         if len(words) > len(expected):
             raise click.UsageError(f"Expected {' '.join(expected)}, found {len(words)} arguments: {' '.join(words)}.")
         queue = words[0] if len(words) == 2 else option or _from_environment(words[0], what)
-        return {"queue": queue, what.lower(): words[-1]}
+        return {"queue": queue, what.lower(): as_typed(words[-1])}
 
     return _taking(f"[QUEUE] {what}", -1, parse)
 
@@ -88,7 +108,7 @@ def takes_queue_and_ids(command: F) -> F:
             option = os.environ[VARIABLE]
         elif option is None:
             option, words = (words[0], words[1:]) if words else (_from_environment(), ())
-        return {"queue": option, "ids": words}
+        return {"queue": option, "ids": tuple(map(as_typed, words))}
 
     return _taking("[QUEUE] [ID]...", -1, parse)(command)
 

@@ -6,6 +6,7 @@ Exit codes: 0 ok, 1 failed or found damage, 2 usage, 3 not a queue or unknown fo
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
@@ -30,6 +31,7 @@ COMMANDS = {
     "purge": "Remove old files from done or failed.",
     "pack": "Put old done files together into few.",
     "check": "Find damage, and repair it.",
+    "audit": "Which samples are in a checkpoint, and how often.",
     "top": "Watch a queue live.",
     "doctor": "Find out what the filesystem can do for a queue.",
     "demo": "Train a draft head online through a queue.",
@@ -48,7 +50,10 @@ class Program(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
-            return None
+            meant = difflib.get_close_matches(cmd_name, COMMANDS, 1)
+            raise click.UsageError(
+                f"There is no command {cmd_name!r}" + (f": did you mean {meant[0]!r}?" if meant else "."), ctx
+            )
         command: click.Command = getattr(importlib.import_module(f"fsqueue.cli.{cmd_name}"), cmd_name)
         return command
 
@@ -105,7 +110,11 @@ def _discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-@click.group(cls=Program, epilog="Example:  fsqueue status /shared/queue")
+@click.group(
+    cls=Program,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Example:  fsqueue status /shared/queue",
+)
 @click.version_option(__version__, message="fsqueue %(version)s")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
@@ -116,6 +125,10 @@ def cli(ctx: click.Context) -> None:
     \b
     Exit codes: 0 ok, 1 failed or found damage, 2 usage, 3 not a queue or
     unknown format, 4 timed out, 130 interrupted, 141 the output was closed.
+
+    \b
+    Completion of commands and directories, in bash (zsh, fish: by their names):
+    eval "$(_FSQUEUE_COMPLETE=bash_source fsqueue)"
     """
     if os.environ.get("NO_COLOR"):
         ctx.color = False

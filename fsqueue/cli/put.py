@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import shutil
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from fsqueue.cli.output import count, remark, shown
 from fsqueue.engine.contents import agree
 from fsqueue.engine.listing import reading
 from fsqueue.queue import FileSampleRefQueue
-from fsqueue.records import SampleRef
+from fsqueue.records import Put, SampleRef
 
 Advance = Callable[[int], None]
 
@@ -51,8 +52,10 @@ def put(ctx: click.Context, queue: str, file: str, skip_bad: bool, batch: int, d
         elif dry_run:
             remark(f"would put {count(good, 'ref')}")
         else:
-            _put(queue, lines, batch, durable)
-            remark(f"put {count(good, 'ref')}" + (f", skipped {count(len(bad), 'bad line')}" if bad else ""))
+            added, known = _put(queue, lines, batch, durable)
+            skipped = [f"skipped {count(known, 'ref')} that the queue has already"] if known else []
+            skipped += [f"skipped {count(len(bad), 'bad line')}"] if bad else []
+            remark(", ".join([f"put {count(added, 'ref')}", *skipped]))
     ctx.exit(1 if bad else 0)
 
 
@@ -73,23 +76,25 @@ def _opened(file: str) -> Iterator[BinaryIO]:
 
 def _read(lines: BinaryIO, advance: Advance) -> Iterator[SampleRef | BadLine]:
     reader = LineReader()
-    lines.seek(0)
+    lines.seek(len(codecs.BOM_UTF8) if lines.seek(0) == 0 and lines.read(3) == codecs.BOM_UTF8 else 0)
     for number, line in enumerate(lines, 1):
         if line.strip():
             yield reader.read(number, line)
         advance(len(line))
 
 
-def _put(queue: str, lines: BinaryIO, batch: int, durable: bool) -> None:
+def _put(queue: str, lines: BinaryIO, batch: int, durable: bool) -> Put:
     waiting: list[SampleRef] = []
+    done: list[Put] = []
     with FileSampleRefQueue(queue, durable=durable) as handle, _progress("putting", lines) as advance:
         for result in _read(lines, advance):
             if isinstance(result, SampleRef):
                 waiting.append(result)
             if len(waiting) == batch:
-                handle.put(waiting)
+                done.append(handle.put(waiting))
                 waiting = []
-        handle.put(waiting)
+        done.append(handle.put(waiting))
+    return Put(sum(put.added for put in done), sum(put.skipped for put in done))
 
 
 @contextmanager

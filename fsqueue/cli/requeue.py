@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from fsqueue.cli.arguments import dry_run, takes_queue_and_ids
@@ -14,22 +16,32 @@ from fsqueue.operate import requeue as requeueing
 @takes_queue_and_ids
 @click.option("--failed", is_flag=True, help="All dead letters.")
 @click.option("--owner", help="The dead letters whose last event happened under this owner, or on this node.")
+@click.option("--reason", help="The dead letters whose reason this matches, by *, ? and [...], upper case or lower.")
 @dry_run
 @click.pass_context
 def requeue(
-    ctx: click.Context, queue: str, ids: tuple[str, ...], failed: bool, owner: str | None, dry_run: bool
+    ctx: click.Context,
+    queue: str,
+    ids: tuple[str, ...],
+    failed: bool,
+    owner: str | None,
+    reason: str | None,
+    dry_run: bool,
 ) -> None:
     """Move refs from failed, or else from done, to the tail of pending; their attempts count from 0 again.
 
     Prints the ids that were moved. QUEUE is the first argument, unless --queue or $FSQUEUE_DIR names it: then all
-    arguments are ids. Exits with 1 where a ref could not be moved; the others are.
+    arguments are ids. - reads ids from standard input, one a line. Exits with 1 where a ref could not be moved; the
+    others are.
     """
-    if bool(ids) == (failed or owner is not None):
-        raise click.UsageError("Give either ids, or --failed or --owner.")
-    if ids:
+    if bool(ids) == (failed or owner is not None or reason is not None):
+        raise click.UsageError("Give either ids, or --failed, --owner or --reason.")
+    if ids == ("-",):
+        ids = tuple(line.decode().rstrip("\r\n") for line in sys.stdin.buffer if line.strip())
+    if ids or not (failed or owner is not None or reason is not None):
         outcomes = requeueing.requeue(queue, ids, dry_run=dry_run)
     else:
-        outcomes = requeueing.requeue_failed(queue, owner=owner, dry_run=dry_run)
+        outcomes = requeueing.requeue_failed(queue, owner=owner, reason=reason, dry_run=dry_run)
     print_outcomes(ctx, outcomes, "would requeue" if dry_run else "requeued")
 
 

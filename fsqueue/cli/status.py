@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -23,24 +25,37 @@ Columns = dict[str, Callable[[T], str]]
 
 @click.command(epilog="Example:  fsqueue status /shared/queue --watch 10s")
 @takes_queue
-@click.option("--watch", type=duration, help="Look again after so long, and give the rates between the two looks.")
+@click.option("--watch", type=duration, help="Look again and again, so far apart, with the rates since the last look.")
+@click.option("--count", type=click.IntRange(min=1), help="With --watch: end after so many looks with rates.")
 @as_json
-def status(queue: str, watch: float | None, as_json: bool) -> None:
+def status(queue: str, watch: float | None, count: int | None, as_json: bool) -> None:
     """Show how many refs are in each state, how old the oldest are, who holds leases, and who takes part in the stream.
 
     Takes no lock and writes nothing; on some shared mounts it touches order.lock, to read the time. Whether an owner's
     process is alive is known for this host only. Rates come from counts: "put" is what all states together
-    gained, so it misses what a purge removed meanwhile.
+    gained, so it misses what a purge removed meanwhile. --watch goes on until it is stopped; `fsqueue top` needs no
+    more than a screen.
     """
-    seen, between = look.status(queue), None
-    if watch is not None:
+    if watch is None and count is not None:
+        raise click.UsageError("--count goes with --watch: it says after how many looks to end.")
+    seen = look.status(queue)
+    if watch is None:
+        _show(seen, None, as_json)
+        return
+    for number in range(count) if count is not None else itertools.count():
         time.sleep(watch)
         before, seen = seen, look.status(queue)
-        between = rates(before, seen)
+        if number and not as_json:
+            data()
+        _show(seen, rates(before, seen), as_json)
+
+
+def _show(seen: Status, between: Rates | None, as_json: bool) -> None:
     if as_json:
         one_json(as_dict(seen, between))
     else:
         _print(seen, between)
+    sys.stdout.flush()
 
 
 def as_dict(seen: Status, between: Rates | None) -> dict[str, Any]:

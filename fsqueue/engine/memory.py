@@ -16,7 +16,7 @@ from fsqueue.engine import arguments
 from fsqueue.engine.attempts import MAX_DELIVERIES, Limits
 from fsqueue.engine.waiting import StopEvent
 from fsqueue.format.codec import Codec
-from fsqueue.records import SampleRef, dp_partition
+from fsqueue.records import Put, SampleRef, dp_partition
 
 R = TypeVar("R")
 
@@ -72,18 +72,22 @@ class MemorySampleRefQueue(Generic[R]):
         self._serial = itertools.count(1)
         self._claims: dict[str, int] = {}  # the latest on each ref since it was put
 
-    def put(self, refs: Iterable[R], *, partition_key: str | None = None) -> None:
+    def put(self, refs: Iterable[R], *, partition_key: str | None = None) -> Put:
         """Add refs at the tail; an id that is pending or leased is skipped."""
         entries: dict[str, _Entry] = {}
+        given = added = 0
         for sample_id, _, data in self._codec.encode_all(arguments.batch("put", refs)):
+            given += 1
             entries.setdefault(sample_id, _Entry(data))
         with self._changed:
             for sample_id, entry in entries.items():
                 if sample_id not in self._leased and sample_id not in self._pending:
+                    added += 1
                     self._pending[sample_id] = entry
                     self._lost.discard(sample_id)
                     self._claims.pop(sample_id, None)
             self._changed.notify_all()
+        return Put(added, given - added)
 
     def get(
         self,

@@ -26,13 +26,13 @@ class Putter:
         self._name_limit = NameLimit(handle.layout, handle.owner)
         self._leased_names = 0  # in the last listing
 
-    def put(self, contents: dict[str, bytes]) -> None:
-        """Publish files by stem; stems that are pending or leased already are skipped.
+    def put(self, contents: dict[str, bytes]) -> int:
+        """Publish files by stem, but for stems that are pending or leased already; return how many were published.
 
         CRASH: before a rename, a file in tmp/ that nobody sees; after it, a pending ref, which a sweep finds
         where its line in the order is missing.
         """
-        handle = self._handle
+        handle, published = self._handle, 0
         self._name_limit.require(contents)
         if handle.durable and not (handle.layout.remote and len(contents) <= _FEW):
             # An fsync costs more than asking, and a restarted controller puts again what is pending. On a shared mount
@@ -40,13 +40,14 @@ class Putter:
             pending = self._pending(list(contents))
             contents = {stem: data for stem, data in contents.items() if stem not in pending}
         if contents:
-            self._write_and_publish(contents)
+            published = self._write_and_publish(contents)
         if handle.durable:
             # Also where all refs were there already: the put of them may have died before its own sync.
             handle.layout.pending.sync()
             handle.layout.leased.sync()
+        return published
 
-    def _write_and_publish(self, contents: dict[str, bytes]) -> None:
+    def _write_and_publish(self, contents: dict[str, bytes]) -> int:
         handle = self._handle
         waiting = dict(zip(contents, handle.moves.write_new(list(contents.values())), strict=True))
         try:
@@ -55,6 +56,7 @@ class Putter:
             if waiting:
                 silently_remove(handle.ops, handle.layout.tmp.fd, waiting.values())
         handle.layout.reserve.tend_if_due(handle.order_file.content.size)
+        return len(contents) - len(waiting)
 
     def _publish(self, waiting: dict[str, str]) -> None:
         """Publish in pieces, so that others come in between; what remains in waiting is in the queue already.

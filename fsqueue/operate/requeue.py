@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterable
 from itertools import chain
 
@@ -81,8 +82,15 @@ def _why_not(layout: Layout, stem: str) -> str:
     return "neither in failed/ nor in done/"
 
 
-def requeue_failed(path: str, *, owner: str | None = None, dry_run: bool = False) -> list[Outcome]:
-    """Requeue all dead letters, or those whose last event happened under one owner."""
+def requeue_failed(
+    path: str, *, owner: str | None = None, reason: str | None = None, dry_run: bool = False
+) -> list[Outcome]:
+    """Requeue all dead letters, or some of them.
+
+    Args:
+        owner: those whose last event happened under this owner, or on this node.
+        reason: those whose reason this matches as the shell matches file names, whatever the case.
+    """
     letters: dict[str, _Letter] = {}
     with reading(path) as layout:
         for name in sorted(layout.failed.listing()):
@@ -94,7 +102,13 @@ def requeue_failed(path: str, *, owner: str | None = None, dry_run: bool = False
             under = {sample_id: _failed_under(letter.ref.bookkeeping) for sample_id, letter in letters.items()}
             wanted = owners_named(layout, owner, filter(None, under.values()))
             letters = {sample_id: letter for sample_id, letter in letters.items() if under[sample_id] in wanted}
+        if reason is not None:
+            letters = {i: letter for i, letter in letters.items() if _matches(letter.ref.bookkeeping.reason, reason)}
         return _requeue(layout, letters, dry_run)
+
+
+def _matches(reason: str | None, pattern: str) -> bool:
+    return fnmatch.fnmatchcase((reason or "").casefold(), pattern.casefold())
 
 
 def _letters(layout: Layout, stems: list[str]) -> dict[str, _Letter]:

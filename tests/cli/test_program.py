@@ -312,10 +312,79 @@ def test_status_as_json_has_stable_keys(path: Path) -> None:
 
 
 def test_status_with_watch_gives_the_rates_between_two_looks(path: Path) -> None:
-    rates = json.loads(run("status", path, "--watch", "10ms", "--json").stdout)["rates"]
+    rates = json.loads(run("status", path, "--watch", "10ms", "--count", 1, "--json").stdout)["rates"]
     assert list(rates) == ["seconds", "put_per_s", "done_per_s", "failed_per_s", "pending_per_s"]
     assert rates["put_per_s"] == 0.0
-    assert "put 0.0/s" in run("status", path, "--watch", "10ms").stdout
+    seen = run("status", path, "--watch", "10ms", "--count", 3).stdout
+    assert seen.count("put 0.0/s") == seen.count("pending") / 2 == 3
+    assert "--watch" in run("status", path, "--count", 3).stderr
+
+
+def test_status_with_watch_goes_on_until_it_is_stopped(path: Path) -> None:
+    command = [*PROGRAM, "status", str(path), "--watch", "10ms"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        seen = 0
+        while seen < 3:
+            line = process.stdout.readline()
+            assert line, "it has ended"
+            seen += "put 0.0/s" in line
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=60)[1]
+    assert (process.returncode, errors.strip()) == (130, "")
+
+
+def test_a_command_that_is_misspelt_is_guessed() -> None:
+    result = run("stauts")
+    assert result.exit_code == 2 and "There is no command 'stauts': did you mean 'status'?" in result.stderr
+    assert "There is no command 'zzz'." in run("zzz").stderr
+
+
+def test_help_is_also_minus_h(path: Path) -> None:
+    assert run("-h").stdout == run("--help").stdout and run("ls", "-h").stdout == run("ls", "--help").stdout
+
+
+def test_a_shell_completes_directories(tmp_path: Path) -> None:
+    """By click's own protocol, of which bash gets the kind of what is to be completed."""
+    for words, kind in ((f"fsqueue status {tmp_path}/q", "dir"), ("fsqueue sta", "plain")):
+        completing = {"_FSQUEUE_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        result = program(env=os.environ | completing)
+        assert result.stdout.startswith(f"{kind},"), result
+
+
+def test_an_id_is_found_under_any_locale(path: Path) -> None:
+    with FileSampleRefQueue(path, durable=False) as queue:
+        queue.put(refs("données-€"))
+    posix = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    assert program("show", path, "données-€", env=os.environ | posix).returncode == 0
+    result = program("requeue", path, "données-€", env=os.environ | posix)
+    assert "neither in failed/ nor in done/" in result.stderr
+
+
+def test_requeue_by_reason_and_from_standard_input(path: Path) -> None:
+    with FileSampleRefQueue(path, durable=False) as queue:
+        queue.fail(queue.get(2), "CUDA out of memory on 3", retryable=False)
+    assert run("requeue", path, "--reason", "*OUT of memory*", "--dry-run").stdout == "a\nb\n"
+    assert run("requeue", path, "--reason", "out of memory").stdout == ""
+    assert run("requeue", path, "--reason", "cuda*").stdout == "a\nb\n"
+    result = run("requeue", path, "-", stdin="dead\n\ndone\nnone\n")
+    assert (result.exit_code, result.stdout) == (1, "dead\ndone\n") and "not none" in result.stderr
+    assert run("requeue", path, "-", stdin="").stderr == "requeued 0 refs\n"
+    assert names_in(path, "failed") == names_in(path, "done") == []
+
+
+def test_put_says_what_was_in_the_queue_already(path: Path, tmp_path: Path) -> None:
+    file = lines(tmp_path / "refs.jsonl", ref("new"), ref("a"), ref("held"))
+    assert run("put", path, file).stderr == "put 1 ref, skipped 2 refs that the queue has already\n"
+    assert run("put", path, file).stderr == "put 0 refs, skipped 3 refs that the queue has already\n"
+
+
+def test_lines_with_a_byte_order_mark_are_taken(path: Path, tmp_path: Path) -> None:
+    """As some editors, and spreadsheets, write them."""
+    file = lines(tmp_path / "refs.jsonl", ref("new1"), ref("new2"))
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert run("put", path, file).exit_code == 0 and run("put", path, "-", stdin=file.read_bytes()).exit_code == 0
+    assert {"new1.json", "new2.json"} <= set(names_in(path, "pending"))
 
 
 @pytest.mark.parametrize(

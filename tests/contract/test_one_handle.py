@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fsqueue import dp_partition
+from fsqueue import Put, dp_partition
 from tests.support import ids
 from tests.support.implementations import LEASE_S, Implementation, make_ref, make_refs, numbered
 
@@ -126,6 +126,17 @@ def test_put_is_idempotent_while_pending(any_queue: Implementation) -> None:
     queue.put([make_ref("a", strategy="first"), make_ref("a", strategy="second")])
     queue.put([make_ref("a", strategy="third"), make_ref("b")])
     assert [(ref.sample_id, ref.strategy) for ref in queue.get(5)] == [("a", "first"), ("b", "eagle3")]
+
+
+def test_put_says_how_many_it_added_and_skipped(any_queue: Implementation) -> None:
+    """An id that is pending or leased, or that came before in the same call, is skipped; an empty put does nothing."""
+    if any_queue.kind not in ("file", "memory"):
+        pytest.skip("the contract that controllers know returns nothing")
+    queue = any_queue.open()
+    assert queue.put(make_refs("a", "b", "a")) == Put(added=2, skipped=1)
+    queue.get(1)
+    assert queue.put(make_refs("a", "b", "c")) == Put(added=1, skipped=2)
+    assert queue.put(iter(make_refs("a"))) == (0, 1) and queue.put([]) == (0, 0)
 
 
 def test_put_is_idempotent_while_leased(any_queue: Implementation) -> None:

@@ -381,7 +381,7 @@ def test_a_waiting_get_whose_order_file_another_thread_closes(path: Path) -> Non
     tap, other = Tap(), FileSampleRefQueue(path, durable=False)
     queue = open_tapped(tap, path, durable=False)
     assert queue.get(1) == []
-    tap.ops.sleep = lambda seconds: other.put([ref("a")])
+    tap.ops.sleep = lambda seconds: other.put([ref("a")]) and None
     file, closed = queue.handle.order_file.content, list[int]()
 
     def close_it(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

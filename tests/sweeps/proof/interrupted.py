@@ -108,6 +108,21 @@ def _expired(scene: Scene) -> None:
     scene.clock.advance(4 * _TIMEOUT_S)
 
 
+def _loop(scene: Scene) -> None:
+    """Work on two refs, of which one fails and one is given back by the block itself."""
+    for number, lease in enumerate(scene.queue.consume(2, idle_s=0.0, retryable=False)):
+        with lease:
+            if number == 1:
+                lease.release()
+                break
+            raise RuntimeError("work that fails")
+
+
+def _batch(scene: Scene) -> None:
+    with scene.queue.leased(3) as refs:
+        scene.queue.release(refs[:1])
+
+
 QUICK = {"durable": False}
 
 CALLS: dict[str, Call] = {
@@ -135,6 +150,8 @@ CALLS: dict[str, Call] = {
     "renew": Call(lambda s: s.queue.renew(s.batch)),
     "reclaim": Call(lambda s: s.queue.reclaim(), _expired, QUICK),
     "release_all": Call(lambda s: s.queue.release_all(), options=QUICK),
+    "a loop over leases": Call(_loop, lambda s: s.put(s.batch), QUICK),
+    "a leased batch": Call(_batch, lambda s: s.put(s.batch), QUICK),
     "close": Call(lambda s: s.queue.close()),
     "close after strays": Call(lambda s: s.queue.close(), Scene.make_strays, QUICK),
 }

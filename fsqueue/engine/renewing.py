@@ -1,0 +1,70 @@
+"""Renew the leases of a handle that keeps no heartbeat, from a thread, while somebody works on what it leases."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Protocol, TypeVar
+
+from fsqueue.engine.handle import Handle
+from fsqueue.errors import QueueClosedError
+
+R = TypeVar("R")
+R_contra = TypeVar("R_contra", contravariant=True)
+
+_RENEWALS_A_LEASE = 4
+_JOIN_S = 1.0
+
+
+class Renewable(Protocol[R_contra]):
+    """List what a renewer needs of a queue."""
+
+    lease_timeout_s: float | None
+
+    @property
+    def handle(self) -> Handle: ...
+
+    def renew(self, refs: Iterable[R_contra]) -> list[str]: ...
+
+
+class Renewer:
+    """Renew some refs several times a lease, until it is stopped.
+
+    Where leases never expire, or the handle's heartbeat prolongs them, there is nothing to do.
+
+    Args:
+        refs: returns what is leased at the moment.
+    """
+
+    def __init__(self, queue: Renewable[R], refs: Callable[[], Iterable[R]]) -> None:
+        self._queue = queue
+        self._refs = refs
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        timeout_s = self._queue.lease_timeout_s
+        if timeout_s is None or self._queue.handle.presence.heartbeat_s is not None:
+            return
+        interval_s = timeout_s / _RENEWALS_A_LEASE
+        self._thread = threading.Thread(target=self._run, args=(interval_s,), name="fsqueue-renew", daemon=True)
+        self._thread.start()
+
+    def _run(self, interval_s: float) -> None:
+        while not self._stopped.wait(interval_s):
+            try:
+                self._queue.renew(self._refs())
+            except QueueClosedError:
+                return
+            except OSError:
+                continue  # tried again at the next interval; the lease timeout allows for several
+
+    def stop(self) -> None:
+        """End the thread, so that what is settled from now on is not renewed at the same time.
+
+        RACE: it may wait for a lock of this very thread, where a signal handler stops it on top of a call. A renewal
+        that is still under way knows what a settlement says of the leases.
+        """
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join(_JOIN_S)
