@@ -44,7 +44,7 @@ UNMEASURED = {
 }
 """What the simulation can do beyond what was measured."""
 
-UNSURVIVED = frozenset({"done-unseen"})
+UNSURVIVED: frozenset[str] = frozenset()
 """Lies that break one of the queue's promises today: off unless they are asked for.
 
 "done-unseen" is renames that are done and report failure (`retransmits`) where nothing but a listing and the file's

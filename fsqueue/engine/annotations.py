@@ -74,6 +74,7 @@ class Annotations:
             bookkeeping.reason = bookkeeping.reason or "no room is left in the file for its history"
             return bookkeeping
         try:
+            claim.stamped_at = self._ops.monotonic()
             self._layout.reserve.retrying(lambda: self._update(fd, tail, offset, len(data)))
         except OSError:
             with suppress(OSError):  # the update's own error is the one to report; what is torn now still decodes
@@ -103,6 +104,7 @@ class Annotations:
         self._write_anew(claim, self._ops.read_file(self._layout.leased.fd, claim.name))
 
     def _write_anew(self, claim: Claim, data: bytes) -> None:
+        claim.stamped_at = self._ops.monotonic()
         tmp_name = next(self._tmp_names)
         write = partial(write_file, self._ops, self._layout.tmp.fd, tmp_name, data, self._durable)
         self._layout.reserve.retrying(write)

@@ -112,11 +112,13 @@ class Claimer:
         if handle.strays or self._refused:
             left_alone = handle.strays.stems() | self._refused.now()
             stems = [stem for stem in stems if stem not in left_alone]
+        began_at = handle.ops.monotonic()
         stamps = handle.overlap.ahead(handle.moves.stamp_pending, stems)
         for stem, stamp in zip(stems, stamps, strict=True):
             if stem in held and self._still_leased(stem):
                 continue
             claim = new_claim(stem)
+            claim.stamped_at = began_at
             leased.append(claim)
             try:
                 if stamp() and move(claim):

@@ -313,7 +313,7 @@ class Reclaimer:
                 return False
             if lease.owner == handle.owner:
                 handle.held.lose(lease.stem, lease.file)
-            if not handle.moves.stamp(handle.layout.leased, claim.name):
+            if not handle.moves.stamp_lease(claim):
                 return False
             reason = "the owner's process is gone" if dead else "the lease timed out"
             counted = record("expired", self._round_now(), lease.holder, reason)

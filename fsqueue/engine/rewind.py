@@ -178,7 +178,7 @@ def _return(handle: Handle, fetched: dict[_Acked, Claim], after_step: int, back:
         claim = fetched[entry]
         elsewhere = [lease for lease in holders.get(stem, []) if lease.file not in mine]
         if elsewhere or _is_pending(handle, stem):
-            moves.move_to_done(layout.leased, claim.name, names.done_file(stem, step))
+            moves.move_to_done(layout.leased, claim.name, names.done_file(stem, step), claim)
             return
         reason = f"acked at step {step}, rewound to step {after_step}"
         if moves.annotate(claim, record("rewound", handle.clock.now(), handle.owner, reason)) and moves.give_back(
