@@ -304,13 +304,9 @@ class Reclaimer:
         handle = self._handle
         claim, doubtful = handle.moves.new_claim(lease.stem), handle.moves.new_claim(lease.stem, names.TIMED_OUT)
         try:
-            if not handle.moves.take_over(lease, claim if dead else doubtful):
-                return False
-            if not dead and not self._still_expired(lease, doubtful):
-                handle.moves.hand_back(doubtful, lease)
-                return False
-            if not dead and not handle.moves.rename_leased(doubtful, claim):
-                return False
+            with handle.order_file.soon:
+                if not self._take(lease, dead, claim, doubtful):
+                    return False
             if lease.owner == handle.owner:
                 handle.held.lose(lease.stem, lease.file)
             if not handle.moves.stamp_lease(claim):
@@ -323,6 +319,19 @@ class Reclaimer:
         except BaseException:
             handle.strays.add([claim, doubtful])
             raise
+
+    def _take(self, lease: Lease, dead: bool, claim: Claim, doubtful: Claim) -> bool:
+        """Make a lease that has ended this handle's; False where somebody else did, or it was renewed just now."""
+        moves = self._handle.moves
+        self._began_at = self._handle.awake.tick()  # that it had ended was seen before the lock was waited for
+        if dead:
+            return moves.take_over(lease, claim)
+        if not moves.take_over(lease, doubtful):
+            return False
+        if not self._still_expired(lease, doubtful):
+            moves.hand_back(doubtful, lease)
+            return False
+        return moves.rename_leased(doubtful, claim)
 
     def _still_expired(self, lease: Lease, claim: Claim) -> bool:
         gaps = self._handle.awake.gaps

@@ -211,6 +211,9 @@ class Moves:
         """Move leased/@other -> leased/@me: whatever the former owner does next finds the name gone.
 
         The file is not stamped first, so that its mtime still tells whether the owner renewed it meanwhile.
+
+        RACE: a listing that a name changes in may show neither the old nor the new one, and a put that misses a lease
+        queues the ref twice. So the caller holds the order's lock, as a put does when it lists leased/.
         """
         return self._rename_lease(lease.file, claim.name)
 

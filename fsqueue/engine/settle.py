@@ -298,7 +298,9 @@ class Settler:
     def _take_over(self, lease: Lease, claim: Claim) -> bool:
         """Make another owner's lease this handle's for as long as settling it takes."""
         moves = self._handle.moves
-        return moves.take_over(lease, claim) and moves.stamp_lease(claim)
+        with self._handle.order_file.soon:
+            taken = moves.take_over(lease, claim)
+        return taken and moves.stamp_lease(claim)
 
     def renew(self, targets: list[Target]) -> list[str]:
         """Start the lease timeout anew for refs that this handle leases; others count as lost.
@@ -346,7 +348,8 @@ class Settler:
             if claim is None or claim.state != ("held" if mine else "settled"):
                 lost[stem] = None
 
-        despite_errors(give, targets)
+        with handle.order_file.soon:  # RACE: as in `Moves.take_over`
+            despite_errors(give, targets)
         return list(lost)
 
     def adopt(self, targets: list[Target]) -> list[str]:
