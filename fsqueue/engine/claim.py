@@ -67,6 +67,7 @@ class Claimer:
         self._sweep_s = 0.0  # how long the last listing and comparison took
         self._compared_at = -1e9
         self._refused = Refused(handle.ops.monotonic)
+        self._passed_over: set[str] = set()  # while they were left alone: no line names them any more
 
     def take(self, count: int, partition: Partition | None, thorough: bool, leased: list[Claim]) -> bool:
         """Lease up to count refs in FIFO order and append the claims to leased; False when there were none.
@@ -110,7 +111,9 @@ class Claimer:
             handle.layout.pending.refresh()
         new_claim, move = handle.moves.new_claim, handle.moves.claim_stamped
         if handle.strays or self._refused:
-            left_alone = handle.strays.stems() | self._refused.now()
+            refused = self._refused.now()
+            self._passed_over |= refused.intersection(stems)
+            left_alone = handle.strays.stems() | refused
             stems = [stem for stem in stems if stem not in left_alone]
         began_at = handle.ops.monotonic()
         stamps = handle.overlap.ahead(handle.moves.stamp_pending, stems)
@@ -129,6 +132,10 @@ class Claimer:
                 self._refused.add(stem)
                 handle.strays.add([claim])
             leased.pop()
+
+    def leave_alone(self, stem: str) -> None:
+        """Note that a ref could not be read: it is left alone for longer each time, so that others come first."""
+        self._refused.add(stem)
 
     def _still_leased(self, stem: str) -> bool:
         """Return whether a ref that is pending, and that this handle holds, is leased too: then it was queued twice."""
@@ -182,6 +189,7 @@ class Claimer:
         """
         handle, started = self._handle, self._handle.ops.monotonic()
         handle.order.incomplete = False
+        self._passed_over.clear()
         try:
             stranded = self._unnamed(self._pending_stems())
             self._sweep_s = handle.ops.monotonic() - started
@@ -216,6 +224,8 @@ class Claimer:
     def sweep_if_due(self) -> None:
         """Name stranded refs though the order is not exhausted, once in a while and for all handles."""
         handle = self._handle
+        if self._passed_over and not self._passed_over <= self._refused.now():
+            handle.order.incomplete = True
         swept_at, started = handle.order.swept_at, handle.ops.monotonic()
         overdue = swept_at is not None and abs(handle.ops.time() - swept_at) > SWEEP_S
         overdue = overdue and started - self._compared_at > SWEEP_S  # the header is left alone where nothing is pending
@@ -228,7 +238,10 @@ class Claimer:
         stems, refused = [], self._refused.now() if self._refused else ()
         for name in self._handle.layout.pending.listing():
             stem = names.parse_pending(name)
-            if stem is None or stem in refused:
+            if stem is None:
+                continue
+            if stem in refused:
+                self._passed_over.add(stem)
                 continue
             if name != names.ref_file(stem):
                 self._handle.moves.rename_pending(name, stem)
