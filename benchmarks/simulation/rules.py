@@ -110,11 +110,6 @@ class Rules:
         misses_s = self.misses_s if "opening-asks-nothing" in self else 0.0
         return self.old_listings_s + misses_s + self.grain_s
 
-    @property
-    def lease_grain_s(self) -> float:
-        """How much earlier than its lease's timeout a file may look as old as that."""
-        return 1.0 if "rename-cuts-mtime" in self else max(0.02, self.grain_s)
-
     def on_a_good_day(self) -> Rules:
         """The same filesystem, of which nothing is out of order: how it is made does not change."""
         lies = tuple(lie for lie in self.lies if lie not in UNMEASURED)

@@ -133,7 +133,6 @@ class _Run:
             LEASE_S,
             lock_excludes=self._plan.lock != "none",
             deduplicates=self._plan.rules.deduplicates,
-            grain_s=self._plan.rules.lease_grain_s,
         )
         if not problems:
             problems += verdict.problems()
