@@ -22,6 +22,8 @@ _CLAIMING_S = 0.002
 _ERRORS_A_CALL = 64
 _REFUSED_S = 1.0
 _REMOTE_CLAIMING_S = 0.05
+_MISSED_S = 1.0  # for about as long a name is remembered as missing where opening the directory does not end that
+_MISSED = 64
 
 Partition = tuple[int, int]
 
@@ -68,6 +70,7 @@ class Claimer:
         self._compared_at = -1e9
         self._refused = Refused(handle.ops.monotonic)
         self._passed_over: set[str] = set()  # while they were left alone: no line names them any more
+        self._missed: dict[str, float] = {}  # refs that were not where the order said, and when
 
     def take(self, count: int, partition: Partition | None, thorough: bool, leased: list[Claim]) -> bool:
         """Lease up to count refs in FIFO order and append the claims to leased; False when there were none.
@@ -127,6 +130,8 @@ class Claimer:
                 if stamp() and move(claim):
                     held.add(claim)
                     continue
+                if len(self._missed) < _MISSED:
+                    self._missed[stem] = began_at
             except OSError as error:
                 errors.append(error)
                 self._refused.add(stem)
@@ -224,6 +229,8 @@ class Claimer:
     def sweep_if_due(self) -> None:
         """Name stranded refs though the order is not exhausted, once in a while and for all handles."""
         handle = self._handle
+        if self._missed:
+            self._name_missed()
         if self._passed_over and not self._passed_over <= self._refused.now():
             handle.order.incomplete = True
         swept_at, started = handle.order.swept_at, handle.ops.monotonic()
@@ -232,6 +239,28 @@ class Claimer:
         if handle.order.incomplete or (overdue and started >= self._no_sweep_before):
             self.name_stranded()
             self._no_sweep_before = started + 100 * self._sweep_s
+
+    def _name_missed(self) -> None:
+        """Name refs again whose places were taken, that were not there just then, and are there after all.
+
+        Somebody may have had one in hand for a moment, or this client have remembered that it is missing.
+        """
+        handle, now = self._handle, self._handle.ops.monotonic()
+        due = [stem for stem, at in self._missed.items() if now - at >= _MISSED_S]
+        if not due:
+            return
+        for stem in due:
+            del self._missed[stem]
+        pending = handle.layout.pending
+        handle.layout.refresh_pending()
+        there = [stem for stem in due if handle.ops.is_there(pending.fd, names.ref_file(stem))]
+        if not there:
+            return
+        with handle.order_file.soon as held:
+            unnamed = sorted(handle.order.unnamed_locked(there)) if held else []
+            if unnamed:
+                handle.order.append_locked(unnamed)
+            handle.order.incomplete |= not held
 
     def _pending_stems(self) -> list[str]:
         """List the stems in pending/; give a file that was moved there under another name its own."""
