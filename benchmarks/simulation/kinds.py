@@ -86,9 +86,6 @@ def draw(seed: int, drawn: Rules, mount: str | None, unsurvived: bool) -> Rules:
 def survived(rules: Rules) -> Rules:
     """The same mount without what the queue does not survive."""
     honest: dict[str, Any] = {name: getattr(Rules, name) for name in ("loser", "creation") if name in UNSURVIVED}
-    unseen = "rename-keeps-ctime" in rules or rules.grain_s > Rules.grain_s or rules.old_listings_s
-    if "done-unseen" in UNSURVIVED and unseen:
-        honest["retransmits"] = 0.0
     return replace(rules, lies=tuple(lie for lie in rules.lies if lie not in UNSURVIVED), **honest)
 
 

@@ -45,11 +45,7 @@ UNMEASURED = {
 """What the simulation can do beyond what was measured."""
 
 UNSURVIVED: frozenset[str] = frozenset()
-"""Lies that break one of the queue's promises today: off unless they are asked for.
-
-"done-unseen" is renames that are done and report failure (`retransmits`) where nothing but a listing and the file's
-ctime could show that it has just arrived, while listings are old, or a rename does not stamp, or only to the second.
-"""
+"""Lies that break one of the queue's promises today: off unless they are asked for."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from functools import partial
 from fsqueue.disk import fileops
 from fsqueue.disk.fileops import explained, silently_remove
 from fsqueue.disk.publish import write_file
-from fsqueue.engine.arrival import is_gone
+from fsqueue.engine.arrival import is_gone, patiently
 from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import Layout
 from fsqueue.errors import CorruptRefError, TooLongError
@@ -44,7 +44,7 @@ class Annotations:
         """
         leased, name = self._layout.leased, claim.name
         try:
-            fd = self._ops.open_for_update(leased.fd, name)
+            fd = patiently(lambda: self._ops.open_for_update(leased.fd, name))
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
                 return self._replace(claim, b"", change)
