@@ -97,8 +97,11 @@ class Rules:
 
     @property
     def deduplicates(self) -> bool:
-        """Whether a put can know what is in the queue: it asks the server for names, or looks at all of them."""
-        return not self.old_listings_s and ("opening-asks-nothing" not in self or not (self.names_s or self.misses_s))
+        """Whether a put can know what is in the queue: listings are fresh, and so is that a name is missing.
+
+        That a name is there is believed only where a listing shows it.
+        """
+        return not self.old_listings_s and ("opening-asks-nothing" not in self or not self.misses_s)
 
     @property
     def seen_after_s(self) -> float:
