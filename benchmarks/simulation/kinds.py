@@ -93,7 +93,14 @@ def _of_kind(kind: Rules, rng: random.Random, drawn: Rules) -> Rules:
     if kind.mount == "nfs":
         return replace(drawn, lies=tuple(lie for lie in kind.lies if rng.random() < 0.7))
     names_s = rng.choice((kind.names_s, _KEPT_ALIVE_S.get(kind.mount, kind.names_s)))
-    return replace(kind, latency_s=drawn.latency_s, believed=drawn.believed, repeats=drawn.repeats, names_s=names_s)
+    return replace(
+        kind,
+        latency_s=drawn.latency_s,
+        believed=drawn.believed,
+        retransmits=drawn.retransmits,
+        repeats=drawn.repeats,
+        names_s=names_s,
+    )
 
 
 def _mixed(rng: random.Random, drawn: Rules) -> Rules:
