@@ -137,8 +137,10 @@ def refusal(error: OSError, source: Directory, target: Directory) -> OSError:
     return error
 
 
-def has_come_in(layout: Layout, stem: str, written_at: float) -> bool:
-    """Return whether a ref that was written at this time, by monotonic, has entered the queue, wherever it is by now.
+def has_come_in(layout: Layout, stem: str, written_at: float, started: float) -> bool:
+    """Return whether a ref has entered the queue that was written, and then begun to be put there, at these times.
+
+    Both are by monotonic; it is found wherever it is by now.
 
     It was not in pending/ or leased/ just before: where it is there, it has come. A file in done/ or failed/, or a line
     of a segment, may be of an earlier life, whose last stamp is older: whoever leases a ref stamps it.
@@ -146,9 +148,10 @@ def has_come_in(layout: Layout, stem: str, written_at: float) -> bool:
     RACE: it may go from one directory to another between two listings, also back, so all are looked at twice.
     """
     offset = FilesystemClock(layout.ops, layout.root).now() - layout.ops.monotonic()
-    earliest = written_at + offset - max(_GRAIN_S, layout.filesystem.step_s)
-    if _is_stamped(layout, layout.pending, stem + names.SUFFIX, earliest):
+    offset -= max(_GRAIN_S, layout.filesystem.step_s)
+    if _is_stamped(layout, layout.pending, stem + names.SUFFIX, written_at + offset):
         return True  # a listing may be older than that
+    earliest = started + offset
     for directory in 2 * (layout.pending, layout.leased, layout.done, layout.failed):
         for name in patiently(directory.listing):
             if packed.parse_segment(name) is not None:

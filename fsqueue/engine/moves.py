@@ -145,10 +145,10 @@ class Moves:
         Raises:
             QueueIOError: the file was gone before, and nothing shows that it came into the queue.
         """
-        layout = self._layout
+        layout, started = self._layout, self._ops.monotonic()
         if self._renames.of_new(layout.tmp, tmp_name, layout.pending, names.ref_file(stem)):
             return
-        if not (layout.remote and has_come_in(layout, stem, written_at)):
+        if not (layout.remote and has_come_in(layout, stem, written_at, started)):
             raise self._removed(tmp_name)
 
     def write(self, data: bytes, directory: Directory, name: str) -> None:
