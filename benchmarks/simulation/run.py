@@ -220,8 +220,8 @@ class _Run:
             return False
         if self._is_of_a_torn_file(error):
             return True
-        if error.errno == errno.ENOENT and not self._plan.keep_done:
-            return True  # a rename was done, and the ref acked and unlinked before its answer came
+        if error.errno == errno.ENOENT and (not self._plan.keep_done or self._plan.rules.old_listings_s):
+            return True  # a rename was done, and the ref acked and unlinked, or leased unseen, before its answer came
         return error.errno == errno.ESTALE
 
     def _is_of_a_torn_file(self, error: FsQueueError) -> bool:

@@ -253,7 +253,9 @@ class Claimer:
             del self._missed[stem]
         pending = handle.layout.pending
         handle.layout.refresh_pending()
-        there = [stem for stem in due if handle.ops.is_there(pending.fd, names.ref_file(stem))]
+        is_there, holds = handle.ops.is_there, handle.moves.holds
+        files = {stem: names.ref_file(stem) for stem in due}
+        there = [stem for stem, file in files.items() if is_there(pending.fd, file) and holds(pending, file)]
         if not there:
             return
         with handle.order_file.soon as held:

@@ -30,8 +30,10 @@ class Unread:
         """Count one more failure; return whether the ref has had as many as it may have."""
         now = self._monotonic()
         times, first_at = self._of.get(stem, (0, now))
-        used_up = times + 1 >= self._attempts and (self._read_at > first_at or now - first_at >= _OUTAGE_S)
+        if times + 1 >= self._attempts and (self._read_at > first_at or now - first_at >= _OUTAGE_S):
+            self._of.pop(stem, None)
+            return True
         self._of[stem] = times + 1, first_at
-        if used_up or len(self._of) > _REMEMBERED:
-            del self._of[next(iter(self._of)) if not used_up else stem]
-        return used_up
+        if len(self._of) > _REMEMBERED:
+            del self._of[next(iter(self._of))]
+        return False
