@@ -68,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
         help="told by every mount, besides its own",
     )
     parser.add_argument(
-        "--unsurvived", action="store_true", help=f"with those that are off for now: {', '.join(sorted(UNSURVIVED))}"
+        "--unsurvived",
+        action="store_true",
+        help=f"with those that are off for now: {', '.join(sorted(UNSURVIVED)) or 'none'}",
     )
     parser.add_argument("--stop-after", type=int, default=3, help="failing runs (default: 3)")
     return parser

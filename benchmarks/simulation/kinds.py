@@ -86,9 +86,6 @@ def draw(seed: int, drawn: Rules, mount: str | None, unsurvived: bool) -> Rules:
 def survived(rules: Rules) -> Rules:
     """The same mount without what the queue does not survive."""
     honest: dict[str, Any] = {name: getattr(Rules, name) for name in ("loser", "creation") if name in UNSURVIVED}
-    unseen = "rename-keeps-ctime" in rules or rules.grain_s > Rules.grain_s or rules.old_listings_s
-    if "done-unseen" in UNSURVIVED and unseen:
-        honest["retransmits"] = 0.0
     return replace(rules, lies=tuple(lie for lie in rules.lies if lie not in UNSURVIVED), **honest)
 
 
@@ -96,7 +93,14 @@ def _of_kind(kind: Rules, rng: random.Random, drawn: Rules) -> Rules:
     if kind.mount == "nfs":
         return replace(drawn, lies=tuple(lie for lie in kind.lies if rng.random() < 0.7))
     names_s = rng.choice((kind.names_s, _KEPT_ALIVE_S.get(kind.mount, kind.names_s)))
-    return replace(kind, latency_s=drawn.latency_s, believed=drawn.believed, repeats=drawn.repeats, names_s=names_s)
+    return replace(
+        kind,
+        latency_s=drawn.latency_s,
+        believed=drawn.believed,
+        retransmits=drawn.retransmits,
+        repeats=drawn.repeats,
+        names_s=names_s,
+    )
 
 
 def _mixed(rng: random.Random, drawn: Rules) -> Rules:

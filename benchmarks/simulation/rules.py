@@ -44,12 +44,8 @@ UNMEASURED = {
 }
 """What the simulation can do beyond what was measured."""
 
-UNSURVIVED = frozenset({"done-unseen"})
-"""Lies that break one of the queue's promises today: off unless they are asked for.
-
-"done-unseen" is renames that are done and report failure (`retransmits`) where nothing but a listing and the file's
-ctime could show that it has just arrived, while listings are old, or a rename does not stamp, or only to the second.
-"""
+UNSURVIVED: frozenset[str] = frozenset()
+"""Lies that break one of the queue's promises today: off unless they are asked for."""
 
 
 @dataclass(frozen=True)
@@ -101,19 +97,17 @@ class Rules:
 
     @property
     def deduplicates(self) -> bool:
-        """Whether a put can know what is in the queue: it asks the server for names, or looks at all of them."""
-        return not self.old_listings_s and ("opening-asks-nothing" not in self or not (self.names_s or self.misses_s))
+        """Whether a put can know what is in the queue: listings are fresh, and so is that a name is missing.
+
+        That a name is there is believed only where a listing shows it.
+        """
+        return not self.old_listings_s and ("opening-asks-nothing" not in self or not self.misses_s)
 
     @property
     def seen_after_s(self) -> float:
         """How long something can be there, or be over, before another node can see it."""
         misses_s = self.misses_s if "opening-asks-nothing" in self else 0.0
         return self.old_listings_s + misses_s + self.grain_s
-
-    @property
-    def lease_grain_s(self) -> float:
-        """How much earlier than its lease's timeout a file may look as old as that."""
-        return 1.0 if "rename-cuts-mtime" in self else max(0.02, self.grain_s)
 
     def on_a_good_day(self) -> Rules:
         """The same filesystem, of which nothing is out of order: how it is made does not change."""

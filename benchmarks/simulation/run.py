@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from unittest import mock
 
-from fsqueue import FileSampleRefQueue, SampleRef, StaleLockWarning
+from fsqueue import FileSampleRefQueue, QueueIOError, SampleRef, StaleLockWarning
 from fsqueue.disk.fileops import using
 from fsqueue.engine.claim import SWEEP_S
 from fsqueue.errors import CorruptRefError, FsQueueError
@@ -133,7 +133,6 @@ class _Run:
             LEASE_S,
             lock_excludes=self._plan.lock != "none",
             deduplicates=self._plan.rules.deduplicates,
-            grain_s=self._plan.rules.lease_grain_s,
         )
         if not problems:
             problems += verdict.problems()
@@ -187,7 +186,13 @@ class _Run:
         world = self._world
         while world.now - started < self._drained_within_s and self._left():
             key = self._log.begin("get", queue.owner)
-            refs = queue.get(8, 1.0)
+            try:
+                refs = queue.get(8, 1.0)
+            except QueueIOError as error:
+                if not self._is_of_a_torn_file(error):
+                    raise
+                self._log.end(key, ids=[], files=[])
+                continue
             files = [self._observer.file_of(ref.sample_id, queue.owner) for ref in refs]
             self._log.end(key, ids=[ref.sample_id for ref in refs], files=files)
             key = self._log.begin("ack", queue.owner, [ref.sample_id for ref in refs])
@@ -213,9 +218,15 @@ class _Run:
     def _is_excused(self, error: FsQueueError) -> bool:
         if not isinstance(error, OSError) or (isinstance(error.__cause__, OSError) and _lied(error.__cause__)):
             return False
-        if error.errno == errno.ENOENT and not self._plan.keep_done:
-            return True  # a rename was done, and the ref acked and unlinked before its answer came
+        if self._is_of_a_torn_file(error):
+            return True
+        if error.errno == errno.ENOENT and (not self._plan.keep_done or self._plan.rules.old_listings_s):
+            return True  # a rename was done, and the ref acked and unlinked, or leased unseen, before its answer came
         return error.errno == errno.ESTALE
+
+    def _is_of_a_torn_file(self, error: FsQueueError) -> bool:
+        """A get raises where the one ref that it could lease cannot be read, and so does who writes its history."""
+        return "two-writers-tear" in self._plan.rules and isinstance(error, OSError) and error.errno == errno.EIO
 
     def _damage(self) -> list[str]:
         """What `fsqueue check` finds in the drained queue.

@@ -10,7 +10,7 @@ from functools import partial
 from fsqueue.disk import fileops
 from fsqueue.disk.fileops import explained, silently_remove
 from fsqueue.disk.publish import write_file
-from fsqueue.engine.arrival import is_gone
+from fsqueue.engine.arrival import is_gone, patiently
 from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import Layout
 from fsqueue.errors import CorruptRefError, TooLongError
@@ -44,7 +44,7 @@ class Annotations:
         """
         leased, name = self._layout.leased, claim.name
         try:
-            fd = self._ops.open_for_update(leased.fd, name)
+            fd = patiently(lambda: self._ops.open_for_update(leased.fd, name))
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
                 return self._replace(claim, b"", change)
@@ -74,6 +74,7 @@ class Annotations:
             bookkeeping.reason = bookkeeping.reason or "no room is left in the file for its history"
             return bookkeeping
         try:
+            claim.stamped_at = self._ops.monotonic()
             self._layout.reserve.retrying(lambda: self._update(fd, tail, offset, len(data)))
         except OSError:
             with suppress(OSError):  # the update's own error is the one to report; what is torn now still decodes
@@ -103,6 +104,7 @@ class Annotations:
         self._write_anew(claim, self._ops.read_file(self._layout.leased.fd, claim.name))
 
     def _write_anew(self, claim: Claim, data: bytes) -> None:
+        claim.stamped_at = self._ops.monotonic()
         tmp_name = next(self._tmp_names)
         write = partial(write_file, self._ops, self._layout.tmp.fd, tmp_name, data, self._durable)
         self._layout.reserve.retrying(write)

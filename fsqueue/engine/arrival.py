@@ -10,6 +10,8 @@ move's, the race is lost; where the source is there, it was refused.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps
@@ -18,19 +20,26 @@ from fsqueue.engine.layout import Layout
 from fsqueue.errors import CorruptRefError, QueueIOError
 from fsqueue.format import names, packed
 
-_CTIME_GRAIN_S = 0.05
-_GONE = (errno.ENOENT, errno.ESTALE, errno.EBADF)
+T = TypeVar("T")
+
+_GRAIN_S = 0.05
+_LOOKS = 3
+_PROVES_NOTHING = (errno.ESTALE, errno.EBADF)
 _TWO_MOUNTS = ": the queue's directories must lie on one filesystem"
 
 
 def still_opens(ops: FileOps, dir_fd: int, name: str) -> bool:
-    """Return whether a file can still be opened by a name; a stat would answer from what is remembered."""
+    """Return whether a file can still be opened by a name; a stat would answer from what is remembered.
+
+    Raises:
+        OSError: anything but that there is no such file: it proves nothing, and a listing has to tell (`holds`).
+    """
     try:
         fd = ops.open_to_read(dir_fd, name)
     except CorruptRefError:
         return True
     except OSError as error:
-        if error.errno in _GONE:
+        if error.errno == errno.ENOENT:
             return False
         if error.errno in (errno.EACCES, errno.EPERM):
             return True  # there, for others to read
@@ -40,9 +49,32 @@ def still_opens(ops: FileOps, dir_fd: int, name: str) -> bool:
 
 
 def holds(directory: Directory, name: str) -> bool:
-    """Return whether a directory has this name, asked afresh: it opens, and a listing shows it."""
+    """Return whether a directory has this name, asked afresh: a listing shows it, and an open finds it or cannot tell.
+
+    That it cannot be opened, by an ESTALE for instance, says nothing of the name.
+    """
     ops = directory.ops
-    return directory.afresh(lambda fd: still_opens(ops, fd, name) and ops.scan_until(fd, lambda each: each == name))
+
+    def look(fd: int) -> bool:
+        try:
+            if not still_opens(ops, fd, name):
+                return False
+        except OSError:
+            pass
+        return ops.scan_until(fd, lambda each: each == name)
+
+    return patiently(lambda: directory.afresh(look))
+
+
+def patiently(look: Callable[[], T]) -> T:
+    """Return what a look says; a file handle that is stale, of a directory for instance, is one of a moment first."""
+    for _ in range(_LOOKS - 1):
+        try:
+            return look()
+        except OSError as error:
+            if error.errno not in _PROVES_NOTHING:
+                raise
+    return look()
 
 
 def is_gone(layout: Layout, directory: Directory, name: str, error: OSError) -> bool:
@@ -57,13 +89,45 @@ def is_gone(layout: Layout, directory: Directory, name: str, error: OSError) -> 
         return False  # nothing can be seen there: the first error is the one to report
 
 
-def has_arrived(layout: Layout, target: Directory, name: str, started: float, unique: bool) -> bool:
-    """Return whether a file has come to a name since started, by monotonic; of a unique name, whether it is there."""
-    status = layout.ops.status(target.fd, name)
-    if status is None or unique:
-        return status is not None
-    now = FilesystemClock(layout.ops, layout.root).now()
-    return status.st_ctime >= now - (layout.ops.monotonic() - started) - _CTIME_GRAIN_S
+class Stamped(NamedTuple):
+    """Tell a file from others that have, or had, the same name: by who stamped it last.
+
+    Not by its inode number: some mounts (sshfs) give a moved file another one, and knowing it before the move would
+    cost a look at every file.
+
+    Attributes:
+        since: when this handle began to stamp it, by monotonic; nobody's stamp of an earlier life is as late.
+        until: when a lease that begins with that stamp ends by time, and others may stamp it; None: never.
+    """
+
+    since: float
+    until: float | None
+
+
+def has_arrived(layout: Layout, target: Directory, name: str, started: float, stamped: Stamped | None = None) -> bool:
+    """Return whether a file has come to a name since started, by monotonic.
+
+    Where a rename leaves the ctime as it was, or stamps are coarse, only the file's own stamp can tell.
+
+    Args:
+        stamped: what tells the file that was to be moved; None where nothing does.
+    """
+    status = patiently(lambda: layout.ops.status(target.fd, name))
+    if status is None:
+        return False
+    kind = layout.filesystem
+    grain_s = max(_GRAIN_S, kind.step_s)
+    told_by_ctime = kind.local or kind.rename_stamps or stamped is None
+    offset = FilesystemClock(layout.ops, layout.root).now() - layout.ops.monotonic()
+    if told_by_ctime and status.st_ctime < started + offset - (grain_s if kind.rename_stamps else _GRAIN_S):
+        return False
+    if stamped is None:
+        return True
+    if status.st_mtime < stamped.since + offset - grain_s:
+        return False
+    if not told_by_ctime and stamped.until is not None and status.st_mtime > stamped.until + offset - grain_s:
+        return False
+    return kind.opening_asks or holds(target, name)
 
 
 def refusal(error: OSError, source: Directory, target: Directory) -> OSError:
@@ -73,29 +137,49 @@ def refusal(error: OSError, source: Directory, target: Directory) -> OSError:
     return error
 
 
-def has_come_in(layout: Layout, stem: str, started: float) -> bool:
-    """Return whether a ref has entered the queue since started, wherever it is by now.
+def has_come_in(layout: Layout, stem: str, written_at: float, started: float) -> bool:
+    """Return whether a ref has entered the queue that was written, and then begun to be put there, at these times.
+
+    Both are by monotonic; it is found wherever it is by now.
+
+    It was not in pending/ or leased/ just before: where it is there, it has come. A file in done/ or failed/, or a line
+    of a segment, may be of an earlier life, whose last stamp is older: whoever leases a ref stamps it.
 
     RACE: it may go from one directory to another between two listings, also back, so all are looked at twice.
     """
+    offset = FilesystemClock(layout.ops, layout.root).now() - layout.ops.monotonic()
+    offset -= max(_GRAIN_S, layout.filesystem.step_s)
+    if _is_stamped(layout, layout.pending, stem + names.SUFFIX, written_at + offset):
+        return True  # a listing may be older than that
+    earliest = started + offset
     for directory in 2 * (layout.pending, layout.leased, layout.done, layout.failed):
-        for name in directory.listing():
-            came = _may_hold(name, stem) and has_arrived(layout, directory, name, started, unique=False)
-            if came and (packed.parse_segment(name) is None or _is_packed_in(layout, name, stem)):
+        for name in patiently(directory.listing):
+            if packed.parse_segment(name) is not None:
+                came = directory is layout.done and _is_packed_in(layout, name, stem, earliest)
+            else:
+                is_live = directory is layout.pending or directory is layout.leased
+                came = _is_of(name, stem) and (is_live or _is_stamped(layout, directory, name, earliest))
+            if came:
                 return True
     return False
 
 
-def _may_hold(name: str, stem: str) -> bool:
-    """Return whether a name is that of a ref's file, in whatever state, or of a segment."""
+def _is_of(name: str, stem: str) -> bool:
+    """Return whether a name is that of a ref's file, in whatever state."""
     aside = packed.parse_aside(name)
     ref_name = aside.ref_name if aside else name
-    return ref_name.removesuffix(names.SUFFIX).partition("@")[0] == stem or packed.parse_segment(name) is not None
+    return ref_name.removesuffix(names.SUFFIX).partition("@")[0] == stem
 
 
-def _is_packed_in(layout: Layout, segment: str, stem: str) -> bool:
+def _is_stamped(layout: Layout, directory: Directory, name: str, earliest: float) -> bool:
+    """Return whether a file is there that was stamped, by whatever, at this time of the filesystem's or later."""
+    status = patiently(lambda: layout.ops.status(directory.fd, name))
+    return status is not None and max(status.st_mtime, status.st_ctime) >= earliest
+
+
+def _is_packed_in(layout: Layout, segment: str, stem: str, earliest: float) -> bool:
     try:
         data = layout.ops.read_file(layout.done.fd, segment)
     except (FileNotFoundError, CorruptRefError):
         return False
-    return any(packed.lines_of(data, stem))
+    return any(line.mtime_ns / 1e9 >= earliest for line in packed.lines_of(data, stem))

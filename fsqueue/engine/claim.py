@@ -22,6 +22,8 @@ _CLAIMING_S = 0.002
 _ERRORS_A_CALL = 64
 _REFUSED_S = 1.0
 _REMOTE_CLAIMING_S = 0.05
+_MISSED_S = 1.0  # for about as long a name is remembered as missing where opening the directory does not end that
+_MISSED = 64
 
 Partition = tuple[int, int]
 
@@ -67,6 +69,8 @@ class Claimer:
         self._sweep_s = 0.0  # how long the last listing and comparison took
         self._compared_at = -1e9
         self._refused = Refused(handle.ops.monotonic)
+        self._passed_over: set[str] = set()  # while they were left alone: no line names them any more
+        self._missed: dict[str, float] = {}  # refs that were not where the order said, and when
 
     def take(self, count: int, partition: Partition | None, thorough: bool, leased: list[Claim]) -> bool:
         """Lease up to count refs in FIFO order and append the claims to leased; False when there were none.
@@ -110,23 +114,33 @@ class Claimer:
             handle.layout.pending.refresh()
         new_claim, move = handle.moves.new_claim, handle.moves.claim_stamped
         if handle.strays or self._refused:
-            left_alone = handle.strays.stems() | self._refused.now()
+            refused = self._refused.now()
+            self._passed_over |= refused.intersection(stems)
+            left_alone = handle.strays.stems() | refused
             stems = [stem for stem in stems if stem not in left_alone]
+        began_at = handle.ops.monotonic()
         stamps = handle.overlap.ahead(handle.moves.stamp_pending, stems)
         for stem, stamp in zip(stems, stamps, strict=True):
             if stem in held and self._still_leased(stem):
                 continue
             claim = new_claim(stem)
+            claim.stamped_at = began_at
             leased.append(claim)
             try:
                 if stamp() and move(claim):
                     held.add(claim)
                     continue
+                if len(self._missed) < _MISSED:
+                    self._missed[stem] = began_at
             except OSError as error:
                 errors.append(error)
                 self._refused.add(stem)
                 handle.strays.add([claim])
             leased.pop()
+
+    def leave_alone(self, stem: str) -> None:
+        """Note that a ref could not be read: it is left alone for longer each time, so that others come first."""
+        self._refused.add(stem)
 
     def _still_leased(self, stem: str) -> bool:
         """Return whether a ref that is pending, and that this handle holds, is leased too: then it was queued twice."""
@@ -180,6 +194,7 @@ class Claimer:
         """
         handle, started = self._handle, self._handle.ops.monotonic()
         handle.order.incomplete = False
+        self._passed_over.clear()
         try:
             stranded = self._unnamed(self._pending_stems())
             self._sweep_s = handle.ops.monotonic() - started
@@ -214,6 +229,10 @@ class Claimer:
     def sweep_if_due(self) -> None:
         """Name stranded refs though the order is not exhausted, once in a while and for all handles."""
         handle = self._handle
+        if self._missed:
+            self._name_missed()
+        if self._passed_over and not self._passed_over <= self._refused.now():
+            handle.order.incomplete = True
         swept_at, started = handle.order.swept_at, handle.ops.monotonic()
         overdue = swept_at is not None and abs(handle.ops.time() - swept_at) > SWEEP_S
         overdue = overdue and started - self._compared_at > SWEEP_S  # the header is left alone where nothing is pending
@@ -221,12 +240,39 @@ class Claimer:
             self.name_stranded()
             self._no_sweep_before = started + 100 * self._sweep_s
 
+    def _name_missed(self) -> None:
+        """Name refs again whose places were taken, that were not there just then, and are there after all.
+
+        Somebody may have had one in hand for a moment, or this client have remembered that it is missing.
+        """
+        handle, now = self._handle, self._handle.ops.monotonic()
+        due = [stem for stem, at in self._missed.items() if now - at >= _MISSED_S]
+        if not due:
+            return
+        for stem in due:
+            del self._missed[stem]
+        pending = handle.layout.pending
+        handle.layout.refresh_pending()
+        is_there, holds = handle.ops.is_there, handle.moves.holds
+        files = {stem: names.ref_file(stem) for stem in due}
+        there = [stem for stem, file in files.items() if is_there(pending.fd, file) and holds(pending, file)]
+        if not there:
+            return
+        with handle.order_file.soon as held:
+            unnamed = sorted(handle.order.unnamed_locked(there)) if held else []
+            if unnamed:
+                handle.order.append_locked(unnamed)
+            handle.order.incomplete |= not held
+
     def _pending_stems(self) -> list[str]:
         """List the stems in pending/; give a file that was moved there under another name its own."""
         stems, refused = [], self._refused.now() if self._refused else ()
         for name in self._handle.layout.pending.listing():
             stem = names.parse_pending(name)
-            if stem is None or stem in refused:
+            if stem is None:
+                continue
+            if stem in refused:
+                self._passed_over.add(stem)
                 continue
             if name != names.ref_file(stem):
                 self._handle.moves.rename_pending(name, stem)

@@ -213,7 +213,7 @@ class Reclaimer:
         if self._looks_left <= 0:
             return self._round_s
         since = self._mtime(handle.layout.leased, lease.file)
-        left_s = self._round_s if since is None else since + self._timeout_s - self._round_now()
+        left_s = self._round_s if since is None else self._after_s(since)
         if since is None or left_s > _EPSILON_S:
             self._looks_left -= 1
             return left_s
@@ -235,7 +235,7 @@ class Reclaimer:
         beat = self._last_beat(owner)
         if beat is None:
             return 0.0
-        left_s = beat + self._timeout_s - self._round_now()
+        left_s = self._after_s(beat)
         if left_s > _EPSILON_S:
             self._looks_left -= 1
             return left_s
@@ -272,12 +272,20 @@ class Reclaimer:
 
     def _left_s(self, lease: Lease, name: str) -> float | None:
         """Return the seconds that are left of a lease, in a file of this name in leased/; None where that is gone."""
-        assert self._timeout_s is not None
         since = self._mtime(self._handle.layout.leased, name)
         if since is None:
             return None
         beat = None if lease.is_timed_take_over else self._last_beat(lease.owner)
-        return max(since, beat or 0.0) + self._timeout_s - self._round_now()
+        return self._after_s(max(since, beat or 0.0))
+
+    def _after_s(self, stamp: float) -> float:
+        """Return the seconds that are left of a lease that was stamped then.
+
+        A stamp without a part of a second may have been cut down to it, on a mount that does so: the lease began later.
+        """
+        assert self._timeout_s is not None
+        cut_s = 0.0 if stamp % 1 or self._handle.clock.injected else self._handle.layout.filesystem.step_s
+        return stamp + cut_s + self._timeout_s - self._round_now()
 
     def _round_now(self) -> float:
         if self._now is None:
@@ -304,16 +312,12 @@ class Reclaimer:
         handle = self._handle
         claim, doubtful = handle.moves.new_claim(lease.stem), handle.moves.new_claim(lease.stem, names.TIMED_OUT)
         try:
-            if not handle.moves.take_over(lease, claim if dead else doubtful):
-                return False
-            if not dead and not self._still_expired(lease, doubtful):
-                handle.moves.hand_back(doubtful, lease)
-                return False
-            if not dead and not handle.moves.rename_leased(doubtful, claim):
-                return False
+            with handle.order_file.soon:
+                if not self._take(lease, dead, claim, doubtful):
+                    return False
             if lease.owner == handle.owner:
                 handle.held.lose(lease.stem, lease.file)
-            if not handle.moves.stamp(handle.layout.leased, claim.name):
+            if not handle.moves.stamp_lease(claim):
                 return False
             reason = "the owner's process is gone" if dead else "the lease timed out"
             counted = record("expired", self._round_now(), lease.holder, reason)
@@ -323,6 +327,19 @@ class Reclaimer:
         except BaseException:
             handle.strays.add([claim, doubtful])
             raise
+
+    def _take(self, lease: Lease, dead: bool, claim: Claim, doubtful: Claim) -> bool:
+        """Make a lease that has ended this handle's; False where somebody else did, or it was renewed just now."""
+        moves = self._handle.moves
+        self._began_at = self._handle.awake.tick()  # that it had ended was seen before the lock was waited for
+        if dead:
+            return moves.take_over(lease, claim)
+        if not moves.take_over(lease, doubtful):
+            return False
+        if not self._still_expired(lease, doubtful):
+            moves.hand_back(doubtful, lease)
+            return False
+        return moves.rename_leased(doubtful, claim)
 
     def _still_expired(self, lease: Lease, claim: Claim) -> bool:
         gaps = self._handle.awake.gaps

@@ -19,6 +19,7 @@ from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
 from fsqueue.engine.put import Putter
 from fsqueue.engine.settle import Settler, bury
+from fsqueue.engine.unread import Unread
 from fsqueue.engine.waiting import Pace, StopEvent, StoppedError, Waiter
 from fsqueue.errors import CorruptRefError, InvalidRefError, RefTypeError, UnreadableRefError
 from fsqueue.format import names
@@ -62,6 +63,7 @@ class Getter(Generic[R]):
         self._returner = Settler(
             handle, keep_done=True, limits=Limits(attempts, None)
         )  # of what this class does not take
+        self._unread = Unread(handle.ops.monotonic, attempts)
         self._claimer = Claimer(handle)
         self._ended_in: dict[str, int] = {}
         self._pace = Pace(handle, poll_interval_s, reclaimer.idle_s)
@@ -110,8 +112,15 @@ class Getter(Generic[R]):
     def _get_now(
         self, max_refs: int, partition: Partition | None, thorough: bool, waiter: Waiter, leased: list[Claim]
     ) -> list[R]:
-        self._reclaimer.round_if_due(idle=False)
+        """Reclaim and lease; what one expired lease raises costs that ref, and not those that can be leased."""
+        first: OSError | None = None
+        try:
+            self._reclaimer.round_if_due(idle=False)
+        except OSError as error:
+            first = error
         refs = self._lease(max_refs, partition, thorough, waiter, leased)
+        if first is not None and not refs:
+            raise first
         if thorough and not refs and self._reclaimer.round_if_due(idle=True):
             refs = self._lease(max_refs, partition, thorough, waiter, leased)
         return refs
@@ -154,8 +163,11 @@ class Getter(Generic[R]):
                     unreadable[leased[index]] = error
                     continue
                 except (OSError, MemoryError) as error:
+                    self._handle.strays.add(leased[known:])
+                    if self._gave_up(leased[index], error):
+                        continue
                     first = first or error
-                    self._handle.strays.add([leased[index], *leased[known:]])
+                    self._handle.strays.add([leased[index]])
                     continue
                 if ref is not None:
                     leased[-1 if len(leased) > known else index].hand_out(ref)
@@ -166,6 +178,24 @@ class Getter(Generic[R]):
         if first is not None and not refs:
             raise first
         return refs
+
+    def _gave_up(self, claim: Claim, error: OSError | MemoryError) -> bool:
+        """Bury a ref whose file could not be read as often as it may fail; False where it is to be tried again."""
+        if not isinstance(error, OSError) or not self._unread.is_used_up(claim.stem):
+            self._claimer.leave_alone(claim.stem)
+            return False
+        try:
+            self._handle.moves.bury(claim)  # as it is: bytes that were not read are never overwritten
+        except OSError:
+            return False
+        self._handle.held.end(claim, "settled")
+        warnings.warn(
+            f"queue {self._handle.layout.path}: the file of {names.id_of(claim.stem) or claim.stem} could not be read, "
+            f"again and again ({error}). It went to failed/ as it is: mend or restore it there, and requeue it",
+            UnreadableRefWarning,
+            stacklevel=_CALLER,
+        )
+        return True
 
     def _return(self, unreadable: dict[Claim, UnreadableRefError]) -> None:
         """Count an attempt for refs that this class does not take, and leave them to other readers.
@@ -213,6 +243,7 @@ class Getter(Generic[R]):
         claim = leased[index]
         try:
             data = content()
+            self._unread.note_success()
             ref = self._codec.decode(data)
             named = names.stem_of(id_of_ref(ref))
         except UnreadableRefError:

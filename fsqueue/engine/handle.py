@@ -60,6 +60,7 @@ class Handle:
         self.held = Held()
         self.strays = Strays(self.moves, self.held, self.order, self.mutex)
         self.awake = Awake(self.ops, gap_s(heartbeat_s, layout.settings.lease_timeout_s))
+        self.order_file.tick = self.awake.tick
         self.presence = Presence(layout, self.clock, self.moves, self.held, owner, heartbeat_s, self.awake)
         self.closed = False
         self._uses: dict[int, weakref.ref[Use]] = {}

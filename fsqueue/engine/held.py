@@ -23,9 +23,10 @@ class Claim:
         state: "held"; or how it ended: acked or buried, given back to pending/, or lost so that others may have it.
         is_new_here: this handle has claimed the file from its name in pending/, which its client forgot with that.
         was_done: the ref may have been done before, so that this client may remember the file by a name in done/.
+        stamped_at: when this handle began to stamp the file last, by monotonic; None where it has not.
     """
 
-    __slots__ = ("_handed_out", "is_new_here", "name", "state", "stem", "was_done")
+    __slots__ = ("_handed_out", "is_new_here", "name", "stamped_at", "state", "stem", "was_done")
 
     def __init__(self, stem: str, name: str) -> None:
         self.stem = stem
@@ -33,6 +34,7 @@ class Claim:
         self.state: Literal["held"] | Ending = "held"
         self.is_new_here = False
         self.was_done = True
+        self.stamped_at: float | None = None
         self._handed_out: weakref.ref[object] | None = None
 
     @property

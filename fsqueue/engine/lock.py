@@ -75,6 +75,7 @@ class OrderFile:
         surely: holds the lock for a with block, and replaces its file where a holder has not moved on for
             `PUT_TIMEOUT_S` seconds. It goes on without only where the file can neither be used nor replaced. Raises
             a LockTimeoutError in mode ``lease``, where a dead holder's claim expires and a live one's does not.
+        tick: called with every look at a lock that is not free: who waits is not stopped.
     """
 
     def __init__(self, ops: FileOps, root: Directory, mode: str, filesystem: Filesystem) -> None:
@@ -86,6 +87,7 @@ class OrderFile:
         self.soon = Hold(self._take_soon, self._give)
         self.to_take = Hold(partial(self._take_soon, to_take=True), self._give)
         self.surely = Hold(self._take_surely, self._give)
+        self.tick: Callable[[], object] = bool
         self._mutex = threading.RLock()
         self._inside: set[int] = set()  # the threads that take, hold or give the lock
         self._stuck_until = 0.0
@@ -270,6 +272,7 @@ class OrderFile:
                 deadline = monotonic() + patience_s
                 continue
             self.ops.sleep(pause_s * (0.5 + self.ops.random()))
+            self.tick()
             brisk = not self._remote and now - started < _BRISK_S
             pause_s = min(2 * pause_s, _BRISK_PAUSE_S if brisk else _LONGEST_PAUSE_S)
 

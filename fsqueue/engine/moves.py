@@ -33,12 +33,12 @@ from fsqueue.disk.fileops import silently_remove
 from fsqueue.disk.parallel import Overlap
 from fsqueue.disk.publish import write_file, write_together
 from fsqueue.engine.annotations import NO_SUCH_REPLACEMENT, Annotations
-from fsqueue.engine.arrival import has_come_in, holds, is_gone
+from fsqueue.engine.arrival import Stamped, has_come_in, holds, is_gone
 from fsqueue.engine.clock import Clock
 from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import Layout
 from fsqueue.engine.renames import Renames
-from fsqueue.errors import QueueIOError
+from fsqueue.errors import CorruptRefError, QueueIOError
 from fsqueue.format import names, packed
 
 _REMOVED = ": somebody removed it, taking this process for dead; put the refs again"
@@ -94,6 +94,18 @@ class Moves:
                 raise
             return False
 
+    def stamp_lease(self, claim: Claim) -> bool:
+        """Start the timeout of a lease anew; False where it was gone."""
+        claim.stamped_at = self._ops.monotonic()
+        return self.stamp(self._layout.leased, claim.name)
+
+    def _stamped(self, claim: Claim) -> Stamped | None:
+        """Return what tells the file of a lease of this owner's from others; None where it has not stamped it."""
+        if claim.stamped_at is None or self._clock.injected:
+            return None
+        timeout_s = self._layout.settings.lease_timeout_s
+        return Stamped(claim.stamped_at, None if timeout_s is None else claim.stamped_at + timeout_s)
+
     def remove(self, directory: Directory, name: str) -> bool:
         """Unlink a file; False where it was gone."""
         try:
@@ -121,37 +133,47 @@ class Moves:
     def _write_one(self, named: tuple[str, bytes]) -> None:
         write_file(self._ops, self._layout.tmp.fd, *named, self._durable)
 
-    def publish(self, tmp_name: str, stem: str) -> None:
+    def publish(self, tmp_name: str, stem: str, written_at: float) -> None:
         """Move tmp/ -> pending/.
+
+        NFS: that the file is gone may mean that the rename was done, whatever it said, or that somebody removed it
+        while this process was stopped. Only a file that was stamped since then, where it would be by now, tells.
+
+        Args:
+            written_at: before the file was written, by monotonic.
 
         Raises:
             QueueIOError: the file was gone before, and nothing shows that it came into the queue.
         """
-        self._install(tmp_name, self._layout.pending, names.ref_file(stem), stem)
+        layout, started = self._layout, self._ops.monotonic()
+        if self._renames.of_new(layout.tmp, tmp_name, layout.pending, names.ref_file(stem)):
+            return
+        if not (layout.remote and has_come_in(layout, stem, written_at, started)):
+            raise self._removed(tmp_name)
 
     def write(self, data: bytes, directory: Directory, name: str) -> None:
         """Publish one small file by tmp + rename, in place of an older one of this name."""
         (tmp_name,) = self.write_new([data])
         try:
-            self._install(tmp_name, directory, name)
+            made = self._renames.of_new(self._layout.tmp, tmp_name, directory, name)
+            if not made and not (self._layout.remote and self._reads(directory, name) == data):
+                raise self._removed(tmp_name)
         except OSError:
             silently_remove(self._ops, self._layout.tmp.fd, [tmp_name])
             raise
         if self._durable:
             directory.sync()
 
-    def _install(self, tmp_name: str, directory: Directory, name: str, stem: str | None = None) -> None:
-        """Move a file of one's own out of tmp/.
+    def _reads(self, directory: Directory, name: str) -> bytes | None:
+        """Return what a file holds; None where there is none."""
+        try:
+            return self._ops.read_file(directory.fd, name)
+        except (FileNotFoundError, CorruptRefError):
+            return None
 
-        NFS: that it is gone may mean that the rename was done, whatever it said, or that somebody removed the file
-        while this process was stopped. Only a file that has come since to where it would be by now tells.
-        """
-        tmp, started = self._layout.tmp, self._ops.monotonic()
-        if self._renames.of_new(tmp, tmp_name, directory, name):
-            return
-        if stem is None or not (self._layout.remote and has_come_in(self._layout, stem, started)):
-            gone = FileNotFoundError(errno.ENOENT, "removed before it was published")
-            raise QueueIOError("publishing", f"{tmp.path}/{tmp_name}", gone, _REMOVED)
+    def _removed(self, tmp_name: str) -> QueueIOError:
+        gone = FileNotFoundError(errno.ENOENT, "removed before it was published")
+        return QueueIOError("publishing", f"{self._layout.tmp.path}/{tmp_name}", gone, _REMOVED)
 
     def stamp_pending(self, stem: str) -> bool:
         """Make the first step of a claim: start the lease timeout, since a rename keeps the old mtime.
@@ -189,6 +211,9 @@ class Moves:
         """Move leased/@other -> leased/@me: whatever the former owner does next finds the name gone.
 
         The file is not stamped first, so that its mtime still tells whether the owner renewed it meanwhile.
+
+        RACE: a listing that a name changes in may show neither the old nor the new one, and a put that misses a lease
+        queues the ref twice. So the caller holds the order's lock, as a put does when it lists leased/.
         """
         return self._rename_lease(lease.file, claim.name)
 
@@ -207,15 +232,15 @@ class Moves:
         return self._renames.to_fresh(leased, name, leased, new_name)
 
     def finish(
-        self, source: Directory, name: str, stem: str, step: int | None, keep: bool, *, was_done: bool = True
+        self, source: Directory, name: str, stem: str, step: int | None, keep: bool, claim: Claim | None = None
     ) -> bool:
         """Move leased/ or pending/ -> done/, or unlink the file where done files are not kept.
 
         Args:
-            was_done: the ref may have been done before, in this life or under this name.
+            claim: this owner's, whose file it is; None where it is another owner's, or nobody's.
         """
         if keep:
-            return self.move_to_done(source, name, names.done_file(stem, step), was_done=was_done)
+            return self.move_to_done(source, name, names.done_file(stem, step), claim)
         if self.remove(source, name):
             return True
         if not self._layout.remote:
@@ -223,10 +248,11 @@ class Moves:
         source.refresh()  # NFS: as in stamp_pending
         return self.remove(source, name)
 
-    def move_to_done(self, source: Directory, name: str, done_name: str, *, was_done: bool = True) -> bool:
+    def move_to_done(self, source: Directory, name: str, done_name: str, claim: Claim | None = None) -> bool:
         """Move a file to done/ from anywhere, also from another name in there."""
         done = self._layout.done
-        result = self._renames.to_known(source, name, done, done_name, doubted=was_done)
+        stamped, was_done = (self._stamped(claim), claim.was_done) if claim else (None, True)
+        result = self._renames.to_known(source, name, done, done_name, doubted=was_done, stamped=stamped)
         if result == "undone":
             aside = packed.aside_file(done_name, f"{int(self._ops.random() * 2**48):012x}", original=True)
             return self._renames.to_fresh(source, name, done, aside)
@@ -235,7 +261,9 @@ class Moves:
     def give_back(self, claim: Claim) -> bool:
         """Move leased/@me -> pending/."""
         leased, name = self._layout.leased, names.ref_file(claim.stem)
-        result = self._renames.to_known(leased, claim.name, self._layout.pending, name, doubted=not claim.is_new_here)
+        result = self._renames.to_known(
+            leased, claim.name, self._layout.pending, name, doubted=not claim.is_new_here, stamped=self._stamped(claim)
+        )
         if result != "undone":
             return result == "done"
         # CRASH: before this an ordinary lease, which expires.
@@ -262,7 +290,8 @@ class Moves:
         """Move leased/@me -> failed/."""
         leased, failed = self._layout.leased, self._layout.failed
         try:
-            result = self._renames.to_known(leased, claim.name, failed, names.ref_file(claim.stem))
+            stamped = self._stamped(claim)
+            result = self._renames.to_known(leased, claim.name, failed, names.ref_file(claim.stem), stamped=stamped)
         except OSError as error:
             if error.errno not in NO_SUCH_REPLACEMENT:
                 raise
@@ -275,10 +304,12 @@ class Moves:
 
     def fetch(self, source: Directory, name: str, claim: Claim) -> bool:
         """Move a file from anywhere -> leased/@me, stamped first as in a claim; False where it was gone."""
+        claim.stamped_at = self._ops.monotonic()
         return self.stamp(source, name) and self._renames.to_fresh(source, name, self._layout.leased, claim.name)
 
     def rename_leased(self, claim: Claim, new: Claim) -> bool:
         """Give a lease of this owner's another ref's name."""
+        new.stamped_at = claim.stamped_at
         return self._rename_lease(claim.name, new.name)
 
     def rename_pending(self, name: str, stem: str) -> None:

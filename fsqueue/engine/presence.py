@@ -104,7 +104,7 @@ class Presence:
             raise
 
     def _prolong(self, claim: Claim) -> None:
-        self._clock.stamp(self._layout.leased, claim.name)
+        self._moves.stamp_lease(claim)
 
     def _record(self) -> bool:
         """Write the record; False where there is no room for it.

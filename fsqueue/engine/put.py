@@ -49,16 +49,17 @@ class Putter:
 
     def _write_and_publish(self, contents: dict[str, bytes]) -> int:
         handle = self._handle
+        written_at = handle.ops.monotonic()
         waiting = dict(zip(contents, handle.moves.write_new(list(contents.values())), strict=True))
         try:
-            self._publish(waiting)
+            self._publish(waiting, written_at)
         finally:
             if waiting:
                 silently_remove(handle.ops, handle.layout.tmp.fd, waiting.values())
         handle.layout.reserve.tend_if_due(handle.order_file.content.size)
         return len(contents) - len(waiting)
 
-    def _publish(self, waiting: dict[str, str]) -> None:
+    def _publish(self, waiting: dict[str, str], written_at: float) -> None:
         """Publish in pieces, so that others come in between; what remains in waiting is in the queue already.
 
         A piece ends when it has taken as long as a hold of the lock may; the next one is as large as that leaves time
@@ -73,14 +74,14 @@ class Putter:
                 handle.ops.sleep(_PAUSE_S)
             with handle.order_file.surely:
                 started = handle.ops.monotonic()
-                taken = self._publish_locked(stems[done : done + size], waiting, started + hold_s)
+                taken = self._publish_locked(stems[done : done + size], waiting, written_at, started + hold_s)
             done += taken
             if done == len(stems):
                 break
             took_s = handle.ops.monotonic() - started
             size = max(_LEAST_PIECE, min(int(taken * hold_s / max(took_s, 1e-6)), 2 * size))
 
-    def _publish_locked(self, stems: list[str], waiting: dict[str, str], until: float) -> int:
+    def _publish_locked(self, stems: list[str], waiting: dict[str, str], written_at: float, until: float) -> int:
         """Rename new refs into pending/ and name them in the order; return how many of the stems were seen to."""
         handle = self._handle
         remote = handle.layout.remote
@@ -93,7 +94,7 @@ class Putter:
             publish, forget, monotonic = handle.moves.publish, handle.held.forget, handle.ops.monotonic
             for seen, stem in enumerate(stems, 1):
                 if stem not in known:
-                    publish(waiting[stem], stem)
+                    publish(waiting[stem], stem, written_at)
                     del waiting[stem]
                     forget(stem)
                     published.append(stem)

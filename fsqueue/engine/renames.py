@@ -9,10 +9,11 @@ makes it real; elsewhere the source is opened after it: what still opens was not
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import Literal
 
 from fsqueue.disk.directory import Directory
-from fsqueue.engine.arrival import has_arrived, holds, is_gone, refusal, still_opens
+from fsqueue.engine.arrival import Stamped, has_arrived, holds, is_gone, patiently, refusal, still_opens
 from fsqueue.engine.layout import Layout
 from fsqueue.engine.reserve import is_full
 
@@ -31,11 +32,10 @@ class Renames:
 
     def to_fresh(self, source: Directory, name: str, target: Directory, new_name: str) -> bool:
         """Rename to a name that nobody has used; False where the file was gone. Of several processes one gets True."""
-        started = self._ops.monotonic()
         try:
             self._ops.rename(name, new_name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
         except OSError as error:
-            return self._was_made(error, source, name, target, new_name, started, unique=True)
+            return self._was_made(error, source, name, target, new_name, lambda: self._ops.exists(target.fd, new_name))
         return True
 
     def of_new(self, source: Directory, name: str, target: Directory, new_name: str) -> bool:
@@ -44,17 +44,25 @@ class Renames:
         try:
             self._ops.rename(name, new_name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
         except OSError as error:
-            return self._was_made(error, source, name, target, new_name, started, unique=False)
+            return self._was_made(error, source, name, target, new_name, self._arrival(target, new_name, started, None))
         return True
 
     def to_known(
-        self, source: Directory, name: str, target: Directory, new_name: str, *, doubted: bool = True
+        self,
+        source: Directory,
+        name: str,
+        target: Directory,
+        new_name: str,
+        *,
+        doubted: bool = True,
+        stamped: Stamped | None = None,
     ) -> Result:
         """Rename to a name that this client may have known for the same file.
 
         Args:
             doubted: false where this client has moved the file away from that name itself, so that it remembers none.
                 Opening the directories is saved then.
+            stamped: tells the file from others that have had the new name.
         """
         ops, started = self._ops, self._ops.monotonic()
         if doubted and self._opening_asks and self._remote:
@@ -63,11 +71,15 @@ class Renames:
         try:
             ops.rename(name, new_name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
         except OSError as error:
-            if not self._was_made(error, source, name, target, new_name, started, unique=False):
+            arrived = self._arrival(target, new_name, started, stamped)
+            if not self._was_made(error, source, name, target, new_name, arrived):
                 return "lost"
         if self._remote and not self._opening_asks and self._is_there(source, name):
             return "undone"
         return "done"
+
+    def _arrival(self, target: Directory, new_name: str, started: float, stamped: Stamped | None) -> Callable[[], bool]:
+        return lambda: has_arrived(self._layout, target, new_name, started, stamped)
 
     def _is_there(self, directory: Directory, name: str) -> bool:
         try:
@@ -82,8 +94,7 @@ class Renames:
         name: str,
         target: Directory,
         new_name: str,
-        started: float,
-        unique: bool,
+        arrived: Callable[[], bool],
     ) -> bool:
         """Return whether a rename was made that reported an error, at the second try perhaps; False: it was lost.
 
@@ -101,9 +112,9 @@ class Renames:
                 return True
             except OSError as again:
                 error = again
-        source.refresh()
-        target.refresh()
-        if has_arrived(self._layout, target, new_name, started, unique):
+        patiently(source.refresh)
+        patiently(target.refresh)
+        if patiently(arrived):
             return True
         if error.errno == errno.ENOENT:
             try:

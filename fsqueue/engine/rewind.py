@@ -20,6 +20,7 @@ from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import open_layout
 from fsqueue.engine.listing import files_in, packed_in
 from fsqueue.engine.owners import new_owner
+from fsqueue.engine.packing.revision import Pauses
 from fsqueue.engine.packing.unpack import unpack
 from fsqueue.engine.put import Putter
 from fsqueue.errors import LeasesHeldError
@@ -49,6 +50,7 @@ def rewind(handle: Handle, after_step: int, force: bool) -> list[str]:
     returned: list[str] = []
     settled: set[_Acked] = set()
     missed: set[_Acked] = set()
+    pauses = Pauses(handle.ops)
     for look in itertools.count(1):
         # RACE: a packing may claim a file while it is listed, or afterwards: look twice, then for what was missed.
         later = [e for e in _acked_later(handle, after_step) if e not in settled and (look <= _LOOKS or e in missed)]
@@ -57,6 +59,8 @@ def rewind(handle: Handle, after_step: int, force: bool) -> list[str]:
         missed = set(later) - settled
         if look >= _LOOKS and not missed:
             break
+        if missed:
+            pauses.wait()
     return [names.id_of(stem) or stem for stem in returned]
 
 
@@ -178,7 +182,7 @@ def _return(handle: Handle, fetched: dict[_Acked, Claim], after_step: int, back:
         claim = fetched[entry]
         elsewhere = [lease for lease in holders.get(stem, []) if lease.file not in mine]
         if elsewhere or _is_pending(handle, stem):
-            moves.move_to_done(layout.leased, claim.name, names.done_file(stem, step))
+            moves.move_to_done(layout.leased, claim.name, names.done_file(stem, step), claim)
             return
         reason = f"acked at step {step}, rewound to step {after_step}"
         if moves.annotate(claim, record("rewound", handle.clock.now(), handle.owner, reason)) and moves.give_back(

@@ -56,7 +56,7 @@ class Settler:
                 strangers[stem] = None
                 return
             if claim.state == "held":
-                done = self._finish(layout.leased, claim.name, stem, step, claim.was_done)
+                done = self._finish_claim(claim, step)
                 handle.held.end(claim, "settled" if done else "lost")
             if claim.state == "lost":
                 lost[stem] = None
@@ -86,23 +86,26 @@ class Settler:
         """Finish refs that are pending, where these holders' leases ended in the same life."""
 
         def finish(stem: str) -> None:
-            self._end_pending(stem, late[stem], lambda claim: self._finish_claim(claim, step))
+            self._end_pending(stem, late[stem], lambda claim: self._finish_again(claim, step))
 
         despite_errors(finish, list(late))
 
     def _finish_claim(self, claim: Claim, step: int | None) -> bool:
-        return self._finish(self._handle.layout.leased, claim.name, claim.stem, step)
+        leased = self._handle.layout.leased
+        return self._handle.moves.finish(leased, claim.name, claim.stem, step, self._keep_done, claim)
 
-    def _finish(self, source: Directory, name: str, stem: str, step: int | None, was_done: bool = True) -> bool:
-        return self._handle.moves.finish(source, name, stem, step, self._keep_done, was_done=was_done)
+    def _finish_again(self, claim: Claim, step: int | None) -> bool:
+        claim.was_done = True  # it may have been, in an earlier life that this handle knows nothing of
+        return self._finish_claim(claim, step)
 
     def _ack_by_id(self, stems: list[str], step: int | None) -> None:
         """Finish refs wherever they are live: leased by whomever, or pending after a lease that ended."""
-        leased = self._handle.layout.leased
+        leased, keep = self._handle.layout.leased, self._keep_done
 
         def finish_anywhere(stem: str, leases: list[Lease]) -> bool:
-            finished = [lease for lease in leases if self._finish(leased, lease.file, stem, step)]
-            return bool(finished) or self._end_pending(stem, None, lambda claim: self._finish_claim(claim, step))
+            finish = self._handle.moves.finish
+            finished = [lease for lease in leases if finish(leased, lease.file, stem, step, keep)]
+            return bool(finished) or self._end_pending(stem, None, lambda claim: self._finish_again(claim, step))
 
         self._search(stems, finish_anywhere)
 
@@ -289,12 +292,15 @@ class Settler:
 
     def _claim_pending(self, claim: Claim) -> bool:
         moves = self._handle.moves
+        claim.stamped_at = self._handle.ops.monotonic()
         return moves.stamp_pending(claim.stem) and moves.claim_stamped(claim)
 
     def _take_over(self, lease: Lease, claim: Claim) -> bool:
         """Make another owner's lease this handle's for as long as settling it takes."""
-        handle = self._handle
-        return handle.moves.take_over(lease, claim) and handle.moves.stamp(handle.layout.leased, claim.name)
+        moves = self._handle.moves
+        with self._handle.order_file.soon:
+            taken = moves.take_over(lease, claim)
+        return taken and moves.stamp_lease(claim)
 
     def renew(self, targets: list[Target]) -> list[str]:
         """Start the lease timeout anew for refs that this handle leases; others count as lost.
@@ -308,7 +314,7 @@ class Settler:
 
         def stamp(target: tuple[str, Claim | None]) -> None:
             claim = target[1]
-            if claim is not None and claim.state == "held" and handle.moves.stamp(leased, claim.name):
+            if claim is not None and claim.state == "held" and handle.moves.stamp_lease(claim):
                 renewed.add(claim)
 
         with handle.mutex:
@@ -342,7 +348,8 @@ class Settler:
             if claim is None or claim.state != ("held" if mine else "settled"):
                 lost[stem] = None
 
-        despite_errors(give, targets)
+        with handle.order_file.soon:  # RACE: as in `Moves.take_over`
+            despite_errors(give, targets)
         return list(lost)
 
     def adopt(self, targets: list[Target]) -> list[str]:

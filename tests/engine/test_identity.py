@@ -360,7 +360,8 @@ def test_a_put_whose_file_was_removed_is_no_success(path: Path) -> None:
     def stat(name: Any, *args: Any, **kwargs: Any) -> Any:
         found = real(name, *args, **kwargs)
         is_former = name == "a.json" and folder_of(kwargs["dir_fd"]) == "done"
-        return SimpleNamespace(st_ctime=found.st_ctime - 3600.0) if is_former else found
+        before = found.st_ctime - 3600.0
+        return SimpleNamespace(st_ctime=before, st_mtime=before) if is_former else found
 
     tap.ops.stat = stat  # type: ignore[assignment]
     with pytest.raises(QueueIOError, match="removed") as caught:

@@ -121,6 +121,17 @@ def small_plan(**rules: Any) -> Plan:
 
 
 @pytest.mark.parametrize("mount", sorted(KINDS))
+def test_no_lease_is_shorter_than_its_timeout(mount: str) -> None:
+    """Though its stamp may be cut down to the whole second."""
+    rules = replace(KINDS[mount], latency_s=0.0005)
+    for late_s in (0.5, 0.9):
+        holder = Client("a", 0.0, (("put", ["x"]), ("work", late_s), ("get", 1, 1.0, None)))
+        other = Client("b", 0.0, (("work", 10.05), ("get", 1, 5.0, None), ("ack", 1)))
+        outcome = run(Plan(1, survived(rules), (holder, other)), traced=True)
+        assert not outcome.problems, report(outcome)
+
+
+@pytest.mark.parametrize("mount", sorted(KINDS))
 def test_whoever_put_a_ref_gets_it_back_when_the_lease_of_another_node_has_expired(mount: str) -> None:
     """Though it may still know the ref by the name under which it put it, so that a rename to that does nothing."""
     rules = replace(KINDS[mount], names_s=max(KINDS[mount].names_s, 30.0), latency_s=0.001)

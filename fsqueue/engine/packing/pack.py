@@ -16,7 +16,7 @@ from fsqueue.disk.fileops import REF_LIMIT_BYTES
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import Layout
 from fsqueue.engine.onlooker import time_there
-from fsqueue.engine.packing.revision import Revision, look, read_segment, recover, recover_quietly
+from fsqueue.engine.packing.revision import Pauses, Revision, look, read_segment, recover, recover_quietly
 from fsqueue.engine.reserve import FREED_S, is_full
 from fsqueue.errors import CorruptRefError, QueueIOError
 from fsqueue.format import names, packed
@@ -248,6 +248,7 @@ def packed_lines(layout: Layout) -> Iterator[tuple[Segment, bytes]]:
     RACE: where one is replaced meanwhile, its successor is taken; unless part of that was given already.
     """
     given: set[str] = set()
+    pauses = Pauses(layout.ops)
     while True:
         again = False
         for segment in _by_age(layout, look(layout).segments):
@@ -262,6 +263,7 @@ def packed_lines(layout: Layout) -> Iterator[tuple[Segment, bytes]]:
             yield segment, data
         if not again:
             return
+        pauses.wait()
 
 
 def _by_age(layout: Layout, found: list[Segment]) -> list[Segment]:

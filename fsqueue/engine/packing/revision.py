@@ -25,7 +25,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 
-from fsqueue.disk.fileops import silently_remove
+from fsqueue.disk.fileops import FileOps, silently_remove
 from fsqueue.disk.publish import write_together
 from fsqueue.engine.arrival import is_gone
 from fsqueue.engine.handle import Handle
@@ -36,6 +36,8 @@ from fsqueue.errors import CorruptRefError
 from fsqueue.format import packed
 from fsqueue.format.packed import Done, Licence, Line, Segment
 
+_FIRST_PAUSE_S = 0.01
+_LONGEST_PAUSE_S = 1.0
 ABANDONED_S = 3600.0
 _LOOKS = 16
 
@@ -89,6 +91,22 @@ def read_segment(layout: Layout, segment: Segment) -> bytes:
         if is_gone(layout, layout.done, segment.name, error):
             raise FileNotFoundError(errno.ENOENT, "replaced or purged", segment.name) from None
         raise
+
+
+class Pauses:
+    """Wait between looks that have to be repeated: not before the first repetition, then longer and longer.
+
+    What makes one look again is gone at the next, unless listings are old (sshfs: 20 s).
+    """
+
+    def __init__(self, ops: FileOps) -> None:
+        self._sleep = ops.sleep
+        self._pause_s = 0.0
+
+    def wait(self) -> None:
+        if self._pause_s:
+            self._sleep(self._pause_s)
+        self._pause_s = min(max(_FIRST_PAUSE_S, 2 * self._pause_s), _LONGEST_PAUSE_S)
 
 
 class Revision:
@@ -196,6 +214,7 @@ def recover(handle: Handle, mine: Revision | None = None, *, alone: bool, stuck:
     """
     token = mine.token if mine else None
     stuck = set() if stuck is None else stuck
+    pauses = Pauses(handle.ops)
     while True:
         done = look_firmly(handle.layout)
         others = [licence for licence in done.licences if licence.revision != token]
@@ -205,6 +224,7 @@ def recover(handle: Handle, mine: Revision | None = None, *, alone: bool, stuck:
             handle.moves.remove(handle.layout.done, licence.name)
         if not gone and not _finish(handle, done, stuck):
             return done
+        pauses.wait()
 
 
 def recover_quietly(handle: Handle, *, alone: bool = False) -> None:

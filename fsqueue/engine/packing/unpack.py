@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import Layout
-from fsqueue.engine.packing.revision import Revision, look, read_segment, recover, recover_quietly
+from fsqueue.engine.packing.revision import Pauses, Revision, look, read_segment, recover, recover_quietly
 from fsqueue.format import names, packed
 from fsqueue.format.codec import Bookkeeping, Event, wrap_raw
 from fsqueue.format.packed import Done, Line, Segment
@@ -27,6 +27,7 @@ def unpack(handle: Handle, wanted: Wanted) -> Done:
     """
     clean: set[str] = set()
     stuck: set[str] = set()
+    pauses = Pauses(handle.ops)
     while True:
         done = look(handle.layout)
         try:
@@ -37,6 +38,7 @@ def unpack(handle: Handle, wanted: Wanted) -> Done:
                 if found is not None:
                     _take_out(revision, *found)
         except FileNotFoundError:
+            pauses.wait()
             continue  # a segment was replaced, or the licence taken away: look again
         except OSError:
             recover_quietly(handle)
