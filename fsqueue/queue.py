@@ -529,7 +529,8 @@ class FileSampleRefQueue(Generic[R]):
             from fsqueue.stream.stream import Stream
 
             with self._reaching("opening the stream of"):
-                opened.stream = Stream(opened.engine.handle, opened.engine.opened_at)
+                engine = opened.engine
+                opened.stream = Stream(engine.handle, engine.opened_at, bring_back=engine.reclaimer.bring_back)
         return opened.stream
 
     def producer(
@@ -551,8 +552,8 @@ class FileSampleRefQueue(Generic[R]):
                 gone, this waits until it has fallen silent.
             expected: how many producers the stream has in all; it does not end before that many have joined.
             required: the others stop where this one is missing, and do not wait for it.
-            attempt: how often its launcher has started it again: a higher one takes the place at once. None: as the
-                environment of Slurm or torchrun says.
+            attempt: how often its launcher has started it again: a higher one takes the place at once, and what the
+                former process leases comes back. None: as the environment of Slurm or torchrun says.
             on_sigterm: "withdraw": SIGTERM raises SystemExit in the block, or runs the handler that was there before,
                 and the member withdraws in either case.
 

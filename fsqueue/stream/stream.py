@@ -51,11 +51,19 @@ class Stream:
     Args:
         opened_at: when the handle was opened, monotonic; what became of members before concerns an earlier run.
         run: which run the handle belongs to, where somebody said.
+        bring_back: makes the leases of owners pending again whose processes are proven to be gone.
     """
 
-    def __init__(self, handle: Handle, opened_at: float, run: str | None = None) -> None:
+    def __init__(
+        self,
+        handle: Handle,
+        opened_at: float,
+        run: str | None = None,
+        bring_back: Callable[[Collection[str]], object] = lambda owners: None,
+    ) -> None:
         self.opened_at = opened_at
         self._run = run
+        self._bring_back = bring_back
         self._handle = handle
         self._ops: FileOps = handle.ops
         self.directory = handle.layout.open(STREAM, make_missing=True)
@@ -85,6 +93,9 @@ class Stream:
     ) -> None:
         """Register a member in the place of a namesake that has left, failed or died; wait until that is certain.
 
+        Where the launcher proves that, the leases of that one's handle come back at once.
+        CRASH: its file goes last, so that the next one to join finds by it what is left to bring back.
+
         Args:
             joined: the membership is appended to it, so that it can vanish where the call is cut short.
             group, ranks: of one of several ranks, the session and the names of all of them.
@@ -103,8 +114,11 @@ class Stream:
         )
         earlier = Places(self._handle, self._files, self._doubted_s).taken_by(role, record, frozenset(ranks))
         joined.append(Membership(self._handle, self.directory, role, record, release, on_sigterm))
+        gone = {it.record.process.owner for _, it in earlier if record.launch.succeeds(it.record.launch)}
+        if gone:
+            self._bring_back(gone)
         mine = member_file(role, record, "open")  # which a handle may have left behind itself
-        silently_remove(self._ops, self.directory.fd, [file for file in earlier if file != mine])
+        silently_remove(self._ops, self.directory.fd, [file for file, _ in earlier if file != mine])
 
     def _doubted_s(self, member: Member) -> float:
         """Return for how many seconds more a member's silence does not prove that it is gone."""
