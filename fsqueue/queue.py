@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from fsqueue.consume import OnError, WorkLoop
     from fsqueue.engine.packing.pack import Packed
+    from fsqueue.engine.states import RefState
     from fsqueue.stream.members import Role
     from fsqueue.stream.membership import Membership, OnSigterm
     from fsqueue.stream.policy import StreamPolicy
@@ -521,6 +522,18 @@ class FileSampleRefQueue(Generic[R]):
             done = look(layout).count
             failed = sum(1 for name in layout.failed.listing() if names.parse_ref(name))
         return Counts(self.depth(), self.in_flight(), done, failed)
+
+    def states(self, ids: Iterable[str]) -> dict[str, RefState]:
+        """Tell where refs are: "pending", "leased", "done" or "failed", by id; those that are nowhere are left out.
+
+        So a producer that is started again learns which of its ids it has put. Done refs count as long as their files
+        are kept (`keep_done`), also packed, and until they are purged. Costs one listing of each directory, however
+        many ids there are: ask for all of them at once.
+        """
+        from fsqueue.engine.states import states_of
+
+        with self._reaching("listing"):
+            return states_of(self.handle.layout, arguments.sample_ids("states", ids))
 
     def stream(self) -> Stream:
         """Return the stream's members and its end, as this handle sees them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shlex
 import sys
 import tempfile
@@ -118,17 +119,19 @@ def _display() -> Iterator[Callable[[Snapshot], None]]:
 
 
 class _PlainLines:
-    """Print a line every few seconds, and one for each message."""
+    """Print a line every few seconds, one for each message, and one when something else is done or waited for."""
 
     def __init__(self) -> None:
         self._last = 0.0
-        self._stage = ""
+        self._doing = ""
 
     def __call__(self, snapshot: Snapshot) -> None:
         if snapshot.message:
             remark(f"{snapshot.elapsed_s:6.1f} s  {snapshot.message}")
-        elif snapshot.stage != self._stage or time.monotonic() - self._last > _PLAIN_EVERY_S:
-            self._last, self._stage = time.monotonic(), snapshot.stage
+            return
+        doing = re.sub(r"\d+", "", f"{snapshot.stage}: {snapshot.waits_for}")
+        if doing != self._doing or time.monotonic() - self._last > _PLAIN_EVERY_S:
+            self._last, self._doing = time.monotonic(), doing
             remark(f"{snapshot.elapsed_s:6.1f} s  {snapshot.stage}: {snapshot.waits_for or _one_line(snapshot)}")
 
 

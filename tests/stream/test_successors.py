@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -63,7 +63,7 @@ def test_the_process_before_can_end_nothing_any_more(
     held = former.get(1)
     with queue.consumer("trainer", attempt=1):
         again = queue.get(1) if leased_again else []
-        settle = {
+        settle: Callable[[], list[str]] = {
             "ack": lambda: former.ack(held, step=7),
             "fail": lambda: former.fail(held, "NaN", retryable=False),
             "release": lambda: former.release(held),
