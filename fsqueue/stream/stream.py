@@ -18,6 +18,7 @@ from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, silently_remove
 from fsqueue.engine import owners
 from fsqueue.engine.awake import Doubts, grace_s
+from fsqueue.engine.engine import reaching
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import STREAM, read_json
 from fsqueue.errors import MemberFailedError, MemberMissingError, QueueConfigError
@@ -136,14 +137,15 @@ class Stream:
 
         RACE: a member whose file is renamed meanwhile must not be missing: so then this lists again.
         """
-        while True:
-            listing = self.directory.listing()
-            now = self._handle.clock.now() if any(map(parse_member, listing)) else 0.0
-            found = list(read_members(self._ops, self.directory, listing, now))
-            unread = {name for name in listing if parse_member(name)} - {name for name, _ in found}
-            if not unread or unread <= set(self.directory.listing()):
-                self._beat_s = min((member.policy.beat_s for _, member in found), default=BEAT_S)
-                return found
+        with reaching("reading the members of", self._handle.layout):
+            while True:
+                listing = self.directory.listing()
+                now = self._handle.clock.now() if any(map(parse_member, listing)) else 0.0
+                found = list(read_members(self._ops, self.directory, listing, now))
+                unread = {name for name in listing if parse_member(name)} - {name for name, _ in found}
+                if not unread or unread <= set(self.directory.listing()):
+                    self._beat_s = min((member.policy.beat_s for _, member in found), default=BEAT_S)
+                    return found
 
     def raise_failures(self, role: Role, among: Container[str] | None = None) -> None:
         """Raise the error of a member of this role without which the others cannot go on, if there is one.
@@ -263,12 +265,13 @@ class Stream:
         have stood still for longer than their grain before the empty listings, and be the same after them. Where a
         directory's mtime tells nothing, all looks must find nothing, and they are apart by more than a hop takes.
         """
-        if not self.all_closed("producer") or self._any_live(besides):
-            return False
-        if not self._handle.layout.filesystem.directory_times:
-            return not any(self._any_live_later(besides) for _ in range(_LOOKS))
-        stood = self._stand_still()
-        return not self._any_live(besides) and stood == self._changed_at_ns()
+        with reaching("looking at the stream of", self._handle.layout):
+            if not self.all_closed("producer") or self._any_live(besides):
+                return False
+            if not self._handle.layout.filesystem.directory_times:
+                return not any(self._any_live_later(besides) for _ in range(_LOOKS))
+            stood = self._stand_still()
+            return not self._any_live(besides) and stood == self._changed_at_ns()
 
     def _any_live(self, besides: frozenset[str]) -> bool:
         pending = self._handle.layout.pending
