@@ -117,7 +117,7 @@ class MemberScript:
             return self._died()
         except Preempted:
             self._truth.withdrawals += 1
-            return self._is_gone() or self._requeue()
+            return self._is_gone() or self._after_a_while()
         except MemberReplacedError as error:
             if not self._taken_over:
                 self._truth.problems.append(f"replaced by nobody: {error}")
@@ -139,7 +139,7 @@ class MemberScript:
         except FsQueueError as error:
             self._world.say(f"{self.name}  !! {error}")
             self.errors.append(error)
-            return self._requeue()
+            return self._after_a_while()
 
     def _boot(self) -> Machine:
         machine = Machine(
@@ -168,7 +168,7 @@ class MemberScript:
             self._cache = self._new_cache()
             self._world.wait(self._rng.uniform(*_REBOOT_S))
             return None
-        return self._requeue()
+        return self._after_a_while()
 
     def _is_gone(self) -> str | None:
         self._truth.at_work.discard(self._part.name)
@@ -177,11 +177,13 @@ class MemberScript:
         self._truth.gone[self._part.name] = self._world.now
         return "is gone for good"
 
-    def _requeue(self) -> None:
+    def _after_a_while(self) -> str | None:
+        """Wait as a scheduler lets a job wait that it has requeued; None: it is started again then."""
         self._truth.at_work.discard(self._part.name)
         if self._machine is not None:
             self._machine.dead = True
         self._world.wait(self._rng.uniform(*_REQUEUE_S))
+        return None
 
     def _open(self) -> FileSampleRefQueue[SampleRef]:
         return FileSampleRefQueue(

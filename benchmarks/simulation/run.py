@@ -64,7 +64,7 @@ class _NoHeartbeats:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Let names of owners and of packings go by number, no heartbeat thread, and every client looks like another host."""
+    """Number the names of owners and of packings; no heartbeat thread, and every client looks like another host."""
     serials = count(1)
 
     def new_owner(name: str | None, path: str) -> str:

@@ -119,7 +119,11 @@ def _with_losses(plan: StreamPlan, rng: random.Random) -> StreamPlan:
     """The same run, of which one member is gone for good; a quorum of producers may be enough."""
     victim = rng.randrange(len(plan.parts))
     parts = list(plan.parts)
-    end = {"withdraws": (rng.randint(1, 3),)} if rng.random() < 0.5 else {"faults": (Fault(rng.randint(60, 200), "node"),)}
-    parts[victim] = replace(parts[victim], gone=True, understudy=False, **end)  # type: ignore[arg-type]
+    end = (
+        {"withdraws": (rng.randint(1, 3),)}
+        if rng.random() < 0.5
+        else {"faults": (Fault(rng.randint(60, 200), "node"),)}
+    )
+    parts[victim] = replace(parts[victim], gone=True, understudy=False, **end)
     enough = parts[victim].role == "producer" and len(plan.of("producer")) > 1 and rng.random() < 0.6
     return replace(plan, parts=tuple(parts), await_s=SHORT_AWAIT_S, quorum=1 if enough else 0)

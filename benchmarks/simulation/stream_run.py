@@ -128,7 +128,9 @@ class _Run:
             self._world.wait(1.0)
             if self._world.now - self._truth.moved_at > longest_s:
                 waiting = [script.name for script in self._scripts if script.ended is None]
-                self._truth.problems.append(f"not over: {', '.join(waiting)}, {longest_s:.0f} s after anything happened")
+                self._truth.problems.append(
+                    f"not over: {', '.join(waiting)}, {longest_s:.0f} s after anything happened"
+                )
                 self.end()
                 return
 

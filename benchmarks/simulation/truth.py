@@ -87,6 +87,8 @@ class Truth:
             open_yet = [name for name in open_yet if name in self.at_work]
         if open_yet:
             self.problems.append(f"ended early: {', '.join(open_yet)} had not closed")
-        live = [f"{folder}/{name}" for folder in LIVE for name in self._observer.entries(folder) if stem_in(folder, name)]
+        live = [
+            f"{folder}/{name}" for folder in LIVE for name in self._observer.entries(folder) if stem_in(folder, name)
+        ]
         if live:
             self.problems.append(f"ended early: there were {', '.join(live)}")

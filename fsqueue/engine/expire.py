@@ -186,7 +186,16 @@ class Reclaimer:
     def _expired(self, leases: list[Lease], dead: set[str], started: float) -> list[Lease]:
         self._now = None
         self._doubts.keep({*leases, *(lease.owner for lease in leases)})
-        return [lease for lease in leases if _ends_with(lease, dead) or self._time_has_come(lease, started)]
+        return [it for it in leases if _ends_with(it, dead) or self._given_up(it) or self._time_has_come(it, started)]
+
+    def _given_up(self, lease: Lease) -> Claim | None:
+        """Return this handle's claim on a lease that it has called lost, and that is there all the same.
+
+        RACE: somebody took it over for its time, this handle missed it, and then it was handed back, since it had been
+        renewed. Nobody works on it, and it would not expire as long as this handle beats.
+        """
+        claim = self._handle.held.find(lease.stem) if lease.owner == self._handle.owner else None
+        return claim if claim is not None and (claim.state, claim.name) == ("lost", lease.file) else None
 
     def _reclaim_all(self, expired: list[Lease], how: Callable[[Lease], _End]) -> int:
         back: list[str] = []
@@ -196,6 +205,10 @@ class Reclaimer:
             self._began_at = self._handle.awake.tick()
             if lease.is_returned:
                 self._move_on(lease, back)
+            elif (given_up := self._given_up(lease)) is not None:
+                if self._handle.moves.give_back(given_up):
+                    back.append(lease.stem)
+                    moved.append(lease)
             elif self._reclaim(lease, how(lease), back):
                 moved.append(lease)
             self._check_at.pop(lease, None)
