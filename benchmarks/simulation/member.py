@@ -12,6 +12,7 @@ from fsqueue import (
     QueueConfigError,
     SampleRef,
     StreamEndedError,
+    StreamStalledError,
     TrainerView,
 )
 from fsqueue.disk.fileops import using
@@ -92,6 +93,7 @@ class MemberScript:
             self.ended = self._live()
             self._truth.moved()
         self._truth.at_work.discard(self._part.name)
+        self._truth.ended.add(self._part.name)
         self._world.say(f"{self.name}  == {self.ended}")
 
     def _wait_for_its_cue(self, other: MemberScript) -> bool:
@@ -130,6 +132,10 @@ class MemberScript:
             if not self._plan.has_losses:
                 self._truth.problems.append(f"called over: {error}")
             return "all consumers have left"
+        except StreamStalledError as error:
+            self.errors.append(error)
+            others = [part.name for part in self._plan.of("rank") if part is not self._part]
+            return "came back too late" if self._truth.ended.issuperset(others) else self._after_a_while()
         except QueueConfigError as error:
             other = self._instead_of
             if other.is_stopped if other is not None else not self._taken_over:

@@ -13,7 +13,7 @@ from simulation.rules import Rules
 SILENCE_S = 6.0
 BEAT_S = 2.0
 _CALLS_MORE = 20  # than runs without a stream make: else nobody would come to an end
-LONG_AWAIT_S, SHORT_AWAIT_S = 900.0, 40.0
+LONG_AWAIT_S, RANKS_AWAIT_S, SHORT_AWAIT_S = 900.0, 120.0, 40.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,11 @@ class StreamPlan:
         return [part for part in self.parts if part.role == role]
 
     @property
+    def in_step(self) -> bool:
+        """Whether several ranks need each other, to the end."""
+        return len(self.of("rank")) > 1
+
+    @property
     def has_losses(self) -> bool:
         """Whether somebody is gone for good, so that others may have to end with an error."""
         return any(part.gone for part in self.parts)
@@ -91,7 +96,8 @@ def make_stream_plan(seed: int, mount: str | None = None) -> StreamPlan:
     parts = [_part(rng, f"rollout-{n}", "producer") for n in range(rng.choice((1, 2, 2)))]
     trainers = rng.choice((1, 2)) if kind == "rank" else rng.choice((1, 2, 3))
     parts += [_part(rng, f"trainer-{n}", kind) for n in range(trainers)]
-    plan = StreamPlan(seed, rules, tuple(parts), lock=rng.choice(("flock", "flock", "none")))
+    await_s = RANKS_AWAIT_S if kind == "rank" and trainers > 1 else LONG_AWAIT_S
+    plan = StreamPlan(seed, rules, tuple(parts), await_s, lock=rng.choice(("flock", "flock", "none")))
     return _with_losses(plan, rng) if rng.random() < 0.25 else plan
 
 

@@ -21,6 +21,7 @@ class Truth:
         acking: the ids whose ack has begun.
         trained: id to those who trained it, and were told that their lease was good.
         closed: the producers that had put all that they have.
+        at_work, ended: the members that have joined and not left, and those that are started no more.
         gone: the members that do not come back, with when they ended.
         is_over: the run is, whoever still waits.
         moved_at: when anything was done, or befell anybody, for the last time.
@@ -33,6 +34,7 @@ class Truth:
         self.trained: dict[str, list[str]] = defaultdict(list)
         self.closed: set[str] = set()
         self.at_work: set[str] = set()
+        self.ended: set[str] = set()
         self.gone: dict[str, float] = {}
         self.successions = self.withdrawals = self.refusals = 0
         self.moved_at = world.now

@@ -55,8 +55,9 @@ class World:
         failures: errors that ended an actor.
     """
 
-    def __init__(self, rules: Rules, traced: bool = False) -> None:
+    def __init__(self, rules: Rules, traced: bool = False, most_calls: int = CALL_LIMIT) -> None:
         self.rules = rules
+        self.most_calls = most_calls
         self.now = START_S
         self.server = Server(lambda: self.now, rules)
         self.trace: list[str] | None = [] if traced else None
@@ -196,8 +197,8 @@ class Machine:
             self.pulse.go_on()
         self.calls += 1
         world.calls += 1
-        if world.calls > CALL_LIMIT:
-            raise Stuck(f"more than {CALL_LIMIT} calls")
+        if world.calls > world.most_calls:
+            raise Stuck(f"more than {world.most_calls} calls")
         if self.calls in self._faults:
             self._suffer(self._faults[self.calls])
         world.server.caller = self.process.cache

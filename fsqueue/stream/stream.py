@@ -217,10 +217,13 @@ class Stream:
         self._unchanged.listed(began_at)
 
     def left(self, among: Container[str]) -> Member | None:
-        """Return one of these consumers that has left since this handle was opened."""
+        """Return one of these consumers that has left since this handle was opened, or has not come back for `await_s`.
+
+        Ranks that are started again all together find the others of before, which come back one after the other.
+        """
         for member in self.members():
             closed = member.role == "consumer" and member.state == "closed" and member.record.name in among
-            if closed and not self._happened_before(member):
+            if closed and (not self._happened_before(member) or self._open_s() > member.policy.await_s):
                 return member
         return None
 

@@ -116,17 +116,18 @@ class TrainerView(Generic[R]):
         self._renewer: threading.Thread | None = None
         joined: list[Membership] = []
         try:
-            self._stream.join(
-                "consumer",
-                members[rank],
-                joined,
-                expected=self._world,
-                required=required,
-                attempt=attempt,
-                group=group,
-                ranks=members,
-                on_sigterm=on_sigterm,
-            )
+            with reaching("joining as consumer", handle.layout):
+                self._stream.join(
+                    "consumer",
+                    members[rank],
+                    joined,
+                    expected=self._world,
+                    required=required,
+                    attempt=attempt,
+                    group=group,
+                    ranks=members,
+                    on_sigterm=on_sigterm,
+                )
             self._membership = joined[0]
             self._rendezvous = Rendezvous(handle, self._stream, rank, members, session)
             self._renewer = self._start_renewing()
