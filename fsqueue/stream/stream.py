@@ -114,10 +114,10 @@ class Stream:
             group=group,
         )
         earlier = Places(self._handle, self._files, self._doubted_s).taken_by(role, record, frozenset(ranks))
-        joined.append(Membership(self._handle, self.directory, role, record, release, on_sigterm))
         gone = {it.record.process.owner for _, it in earlier if record.launch.succeeds(it.record.launch)}
         if gone:
             self._bring_back(gone)
+        joined.append(Membership(self._handle, self.directory, role, record, release, on_sigterm))
         mine = member_file(role, record, "open")  # which a handle may have left behind itself
         silently_remove(self._ops, self.directory.fd, [file for file, _ in earlier if file != mine])
 
