@@ -121,7 +121,7 @@ class MemberScript:
             self._truth.withdrawals += 1
             return self._is_gone() or self._after_a_while()
         except MemberReplacedError as error:
-            if not self._taken_over:
+            if not self._taken_over and self._instead_of is None:
                 self._truth.problems.append(f"replaced by nobody: {error}")
             return "was replaced"
         except MemberFailedError as error:
@@ -166,14 +166,11 @@ class MemberScript:
         if fault is None:
             return "was cut off"
         self._faults = [later for later in self._faults if later.call > fault.call]
-        if self._taken_over:
-            return "was taken over"
         if gone := self._is_gone():
             return gone
         if fault.kind == "node":
             self._cache = self._new_cache()
             self._world.wait(self._rng.uniform(*_REBOOT_S))
-            return None
         return self._after_a_while()
 
     def _is_gone(self) -> str | None:
@@ -185,6 +182,8 @@ class MemberScript:
 
     def _after_a_while(self) -> str | None:
         """Wait as a scheduler lets a job wait that it has requeued; None: it is started again then."""
+        if self._taken_over:
+            return "was taken over"
         self._truth.at_work.discard(self._part.name)
         if self._machine is not None:
             self._machine.dead = True

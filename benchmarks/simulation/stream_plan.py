@@ -12,7 +12,7 @@ from simulation.rules import Rules
 
 SILENCE_S = 6.0
 BEAT_S = 2.0
-_CALLS_MORE = 20  # than runs without a stream make: else nobody would come to an end
+_CALLS_MORE = 100  # than runs without a stream make: else nobody would come to an end
 LONG_AWAIT_S, RANKS_AWAIT_S, SHORT_AWAIT_S = 900.0, 120.0, 40.0
 
 
