@@ -92,7 +92,7 @@ class MemberScript:
                 break
             self.ended = self._live()
             self._truth.moved()
-        self._truth.at_work.discard(self._part.name)
+        self._truth.at_work.pop(self._part.name, None)
         self._truth.ended.add(self._part.name)
         self._world.say(f"{self.name}  == {self.ended}")
 
@@ -174,7 +174,7 @@ class MemberScript:
         return self._after_a_while()
 
     def _is_gone(self) -> str | None:
-        self._truth.at_work.discard(self._part.name)
+        self._truth.at_work.pop(self._part.name, None)
         if not self._part.gone:
             return None
         self._truth.gone[self._part.name] = self._world.now
@@ -184,7 +184,7 @@ class MemberScript:
         """Wait as a scheduler lets a job wait that it has requeued; None: it is started again then."""
         if self._taken_over:
             return "was taken over"
-        self._truth.at_work.discard(self._part.name)
+        self._truth.at_work.pop(self._part.name, None)
         if self._machine is not None:
             self._machine.dead = True
         self._world.wait(self._rng.uniform(*_REQUEUE_S))
@@ -213,7 +213,6 @@ class MemberScript:
         join = queue.producer if self._part.role == "producer" else queue.consumer
         with join(self._part.name, expected=len(self._plan.of(self._part.role)), **facts) as member:
             self._truth.joined(member, since)
-            self._truth.at_work.add(self._part.name)
             if self._part.role == "producer":
                 self._produce(queue)
             else:
@@ -254,7 +253,6 @@ class MemberScript:
         partition = (rank, len(ranks)) if len(ranks) > 1 else None
         with TrainerView(queue, partition=partition, batch=_BATCH, session="trainer", **facts) as view:
             self._truth.joined(view._membership, since)
-            self._truth.at_work.add(self._part.name)
             while refs := view.get():
                 self._look_around(queue)
                 self._train(refs, view.ack)
@@ -285,4 +283,5 @@ class MemberScript:
         self._handled += 1
         if self._withdraws and self._handled >= self._withdraws[0]:
             self._withdraws.pop(0)
+            self._truth.at_work.pop(self._part.name, None)
             raise Preempted("preempted")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from fsqueue.stream.members import Member
 from fsqueue.stream.membership import Membership
 from simulation.observer import LIVE, Observer, stem_in
+from simulation.stream_plan import SILENCE_S
 from simulation.world import World
 
 _MARGIN_S = 1.0
@@ -21,7 +22,8 @@ class Truth:
         acking: the ids whose ack has begun.
         trained: id to those who trained it, and were told that their lease was good.
         closed: the producers that had put all that they have.
-        at_work, ended: the members that have joined and not left, and those that are started no more.
+        at_work: the members that have joined and not begun to leave, with their owners.
+        ended: those that are started no more.
         gone: the members that do not come back, with when they ended.
         is_over: the run is, whoever still waits.
         moved_at: when anything was done, or befell anybody, for the last time.
@@ -33,7 +35,7 @@ class Truth:
         self.acking: set[str] = set()
         self.trained: dict[str, list[str]] = defaultdict(list)
         self.closed: set[str] = set()
-        self.at_work: set[str] = set()
+        self.at_work: dict[str, str] = {}
         self.ended: set[str] = set()
         self.gone: dict[str, float] = {}
         self.successions = self.withdrawals = self.refusals = 0
@@ -55,6 +57,7 @@ class Truth:
     def joined(self, member: Membership, since: float) -> None:
         """Note that one has joined, which it began at that time."""
         self._beats[member._record.process.owner].append(since)
+        self.at_work[member.name] = member._record.process.owner
         self.moved()
 
     def has_trained(self, sample_id: str, who: str) -> None:
@@ -69,6 +72,10 @@ class Truth:
             silent_s = self._longest_silence_s(member.record.process.owner, since)
             if member.standing == "silent" and silent_s < member.silence_s - _MARGIN_S:
                 self.problems.append(f"called silent: {member.describe()}, silent for {silent_s:.1f} s at most")
+
+    def _beats_at_work(self, name: str) -> bool:
+        owner = self.at_work.get(name)
+        return owner is not None and self._longest_silence_s(owner, self._world.now) < SILENCE_S - _MARGIN_S
 
     def _longest_silence_s(self, owner: str, since: float) -> float:
         """How long after a beat any moment was, from then to now; one that died, or hung, as it joined had none."""
@@ -86,7 +93,7 @@ class Truth:
         """The stream is over: all have closed that have to, and nothing can be delivered any more."""
         open_yet = sorted(set(producers) - self.closed)
         if quorum and len(self.closed) >= quorum:
-            open_yet = [name for name in open_yet if name in self.at_work]
+            open_yet = [name for name in open_yet if self._beats_at_work(name)]
         if open_yet:
             self.problems.append(f"ended early: {', '.join(open_yet)} had not closed")
         live = [
