@@ -125,7 +125,7 @@ class MemberScript:
                 self._truth.problems.append(f"replaced by nobody: {error}")
             return "was replaced"
         except MemberFailedError as error:
-            self._truth.judge_error(error, error.member)
+            self._truth.judge_error(error, error.member, self._plan.await_s)
             self._truth.gone[self._part.name] = self._world.now  # and others may end because of that
             return "somebody is missing"
         except StreamEndedError as error:

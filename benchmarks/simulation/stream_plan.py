@@ -85,11 +85,12 @@ def stream_plan_from_json(text: str) -> StreamPlan:
 def make_stream_plan(seed: int, mount: str | None = None) -> StreamPlan:
     """The plan of a seed: one or two producers, one to three consumers or ranks, a fault or two each.
 
-    The mount is that of the same seed without a stream, if a process can know there what was put before.
+    The mount is that of the same seed without a stream, if a process can know there what was put before, and whether a
+    rename that has failed was done: else who acks late may be told that it was in time.
     """
     rng = random.Random(f"{seed}/stream")
     rules = make_plan(seed, mount=mount).rules
-    if not rules.deduplicates:
+    if not rules.deduplicates or "rename-keeps-ctime" in rules:
         rules = make_plan(seed, mount="nfs").rules
     rules = replace(rules, stale_handles=rules.stale_handles / _CALLS_MORE)
     kind = rng.choice(("consumer", "consumer", "rank"))

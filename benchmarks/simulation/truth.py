@@ -44,6 +44,7 @@ class Truth:
         self._world = world
         self._observer = observer
         self._beats: dict[str, list[float]] = defaultdict(list)
+        self._seen: dict[str, float] = {}
 
     def moved(self) -> None:
         self.moved_at = self._world.now
@@ -53,11 +54,13 @@ class Truth:
         member = getattr(beat, "__self__", None)
         if isinstance(member, Membership):
             self._beats[member._record.process.owner].append(self._world.now - ago_s)
+            self._seen[member.name] = self._world.now - ago_s
 
     def joined(self, member: Membership, since: float) -> None:
         """Note that one has joined, which it began at that time."""
         self._beats[member._record.process.owner].append(since)
         self.at_work[member.name] = member._record.process.owner
+        self._seen[member.name] = since
         self.moved()
 
     def has_trained(self, sample_id: str, who: str) -> None:
@@ -84,9 +87,11 @@ class Truth:
         later = [at for at in beats if at > since]
         return max(after - before for before, after in zip([last, *later], [*later, self._world.now], strict=True))
 
-    def judge_error(self, error: Exception, said_of: str) -> None:
-        """Only one that is gone for good may end others."""
-        if not any(repr(name) in said_of for name in self.gone):
+    def judge_error(self, error: Exception, said_of: str, await_s: float) -> None:
+        """Only one that is gone for good may end others, or one that was really away for as long as they wait."""
+        name = said_of.split("'")[1]
+        away_s = self._world.now - self._seen.get(name, 0.0)
+        if name not in self.gone and away_s < await_s - _MARGIN_S:
             self.problems.append(f"called missing: {error}")
 
     def judge_end(self, producers: list[str], quorum: int) -> None:
