@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from fsqueue.consume import OnError, WorkLoop
     from fsqueue.engine.packing.pack import Packed
+    from fsqueue.engine.states import RefState
     from fsqueue.stream.members import Role
     from fsqueue.stream.membership import Membership, OnSigterm
     from fsqueue.stream.policy import StreamPolicy
@@ -522,6 +523,18 @@ class FileSampleRefQueue(Generic[R]):
             failed = sum(1 for name in layout.failed.listing() if names.parse_ref(name))
         return Counts(self.depth(), self.in_flight(), done, failed)
 
+    def states(self, ids: Iterable[str]) -> dict[str, RefState]:
+        """Tell where refs are: "pending", "leased", "done" or "failed", by id; those that are nowhere are left out.
+
+        So a producer that is started again learns which of its ids it has put. Done refs count as long as their files
+        are kept (`keep_done`), also packed, and until they are purged. Costs one listing of each directory, however
+        many ids there are: ask for all of them at once.
+        """
+        from fsqueue.engine.states import states_of
+
+        with self._reaching("listing"):
+            return states_of(self.handle.layout, arguments.sample_ids("states", ids))
+
     def stream(self) -> Stream:
         """Return the stream's members and its end, as this handle sees them."""
         opened = self._here()
@@ -529,7 +542,8 @@ class FileSampleRefQueue(Generic[R]):
             from fsqueue.stream.stream import Stream
 
             with self._reaching("opening the stream of"):
-                opened.stream = Stream(opened.engine.handle, opened.engine.opened_at)
+                engine = opened.engine
+                opened.stream = Stream(engine.handle, engine.opened_at, bring_back=engine.reclaimer.bring_back)
         return opened.stream
 
     def producer(
@@ -551,8 +565,8 @@ class FileSampleRefQueue(Generic[R]):
                 gone, this waits until it has fallen silent.
             expected: how many producers the stream has in all; it does not end before that many have joined.
             required: the others stop where this one is missing, and do not wait for it.
-            attempt: how often its launcher has started it again: a higher one takes the place at once. None: as the
-                environment of Slurm or torchrun says.
+            attempt: how often its launcher has started it again: a higher one takes the place at once, and what the
+                former process leases comes back. None: as the environment of Slurm or torchrun says.
             on_sigterm: "withdraw": SIGTERM raises SystemExit in the block, or runs the handler that was there before,
                 and the member withdraws in either case.
 

@@ -63,8 +63,8 @@ class _NoHeartbeats:
 
 
 @contextmanager
-def _deterministic() -> Iterator[None]:
-    """Names of owners and of packings by number, no heartbeat thread, and every client looks like another host."""
+def deterministic() -> Iterator[None]:
+    """Number the names of owners and of packings; no heartbeat thread, and every client looks like another host."""
     serials = count(1)
 
     def new_owner(name: str | None, path: str) -> str:
@@ -95,7 +95,7 @@ def _deterministic() -> Iterator[None]:
 
 def run(plan: Plan, traced: bool = False) -> Outcome:
     """Run a plan from an empty server to a drained queue, and check it."""
-    with _deterministic():
+    with deterministic():
         this = _Run(plan, traced)
         try:
             return this.outcome()

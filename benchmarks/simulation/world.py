@@ -19,6 +19,7 @@ from simulation.rules import Rules
 from simulation.server import Server
 
 if TYPE_CHECKING:
+    from simulation.hearts import Pulse
     from simulation.plan import Fault
 
 START_S = 1_700_000_000.0
@@ -54,8 +55,9 @@ class World:
         failures: errors that ended an actor.
     """
 
-    def __init__(self, rules: Rules, traced: bool = False) -> None:
+    def __init__(self, rules: Rules, traced: bool = False, most_calls: int = CALL_LIMIT) -> None:
         self.rules = rules
+        self.most_calls = most_calls
         self.now = START_S
         self.server = Server(lambda: self.now, rules)
         self.trace: list[str] | None = [] if traced else None
@@ -135,7 +137,12 @@ class World:
 
 
 class Machine:
-    """The operating system as one process sees it: calls that take time, and the faults of its plan."""
+    """The operating system as one process sees it: calls that take time, and the faults of its plan.
+
+    Attributes:
+        pulse: its heartbeat thread; None where it has none.
+        stopped: it is, for now.
+    """
 
     def __init__(
         self, world: World, process: Process, name: str, skew_s: float, faults: list[Fault], rng: random.Random
@@ -145,6 +152,8 @@ class Machine:
         self.dead = False
         self.died_of: Fault | None = None
         self.calls = 0
+        self.pulse: Pulse | None = None
+        self.stopped = False
         self._world = world
         self._skew_s = skew_s
         self._faults = {fault.call: fault for fault in faults}
@@ -171,7 +180,12 @@ class Machine:
         """At least as long as asked; who polls the lock gets its turn less often, which saves the host's time."""
         if self.dead:
             raise Died
-        self._world.wait(seconds + (_POLLING_S * self._rng.random() if self._lock_refused else 0.0))
+        seconds += _POLLING_S * self._rng.random() if self._lock_refused else 0.0
+        until = self._world.now + seconds
+        while self.pulse is not None and (due_s := self.pulse.due_in_s()) < until - self._world.now:
+            self._world.wait(due_s)
+            self.pulse.go_on()
+        self._world.wait(seconds if self.pulse is None else max(0.0, until - self._world.now))
 
     def _call(self, name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         world = self._world
@@ -179,10 +193,12 @@ class Machine:
             if name == "close":
                 return None  # what its objects do when they are collected
             raise Died
+        if self.pulse is not None and not self.pulse.due_in_s():
+            self.pulse.go_on()
         self.calls += 1
         world.calls += 1
-        if world.calls > CALL_LIMIT:
-            raise Stuck(f"more than {CALL_LIMIT} calls")
+        if world.calls > world.most_calls:
+            raise Stuck(f"more than {world.most_calls} calls")
         if self.calls in self._faults:
             self._suffer(self._faults[self.calls])
         world.server.caller = self.process.cache
@@ -206,7 +222,9 @@ class Machine:
     def _suffer(self, fault: Fault) -> None:
         self._world.say(f"{self.name}  ** {fault.kind} {fault.seconds or ''} before call {self.calls}")
         if fault.kind == "pause":
+            self.stopped = True
             self._world.wait(fault.seconds)
+            self.stopped = False
             return
         self.dead, self.died_of = True, fault
         self.process.die(node_dies=fault.kind == "node")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
+import shlex
 import sys
 import tempfile
 import time
@@ -17,7 +20,7 @@ from fsqueue.cli.arguments import F, as_json
 from fsqueue.cli.ending import sigterm_as_exit
 from fsqueue.cli.output import count, data, one_json, remark
 from fsqueue.demo.demo_dir import DemoDirectory
-from fsqueue.demo.options import DemoOptions, DemoReport, Snapshot, how_to_install, missing_packages
+from fsqueue.demo.options import DemoOptions, DemoReport, Preemption, Snapshot, how_to_install, missing_packages
 
 _PLAIN_EVERY_S = 5.0
 _COMMAND_LINE = ParameterSource.COMMANDLINE
@@ -27,7 +30,7 @@ def _option(flag: str, option: str, text: str | None) -> Callable[[F], F]:
     return click.option(flag, option, default=getattr(DemoOptions(""), option), show_default=True, help=text)
 
 
-@click.command(epilog="Example:  fsqueue demo /tmp/demo --kill")
+@click.command(epilog="Example:  fsqueue demo /tmp/demo --preempt")
 @click.argument("directory", required=False, type=click.Path(file_okay=False))
 @_option("--samples", "samples", "Chunks of text to capture.")
 @_option("--passes", "passes", "How often each chunk is put.")
@@ -39,6 +42,7 @@ def _option(flag: str, option: str, text: str | None) -> Callable[[F], F]:
 @_option("--low", "low_watermark", "Pending refs that resume them.")
 @click.option("--target", type=click.Path(exists=True, file_okay=False), help="A local Hugging Face causal model.")
 @click.option("--kill", is_flag=True, help="SIGKILL one rollout and one trainer in mid-run.")
+@click.option("--preempt", is_flag=True, help="Preempt workers as a scheduler does: SIGTERM, SIGKILL, and again later.")
 @_option("--seed", "seed", None)
 @click.option("--resume", is_flag=True, help="Go on with the run in DIR, from its last checkpoint.")
 @as_json
@@ -48,9 +52,9 @@ def demo(ctx: click.Context, /, directory: str | None, resume: bool, as_json: bo
 
     Rollouts run the frozen target over English text, store its hidden states in DIR/features and commit refs;
     trainers lease the refs, train, and ack them at their step. DIR must be missing or empty; without it, a temporary
-    directory is made and kept. Where all processes were killed, --resume goes on: what was acked after the last
-    checkpoint is trained again, and nothing else. Exits with 1 where a sample was lost, failed, committed twice or not
-    trained exactly once, or the queue is left damaged.
+    directory is made and kept, and named at once. Nothing is downloaded. Where all processes were killed, or by Ctrl-C,
+    --resume goes on: what was acked after the last checkpoint is trained again, and nothing else. Exits with 1 where a
+    sample was lost, failed, committed twice or not trained exactly once, or the queue is left damaged.
     """
     target = _options_of(ctx, directory).target if resume else given["target"]
     missing = missing_packages(target)
@@ -58,8 +62,10 @@ def demo(ctx: click.Context, /, directory: str | None, resume: bool, as_json: bo
         raise click.ClickException(how_to_install(missing))
     from fsqueue.demo.run import resume_demo, run_demo
 
-    directory = directory or tempfile.mkdtemp(prefix="fsqueue-demo-")
-    with sigterm_as_exit(), _display() as show:
+    if directory is None:
+        directory = tempfile.mkdtemp(prefix="fsqueue-demo-")
+        remark(f"the run is in {directory}, which is kept")
+    with _says_how_to_resume(ctx, directory, as_json), sigterm_as_exit(), _display() as show:
         report = resume_demo(directory, show) if resume else run_demo(DemoOptions(directory, **given), show)
     if as_json:
         one_json({**dataclasses.asdict(report), "ok": report.ok})
@@ -77,6 +83,18 @@ def _options_of(ctx: click.Context, directory: str | None) -> DemoOptions:
     if others:
         raise click.UsageError(f"--resume takes the options that the run was started with: leave out {others[0]}.")
     return DemoDirectory(directory).read_options()
+
+
+@contextmanager
+def _says_how_to_resume(ctx: click.Context, directory: str, as_json: bool) -> Iterator[None]:
+    """Name the command that goes on with a run which Ctrl-C or SIGTERM ends."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        words = [*ctx.command_path.split(), os.path.abspath(directory), "--resume", *["--json"] * as_json]
+        if DemoDirectory(directory).holds_a_run():
+            remark(f"\ninterrupted; what was trained is kept in {directory}. To go on:\n\n    {shlex.join(words)}")
+        raise
 
 
 @contextmanager
@@ -101,18 +119,20 @@ def _display() -> Iterator[Callable[[Snapshot], None]]:
 
 
 class _PlainLines:
-    """Print a line every few seconds, and one for each message."""
+    """Print a line every few seconds, one for each message, and one when something else is done or waited for."""
 
     def __init__(self) -> None:
         self._last = 0.0
-        self._stage = ""
+        self._doing = ""
 
     def __call__(self, snapshot: Snapshot) -> None:
         if snapshot.message:
             remark(f"{snapshot.elapsed_s:6.1f} s  {snapshot.message}")
-        elif snapshot.stage != self._stage or time.monotonic() - self._last > _PLAIN_EVERY_S:
-            self._last, self._stage = time.monotonic(), snapshot.stage
-            remark(f"{snapshot.elapsed_s:6.1f} s  {snapshot.stage}: {_one_line(snapshot)}")
+            return
+        doing = re.sub(r"\d+", "", f"{snapshot.stage}: {snapshot.waits_for}")
+        if doing != self._doing or time.monotonic() - self._last > _PLAIN_EVERY_S:
+            self._last, self._doing = time.monotonic(), doing
+            remark(f"{snapshot.elapsed_s:6.1f} s  {snapshot.stage}: {snapshot.waits_for or _one_line(snapshot)}")
 
 
 def _one_line(snapshot: Snapshot) -> str:
@@ -130,6 +150,8 @@ def _panel(snapshot: Snapshot) -> Any:
 
     grid = Table.grid(padding=(0, 2))
     grid.add_row(f"[bold]{snapshot.stage}", f"{snapshot.elapsed_s:.0f} s")
+    if snapshot.waits_for:
+        grid.add_row("waits for", snapshot.waits_for)
     grid.add_row("refs", f"{snapshot.pending} pending, {snapshot.leased} leased, {snapshot.failed} failed")
     grid.add_row("done", ProgressBar(total=snapshot.total, completed=snapshot.done, width=50))
     grid.add_row("", f"{snapshot.done} of {snapshot.total}, {snapshot.samples_per_s:.1f} samples/s")
@@ -151,11 +173,13 @@ def _rows(report: DemoReport) -> Iterator[tuple[str, str]]:
         f"{report.put}   ({report.samples} chunks x {report.passes} passes, {report.put_twice} committed twice)",
     )
     yield "trained", f"{report.trained}   in {report.steps} steps, failed {report.failed}"
-    yield "in the final state", f"{report.once} once, {report.twice} more often, {report.never} not at all"
+    each = ": each exactly once" if report.once == report.samples * report.passes else ""
+    yield "in the final state", f"{report.once} once, {report.twice} more often, {report.never} not at all{each}"
     yield "delivered twice", f"{report.delivered_twice}, acknowledgements taken back {report.taken_back}"
     yield "lost", str(report.lost)
     yield "started", f"{report.starts} times" if report.starts != 1 else "once"
     yield "killed", ", ".join(f"{kill.worker} after {kill.after_s:.0f} s" for kill in report.kills) or "none"
+    yield "preempted", ", ".join(map(_preempted, report.preemptions)) or "none"
     yield "loss", f"{_number(report.loss_first)} at the start, {_number(report.loss_last)} at the end"
     before, after = f"{report.acceptance_before:.1%}", f"{report.acceptance_after:.1%}"
     yield "top-1 acceptance", f"{before} before, {after} after   (held-out text)"
@@ -169,6 +193,11 @@ def _rows(report: DemoReport) -> Iterator[tuple[str, str]]:
     yield "ranks agree", "yes" if report.ranks_agree else "NO"
     yield "check", count(report.check_violations, "violation") if report.check_violations else "clean"
     yield "directory", report.directory
+
+
+def _preempted(it: Preemption) -> str:
+    back = "" if it.back_after_s is None else f", back after {it.back_after_s:.0f} s"
+    return f"{it.worker} after {it.after_s:.0f} s ({it.how}{back})"
 
 
 def _number(value: float | None) -> str:

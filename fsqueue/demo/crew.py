@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from fsqueue.demo.options import DemoError
 from fsqueue.operate.doctor.peer import environment
 
 _TAIL_LINES = 12
+_WITHDREW = 128 + signal.SIGTERM
 
 
 def available_cores() -> int:
@@ -26,6 +28,7 @@ class Process:
     Attributes:
         starts: how often it was started, in this and in earlier runs of the demo in its directory.
         finished: it ended by itself and well.
+        held_back: it is not started again where it was killed or told to leave, as long as this is set.
     """
 
     def __init__(self, demo: DemoDirectory, module: str, arguments: list[str], name: str, threads: int) -> None:
@@ -36,6 +39,7 @@ class Process:
         self.name = name
         self.starts = starts_of(demo.log, name)
         self.finished = False
+        self.held_back = False
 
     def start(self) -> None:
         self.starts += 1
@@ -53,19 +57,28 @@ class Process:
     def pid(self) -> int:
         return self._popen.pid if self._popen else 0
 
+    @property
+    def withdrew(self) -> bool:
+        """True where it has left since it was told to."""
+        return self._popen is not None and self._popen.poll() == _WITHDREW
+
     def was_killed(self) -> bool:
-        """Tell if a signal has ended the process.
+        """Tell if a signal has ended the process, also where it left by itself when it was told to.
 
         Raises:
             DemoError: an error has ended it; it is not started again.
         """
         if self._popen is None or self.finished or (code := self._popen.poll()) is None:
             return False
-        if code > 0:
+        if code > 0 and not self.withdrew:
             tail = Path(self._stderr()).read_text(errors="replace").splitlines()[-_TAIL_LINES:]
             raise DemoError("\n".join([f"{self.name} ended with exit code {code}:", *tail]))
         self.finished = code == 0
         return not self.finished
+
+    def signal(self, number: signal.Signals) -> None:
+        if self._popen is not None:
+            self._popen.send_signal(number)  # does nothing where it has ended
 
     def kill(self) -> None:
         """Send SIGKILL, and wait until the process is gone."""
@@ -116,7 +129,7 @@ class Crew:
         Raises:
             DemoError: an error has ended one of them.
         """
-        killed = [process for process in self._all() if process.was_killed()]
+        killed = [process for process in self._all() if process.was_killed() and not process.held_back]
         if any(process in self.trainers for process in killed):
             self._before_trainer_restart()
         for process in killed:

@@ -120,6 +120,10 @@ class DemoDirectory:
             os.mkdir(self.at(name))
         publish(self.at(_OPTIONS), msgspec.json.encode(options))
 
+    def holds_a_run(self) -> bool:
+        """Tell if a run was started here, whatever has become of it."""
+        return os.path.exists(self.at(_OPTIONS))
+
     def read_options(self) -> DemoOptions:
         """Read the options that the run was started with.
 

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import msgspec
 
 Kind = Literal[
-    "started", "prepared", "found", "put", "paused", "resumed", "joined", "delivered", "step", "acked", "lease_lost",
-    "rewound", "failed", "acceptance", "surviving", "finished",
+    "started", "preparing", "prepared", "found", "put", "paused", "resumed", "joined", "delivered", "step", "acked",
+    "lease_lost", "rewound", "failed", "acceptance", "surviving", "finished",
 ]  # fmt: skip
 
 
@@ -27,7 +27,7 @@ class JournalEvent(msgspec.Struct, frozen=True, omit_defaults=True):
         loss: of this process's own refs in a step.
         global_loss: of all ranks' refs in a step.
         value: an acceptance.
-        note: a digest, a reason.
+        note: a digest, a reason, what is done now.
     """
 
     kind: Kind

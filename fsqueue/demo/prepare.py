@@ -22,7 +22,7 @@ from fsqueue.demo.demo_dir import DemoDirectory, Plan, publish
 from fsqueue.demo.draft import Frozen
 from fsqueue.demo.evaluate import HeldOut, measure
 from fsqueue.demo.journal import Journal
-from fsqueue.demo.options import DemoOptions
+from fsqueue.demo.options import MODEL_PACKAGE, DemoOptions
 from fsqueue.demo.target import Target, convert_gguf, load_tokenizer, packaged_gguf
 
 CHUNKS = "chunks.safetensors"
@@ -30,27 +30,31 @@ CHUNKS = "chunks.safetensors"
 
 def prepare(demo: DemoDirectory, options: DemoOptions, journal: Journal) -> None:
     """Prepare everything; the plan is there once this returns."""
-    folder, version = _target_folder(demo, options)
+    folder, version = _target_folder(demo, options, journal)
     journal.write("prepared", note=f"target {version} is ready")
+    journal.write("preparing", note="loading the target model")
     target = Target(folder)
+    journal.write("preparing", note="cutting the text into chunks")
     split = _split(folder, options)
     publish(demo.at("plan", CHUNKS), save({"training": torch.tensor(split.training, dtype=torch.int32)}))
     _frozen(target, text.commonest(split.training, options.vocabulary, len(target.embedding()))).save(demo)
     held_out_tokens = torch.tensor(split.held_out, dtype=torch.int32)
-    _capture_held_out(target, held_out_tokens).save(demo)
+    _capture_held_out(target, held_out_tokens, journal).save(demo)
     journal.write("prepared", note=f"{len(split.training)} chunks to capture, {len(split.held_out)} held out")
     plan = Plan(folder, version, target.hidden_size, options)
+    journal.write("preparing", note="measuring the untrained draft")
     TrainingState(plan).save(demo)
     measure(demo, plan, journal)
     demo.write_plan(plan)
 
 
-def _target_folder(demo: DemoDirectory, options: DemoOptions) -> tuple[str, str]:
+def _target_folder(demo: DemoDirectory, options: DemoOptions, journal: Journal) -> tuple[str, str]:
     """Return the folder that the processes load the target from, and the target's name."""
     if options.target is not None:
         folder = os.path.abspath(options.target)
         return folder, os.path.basename(folder)
     source, file = packaged_gguf()
+    journal.write("preparing", note=f"converting the target model {file}, of the package {MODEL_PACKAGE}")
     convert_gguf(source, file, demo.at("target"))
     return demo.at("target"), file
 
@@ -73,9 +77,13 @@ def _frozen(target: Target, kept: list[int]) -> Frozen:
     return Frozen(target.embedding().float(), head.float(), bias.float(), ids)
 
 
-def _capture_held_out(target: Target, tokens: Tensor) -> HeldOut:
-    hidden = [target.hidden_states(piece) for piece in tokens]
-    return HeldOut(tokens, torch.stack(hidden), torch.stack([target.choices(states) for states in hidden]))
+def _capture_held_out(target: Target, tokens: Tensor, journal: Journal) -> HeldOut:
+    hidden, choices = [], []
+    for number, piece in enumerate(tokens):
+        journal.write("preparing", note=f"running the target model on held-out text, {number} of {len(tokens)} chunks")
+        hidden.append(target.hidden_states(piece))
+        choices.append(target.choices(hidden[-1]))
+    return HeldOut(tokens, torch.stack(hidden), torch.stack(choices))
 
 
 def main(arguments: list[str]) -> None:

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from fsqueue.control.ledger import FileMetadataStore
 from fsqueue.demo.demo_dir import DemoDirectory, Plan, ids_by_state
 from fsqueue.demo.journal import JournalEvent
-from fsqueue.demo.options import DemoReport, Kill, RankStats, RolloutStats
+from fsqueue.demo.options import DemoReport, Kill, Preemption, RankStats, RolloutStats
 from fsqueue.records import SampleRef
 
 
@@ -103,7 +103,14 @@ _BY_ID = frozenset({"put", "delivered", "acked", "failed", "lease_lost", "rewoun
 
 
 def make_report(
-    demo: DemoDirectory, plan: Plan, totals: Totals, kills: list[Kill], *, seconds: float, violations: int
+    demo: DemoDirectory,
+    plan: Plan,
+    totals: Totals,
+    *,
+    kills: list[Kill],
+    preemptions: list[Preemption],
+    seconds: float,
+    violations: int,
 ) -> DemoReport:
     """Make the final figures; the ledger and the queue's directories are read once more for them."""
     options = plan.options
@@ -137,6 +144,7 @@ def make_report(
         seconds=seconds,
         samples_per_s=totals.samples_per_s(len(done), totals.last_ack_at),
         kills=kills,
+        preemptions=preemptions,
         ranks=[_rank(totals, rank, done) for rank in range(options.trainers)],
         rollouts=[_rollout(totals, index) for index in range(options.rollouts)],
         ranks_agree=len(digests) == 1 and None not in digests,

@@ -10,7 +10,6 @@ It needs no torch itself, and touches the queue only to count.
 from __future__ import annotations
 
 import os
-import random
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -18,16 +17,18 @@ from dataclasses import dataclass, replace
 
 from fsqueue import FileSampleRefQueue
 from fsqueue.control.ledger import FileMetadataStore
-from fsqueue.demo.crew import Crew, Process
+from fsqueue.demo.crew import Crew
 from fsqueue.demo.demo_dir import DemoDirectory
 from fsqueue.demo.generations import Generations
 from fsqueue.demo.journal import Journal, JournalReader, starts_of
-from fsqueue.demo.options import DemoError, DemoOptions, DemoReport, Kill, Progress, Snapshot
+from fsqueue.demo.options import DemoError, DemoOptions, DemoReport, Progress, Snapshot
 from fsqueue.demo.report import Totals, make_report
+from fsqueue.demo.scheduler import Killer, Scheduler
 from fsqueue.engine.layout import STREAM
 from fsqueue.operate.check import check_queue
 from fsqueue.records import SampleRef
 
+_LOADING = "loading torch and transformers"
 _POLL_S = 0.05
 _PROGRESS_S = 0.5
 
@@ -53,7 +54,7 @@ def resume_demo(directory: str, progress: Progress = lambda snapshot: None) -> D
         DemoError: there is no run, it is going on, or as for `run_demo`.
     """
     demo = DemoDirectory(directory)
-    options = replace(demo.read_options(), directory=demo.path, kill=False)
+    options = replace(demo.read_options(), directory=demo.path, kill=False, preempt=False)
     return _run(demo, options, progress)
 
 
@@ -100,9 +101,9 @@ class _Run:
         self._reader = JournalReader(self.demo.log)
         self._totals = Totals()
         self._started = self._shown = self._moved = time.monotonic()
-        self._random = random.Random(self.options.seed)
-        self._kills: list[Kill] = []
-        self._due_kills = [self._rollout_to_kill, self._trainer_to_kill] if self.options.kill else []
+        self._preparing = _LOADING
+        self._killer = Killer(self.options, self.crew, self._totals, self._say)
+        self._scheduler = Scheduler(self.options, self.crew, self._totals, self.queue.stream(), self._say)
 
     def to_the_end(self) -> DemoReport:
         self.crew.start()
@@ -115,19 +116,26 @@ class _Run:
         if plan is None:
             raise DemoError(f"{self.demo.path} has lost its plan")
         return make_report(
-            self.demo, plan, self._totals, self._kills, seconds=self._elapsed_s(), violations=len(violations)
+            self.demo,
+            plan,
+            self._totals,
+            kills=self._killer.kills,
+            preemptions=self._scheduler.preemptions,
+            seconds=self._elapsed_s(),
+            violations=len(violations),
         )
 
     def _until(self, finished: Callable[[], bool]) -> None:
         """Watch, kill and show until then."""
         while True:
             for worker in self.crew.watch():
-                self._show(message=f"started {worker.name} again, pid {worker.pid}")
+                self._say(f"started {worker.name} again, pid {worker.pid}, attempt {worker.starts}")
             over = finished()
             self._read_events()
             if over:
                 return
-            self._kill_what_is_due()
+            self._killer.tick()
+            self._scheduler.tick()
             if time.monotonic() - self._shown > _PROGRESS_S:
                 self._show()
             time.sleep(_POLL_S)
@@ -139,6 +147,8 @@ class _Run:
             if event.kind == "acceptance":
                 when = "before" if event.worker == "prepare" else "after"
                 self._show(message=f"top-1 acceptance {when} training: {event.value:.1%}")
+            elif event.kind == "preparing":
+                self._preparing = event.note
             elif event.kind == "prepared":
                 self._show(message=event.note)
             elif event.kind == "failed":
@@ -146,36 +156,25 @@ class _Run:
         if time.monotonic() - self._moved > self.options.stall_timeout_s:
             raise DemoError(f"nothing has moved for {self.options.stall_timeout_s:.0f} s; see {self.demo.log}")
 
-    def _kill_what_is_due(self) -> None:
-        for choose in list(self._due_kills):
-            if victim := choose():
-                self._due_kills.remove(choose)
-                self._kill(victim)
-
-    def _rollout_to_kill(self) -> Process | None:
-        """Choose a rollout, once a quarter of the chunks is captured."""
-        due = len(self._totals.all_known) >= max(1, self.options.samples // 4)
-        return self._one_running(self.crew.rollouts) if due else None
-
-    def _trainer_to_kill(self) -> Process | None:
-        """Choose a trainer that holds leases, once a quarter of all refs is trained."""
-        due = len(self._totals.acked_by) >= max(1, self.options.total // 4)
-        return self._one_running([it for it in self.crew.trainers if self._totals.held[it.name]]) if due else None
-
-    def _one_running(self, workers: list[Process]) -> Process | None:
-        running = [worker for worker in workers if worker.running]
-        return self._random.choice(running) if running else None
-
-    def _kill(self, victim: Process) -> None:
-        pid, held = victim.pid, len(self._totals.held[victim.name])
-        victim.kill()
-        self._kills.append(Kill(victim.name, pid, round(self._elapsed_s(), 1), held))
-        self._show(message=f"killed {victim.name}, pid {pid}, which held {held} leases")
-
     def _stage(self) -> str:
         if not self.crew.prepare.finished:
             return "preparing"
-        return "evaluating" if self.crew.finished else "training"
+        if self.crew.finished:
+            return "evaluating"
+        return "training" if self._totals.step else "preparing"
+
+    def _waits_for(self) -> str:
+        """Say what comes before the first step."""
+        if self._stage() != "preparing":
+            return ""
+        if not self.crew.prepare.finished:
+            return self._preparing
+        if not self._totals.all_known:
+            return f"the first features: rollouts ({self.options.rollouts}) load the target model"
+        return f"the first step: trainers ({self.options.trainers}) load torch, and meet"
+
+    def _say(self, message: str) -> None:
+        self._show(message=message)
 
     def _show(self, stage: str | None = None, message: str | None = None) -> None:
         self._shown = time.monotonic()
@@ -190,6 +189,7 @@ class _Run:
                 step=totals.step,
                 samples_per_s=totals.samples_per_s(counts.done, time.time()),
                 losses={int(worker.rpartition("-")[2]): loss for worker, loss in sorted(totals.last_loss.items())},
+                waits_for=self._waits_for(),
                 message=message,
             )
         )

@@ -58,7 +58,8 @@ def opened(demo: DemoDirectory, kind: str, index: int, start: int, parent: Paren
 def taking_part(kind: Literal["rollout", "trainer"]) -> Iterator[Worker]:
     """Join the stream as this process's command line says: a rollout produces, a trainer consumes.
 
-    Leaving the block normally closes this end of the stream, an exception marks it failed.
+    Leaving the block normally closes this end of the stream, an exception marks it failed, and SIGTERM withdraws it. A
+    restarted worker takes its place at once, by the number of its starts.
     """
     parser = argparse.ArgumentParser(prog=f"python -m fsqueue.demo.{kind}")
     parser.add_argument("directory")
@@ -70,5 +71,5 @@ def taking_part(kind: Literal["rollout", "trainer"]) -> Iterator[Worker]:
     with opened(DemoDirectory(given.directory), kind, given.index, given.start, Parent(given.parent)) as worker:
         join = worker.queue.producer if kind == "rollout" else worker.queue.consumer
         expected = worker.options.rollouts if kind == "rollout" else worker.options.trainers
-        with join(worker.name, expected=expected):
+        with join(worker.name, expected=expected, attempt=given.start, on_sigterm="withdraw"):
             yield worker

@@ -14,7 +14,7 @@ from fsqueue.engine.arrival import is_gone, patiently
 from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import Layout
 from fsqueue.errors import CorruptRefError, TooLongError
-from fsqueue.format.codec import Bookkeeping, Event, bookkeeping_tail, split, wrap_raw
+from fsqueue.format.codec import REPLACED, Bookkeeping, Event, bookkeeping_tail, split, wrap_raw
 
 Change = Callable[[Bookkeeping], None]
 
@@ -133,7 +133,7 @@ def record(event: str, at: float, holder: str | None, reason: str | None = None,
 
     def change(bookkeeping: Bookkeeping) -> None:
         bookkeeping.attempts += attempt
-        bookkeeping.expiries += event == "expired"
+        bookkeeping.expiries += event in ("expired", REPLACED)
         bookkeeping.add(Event(event, at, holder, reason))
 
     return change

@@ -5,7 +5,8 @@ owner keeps a heartbeat, its record's mtime; or at once when the owner's process
 called so only by a process that was awake while the owner was silent (`awake`). A lease that was taken over because
 its time was up expires by its mtime alone, until whoever took it over has looked once more: that may be the stamp of
 an owner who renewed it in the last instant. One that has ended, and whose ref could not get its name in pending/, is
-moved on with every round (`moves`).
+moved on with every round (`moves`). Whoever takes a member's place in a stream, with proof that the process before it
+is gone, brings the leases of that one's handle back at once, in a round of its own (`bring_back`).
 
 A round costs one listing of leased/. A lease that appeared since the previous round cannot expire before that
 round's start plus the timeout, so a file is looked at only when its time may have come; one look at an owner's
@@ -13,6 +14,9 @@ record covers all of its leases. What a get's round looks at in vain is bounded;
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import despite_errors
@@ -24,6 +28,7 @@ from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
 from fsqueue.engine.others import READS_A_ROUND, Others
 from fsqueue.format import names
+from fsqueue.format.codec import REPLACED
 from fsqueue.format.names import Lease
 
 ROUND_S = 1.0
@@ -31,6 +36,23 @@ IDLE_ROUND_S = 0.05
 LOOKS_A_ROUND = 128
 _NO_LIMIT = 1 << 62
 _EPSILON_S = 1e-6
+
+
+class _End(NamedTuple):
+    """Say how a lease ended.
+
+    Attributes:
+        timed_out: it has to be made sure that its owner has not renewed it in the last instant.
+    """
+
+    event: str
+    reason: str
+    timed_out: bool = False
+
+
+_GONE = _End("expired", "the owner's process is gone")
+_TIMED_OUT = _End("expired", "the lease timed out", timed_out=True)
+_REPLACED = _End(REPLACED, "the owner's process was started again")
 _WAITS = 5  # where this process is stopped again and again, on a busy machine for instance
 
 
@@ -115,9 +137,23 @@ class Reclaimer:
             expired = self._expired(leases, dead, started)
             self._last_round = started
             self._last_round_mono = self._handle.ops.monotonic()
-            moved = self._reclaim_all(sorted(expired), dead)
+            moved = self._reclaim_all(sorted(expired), lambda it: _GONE if _ends_with(it, dead) else _TIMED_OUT)
             self._departed.round_if_due()
             return moved
+
+    def bring_back(self, owners: Collection[str]) -> int:
+        """Bring back all leases of owners whose processes were started again; return how many.
+
+        They count as deliveries, as of a process that died. One of these processes that runs all the same, by a
+        launcher's error, has lost its leases: its acks end nothing, also of a ref that is pending again.
+        """
+        handle = self._handle
+        with handle.mutex:
+            handle.strays.recover()
+            handle.layout.leased.refresh()  # NFS: what the other node has leased last is to be seen
+            self._now = None
+            leases = [it for it in self._leases() if it.owner in owners and it.owner != handle.owner]
+            return self._reclaim_all(sorted(it for it in leases if not it.is_timed_take_over), lambda it: _REPLACED)
 
     def would_leave(self) -> set[str]:
         """Return the owners who would hold leases after a round; move nothing."""
@@ -150,9 +186,18 @@ class Reclaimer:
     def _expired(self, leases: list[Lease], dead: set[str], started: float) -> list[Lease]:
         self._now = None
         self._doubts.keep({*leases, *(lease.owner for lease in leases)})
-        return [lease for lease in leases if _ends_with(lease, dead) or self._time_has_come(lease, started)]
+        return [it for it in leases if _ends_with(it, dead) or self._given_up(it) or self._time_has_come(it, started)]
 
-    def _reclaim_all(self, expired: list[Lease], dead: set[str]) -> int:
+    def _given_up(self, lease: Lease) -> Claim | None:
+        """Return this handle's claim on a lease that it has called lost, and that is there all the same.
+
+        RACE: somebody took it over for its time, this handle missed it, and then it was handed back, since it had been
+        renewed. Nobody works on it, and it would not expire as long as this handle beats.
+        """
+        claim = self._handle.held.find(lease.stem) if lease.owner == self._handle.owner else None
+        return claim if claim is not None and (claim.state, claim.name) == ("lost", lease.file) else None
+
+    def _reclaim_all(self, expired: list[Lease], how: Callable[[Lease], _End]) -> int:
         back: list[str] = []
         moved: list[Lease] = []
 
@@ -160,7 +205,11 @@ class Reclaimer:
             self._began_at = self._handle.awake.tick()
             if lease.is_returned:
                 self._move_on(lease, back)
-            elif self._reclaim(lease, _ends_with(lease, dead), back):
+            elif (given_up := self._given_up(lease)) is not None:
+                if self._handle.moves.give_back(given_up):
+                    back.append(lease.stem)
+                    moved.append(lease)
+            elif self._reclaim(lease, how(lease), back):
                 moved.append(lease)
             self._check_at.pop(lease, None)
 
@@ -302,7 +351,7 @@ class Reclaimer:
         if moved is None:
             self._named.add(lease)
 
-    def _reclaim(self, lease: Lease, dead: bool, back: list[str]) -> bool:
+    def _reclaim(self, lease: Lease, end: _End, back: list[str]) -> bool:
         """Bring one ref back, or bury it when it has used up its attempts; False where somebody else won.
 
         RACE: the owner may renew between the look and the take-over. The file's mtime, which the rename keeps, then
@@ -313,26 +362,25 @@ class Reclaimer:
         claim, doubtful = handle.moves.new_claim(lease.stem), handle.moves.new_claim(lease.stem, names.TIMED_OUT)
         try:
             with handle.order_file.soon:
-                if not self._take(lease, dead, claim, doubtful):
+                if not self._take(lease, end.timed_out, claim, doubtful):
                     return False
             if lease.owner == handle.owner:
                 handle.held.lose(lease.stem, lease.file)
             if not handle.moves.stamp_lease(claim):
                 return False
-            reason = "the owner's process is gone" if dead else "the lease timed out"
-            counted = record("expired", self._round_now(), lease.holder, reason)
-            return return_or_bury(handle, claim, counted, reason, self._limits, back)
+            counted = record(end.event, self._round_now(), lease.holder, end.reason)
+            return return_or_bury(handle, claim, counted, end.reason, self._limits, back)
         except FileNotFoundError:
             return False
         except BaseException:
             handle.strays.add([claim, doubtful])
             raise
 
-    def _take(self, lease: Lease, dead: bool, claim: Claim, doubtful: Claim) -> bool:
+    def _take(self, lease: Lease, timed_out: bool, claim: Claim, doubtful: Claim) -> bool:
         """Make a lease that has ended this handle's; False where somebody else did, or it was renewed just now."""
         moves = self._handle.moves
         self._began_at = self._handle.awake.tick()  # that it had ended was seen before the lock was waited for
-        if dead:
+        if not timed_out:
             return moves.take_over(lease, claim)
         if not moves.take_over(lease, doubtful):
             return False

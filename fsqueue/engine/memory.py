@@ -6,10 +6,10 @@ import itertools
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from fsqueue.disk.counting import Counts
 from fsqueue.engine import arguments
@@ -17,6 +17,9 @@ from fsqueue.engine.attempts import MAX_DELIVERIES, Limits
 from fsqueue.engine.waiting import StopEvent
 from fsqueue.format.codec import Codec
 from fsqueue.records import Put, SampleRef, dp_partition
+
+if TYPE_CHECKING:
+    from fsqueue.engine.states import RefState
 
 R = TypeVar("R")
 
@@ -225,6 +228,22 @@ class MemorySampleRefQueue(Generic[R]):
         """Count the refs in each state."""
         with self._changed:
             return Counts(len(self._pending), len(self._leased), len(self._done), len(self._failed))
+
+    def states(self, ids: Iterable[str]) -> dict[str, RefState]:
+        """Tell where refs are, by id; those that are nowhere are left out."""
+        with self._changed:
+            places: list[tuple[RefState, Container[str]]] = [
+                ("pending", self._pending),
+                ("leased", self._leased),
+                ("done", self._done),
+                ("failed", self._failed),
+            ]
+            found: dict[str, RefState] = {}
+            for sample_id in arguments.sample_ids("states", ids):
+                state = next((state for state, place in places if sample_id in place), None)
+                if state is not None:
+                    found[sample_id] = state
+            return found
 
     def close(self) -> None:
         """Do nothing: there is nothing to close."""

@@ -49,6 +49,7 @@ _BLANKS = b" \t\r\n"
 _KEY = b'"_fsqueue"'
 _MARK = b'\n,"_fsqueue":'
 _TUPLES = b'\n,"_fsqueue":{"tuples":'
+REPLACED = "replaced"
 _ENDS_A_LEASE = frozenset(("expired", "failed", "released"))
 _BEGINS_A_LIFE = frozenset(("requeued", "rewound"))
 _encode = msgspec.json.Encoder().encode
@@ -56,7 +57,7 @@ UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Event(msgspec.Struct, omit_defaults=True):
-    """Say what happened to a ref once: expired, failed, requeued, released, rewound or repaired.
+    """Say what happened to a ref once: expired, replaced, failed, requeued, released, rewound or repaired.
 
     Attributes:
         owner: whose lease ended, with its claim (``node12.4711.9f3a01+1f``); of other events, who caused it.
@@ -90,11 +91,15 @@ class Bookkeeping(msgspec.Struct, omit_defaults=True):
         self.history = [*self.history, event][-HISTORY_LIMIT:]
 
     def tells_end_of(self, holders: set[str] | None) -> bool:
-        """Return whether a lease of these holders, or any, has ended since the ref was put, requeued or rewound."""
+        """Return whether a lease of these holders, or any, has ended since the ref was put, requeued or rewound.
+
+        A holder whose process was started again is none of them: what it did since then was thrown away.
+        """
         for event in reversed(self.history):
             if event.event in _BEGINS_A_LIFE:
                 return False
-            if event.event in _ENDS_A_LEASE and event.owner is not None and (not holders or event.owner in holders):
+            ends = event.event in _ENDS_A_LEASE or (event.event == REPLACED and not holders)
+            if ends and event.owner is not None and (not holders or event.owner in holders):
                 return True
         return False
 

@@ -9,13 +9,11 @@ process before this one has come.
 import argparse
 import os
 import time
-from bisect import bisect_left
 from pathlib import Path
 
 from sample import Sample
 
 from fsqueue import FileSampleRefQueue
-from fsqueue.operate.show import show
 
 
 def make(sample_id: str) -> Sample:
@@ -27,10 +25,11 @@ def make(sample_id: str) -> Sample:
 def put_rest(queue: FileSampleRefQueue[Sample], name: str, count: int) -> None:
     """Put those of a rollout's samples that are not there yet."""
     ids = [f"{name}-{n:06d}" for n in range(count)]
-    # Put are always the first so many: of a put that was cut short, only the queue knows whether it was made.
-    first = bisect_left(ids, True, key=lambda each: not show(queue.path, each))
-    print(f"{name}: {first} of {count} are there", flush=True)
-    for sample_id in ids[first:]:
+    there = queue.states(ids)  # of a put that was cut short, only the queue knows whether it was made
+    print(f"{name}: {len(there)} of {count} are there", flush=True)
+    for sample_id in ids:
+        if sample_id in there:
+            continue
         queue.put_when_below([make(sample_id)], high=64)
     print(f"{name}: done", flush=True)
 

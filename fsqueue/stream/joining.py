@@ -29,8 +29,8 @@ class Places:
         self._files = files
         self._doubted_s = doubted_s
 
-    def taken_by(self, role: Role, record: Record, group: frozenset[str]) -> list[str]:
-        """Return the files of those who make room for a new member, once they all have.
+    def taken_by(self, role: Role, record: Record, group: frozenset[str]) -> list[tuple[str, Member]]:
+        """Return those who make room for a new member, with their files, once they all have.
 
         They are its namesakes, and where it is a rank, members of an earlier group of this session that are no ranks
         of the new one. An open one makes room where its process is proven to be gone: by its host, or by a launcher
@@ -47,7 +47,7 @@ class Places:
             found = list(self._in_the_way(role, record, group))
             staying = [(file, member) for file, member in without_leaving(found) if not self._has_gone(member, record)]
             if not staying:
-                return [file for file, _ in found]
+                return found
             for file, member in staying:
                 alive = member.record.process.liveness() == "alive"
                 if alive or seen.setdefault(file, member.beat_at) != member.beat_at:

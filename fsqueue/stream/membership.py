@@ -81,7 +81,7 @@ class Membership:
         """Show that this member lives; where its file is gone, a successor has taken its place."""
         if self._handle.closed:
             return
-        stamp, file = self._handle.clock.stamp, self._file("open")
+        stamp, file = self._handle.moves.stamp, self._file("open")
         if stamp(self._directory, file) or self._is_over():
             return
         self._directory.refresh()  # NFS: the file may be remembered as missing from before it was made
@@ -128,7 +128,13 @@ class Membership:
         self._replace_by("failed", record, "marking a failure in")
 
     def _replace_by(self, state: State, record: Record, what: str) -> None:
+        """Show another state; a member whose place a successor has taken leaves no mark of its own any more."""
         with explained(what, self._directory.path), self._opened() as directory:
+            directory.refresh()
+            if not self._handle.ops.exists(directory.fd, self._file("open")):
+                self._replaced = True
+                self._end()
+                return
             if directory is self._directory:
                 self._write(state, record)
             else:

@@ -18,6 +18,7 @@ from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, silently_remove
 from fsqueue.engine import owners
 from fsqueue.engine.awake import Doubts, grace_s
+from fsqueue.engine.engine import reaching
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import STREAM, read_json
 from fsqueue.errors import MemberFailedError, MemberMissingError, QueueConfigError
@@ -51,11 +52,19 @@ class Stream:
     Args:
         opened_at: when the handle was opened, monotonic; what became of members before concerns an earlier run.
         run: which run the handle belongs to, where somebody said.
+        bring_back: makes the leases of owners pending again whose processes are proven to be gone.
     """
 
-    def __init__(self, handle: Handle, opened_at: float, run: str | None = None) -> None:
+    def __init__(
+        self,
+        handle: Handle,
+        opened_at: float,
+        run: str | None = None,
+        bring_back: Callable[[Collection[str]], object] = lambda owners: None,
+    ) -> None:
         self.opened_at = opened_at
         self._run = run
+        self._bring_back = bring_back
         self._handle = handle
         self._ops: FileOps = handle.ops
         self.directory = handle.layout.open(STREAM, make_missing=True)
@@ -85,6 +94,9 @@ class Stream:
     ) -> None:
         """Register a member in the place of a namesake that has left, failed or died; wait until that is certain.
 
+        Where the launcher proves that, the leases of that one's handle come back at once.
+        CRASH: its file goes last, so that the next one to join finds by it what is left to bring back.
+
         Args:
             joined: the membership is appended to it, so that it can vanish where the call is cut short.
             group, ranks: of one of several ranks, the session and the names of all of them.
@@ -102,9 +114,12 @@ class Stream:
             group=group,
         )
         earlier = Places(self._handle, self._files, self._doubted_s).taken_by(role, record, frozenset(ranks))
+        gone = {it.record.process.owner for _, it in earlier if record.launch.succeeds(it.record.launch)}
+        if gone:
+            self._bring_back(gone)
         joined.append(Membership(self._handle, self.directory, role, record, release, on_sigterm))
         mine = member_file(role, record, "open")  # which a handle may have left behind itself
-        silently_remove(self._ops, self.directory.fd, [file for file in earlier if file != mine])
+        silently_remove(self._ops, self.directory.fd, [file for file, _ in earlier if file != mine])
 
     def _doubted_s(self, member: Member) -> float:
         """Return for how many seconds more a member's silence does not prove that it is gone."""
@@ -122,14 +137,15 @@ class Stream:
 
         RACE: a member whose file is renamed meanwhile must not be missing: so then this lists again.
         """
-        while True:
-            listing = self.directory.listing()
-            now = self._handle.clock.now() if any(map(parse_member, listing)) else 0.0
-            found = list(read_members(self._ops, self.directory, listing, now))
-            unread = {name for name in listing if parse_member(name)} - {name for name, _ in found}
-            if not unread or unread <= set(self.directory.listing()):
-                self._beat_s = min((member.policy.beat_s for _, member in found), default=BEAT_S)
-                return found
+        with reaching("reading the members of", self._handle.layout):
+            while True:
+                listing = self.directory.listing()
+                now = self._handle.clock.now() if any(map(parse_member, listing)) else 0.0
+                found = list(read_members(self._ops, self.directory, listing, now))
+                unread = {name for name in listing if parse_member(name)} - {name for name, _ in found}
+                if not unread or unread <= set(self.directory.listing()):
+                    self._beat_s = min((member.policy.beat_s for _, member in found), default=BEAT_S)
+                    return found
 
     def raise_failures(self, role: Role, among: Container[str] | None = None) -> None:
         """Raise the error of a member of this role without which the others cannot go on, if there is one.
@@ -201,10 +217,13 @@ class Stream:
         self._unchanged.listed(began_at)
 
     def left(self, among: Container[str]) -> Member | None:
-        """Return one of these consumers that has left since this handle was opened."""
+        """Return one of these consumers that has left since this handle was opened, or has not come back for `await_s`.
+
+        Ranks that are started again all together find the others of before, which come back one after the other.
+        """
         for member in self.members():
             closed = member.role == "consumer" and member.state == "closed" and member.record.name in among
-            if closed and not self._happened_before(member):
+            if closed and (not self._happened_before(member) or self._open_s() > member.policy.await_s):
                 return member
         return None
 
@@ -249,12 +268,13 @@ class Stream:
         have stood still for longer than their grain before the empty listings, and be the same after them. Where a
         directory's mtime tells nothing, all looks must find nothing, and they are apart by more than a hop takes.
         """
-        if not self.all_closed("producer") or self._any_live(besides):
-            return False
-        if not self._handle.layout.filesystem.directory_times:
-            return not any(self._any_live_later(besides) for _ in range(_LOOKS))
-        stood = self._stand_still()
-        return not self._any_live(besides) and stood == self._changed_at_ns()
+        with reaching("looking at the stream of", self._handle.layout):
+            if not self.all_closed("producer") or self._any_live(besides):
+                return False
+            if not self._handle.layout.filesystem.directory_times:
+                return not any(self._any_live_later(besides) for _ in range(_LOOKS))
+            stood = self._stand_still()
+            return not self._any_live(besides) and stood == self._changed_at_ns()
 
     def _any_live(self, besides: frozenset[str]) -> bool:
         pending = self._handle.layout.pending

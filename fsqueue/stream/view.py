@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 from fsqueue.engine import arguments
+from fsqueue.engine.engine import reaching
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.waiting import StopEvent
 from fsqueue.errors import OtherProcessError, QueueClosedError, StreamStalledError
@@ -115,17 +116,18 @@ class TrainerView(Generic[R]):
         self._renewer: threading.Thread | None = None
         joined: list[Membership] = []
         try:
-            self._stream.join(
-                "consumer",
-                members[rank],
-                joined,
-                expected=self._world,
-                required=required,
-                attempt=attempt,
-                group=group,
-                ranks=members,
-                on_sigterm=on_sigterm,
-            )
+            with reaching("joining as consumer", handle.layout):
+                self._stream.join(
+                    "consumer",
+                    members[rank],
+                    joined,
+                    expected=self._world,
+                    required=required,
+                    attempt=attempt,
+                    group=group,
+                    ranks=members,
+                    on_sigterm=on_sigterm,
+                )
             self._membership = joined[0]
             self._rendezvous = Rendezvous(handle, self._stream, rank, members, session)
             self._renewer = self._start_renewing()
@@ -161,7 +163,9 @@ class TrainerView(Generic[R]):
         arguments.at_least("get(max_refs)", max_refs, 1)
         refs: list[R] = []
         try:
-            if not self._ended and self._collect(max_refs, refs, stop_event):
+            with reaching("taking part in the stream of", self._handle.layout):
+                complete = not self._ended and self._collect(max_refs, refs, stop_event)
+            if complete:
                 self._out.update((id_of_ref(ref), ref) for ref in refs)
                 self._rendezvous.next_window()
                 return refs

@@ -146,6 +146,7 @@ def test_stages_train_every_ref_once_at_its_step(stages: Callable[..., Stages]) 
     steps = [name.partition("@")[2] for name in os.listdir(os.path.join(it.demo.queue, "done"))]
     assert sorted(map(int, (step.removesuffix(".json") for step in steps))) == sorted([*range(1, 13)] * 2)
     assert it.generations.finished()
+    assert "running the target model on held-out text, 3 of 4 chunks" in [it.note for it in it.events("preparing")]
     with closing(Journal(it.demo.log, "evaluate", 1)) as journal:
         measure(it.demo, it.plan, journal)
     before, after = (event.value for event in it.events("acceptance") if event.value is not None)

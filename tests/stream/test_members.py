@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -23,6 +24,8 @@ from fsqueue import (
     MemberReplacedError,
     PartialWindowWarning,
     QueueConfigError,
+    QueueIOError,
+    StreamStalledError,
     TrainerView,
 )
 from fsqueue.engine import owners
@@ -280,6 +283,18 @@ def test_without_proof_a_namesake_has_to_fall_silent(queue: Queue, path: Path, e
             assert states(path) == ["rollout open"]
 
 
+def test_a_member_that_was_replaced_leaves_no_mark(queue: Queue, path: Path) -> None:
+    """Its process runs all the same, and fails: the run goes on with the one that has its place."""
+    with FileSampleRefQueue(path, durable=False) as other:
+        former = other.producer("rollout", attempt=0)
+        with queue.producer("rollout", attempt=1):
+            former.fail("NaN")
+            assert states(path) == ["rollout open"]
+            with pytest.raises(MemberReplacedError):
+                former.raise_if_replaced()
+            queue.stream().raise_failures("producer")
+
+
 def test_marks_of_another_run_concern_nobody(queue: Queue, path: Path) -> None:
     """Where both say which run they belong to."""
     from fsqueue.stream.stream import Stream
@@ -418,3 +433,31 @@ def test_ranks_whose_windows_have_come_apart_meet_again(path: Path) -> None:
                 ranks[0].post("ready")
                 ranks[2].post("ready")
                 assert (ranks[2].window, ranks[2].verdict()) == (2, "go")
+
+
+def test_a_rank_that_comes_back_after_the_others_had_come_to_the_end_is_told_so(queue: Queue, path: Path) -> None:
+    """It has a batch, and nobody will agree on it: this ends when the others could have come back, too."""
+    queue.configure_stream(await_s=0.3)
+    with queue.producer("rollout"), FileSampleRefQueue(path, durable=False) as other:
+        queue.put([ref(f"s{number}") for number in range(4)])
+        TrainerView(other, partition=(1, 2), batch=2, session="run").close()
+        backdate(next((path / "stream").glob("consumer@*closed*")), 100.0)
+        with FileSampleRefQueue(path, durable=False) as late, pytest.raises(StreamStalledError, match="has left"):
+            TrainerView(late, partition=(0, 2), batch=2, session="run").get()
+
+
+@pytest.mark.parametrize("look", ["members", "drained", "get"])
+def test_errors_of_a_stream_name_the_queue(
+    queue: Queue, path: Path, monkeypatch: pytest.MonkeyPatch, look: str
+) -> None:
+    with TrainerView(queue, batch=1) as view:
+        stream = queue.stream()
+
+        def stale(*_: object) -> None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+        with monkeypatch.context() as broken:
+            broken.setattr(stream.directory, "listing", stale)
+            view._looked_at -= 100.0
+            with pytest.raises(QueueIOError, match=str(path)):
+                (view.get if look == "get" else getattr(stream, look))()

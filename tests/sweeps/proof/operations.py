@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fsqueue import SampleRef
+from fsqueue.engine.engine import reaching
 from fsqueue.operate import operator
 from fsqueue.operate.check import check_queue, repair
 from fsqueue.operate.requeue import requeue
@@ -146,6 +147,22 @@ def _withdraw(stage: Stage) -> None:
     stage.member.withdraw()
 
 
+def _succeed_with_proof(stage: Stage) -> None:
+    stage.member = stage.queue.consumer("trainer-0", attempt=1)
+
+
+def _agree(stage: Stage) -> None:
+    """Two ranks agree on a window, and then on the next one."""
+    with reaching("agreeing in", stage.queue.handle.layout):  # as a view does
+        for _ in range(2):
+            for rank in reversed(stage.ranks):
+                rank.look_for_leader()
+                rank.post("ready")
+            for rank in stage.ranks:
+                rank.verdict()
+                rank.next_window()
+
+
 def _set_policy(stage: Stage) -> None:
     stage.queue.configure_stream(await_s=60.0)
 
@@ -254,6 +271,8 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("stream-fail", stages.joined, _give_up, _STAYS, LIVE),
     Operation("stream-withdraw", stages.leased_by_member, _withdraw, _STAYS, LIVE),
     Operation("stream-succeed", stages.withdrawn, _join, _STAYS, LIVE),
+    Operation("stream-succeed-leases", stages.leased_by_former_member, _succeed_with_proof, _STAYS, LIVE),
+    Operation("stream-agree", stages.ranked, _agree, _STAYS, LIVE),
     Operation("stream-policy", stages.pending, _set_policy, _STAYS, LIVE),
     Operation("stream-quantum", stages.pending, _publish_quantum, _STAYS, LIVE),
     Operation("put-when-below", stages.joined_unput, _put_when_below, _OR_GONE, LIVE),

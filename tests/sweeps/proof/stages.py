@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fsqueue import DataFlowController, FileMetadataStore, FileSampleRefQueue, SampleRef, TrainerView, dp_partition
+from fsqueue.stream.agreement import Rendezvous
 from fsqueue.stream.membership import Membership
 from tests.support import ids
 from tests.support.implementations import make_ref
@@ -24,7 +25,7 @@ class Stage:
 
     Attributes:
         others: what must stay open while the operation runs.
-        member, view, controller: what the operation works on, where that is not the handle itself.
+        member, view, ranks, controller: what the operation works on, where that is not the handle itself.
         returned: what the operation returned.
     """
 
@@ -35,6 +36,7 @@ class Stage:
     others: list[Any] = field(default_factory=list)
     member: Membership | None = None
     view: TrainerView[SampleRef] | None = None
+    ranks: list[Rendezvous] = field(default_factory=list)
     controller: Any = None
     returned: Any = None
 
@@ -217,6 +219,22 @@ def withdrawn(stage: Stage) -> None:
 def leased_by_member(stage: Stage) -> None:
     leased(stage)
     stage.member = stage.queue.consumer("trainer-0")
+
+
+def leased_by_former_member(stage: Stage) -> None:
+    """A process that is about to be replaced has the batch."""
+    leased_by_another(stage)
+    stage.others.append(stage.others[-1].consumer("trainer-0", attempt=0))
+
+
+def ranked(stage: Stage) -> None:
+    """Two ranks, the first one's is the operation's handle."""
+    pending(stage)
+    stage.others.append(other := stage.open(owner="other"))
+    names = ["run-0", "run-1"]
+    for rank, queue in enumerate((stage.queue, other)):
+        stage.others.append(queue.consumer(names[rank]))
+        stage.ranks.append(Rendezvous(queue.handle, queue.stream(), rank, names, "run"))
 
 
 def viewed(stage: Stage) -> None:
