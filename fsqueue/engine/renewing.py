@@ -14,12 +14,14 @@ R_contra = TypeVar("R_contra", contravariant=True)
 
 _RENEWALS_A_LEASE = 4
 _JOIN_S = 1.0
+_LOOK_S = 15.0
 
 
 class Renewable(Protocol[R_contra]):
     """List what a renewer needs of a queue."""
 
-    lease_timeout_s: float | None
+    @property
+    def lease_timeout_s(self) -> float | None: ...
 
     @property
     def handle(self) -> Handle: ...
@@ -30,7 +32,8 @@ class Renewable(Protocol[R_contra]):
 class Renewer:
     """Renew some refs several times a lease, until it is stopped.
 
-    Where leases never expire, or the handle's heartbeat prolongs them, there is nothing to do.
+    Where leases never expire, or the handle's heartbeat prolongs them, there is nothing to do. It looks each time
+    whether the timeout was changed.
 
     Args:
         refs: returns what is leased at the moment.
@@ -43,17 +46,22 @@ class Renewer:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        timeout_s = self._queue.lease_timeout_s
-        if timeout_s is None or self._queue.handle.presence.heartbeat_s is not None:
+        if self._queue.handle.presence.heartbeat_s is not None:
             return
-        interval_s = timeout_s / _RENEWALS_A_LEASE
-        self._thread = threading.Thread(target=self._run, args=(interval_s,), name="fsqueue-renew", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="fsqueue-renew", daemon=True)
         self._thread.start()
 
-    def _run(self, interval_s: float) -> None:
-        while not self._stopped.wait(interval_s):
+    def _interval_s(self) -> float:
+        """Return the seconds to the next renewal, by the timeout of now: `configure` may change it."""
+        timeout_s = self._queue.lease_timeout_s
+        return _LOOK_S if timeout_s is None else min(timeout_s / _RENEWALS_A_LEASE, _LOOK_S)
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._interval_s()):
             try:
-                self._queue.renew(self._refs())
+                self._queue.handle.layout.reread()
+                if self._queue.lease_timeout_s is not None:
+                    self._queue.renew(self._refs())
             except QueueClosedError:
                 return
             except OSError:
