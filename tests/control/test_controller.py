@@ -126,7 +126,7 @@ def test_a_sample_is_committed_once(make: Make) -> None:
     controller.commit_samples("w0", refs("a", "b", "a"))
     controller.commit_samples("w1", refs("a"))
     controller.enqueue_offline_refs(refs("b", "c"))
-    assert controller.sample_queue.depth() == controller.status()["samples_committed"] == 3
+    assert controller.require_queue("test").depth() == controller.status()["samples_committed"] == 3
     controller.lease_train_refs("t0", 1)
     controller.ack_train_refs("t0", ["a"], global_step=1)
     controller.commit_samples("w0", refs("a"))
@@ -163,7 +163,7 @@ def test_refs_fail_back_or_for_good(make: Make) -> None:
     controller.fail_refs("t0", ["a"], "no memory", True)
     controller.fail_refs("t0", ["b", "unknown"], "bad features", False)
     assert ids(controller.lease_train_refs("t1", 9)) == ["a"]
-    assert controller.sample_queue.in_flight() == 1
+    assert controller.require_queue("test").in_flight() == 1
 
 
 def test_unknown_ids_are_acknowledged_without_harm(make: Make) -> None:
