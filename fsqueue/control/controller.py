@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from fsqueue.control.backpressure import BackpressurePolicy, TakesCapacity
 from fsqueue.control.errors import NoSampleQueueError
@@ -34,6 +34,13 @@ class Aborts(Protocol):
     """Abort features, as a feature store does when reconciling asks for it."""
 
     def abort(self, sample_id: str, *, reason: str) -> object: ...
+
+
+@runtime_checkable
+class Adopts(Protocol):
+    """Learn of features that another process stored, before they can be aborted here."""
+
+    def adopt(self, ref: Any) -> object: ...
 
 
 class DataFlowController(Generic[R]):
@@ -279,7 +286,8 @@ class DataFlowController(Generic[R]):
         To be called once, by a controller that has just been started. Idempotent.
 
         Args:
-            feature_store: its ``abort(id, reason=...)`` is called for every released sample. A rewind to an earlier
+            feature_store: its ``abort(id, reason=...)`` is called for every released sample, after its ``adopt(ref)``
+                where it has that. A rewind to an earlier
                 step would need those features: rewind first, where acknowledgements ran ahead of the checkpoint.
             predecessor_gone: believe that an owner of this queue handle's name is dead where that cannot be seen,
                 because it ran on another node.
@@ -294,8 +302,15 @@ class DataFlowController(Generic[R]):
             self._owed.clear()
         if feature_store is not None:
             for sample_id in report["released"]:
-                feature_store.abort(sample_id, reason="reconciled-released")
+                self._abort(feature_store, sample_id)
         return report
+
+    def _abort(self, feature_store: Aborts, sample_id: str) -> None:
+        if isinstance(feature_store, Adopts):
+            ref = self.store.get_committed(sample_id)
+            if ref is not None:
+                feature_store.adopt(ref)
+        feature_store.abort(sample_id, reason="reconciled-released")
 
     def rewind(self, *, after_step: int, force: bool = False) -> Report:
         """Go back to the checkpoint of a step: what was acknowledged after it is pending again, none of it twice.
