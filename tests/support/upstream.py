@@ -9,16 +9,13 @@ from types import ModuleType
 
 import pytest
 
-INSTALL = "pip install --no-deps specforge==0.2.0 nemo_automodel==0.7.0"
-
-
 def required(module: str) -> ModuleType:
-    """Import a module of such a package; where it is not there, skip the tests and say how to get it. In CI, fail."""
+    """Import a module of such a package; where it is not there, skip the tests, but not under `.ci/upstream`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of theirs
             return importlib.import_module(module)
     except ImportError as error:
-        if os.environ.get("CI"):
+        if module.partition(".")[0] in os.environ.get("FSQUEUE_UPSTREAM", "").split():
             raise
-        pytest.skip(f"{module} cannot be imported ({error}): `{INSTALL}`", allow_module_level=True)
+        pytest.skip(f"{module} cannot be imported ({error}): .ci/upstream installs it", allow_module_level=True)
