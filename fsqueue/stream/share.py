@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from fsqueue.engine.handle import Handle
@@ -96,8 +97,9 @@ class Share(Generic[R]):
             MemberFailedError: a producer, or another rank, failed or died.
             StreamStalledError: nothing came for idle_timeout_s seconds.
             QueueClosedError: the view was closed.
+            QueueConfigError: the ranks want different numbers of refs; the first rank says so, and the others stop.
         """
-        return self._lease_until(wanted, refs, stop_event, self._has_ended)
+        return self._lease_until(wanted, refs, stop_event, partial(self._has_ended, wanted))
 
     def keep(self, refs: list[R], soon: int, stop_event: StopEvent | None) -> bool:
         """Replace what is lost of a window that is open, where the first refs, which are wanted soon, show a loss.
@@ -184,7 +186,7 @@ class Share(Generic[R]):
         closed = not complete and not found and self._stream.all_closed("producer")
         return closed and self._stream.drained(besides=self._rendezvous.owners())
 
-    def _has_ended(self, complete: bool, found: bool) -> bool | None:
+    def _has_ended(self, wanted: int, complete: bool, found: bool) -> bool | None:
         """Agree with the other ranks: the end comes only when every rank waits here for the same window."""
         starved = self._is_starved(complete, found)
         if self._world == 1:
@@ -192,7 +194,7 @@ class Share(Generic[R]):
         if starved and self._stream.have_closed(self._others):
             return True  # this rank was started again after the others had come to the end
         if complete or starved:
-            self._rendezvous.post("ready" if complete else "starved")
+            self._rendezvous.post("ready" if complete else "starved", wanted)
         verdict = self._rendezvous.verdict()
         if verdict == "go" and starved:
             raise self._lost_for_good()

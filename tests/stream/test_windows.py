@@ -17,6 +17,7 @@ from fsqueue import (
     InvalidArgumentError,
     MemberFailedError,
     PartialWindowWarning,
+    QueueConfigError,
     StreamStalledError,
     TrainerView,
 )
@@ -124,6 +125,19 @@ def test_all_batches_of_a_window_have_one_size(queue: Queue) -> None:
         with pytest.raises(InvalidArgumentError, match="expected 3, as for the first of the 2 batches"):
             view.get()
         assert len(view.get(3)) == 3
+
+
+def test_ranks_that_want_different_windows_are_told(queue: Queue, path: Path) -> None:
+    """They would train different numbers of samples a step; nothing is handed out, and all of them stop."""
+    queue.put(numbered(9))
+    with FileSampleRefQueue(path, durable=False) as other, TrainerView(other, partition=(1, 2), window=3) as one:
+        waiting = InThread(one.get)
+        zero = TrainerView(queue, partition=(0, 2), window=2)
+        with pytest.raises(QueueConfigError, match=r"\(rank 0 2, rank 1 3\): give all of them the same batch="), zero:
+            zero.get()
+        with pytest.raises(MemberFailedError, match="different numbers of refs"):
+            waiting.result()
+    assert queue.counts() == (9, 0, 0, 0)
 
 
 @pytest.mark.parametrize(("rest", "counts"), [("release", (3, 0, 4, 0)), ("ack", (0, 0, 7, 0)), ("fail", (0, 0, 4, 3))])

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+
 def required(module: str) -> ModuleType:
     """Import a module of such a package; where it is not there, skip the tests, but not under `.ci/upstream`."""
     try:
