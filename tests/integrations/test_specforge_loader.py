@@ -14,17 +14,9 @@ from tests.support.upstream import required
 torch: Any = pytest.importorskip("torch")
 required("specforge.runtime.contracts")
 
-from tests.support.specforge import QUEUES, SampleRef  # noqa: E402  # only where there is SpecForge
+from tests.support.specforge import QUEUES, STORES, SampleRef  # noqa: E402  # only where there is SpecForge
 
-feature_store: Any = required("specforge.runtime.data_plane.feature_store")
-disaggregated: Any = required("specforge.runtime.data_plane.disaggregated")
 loaders: Any = required("specforge.runtime.data_plane.feature_dataloader")
-
-STORES: dict[str, Callable[[Path], Any]] = {
-    "in memory": lambda path: feature_store.LocalFeatureStore("store"),
-    "in a directory": lambda path: disaggregated.SharedDirFeatureStore(str(path / "features"), store_id="store"),
-}
-"""Stores of their contract."""
 
 
 @pytest.fixture(params=STORES)

@@ -33,6 +33,12 @@ LEDGERS: dict[str, Make] = {
     "ours in memory": lambda path: InMemoryMetadataStore(),
 }
 
+STORES: dict[str, Make] = {
+    "theirs": lambda path: _data_plane("LocalFeatureStore")("store"),
+    "theirs in a directory": lambda path: _data_plane("SharedDirFeatureStore")(str(path / "features"), "store"),
+}
+"""Feature stores of their contract."""
+
 CONTROLLERS: dict[str, tuple[str, str, str]] = {
     "theirs": ("theirs", "theirs", "theirs in SQLite"),
     "ours": ("ours", "ours", "ours"),
@@ -42,6 +48,11 @@ CONTROLLERS: dict[str, tuple[str, str, str]] = {
     "their DPAckController over ours": ("DPAckController", "ours", "ours"),
 }
 """The controller, and the queue and the ledger that it works on."""
+
+
+def _data_plane(name: str) -> Any:
+    """A class that needs torch, which the control plane does not."""
+    return getattr(required("specforge.runtime.data_plane"), name)
 
 
 class Site:
