@@ -164,13 +164,11 @@ class SharedSampleRefQueue:
 
         Raises:
             QueueEndedError: a RuntimeError: the queue was closed here.
-            DuplicateSampleError: a ValueError: its id is pending or leased. Of two processes that put one id at the
-                same moment, neither may be told; it is queued once.
+            DuplicateSampleError: a ValueError: its id is pending or leased.
         """
         self._refuse_closed()
-        if self.queue.engine.putter.known([names.stem_of(ref.sample_id)]):
+        if self.queue.put([ref]).skipped:
             raise DuplicateSampleError(f"queue {self.queue.path} has {ref.sample_id!r} already, pending or leased")
-        self.queue.put([ref])
         self._collect_garbage()
 
     def put_blocks_until_below(

@@ -26,7 +26,6 @@ from fsqueue import (
 from fsqueue.control.controller import DataFlowController
 from fsqueue.control.ledger import FileMetadataStore
 from fsqueue.control.ledger.metadata_store import InMemoryMetadataStore
-from fsqueue.errors import InvalidArgumentError
 from fsqueue.operate.requeue import requeue
 from tests.support import GUARD_S, InThread, Tap, folder_of, ids, names_in, numbered, open_tapped, ref, refs
 
