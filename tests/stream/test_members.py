@@ -430,6 +430,6 @@ def test_errors_of_a_stream_name_the_queue(
 
         with monkeypatch.context() as broken:
             broken.setattr(stream.directory, "listing", stale)
-            view._looked_at -= 100.0
+            view._share._looked_at -= 100.0
             with pytest.raises(QueueIOError, match=str(path)):
                 (view.get if look == "get" else getattr(stream, look))()
