@@ -32,7 +32,8 @@ from fsqueue.engine.settle import Target
 from fsqueue.engine.waiting import StopEvent
 from fsqueue.errors import InvalidArgumentError, QueueClosedError, QueueConfigError
 from fsqueue.format import names
-from fsqueue.format.codec import Codec, tidy
+from fsqueue.format.codec import tidy
+from fsqueue.format.wire import RefCodec, codec_of
 from fsqueue.records import Put, SampleRef
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ class FileSampleRefQueue(Generic[R]):
         io_threads: how many threads make file operations that do not depend on each other. "auto": several for
             slow operations on a shared mount, and for fsyncs on any.
         create: False: the queue must be there already, as on a node whose mount may not be ready.
+        codec: for refs of a class that JSON cannot carry: it turns each into a record that JSON can carry, and back,
+            which put tries out. Takes the place of ref_type.
 
     Attributes:
         path, options, settings, lease_timeout_s, run_id: what the arguments and the queue say.
@@ -133,6 +136,7 @@ class FileSampleRefQueue(Generic[R]):
         run_id: str | None = None,
         io_threads: IoThreads = "auto",
         create: bool = True,
+        codec: RefCodec[R, Any] | None = None,
     ) -> None:
         self.path = absolute(path)
         self.ops = fileops.current()
@@ -147,11 +151,12 @@ class FileSampleRefQueue(Generic[R]):
             clock,
             poll_interval_s,
             io_threads,
+            codec,
         )
         arguments.seconds("lease_timeout_s", lease_timeout_s)
         self.options.validate(self.path)
         self.options.validate_heartbeat(self.path, lease_timeout_s)
-        self._codec: Codec[R] = Codec(ref_type)
+        self._codec = codec_of(ref_type, codec)
         self._opening = Mutex()
         self._closed = False
         self._closing: _Opened | None = None
