@@ -83,6 +83,7 @@ if TYPE_CHECKING:
         LedgerLockUnsupportedError,
         LiveNamesakeError,
         MetadataStore,
+        NoSampleQueueError,
         TrainLease,
     )
     from fsqueue.engine.memory import MemorySampleRefQueue
@@ -122,6 +123,7 @@ __all__ = [
     "MemorySampleRefQueue",
     "MetadataStore",
     "NameTooLongError",
+    "NoSampleQueueError",
     "NotAQueueError",
     "OtherProcessError",
     "PartialWindowWarning",

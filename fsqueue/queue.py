@@ -43,7 +43,8 @@ from fsqueue.engine.settle import Target
 from fsqueue.engine.waiting import StopEvent
 from fsqueue.errors import InvalidArgumentError, QueueClosedError, QueueConfigError
 from fsqueue.format import names
-from fsqueue.format.codec import Codec, tidy
+from fsqueue.format.codec import tidy
+from fsqueue.format.wire import RefCodec, codec_of
 from fsqueue.records import Put, SampleRef
 
 if TYPE_CHECKING:
@@ -116,6 +117,8 @@ class FileSampleRefQueue(Generic[R]):
         retry_delay_s: how long a ref that failed waits before it comes again, seconds; stored in a new queue.
         retry_backoff, retry_jitter: by how much longer after each further failure, and by which part, at most, longer
             by chance. A wait lasts for a day at most.
+        codec: for refs of a class that JSON cannot carry: it turns each into a record that JSON can carry, and back,
+            which put tries out. Takes the place of ref_type.
 
     Attributes:
         path, options, run_id: what the arguments and the queue say.
@@ -150,6 +153,7 @@ class FileSampleRefQueue(Generic[R]):
         retry_delay_s: float | None = None,
         retry_backoff: float = RETRY_BACKOFF,
         retry_jitter: float = RETRY_JITTER,
+        codec: RefCodec[R, Any] | None = None,
     ) -> None:
         self.path = absolute(path)
         self.ops = fileops.current()
@@ -164,11 +168,12 @@ class FileSampleRefQueue(Generic[R]):
             clock,
             poll_interval_s,
             io_threads,
+            codec,
         )
         arguments.seconds("lease_timeout_s", lease_timeout_s)
         self.options.validate(self.path)
         self.options.validate_heartbeat(self.path, lease_timeout_s)
-        self._codec: Codec[R] = Codec(ref_type)
+        self._codec = codec_of(ref_type, codec)
         self._opening = Mutex()
         self._closed = False
         self._closing: _Opened | None = None

@@ -10,6 +10,7 @@ from fsqueue.control.errors import (
     LedgerLockedError,
     LedgerLockUnsupportedError,
     LiveNamesakeError,
+    NoSampleQueueError,
 )
 from fsqueue.control.ledger import FileMetadataStore
 from fsqueue.control.ledger.metadata_store import InMemoryMetadataStore, MetadataStore
@@ -30,5 +31,6 @@ __all__ = [
     "LedgerLockedError",
     "LiveNamesakeError",
     "MetadataStore",
+    "NoSampleQueueError",
     "TrainLease",
 ]

@@ -11,9 +11,10 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from fsqueue.control.backpressure import BackpressurePolicy, TakesCapacity
+from fsqueue.control.errors import NoSampleQueueError
 from fsqueue.control.ledger.metadata_store import CommonLedger, InMemoryMetadataStore, MetadataStore, as_store
 from fsqueue.control.prompts import PromptPool
 from fsqueue.control.reconcile import Report, reconcile, rewind, side_of
@@ -23,6 +24,7 @@ from fsqueue.engine import arguments
 from fsqueue.engine.claim import Partition
 from fsqueue.engine.memory import MemorySampleRefQueue
 from fsqueue.engine.waiting import StopEvent
+from fsqueue.errors import InvalidArgumentError
 from fsqueue.records import PromptTask, assert_no_tensors, id_of_ref
 
 R = TypeVar("R")
@@ -32,6 +34,13 @@ class Aborts(Protocol):
     """Abort features, as a feature store does when reconciling asks for it."""
 
     def abort(self, sample_id: str, *, reason: str) -> object: ...
+
+
+@runtime_checkable
+class Adopts(Protocol):
+    """Learn of features that another process stored, before they can be aborted here."""
+
+    def adopt(self, ref: Any) -> object: ...
 
 
 class DataFlowController(Generic[R]):
@@ -46,9 +55,10 @@ class DataFlowController(Generic[R]):
         metadata_store: the ledger; an `InMemoryMetadataStore` unless given.
         backpressure: when prompt leasing pauses, and the caps; never, and none, unless given.
         max_prompt_attempts: failures after which a prompt is failed for good; None: it never is.
+        enable_sample_queue: False: samples are recorded and handed out by somebody else, and there is no queue.
 
     Attributes:
-        sample_queue: may be replaced.
+        sample_queue: may be replaced; None where there is none.
         store: the ledger.
     """
 
@@ -60,6 +70,7 @@ class DataFlowController(Generic[R]):
         metadata_store: CommonLedger[R] | None = None,
         backpressure: BackpressurePolicy | None = None,
         max_prompt_attempts: int | None = None,
+        enable_sample_queue: bool = True,
     ) -> None:
         for name, given, call in (
             ("sample_queue", sample_queue, "put"),
@@ -67,8 +78,14 @@ class DataFlowController(Generic[R]):
         ):
             if given is not None:
                 arguments.with_call(f"DataFlowController({name}=)", f"an object with {call}()", given, call)
+        if sample_queue is not None and not enable_sample_queue:
+            raise InvalidArgumentError(
+                "DataFlowController(sample_queue=)", "None, as enable_sample_queue is False", sample_queue
+            )
         self.run_id = run_id
-        self.sample_queue: SampleQueue[R] = MemorySampleRefQueue() if sample_queue is None else sample_queue
+        self.sample_queue: SampleQueue[R] | None = sample_queue
+        if sample_queue is None and enable_sample_queue:
+            self.sample_queue = MemorySampleRefQueue()
         self.store: MetadataStore[R] = InMemoryMetadataStore() if metadata_store is None else as_store(metadata_store)
         self.backpressure = backpressure
         self.max_prompt_attempts = max_prompt_attempts
@@ -122,6 +139,10 @@ class DataFlowController(Generic[R]):
             max_tasks = policy.cap_prompt_grant(self._prompts.held_by(worker_id), max_tasks)
         return self._prompts.lease(worker_id, max_tasks)
 
+    def complete_prompt_tasks(self, worker_id: str, task_ids: Iterable[str]) -> None:
+        """End leases of a worker on prompts whose samples are committed elsewhere, or nowhere."""
+        self._prompts.complete(worker_id, arguments.sample_ids("complete_prompt_tasks", task_ids))
+
     def fail_prompt_tasks(self, worker_id: str, task_ids: Iterable[str], reason: str, retryable: bool) -> None:
         """End leases of a worker: back to the tail with one attempt more, or failed; see `PromptPool.fail`."""
         self._prompts.fail(worker_id, task_ids, reason, retryable)
@@ -132,11 +153,14 @@ class DataFlowController(Generic[R]):
 
     # -- samples ------------------------------------------------------------------------------------------------
 
-    def commit_samples(self, worker_id: str, refs: Iterable[R]) -> None:
+    def commit_samples(self, worker_id: str, refs: Iterable[R]) -> list[R]:
         """Record samples in the ledger, in one transaction, and put those that are new into the queue.
 
         Their prompts are done with. Where the filesystem refuses the put, the next call makes up for it, as does
         reconciling after a crash.
+
+        Returns:
+            Those that are new, in their order: of an id that is there twice, the first.
 
         Raises:
             TensorInRefError: there is a tensor in one; none was recorded.
@@ -146,19 +170,37 @@ class DataFlowController(Generic[R]):
             assert_no_tensors(ref)
         fresh = [ref for ref, is_new in zip(refs, self.store.commit_samples(refs), strict=True) if is_new]
         self._prompts.finish(getattr(ref, "source_task_id", None) for ref in refs)
+        self._put(fresh)
+        return fresh
+
+    def _put(self, fresh: list[R]) -> None:
+        """Put what is new, and what an earlier call could not put."""
+        queue = self.sample_queue
+        if queue is None:
+            return
         with self._mutex:
             owed, self._owed = self._owed, []
         if owed or fresh:
             try:
-                self.sample_queue.put(owed + fresh)
+                queue.put(owed + fresh)
             except BaseException:
                 with self._mutex:
                     self._owed += owed + fresh
                 raise
 
-    def enqueue_offline_refs(self, refs: Iterable[R]) -> None:
+    def enqueue_offline_refs(self, refs: Iterable[R]) -> list[R]:
         """Record and put samples that no worker of this run produced; see `commit_samples`."""
-        self.commit_samples("offline", refs)
+        return self.commit_samples("offline", refs)
+
+    def require_queue(self, call: str) -> SampleQueue[R]:
+        """Return the queue.
+
+        Raises:
+            NoSampleQueueError: there is none, and the call is one that needs it.
+        """
+        if self.sample_queue is None:
+            raise NoSampleQueueError(self.run_id, call)
+        return self.sample_queue
 
     def lease_train_refs(
         self,
@@ -177,28 +219,31 @@ class DataFlowController(Generic[R]):
         Args:
             partition, stop_event: passed on to the queue where they are given; see `FileSampleRefQueue.get`.
         """
+        queue = self.require_queue("lease_train_refs")
         policy = self.backpressure
         if policy is not None:
             max_refs = policy.cap_train_lease(max_refs)
         given = {"partition": partition, "stop_event": stop_event}
-        refs = self._lease(max_refs, timeout_s, {name: value for name, value in given.items() if value is not None})
+        refs = self._lease(
+            queue, max_refs, timeout_s, {name: value for name, value in given.items() if value is not None}
+        )
         if not refs and policy is not None:
             policy.note_trainer_starved()
         return refs
 
-    def _lease(self, max_refs: int, timeout_s: float | None, options: dict[str, Any]) -> list[R]:
+    def _lease(self, queue: SampleQueue[R], max_refs: int, timeout_s: float | None, options: dict[str, Any]) -> list[R]:
         deadline = time.monotonic() + (timeout_s or 0.0)
         while True:
             refs: list[R] = []
             try:
-                refs += self.sample_queue.get(max_refs, timeout_s=timeout_s, **options)
+                refs += queue.get(max_refs, timeout_s=timeout_s, **options)
                 stale = self.store.acked_steps([id_of_ref(ref) for ref in refs]) if refs else {}
-                ack(self.sample_queue, self.store, stale)
+                ack(queue, self.store, stale)
                 fresh = [ref for ref in refs if id_of_ref(ref) not in stale]
             except BaseException:
                 with suppress(Exception):  # the first error is the one to report
                     if refs:
-                        give_back(self.sample_queue, refs, "the ledger could not be asked")
+                        give_back(queue, refs, "the ledger could not be asked")
                 raise
             if fresh or not stale:
                 return fresh
@@ -220,17 +265,18 @@ class DataFlowController(Generic[R]):
         Returns:
             The ids whose lease had been lost, where the queue tells.
         """
-        ids = arguments.sample_ids("ack_train_refs", sample_ids)
-        if self._noted_in is not self.sample_queue:  # it names its ledger before the two can differ
-            self.store.note_in(self.sample_queue)
-            self._noted_in = self.sample_queue
+        ids, queue = arguments.sample_ids("ack_train_refs", sample_ids), self.sample_queue
+        if queue is not None and self._noted_in is not queue:  # it names its ledger before the two can differ
+            self.store.note_in(queue)
+            self._noted_in = queue
         self.store.record_train_ack(ids, global_step=global_step, optimizer_durable=optimizer_durable)
-        return ack(self.sample_queue, self.store, dict.fromkeys(ids, global_step))
+        return [] if queue is None else ack(queue, self.store, dict.fromkeys(ids, global_step))
 
     def fail_refs(self, owner: str, sample_ids: Iterable[str], reason: str, retryable: bool) -> list[str]:
         """Give samples back to the queue, or take them out of it for good; returns the ids that were lost before."""
-        refs = refs_of(self.sample_queue, self.store, arguments.sample_ids("fail_refs", sample_ids))
-        return list(self.sample_queue.fail(refs, reason, retryable) or ())
+        queue = self.require_queue("fail_refs")
+        refs = refs_of(queue, self.store, arguments.sample_ids("fail_refs", sample_ids))
+        return list(queue.fail(refs, reason, retryable) or ())
 
     # -- restarts -----------------------------------------------------------------------------------------------
 
@@ -240,7 +286,8 @@ class DataFlowController(Generic[R]):
         To be called once, by a controller that has just been started. Idempotent.
 
         Args:
-            feature_store: its ``abort(id, reason=...)`` is called for every released sample. A rewind to an earlier
+            feature_store: its ``abort(id, reason=...)`` is called for every released sample, after its ``adopt(ref)``
+                where it has that. A rewind to an earlier
                 step would need those features: rewind first, where acknowledgements ran ahead of the checkpoint.
             predecessor_gone: believe that an owner of this queue handle's name is dead where that cannot be seen,
                 because it ran on another node.
@@ -248,15 +295,22 @@ class DataFlowController(Generic[R]):
         Raises:
             LiveNamesakeError: another owner of this name is alive, or may be; nothing was changed.
         """
-        with side_of(self.sample_queue, self.store) as side:
+        with side_of(self.require_queue("reconcile_on_restart"), self.store) as side:
             side.end_dead_leases(predecessor_gone)
             report = reconcile(side, self.store)
         with self._mutex:
             self._owed.clear()
         if feature_store is not None:
             for sample_id in report["released"]:
-                feature_store.abort(sample_id, reason="reconciled-released")
+                self._abort(feature_store, sample_id)
         return report
+
+    def _abort(self, feature_store: Aborts, sample_id: str) -> None:
+        if isinstance(feature_store, Adopts):
+            ref = self.store.get_committed(sample_id)
+            if ref is not None:
+                feature_store.adopt(ref)
+        feature_store.abort(sample_id, reason="reconciled-released")
 
     def rewind(self, *, after_step: int, force: bool = False) -> Report:
         """Go back to the checkpoint of a step: what was acknowledged after it is pending again, none of it twice.
@@ -270,7 +324,7 @@ class DataFlowController(Generic[R]):
         Raises:
             LeasesHeldError: another owner leases refs; nothing was changed.
         """
-        with side_of(self.sample_queue, self.store) as side:
+        with side_of(self.require_queue("rewind"), self.store) as side:
             rewind(side, self.store, after_step, force)
             report = reconcile(side, self.store)
         with self._mutex:
@@ -283,10 +337,11 @@ class DataFlowController(Generic[R]):
         """Say how much is pending or leased in the queue: refs, and bytes by their estimated_bytes.
 
         Bytes are those of the ledger's unacknowledged samples, less the share of samples that left the queue as
-        dead letters.
+        dead letters. Without a queue, the ledger's are all that is known.
         """
-        refs = self.sample_queue.depth() + self.sample_queue.in_flight()
         waiting, waiting_bytes = self.store.backlog()
+        queue = self.sample_queue
+        refs = waiting if queue is None else queue.depth() + queue.in_flight()
         share = waiting_bytes if refs >= waiting else waiting_bytes * refs // waiting
         return {"resident_refs": refs, "resident_bytes": share}
 
@@ -294,6 +349,7 @@ class DataFlowController(Generic[R]):
         """Count prompts, samples, leases and members, and name the last durable step."""
         acked, global_step = self.store.progress()
         committed = self.store.committed_count()
+        queue = self.sample_queue
         with self._mutex:
             members = {"rollout_workers": len(self._workers), "trainers": len(self._trainers)}
         found: dict[str, Any] = {
@@ -301,8 +357,8 @@ class DataFlowController(Generic[R]):
             **self._prompts.status(),
             "samples_committed": committed,
             "train_backlog": committed - acked,
-            "queue_depth": self.sample_queue.depth(),
-            "queue_in_flight": self.sample_queue.in_flight(),
+            "queue_depth": 0 if queue is None else queue.depth(),
+            "queue_in_flight": 0 if queue is None else queue.in_flight(),
             **members,
             "durable_global_step": global_step,
             "durable_acked": acked,

@@ -5,6 +5,22 @@ from __future__ import annotations
 from fsqueue.errors import FsQueueError, LockTimeoutError, LockUnsupportedError
 
 
+class NoSampleQueueError(FsQueueError, ValueError):
+    """A controller without a queue was asked for what only a queue can do.
+
+    Attributes:
+        run_id, call: of the controller, and what it was asked for.
+    """
+
+    def __init__(self, run_id: str, call: str) -> None:
+        super().__init__(
+            f"the controller of run {run_id!r} has no sample queue (enable_sample_queue=False), and {call} needs one: "
+            "ask the process that hands its samples out, or set controller.sample_queue"
+        )
+        self.run_id = run_id
+        self.call = call
+
+
 class LedgerError(FsQueueError, ValueError):
     """A ledger's directory, its files or its arguments are not what they must be.
 

@@ -82,10 +82,20 @@ class PromptPool:
         """Drop prompts whose samples are committed: nobody needs to roll them out again."""
         with self._mutex:
             for task_id in task_ids:
-                if task_id is not None and task_id in self._tasks:
-                    self._drop_lease(task_id)
-                    self._pending.pop(task_id, None)
-                    del self._tasks[task_id]
+                self._finish_locked(task_id)
+
+    def complete(self, worker_id: str, task_ids: Iterable[str]) -> None:
+        """Drop prompts that are done with though no sample of theirs is committed here; others' leases stay."""
+        with self._mutex:
+            for task_id in task_ids:
+                if self._holders.get(task_id, worker_id) == worker_id:
+                    self._finish_locked(task_id)
+
+    def _finish_locked(self, task_id: str | None) -> None:
+        if task_id is not None and task_id in self._tasks:
+            self._drop_lease(task_id)
+            self._pending.pop(task_id, None)
+            del self._tasks[task_id]
 
     def fail(self, worker_id: str, task_ids: Iterable[str], reason: str, retryable: bool) -> None:
         """End leases of a worker: back to the tail with one attempt more, or failed; others' leases stay."""

@@ -16,8 +16,7 @@ R = TypeVar("R")
 class Trainable(Protocol[R]):
     """Do for a lease what a controller does."""
 
-    sample_queue: SampleQueue[R]
-
+    def require_queue(self, call: str) -> SampleQueue[R]: ...
     def lease_train_refs(
         self,
         trainer_id: str,
@@ -91,15 +90,15 @@ class TrainLease(Generic[R]):
 
     def release(self, refs: Iterable[R]) -> list[str]:
         """Give refs back without counting an attempt, where the queue can; fail them as retryable where not."""
-        return give_back(self._controller.sample_queue, list(refs), "released")
+        return give_back(self._controller.require_queue("release"), list(refs), "released")
 
     def renew(self, refs: Iterable[R]) -> list[str]:
         """Start the lease timeout anew, where the queue can; returns the ids that were lost."""
-        queue = self._controller.sample_queue
+        queue = self._controller.require_queue("renew")
         return list(queue.renew(list(refs)) or ()) if isinstance(queue, Renews) else []
 
     def depth(self) -> int:
-        return self._controller.sample_queue.depth()
+        return self._controller.require_queue("depth").depth()
 
     def in_flight(self) -> int:
-        return self._controller.sample_queue.in_flight()
+        return self._controller.require_queue("in_flight").in_flight()

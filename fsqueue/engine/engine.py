@@ -24,6 +24,7 @@ from fsqueue.engine.settle import Settler
 from fsqueue.errors import FsQueueError, InvalidArgumentError, QueueConfigError
 from fsqueue.format import names
 from fsqueue.format.codec import Codec
+from fsqueue.format.wire import RefCodec
 
 
 class reaching(explained):
@@ -56,6 +57,7 @@ class Options:
     clock: Callable[[], float] | None
     poll_interval_s: float
     io_threads: IoThreads
+    codec: RefCodec[Any, Any] | None = None
 
     @property
     def limits(self) -> Limits:
@@ -121,7 +123,7 @@ class Engine:
         self.settler = Settler(handle, keep_done=options.keep_done, limits=options.limits)
         self.reclaimer = Reclaimer(handle, options.limits)
         self.putter = Putter(handle)
-        self.contents = Contents(layout, options.ref_type)
+        self.contents = Contents(layout, codec.ref_type)
         self.getter: Getter[Any] = Getter(
             handle,
             codec,

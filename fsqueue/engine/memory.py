@@ -15,7 +15,7 @@ from fsqueue.disk.counting import Counts
 from fsqueue.engine import arguments
 from fsqueue.engine.attempts import MAX_DELIVERIES, Limits
 from fsqueue.engine.waiting import StopEvent
-from fsqueue.format.codec import Codec
+from fsqueue.format.wire import RefCodec, codec_of
 from fsqueue.records import Put, SampleRef, dp_partition
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ class MemorySampleRefQueue(Generic[R]):
     Refs are kept as bytes and pass the same checks as in a file queue: code that works here works there.
 
     Args:
-        lease_timeout_s, ref_type, max_attempts, max_deliveries, keep_done, clock, poll_interval_s: as for
-            `FileSampleRefQueue`.
+        lease_timeout_s, ref_type, max_attempts, max_deliveries, keep_done, clock, poll_interval_s, codec:
+            as for `FileSampleRefQueue`.
     """
 
     def __init__(
@@ -59,8 +59,9 @@ class MemorySampleRefQueue(Generic[R]):
         keep_done: bool = True,
         clock: Callable[[], float] | None = None,
         poll_interval_s: float = 0.05,
+        codec: RefCodec[R, Any] | None = None,
     ) -> None:
-        self._codec = Codec(ref_type)
+        self._codec = codec_of(ref_type, codec)
         self._timeout_s = lease_timeout_s
         self._limits = Limits(max_attempts, max_deliveries)
         self._keep_done = keep_done

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from fsqueue.engine.handle import Handle
 from fsqueue.errors import QueueClosedError
@@ -29,7 +30,7 @@ class Renewable(Protocol[R_contra]):
     def renew(self, refs: Iterable[R_contra]) -> list[str]: ...
 
 
-class Renewer:
+class Renewer(Generic[R]):
     """Renew some refs several times a lease, until it is stopped.
 
     Where leases never expire, or the handle's heartbeat prolongs them, there is nothing to do. It looks each time
@@ -51,21 +52,24 @@ class Renewer:
         self._thread = threading.Thread(target=self._run, name="fsqueue-renew", daemon=True)
         self._thread.start()
 
-    def _interval_s(self) -> float:
-        """Return the seconds to the next renewal, by the timeout of now: `configure` may change it."""
-        timeout_s = self._queue.lease_timeout_s
-        return _LOOK_S if timeout_s is None else min(timeout_s / _RENEWALS_A_LEASE, _LOOK_S)
-
     def _run(self) -> None:
-        while not self._stopped.wait(self._interval_s()):
+        due = self._due()
+        while not self._stopped.wait(max(0.0, min(due - time.monotonic(), _LOOK_S))):
             try:
-                self._queue.handle.layout.reread()
-                if self._queue.lease_timeout_s is not None:
+                if self._queue.handle.layout.reread():
+                    due = min(due, self._due())
+                if time.monotonic() >= due:
+                    due = self._due()
                     self._queue.renew(self._refs())
             except QueueClosedError:
                 return
             except OSError:
                 continue  # tried again at the next interval; the lease timeout allows for several
+
+    def _due(self) -> float:
+        """Return when to renew next, by the timeout of now, which `configure` may change; monotonic."""
+        timeout_s = self._queue.lease_timeout_s
+        return time.monotonic() + (float("inf") if timeout_s is None else timeout_s / _RENEWALS_A_LEASE)
 
     def stop(self) -> None:
         """End the thread, so that what is settled from now on is not renewed at the same time.

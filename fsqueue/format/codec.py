@@ -21,14 +21,16 @@ a line that is written with the ref and never again::
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import Any, Generic, TypeVar
+from functools import cached_property
+from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
 from fsqueue.errors import CorruptRefError, InvalidArgumentError, InvalidRefError, UnreadableRefError
 from fsqueue.format import names
+from fsqueue.format.relaxed import relaxed_decoder
 from fsqueue.format.roundtrip import (
     ChangedError,
     compare,
@@ -142,10 +144,26 @@ class Codec(Generic[R]):
             )
         self.ref_type: type[R] = ref_type
         try:
-            self._decode = msgspec.json.Decoder(ref_type).decode
+            self._decode_strictly = msgspec.json.Decoder(ref_type).decode
             self.eq_tells_all = eq_tells_all(ref_type, set())
         except (TypeError, NameError) as error:
             raise InvalidArgumentError("ref_type", "fields that JSON can carry", ref_type, f": {error}") from None
+
+    def _decode(self, data: bytes) -> R:
+        """Decode a ref; where it does not fit, once more without minding what the class's Literals list."""
+        try:
+            return self._decode_strictly(data)
+        except msgspec.ValidationError:
+            relaxed = self._relaxed
+            if relaxed is None:
+                raise
+            return cast(R, relaxed(data))
+
+    @cached_property
+    def _relaxed(self) -> Callable[[bytes], Any] | None:
+        with suppress(Exception):  # of a class that lets nobody derive from it: it is held to its words
+            return relaxed_decoder(self.ref_type)
+        return None
 
     def encode_all(self, refs: Iterable[R], *, at_most: int | None = None) -> Iterator[tuple[str, str, bytes]]:
         """Yield the id, its stem and the bytes of every ref.
@@ -176,7 +194,7 @@ class Codec(Generic[R]):
         """
         try:
             data: bytes = _encode(ref)
-            if self.eq_tells_all and self._decode(data) == ref:
+            if self.eq_tells_all and self._decode_strictly(data) == ref:
                 return data + b"\n"
         except Exception:  # also of the class's own; what it was is found out with its place
             pass
@@ -204,7 +222,7 @@ class Codec(Generic[R]):
         except RecursionError:
             raise
         except Exception as error:
-            raise InvalidRefError("<root>", f"does not fit {self.ref_type.__name__}: {_words(error)}") from None
+            raise InvalidRefError("<root>", f"does not fit {self.ref_type.__name__}: {words_of(error)}") from None
         tuples: list[list[str | int]] = []
         try:
             compare(ref, back, [], tuples)
@@ -232,8 +250,8 @@ class Codec(Generic[R]):
                 return self._decode_whole(body)
         sample_id = _id_in(data)
         if sample_id is None:
-            raise CorruptRefError(_words(first)) from None
-        raise UnreadableRefError(sample_id, full_name(self.ref_type), _words(first)) from first
+            raise CorruptRefError(words_of(first)) from None
+        raise UnreadableRefError(sample_id, full_name(self.ref_type), words_of(first)) from first
 
     def _decode_whole(self, data: bytes) -> R:
         ref = self._decode(data)
@@ -338,6 +356,6 @@ def _id_in(data: bytes) -> str | None:
     return None
 
 
-def _words(error: Exception) -> str:
+def words_of(error: Exception) -> str:
     """Return what an error says; the name of its class too, where that is not the decoder's."""
     return str(error) if isinstance(error, UNDECODABLE) else f"{type(error).__name__}: {error}"

@@ -1,6 +1,7 @@
 """Let data-parallel ranks agree that every one of them has its share of a window, or that none gets one.
 
-    stream/rank@<session>.<rank>.<world>@<window>.<ready|starved>.json    {"owner": its own, "leader": rank 0's owner}
+    stream/rank@<session>.<rank>.<world>@<window>.<ready|starved>.json    {"owner": its own, "leader": rank 0's owner,
+                                                                           "refs": how many it wants}
     stream/verdict@<session>@<window>.<go|end>.json                       {"owners": [rank 0's, rank 1's, ...]}
 
 Each rank renames its one file, its *post*, from state to state. Rank 0 leads: it alone decides, and its verdict is
@@ -22,6 +23,7 @@ import msgspec
 
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import read_json
+from fsqueue.errors import QueueConfigError
 from fsqueue.format import names
 from fsqueue.stream.stream import Stream
 
@@ -33,6 +35,7 @@ Verdict = Literal["go", "end"]
 class _Post(msgspec.Struct, frozen=True):
     owner: str
     leader: str
+    refs: int = 0  # 0: it does not say
 
 
 class _Decision(msgspec.Struct, frozen=True):
@@ -76,14 +79,14 @@ class Rendezvous:
         if self._rank != 0:
             self._leader = self._stream.open_owners("consumer").get(self._members[0])
 
-    def post(self, standing: Standing) -> None:
-        """Say how this rank stands in the current window; saying it again costs nothing."""
+    def post(self, standing: Standing, refs: int = 0) -> None:
+        """Say how this rank stands in the current window, and how many refs it wants; saying it again costs nothing."""
         if self._leader is None:
             self.look_for_leader()
         if not self._has_agreed:
             self._catch_up(self._stream.directory.listing())
         if self._leader is not None:
-            content = msgspec.json.encode(_Post(self._handle.owner, self._leader))
+            content = msgspec.json.encode(_Post(self._handle.owner, self._leader, refs))
             self._show("post", f"{self._post_prefix(self._rank)}{self.window}.{standing}{names.SUFFIX}", content)
 
     def verdict(self) -> Verdict | None:
@@ -106,10 +109,11 @@ class Rendezvous:
         if len(posts) < len(self._members):
             return None
         files = [f"{self._post_prefix(rank)}{self.window}.{posts[rank]}{names.SUFFIX}" for rank in posts]
-        said = [self._read(file, _Post) for file in files]
-        owners = [post.owner for post in said if post is not None and post.leader == self._handle.owner]
-        if len(owners) < len(self._members):
+        said = [post for file in files if (post := self._read(file, _Post)) and post.leader == self._handle.owner]
+        if len(said) < len(self._members):
             return None
+        self._require_one_size(said)
+        owners = [post.owner for post in said]
         decided: Verdict = "go" if set(posts.values()) == {"ready"} else "end"
         content = msgspec.json.encode(_Decision(owners))
         decision = self._verdict_file(self.window, decided)
@@ -117,6 +121,16 @@ class Rendezvous:
         if not self._has_agreed:
             self._remove_verdicts_but(decision, listing)
         return decided
+
+    def _require_one_size(self, said: list[_Post]) -> None:
+        sizes = {rank: post.refs for rank, post in enumerate(said) if post.refs}
+        if len(set(sizes.values())) > 1:
+            wanted = ", ".join(f"rank {rank} {refs}" for rank, refs in sizes.items())
+            raise QueueConfigError(
+                self._handle.layout.path,
+                f"has ranks that want different numbers of refs a window ({wanted}): give all of them the same batch= "
+                "and window=",
+            )
 
     def _remove_verdicts_but(self, decision: str, listing: list[str]) -> None:
         for name in listing:

@@ -14,7 +14,9 @@ import pytest
 from against_sqlite.queue import PlainSqliteQueue
 from fsqueue import (
     FileSampleRefQueue,
+    InvalidArgumentError,
     MemorySampleRefQueue,
+    NoSampleQueueError,
     PromptTask,
     QueueConfigError,
     QueueIOError,
@@ -24,7 +26,6 @@ from fsqueue import (
 from fsqueue.control.controller import DataFlowController
 from fsqueue.control.ledger import FileMetadataStore
 from fsqueue.control.ledger.metadata_store import InMemoryMetadataStore
-from fsqueue.errors import InvalidArgumentError
 from fsqueue.operate.requeue import requeue
 from tests.support import GUARD_S, InThread, Tap, folder_of, ids, names_in, numbered, open_tapped, ref, refs
 
@@ -126,11 +127,46 @@ def test_a_sample_is_committed_once(make: Make) -> None:
     controller.commit_samples("w0", refs("a", "b", "a"))
     controller.commit_samples("w1", refs("a"))
     controller.enqueue_offline_refs(refs("b", "c"))
-    assert controller.sample_queue.depth() == controller.status()["samples_committed"] == 3
+    assert controller.require_queue("test").depth() == controller.status()["samples_committed"] == 3
     controller.lease_train_refs("t0", 1)
     controller.ack_train_refs("t0", ["a"], global_step=1)
     controller.commit_samples("w0", refs("a"))
     assert ids(controller.lease_train_refs("t0", 9)) == ["b", "c"]
+
+
+def test_a_commit_returns_what_is_new(make: Make) -> None:
+    """In order, and of an id that is there twice the first; so it is with what no worker produced."""
+    controller = make()
+    given = [ref("a"), ref("b", num_tokens=1), ref("b", num_tokens=2)]
+    assert controller.commit_samples("w0", given) == given[:2]
+    assert controller.commit_samples("w1", refs("a", "c")) == refs("c")
+    assert controller.enqueue_offline_refs(refs("c", "d")) == refs("d")
+
+
+def test_a_controller_without_a_queue_keeps_the_ledger(make: Make) -> None:
+    """What only a queue can do is refused, and the ledger untouched; one that is set later gets what is not trained."""
+    controller: Controller = DataFlowController("run", metadata_store=make().store, enable_sample_queue=False)
+    assert controller.sample_queue is None
+    assert controller.commit_samples("w0", refs("a", "b")) == refs("a", "b")
+    assert controller.ack_train_refs("t0", ["a"], global_step=1) == []
+    assert (controller.health()["resident_refs"], controller.status()["queue_depth"]) in {(1, 0), (0, 0)}
+    lease = controller.train_lease("t0")
+    for call in (
+        lambda: controller.lease_train_refs("t0", 1),
+        lambda: controller.fail_refs("t0", ["b"], "no", True),
+        lambda: controller.rewind(after_step=0),
+        controller.reconcile_on_restart,
+        lambda: lease.renew(refs("b")),
+        lambda: lease.release(refs("b")),
+        lease.depth,
+    ):
+        with pytest.raises(NoSampleQueueError, match=r"run 'run' has no sample queue.* needs one"):
+            call()
+    assert controller.store.progress() == (1, 1)
+    controller.sample_queue = MemorySampleRefQueue()
+    assert controller.reconcile_on_restart()["requeued"] == ["b"]
+    with pytest.raises(InvalidArgumentError, match="enable_sample_queue is False"):
+        DataFlowController("run", sample_queue=controller.sample_queue, enable_sample_queue=False)
 
 
 def test_a_tensor_is_refused_and_nothing_recorded(make: Make) -> None:
@@ -163,7 +199,7 @@ def test_refs_fail_back_or_for_good(make: Make) -> None:
     controller.fail_refs("t0", ["a"], "no memory", True)
     controller.fail_refs("t0", ["b", "unknown"], "bad features", False)
     assert ids(controller.lease_train_refs("t1", 9)) == ["a"]
-    assert controller.sample_queue.in_flight() == 1
+    assert controller.require_queue("test").in_flight() == 1
 
 
 def test_unknown_ids_are_acknowledged_without_harm(make: Make) -> None:
@@ -292,6 +328,21 @@ def test_a_committed_sample_ends_its_prompt() -> None:
     controller.commit_samples("w0", [ref("b", source_task_id="p2"), ref("c", source_task_id="unknown")])
     assert controller.status()["prompts"] == controller.status()["prompts_leased"] == 0
     assert controller.lease_prompt_tasks("w0", 9) == []
+
+
+def test_prompts_are_completed_without_a_sample_here() -> None:
+    """By whoever leases them, or where nobody does; another worker's leases stay, and unknown ids do no harm."""
+    controller: Controller = DataFlowController("run")
+    controller.ingest_prompts([{"task_id": name, "payload": {}} for name in "abc"])
+    controller.lease_prompt_tasks("w0", 2)
+    controller.complete_prompt_tasks("w1", ["a"])
+    controller.complete_prompt_tasks("w0", ["b", "c", "unknown"])
+    status = controller.status()
+    assert (status["prompts"], status["prompts_leased"], status["prompts_pending"]) == (1, 1, 0)
+    controller.fail_prompt_tasks("w0", ["a", "b"], "again", True)
+    assert [task.task_id for task in controller.lease_prompt_tasks("w1", 9)] == ["a"]
+    with pytest.raises(InvalidArgumentError):
+        controller.complete_prompt_tasks("w1", "a")
 
 
 def test_failed_prompts_come_again_until_their_attempts_are_used_up() -> None:

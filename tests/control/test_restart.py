@@ -103,7 +103,7 @@ def test_a_sample_that_was_committed_and_not_put(site: Site) -> None:
     """The crash between the ledger's commit and the queue's put: it is put, in commit order."""
     controller = site.controller()
     controller.store.commit_samples(refs("a", "b", "c"))
-    controller.sample_queue.put(refs("b"))
+    controller.require_queue("test").put(refs("b"))
     report = controller.reconcile_on_restart()
     assert (report["requeued"], report["released"]) == (["a", "b", "c"], [])
     assert site.live() == {"a": 1, "b": 1, "c": 1}
@@ -420,7 +420,7 @@ def die_and_reconcile(tmp_path: Path, work: Callable[[Path], None], stride: int)
             before.ack_train_refs("t", ids(before.lease_train_refs("t", 1)), global_step=step)
         before.store.commit_samples(refs("unput"))
         before.store.record_train_ack(["c"], global_step=5, optimizer_durable=False)
-        before.sample_queue.ack(refs("d"))
+        before.require_queue("test").ack(refs("d"))
         site.close()
         ended = not died(work, path, number)
         site = Site(path)

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import pytest
 
-from fsqueue import FileSampleRefQueue, RefTypeError, SampleRef, UnreadableRefWarning
+from fsqueue import FileSampleRefQueue, InvalidRefError, RefTypeError, SampleRef, UnreadableRefWarning
+from fsqueue.operate.requeue import requeue
 from tests.support import Tap, assert_clean, content, ids, names_in, numbered, open_tapped, refs
 
 
@@ -147,9 +148,28 @@ def test_settling_needs_no_class(tmp_path: Path) -> None:
         assert tuple(other.counts()) == (1, 0, 1, 0)
 
 
-@pytest.mark.parametrize("kind", ["odd", "key", "unheard of"])
+def test_a_value_outside_a_literal_is_delivered_failed_and_requeued_like_any_other(tmp_path: Path) -> None:
+    """Dataclasses do not check it either; what kind of value it is counts."""
+    path = tmp_path / "q"
+    with FileSampleRefQueue(path, ref_type=Picky, durable=False) as queue:
+        bad: Any = Picky("bad", kind="unheard of")  # type: ignore[arg-type]
+        queue.put([bad])
+        assert queue.get(1) == [bad]
+        assert queue.fail([bad], "again", retryable=True) == []
+        (again,) = queue.get(1)
+        assert (again, type(again)) == (bad, Picky)
+        queue.fail([again], "enough", retryable=False)
+        requeue(str(path), ["bad"])
+        assert queue.get(1) == [bad]
+        assert queue.ack([bad]) == []
+        with pytest.raises(InvalidRefError, match=r"does not fit Picky: Expected `str`, got `int` - at `\$.kind`"):
+            queue.put([Picky("worse", kind=3)])  # type: ignore[arg-type]
+    assert_clean(path)
+
+
+@pytest.mark.parametrize("kind", ["odd", "key"])
 def test_what_the_class_refuses_ends_in_failed_after_its_attempts(tmp_path: Path, kind: str) -> None:
-    """Neither an exception of the class's own nor a value outside a Literal comes out of get."""
+    """No exception of the class's own comes out of get."""
     path = tmp_path / "q"
     put(path, Old("a"), Old("bad", kind=kind), Old("c"))
     with FileSampleRefQueue(path, ref_type=Picky, max_attempts=2, durable=False) as queue:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
 from hypothesis import given
@@ -339,3 +339,30 @@ def test_what_is_no_ref_type(ref_type: Any) -> None:
     """A class that cannot be queued is refused when the queue is opened."""
     with pytest.raises(TypeError):
         Codec(ref_type)
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Holds its like, and words of several kinds, in every way an annotation can have them."""
+
+    sample_id: str
+    word: Annotated[Literal["a", 1, None], "a word"] = "a"
+    branches: list[Branch] = field(default_factory=list)
+    words: tuple[Literal["a"], ...] = ()
+    named: dict[str, Literal["a"] | None] = field(default_factory=dict)
+
+
+def test_values_outside_a_literal_come_back() -> None:
+    """At any depth, in instances of the class itself; tuples stay tuples."""
+    given: Any = Branch
+    tree = given("s", "b", [given("t", 7, [], ("x", "y")), given("u", None, [], (), {"k": "z"})])
+    found = Codec(Branch).decode(Codec(Branch).encode(tree))
+    assert found == tree
+    assert {type(found), *map(type, found.branches)} == {Branch}
+
+
+@pytest.mark.parametrize(("word", "where"), [(1.5, "word"), ((1,), "word")])
+def test_a_value_of_a_kind_that_a_literal_does_not_list_is_refused(word: Any, where: str) -> None:
+    """It is a misfit as for any other annotation."""
+    with pytest.raises(InvalidRefError, match=rf"does not fit Branch: .*\$\.{where}"):
+        Codec(Branch).encode(Branch("s", word))

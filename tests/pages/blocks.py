@@ -8,6 +8,7 @@ are what it prints. Each runs in a fresh folder, unless a comment on the line be
     <!-- test: folder=NAME file=work.py -->  not run, but saved there under that name
     <!-- test: with=sample.py -->            beside a copy of the file that the page saved under that name before
     <!-- test: needs=torch -->               left out where torch is not installed
+    <!-- test: warnings=ignore -->           with the warnings that another package makes; else they are errors
 
 Blocks that share a folder run in the page's order, each transcript in a shell of its own; what a shell started in the
 background goes on until the last of them has run. On a page, this host is called `node1`.
@@ -148,7 +149,7 @@ def _install_programs(folder: Path) -> None:
 
 def _run_program(block: Block, folder: Path, environment: dict[str, str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", block.text],
+        [sys.executable, "-W", block.marks.get("warnings", "error"), "-c", block.text],
         cwd=folder,
         env=environment,
         capture_output=True,

@@ -29,5 +29,5 @@ def test_the_page_s_blocks_are_of_a_kind_that_is_known(page: str) -> None:
     """No program hides in an indented block or one of another language, or behind a mark that means nothing."""
     assert TEXTS[page].count("```") == 2 * len(BLOCKS[page])
     for block in BLOCKS[page]:
-        assert set(block.marks) <= {"folder", "file", "with", "needs"}, f"{page}, line {block.line}"
+        assert set(block.marks) <= {"folder", "file", "with", "needs", "warnings"}, f"{page}, line {block.line}"
         assert block.language in LANGUAGES, f"{page}, line {block.line}"

@@ -34,7 +34,8 @@ from fsqueue.stream.agreement import Rendezvous
 from fsqueue.stream.launch import Launch, launch
 from fsqueue.stream.membership import Membership
 from fsqueue.stream.policy import StreamPolicy
-from tests.support import GUARD_S, Child, Queue, backdate, ref, refs
+from tests.support import GUARD_S, Queue, backdate, ref, refs
+from tests.support.ranks import Group
 
 
 @pytest.fixture
@@ -324,41 +325,12 @@ def train(pipe: Connection, path: Path, rank: int, world: int) -> None:
     pipe.send("ended")
 
 
-class Group:
-    """Ranks in processes of their own, driven batch by batch."""
-
-    def __init__(self, path: Path, world: int) -> None:
-        self.path, self.world = path, world
-        self.ranks = [self.start(rank) for rank in range(world)]
-
-    def start(self, rank: int) -> Child:
-        return Child(train, self.path, rank, self.world).__enter__()
-
-    def batches(self) -> list[Any]:
-        """What each rank says next; then they may go on."""
-        said = [child.receive() for child in self.ranks]
-        for child, word in zip(self.ranks, said, strict=True):
-            if word != "ended":
-                child.send("go on")
-        return said
-
-    def kill(self, rank: int) -> None:
-        self.ranks[rank].kill()
-
-    def restart(self, rank: int) -> None:
-        self.ranks[rank] = self.start(rank)
-
-    def end(self) -> None:
-        for child in self.ranks:
-            child.__exit__(None, None, None)
-
-
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_rank_that_is_started_again_goes_on_where_the_others_are(queue: Queue, path: Path, killed: int) -> None:
     """The other one has waited for it, whichever of the two leads; every sample is trained once."""
     with queue.producer("rollout"):
         queue.put([ref(f"s{number:02d}") for number in range(24)])
-    group = Group(path, 2)
+    group = Group(train, path, 2)
     try:
         trained = [group.batches() for _ in range(2)]
         group.kill(killed)
@@ -377,13 +349,13 @@ def test_a_group_comes_back_with_another_number_of_ranks(queue: Queue, path: Pat
     """Under the same session name; whoever is no rank any more is missed by nobody."""
     producer = queue.producer("rollout")
     queue.put([ref(f"s{number:02d}") for number in range(24)])
-    group = Group(path, 2)
+    group = Group(train, path, 2)
     try:
         group.batches()
         for rank in range(2):
             group.kill(rank)
         group.end()
-        group = Group(path, world)
+        group = Group(train, path, world)
         group.batches()
         queue.put_when_below([ref("late")], high=1_000)
         producer.close()
@@ -458,6 +430,6 @@ def test_errors_of_a_stream_name_the_queue(
 
         with monkeypatch.context() as broken:
             broken.setattr(stream.directory, "listing", stale)
-            view._looked_at -= 100.0
+            view._share._looked_at -= 100.0
             with pytest.raises(QueueIOError, match=str(path)):
                 (view.get if look == "get" else getattr(stream, look))()

@@ -38,6 +38,18 @@ class StreamScene(Scene):
         self.put(self.batch)
         self.make_view()
 
+    def make_view_in_window(self) -> None:
+        """Have a window of two batches open, the first of which was handed out."""
+        self.put(self.batch)
+        self.view = TrainerView(self.queue, window=2)
+        self.get_batch()
+
+    def make_view_before_its_rest(self) -> None:
+        """Have a view whose next get finds the end of the stream, and a rest to settle."""
+        with self.queue.producer("p"):
+            self.put(self.batch)
+        self.view = TrainerView(self.queue, batch=4, rest="ack")
+
     def get_batch(self) -> None:
         assert self.view is not None
         self.owned |= {each.sample_id: each for each in self.view.get()}
@@ -90,6 +102,8 @@ STREAM_CALLS: dict[str, Call] = {
     "taking part in vain": Call(StreamScene.take_part_in_vain, lambda s: None, QUICK),
     "making a view": Call(StreamScene.make_view, lambda s: None, QUICK),
     "a view's batch": Call(StreamScene.get_batch, StreamScene.put_and_view, QUICK),
+    "a view's next batch": Call(StreamScene.get_batch, StreamScene.make_view_in_window, QUICK),
+    "a view's rest": Call(StreamScene.get_batch, StreamScene.make_view_before_its_rest, QUICK),
     "a view's ack": Call(
         lambda s: s.with_view(lambda view: view.ack(list(s.owned.values()))), StreamScene.get_and_view, QUICK
     ),
