@@ -165,7 +165,7 @@ class AsyncSampleRefQueue(Generic[R]):
         finally:
             self.later(lambda: self._end(renewer, batch_refs))
 
-    def _end(self, renewer: Renewer, refs: list[R]) -> None:
+    def _end(self, renewer: Renewer[R], refs: list[R]) -> None:
         renewer.stop()
         self.queue.release(held_of(self.queue, refs))
 

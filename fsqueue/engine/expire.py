@@ -201,7 +201,9 @@ class Reclaimer:
         self._began_at = self._handle.awake.tick(self._began_at)
 
     def _dead(self, leases: list[Lease]) -> set[str]:
-        return {owner for owner in dict.fromkeys(lease.owner for lease in leases) if self._others.is_dead(owner)}
+        return {
+            owner for owner in dict.fromkeys(it.owner for it in leases if it.is_held) if self._others.is_dead(owner)
+        }
 
     def _expired(self, leases: list[Lease], dead: set[str], started: float) -> list[Lease]:
         self._now = None

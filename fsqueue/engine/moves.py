@@ -1,7 +1,7 @@
 """Move refs, by one rename each: the protocol's heart.
 
     put:      tmp/     -> pending/             release, fail, expire: leased/ -> pending/ or failed/
-                                               fail with a delay:     leased/@me -> leased/@me+...w<time> -> pending/
+                                               fail with a delay:     leased/@me -> leased/@nobody until then -> pending/
     claim:    pending/ -> leased/@me           take over:             leased/@other -> leased/@me
     ack:      leased/  -> done/                requeue, rewind:       failed/, done/ -> leased/@me -> pending/
 
@@ -275,9 +275,9 @@ class Moves:
         return True
 
     def put_off(self, claim: Claim, until: float) -> bool:
-        """Move leased/@me -> leased/@me until a time, by the filesystem's clock: nobody has the ref, and it waits."""
-        mark = f"{names.DELAYED}{max(0, round(until * 1000))}"
-        return self._rename_lease(claim.name, self.new_claim(claim.stem, mark).name)
+        """Move leased/@me -> leased/@nobody until a time, by the filesystem's clock."""
+        waiting = f"{int(self._ops.random() * 2**32):08x}{names.DELAYED}{max(0, round(until * 1000))}"
+        return self._rename_lease(claim.name, names.leased_file(claim.stem, names.NOBODY, waiting))
 
     def move_on(self, lease: names.Lease) -> bool | None:
         """Move a ref on that is on its way back to pending/, whoever gave it back.

@@ -381,8 +381,11 @@ class Settler:
     def release_all(self) -> int:
         """Give back whatever is leased in this owner's name, as it is; return how many refs that were."""
         holders = self._handle.moves.holders()
+        owner = self._handle.owner
         mine: list[Target] = [
-            (stem, None) for stem, leases in holders.items() if self._handle.owner in [lease.owner for lease in leases]
+            (stem, None)
+            for stem, leases in holders.items()
+            if any(lease.is_held and lease.owner == owner for lease in leases)
         ]
         self.adopt(mine)
         return len(mine) - len(self.release(mine))

@@ -25,6 +25,8 @@ LEASED_EXTRA = 255 - STEM_LIMIT
 TIMED_OUT = "t"
 RETURNED = "r"
 DELAYED = "w"
+NOBODY = "retry.0.000000"
+"""The owner in the name of a ref that waits to be tried again: nobody has it."""
 _CUT = 120
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,159}\Z").match
@@ -115,7 +117,8 @@ class Lease(NamedTuple):
         claim: tells this lease from all others of its owner: the serial number of one that the owner took, in hex,
             with a ``t`` behind it where it was taken from somebody whose time was up, and not looked at again yet,
             or an ``r`` where the lease has ended, and the ref is on its way back to pending/;
-            or a ``w`` and milliseconds of Unix time, where it has ended and the ref waits for that time;
+            or a random number with a ``w`` and milliseconds of Unix time behind it, where nobody has the ref, and it
+            waits for that time;
             or ``g`` and eight hex digits, where it was given to the owner. Empty where somebody made the name by hand.
     """
 
