@@ -105,10 +105,10 @@ class AsyncSampleRefQueue(Generic[R]):
         batch = list(arguments.batch("ack", refs))
         return await self._call(lambda: self.queue.ack(batch, step=step))
 
-    async def fail(self, refs: Iterable[R], reason: str, retryable: bool) -> list[str]:
+    async def fail(self, refs: Iterable[R], reason: str, retryable: bool, *, delay_s: float | None = None) -> list[str]:
         """Fail refs; see `FileSampleRefQueue.fail`."""
         batch = list(arguments.batch("fail", refs))
-        return await self._call(lambda: self.queue.fail(batch, reason, retryable))
+        return await self._call(lambda: self.queue.fail(batch, reason, retryable, delay_s=delay_s))
 
     async def release(self, refs: Iterable[R]) -> list[str]:
         """Give refs back; see `FileSampleRefQueue.release`."""
@@ -165,7 +165,7 @@ class AsyncSampleRefQueue(Generic[R]):
         finally:
             self.later(lambda: self._end(renewer, batch_refs))
 
-    def _end(self, renewer: Renewer, refs: list[R]) -> None:
+    def _end(self, renewer: Renewer[R], refs: list[R]) -> None:
         renewer.stop()
         self.queue.release(held_of(self.queue, refs))
 

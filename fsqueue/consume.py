@@ -39,7 +39,9 @@ class Workable(Protocol[R]):
     """List the calls of `FileSampleRefQueue` that working through it makes."""
 
     ops: FileOps
-    lease_timeout_s: float | None
+
+    @property
+    def lease_timeout_s(self) -> float | None: ...
 
     @property
     def handle(self) -> Handle: ...

@@ -24,10 +24,21 @@ from fsqueue.disk.publish import absolute
 from fsqueue.engine import arguments
 from fsqueue.engine.attempts import MAX_DELIVERIES
 from fsqueue.engine.claim import Partition
+from fsqueue.engine.configure import UNCHANGED, configure
 from fsqueue.engine.engine import Engine, Options, reaching
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
-from fsqueue.engine.layout import LEDGER, STREAM, Settings, ensure_queue, require_same
+from fsqueue.engine.layout import (
+    LEDGER,
+    LONGEST_DELAY_S,
+    RETRY_BACKOFF,
+    RETRY_JITTER,
+    STREAM,
+    Retry,
+    Settings,
+    ensure_queue,
+    require_same,
+)
 from fsqueue.engine.settle import Target
 from fsqueue.engine.waiting import StopEvent
 from fsqueue.errors import InvalidArgumentError, QueueClosedError, QueueConfigError
@@ -103,11 +114,14 @@ class FileSampleRefQueue(Generic[R]):
         io_threads: how many threads make file operations that do not depend on each other. "auto": several for
             slow operations on a shared mount, and for fsyncs on any.
         create: False: the queue must be there already, as on a node whose mount may not be ready.
+        retry_delay_s: how long a ref that failed waits before it comes again, seconds; stored in a new queue.
+        retry_backoff, retry_jitter: by how much longer after each further failure, and by which part, at most, longer
+            by chance. A wait lasts for a day at most.
         codec: for refs of a class that JSON cannot carry: it turns each into a record that JSON can carry, and back,
             which put tries out. Takes the place of ref_type.
 
     Attributes:
-        path, options, settings, lease_timeout_s, run_id: what the arguments and the queue say.
+        path, options, run_id: what the arguments and the queue say.
         ops: the file operations that this handle makes.
 
     Raises:
@@ -136,6 +150,9 @@ class FileSampleRefQueue(Generic[R]):
         run_id: str | None = None,
         io_threads: IoThreads = "auto",
         create: bool = True,
+        retry_delay_s: float | None = None,
+        retry_backoff: float = RETRY_BACKOFF,
+        retry_jitter: float = RETRY_JITTER,
         codec: RefCodec[R, Any] | None = None,
     ) -> None:
         self.path = absolute(path)
@@ -168,16 +185,16 @@ class FileSampleRefQueue(Generic[R]):
             run_id=run_id,
             now=clock or self.ops.time,
             create=create,
+            retry=None if retry_delay_s is None else Retry(retry_delay_s, retry_backoff, retry_jitter),
         )
-        self.settings = settings
-        self.lease_timeout_s = settings.lease_timeout_s
+        self._settings = settings
         self.run_id = settings.run_id
         self.options.validate_heartbeat(self.path, settings.lease_timeout_s)
         self._opened: _Opened | None = self._open()
         _live.add(self)
 
     def _open(self) -> _Opened:
-        return _Opened(Engine(self.ops, self.path, self._codec, self.options, self.settings))
+        return _Opened(Engine(self.ops, self.path, self._codec, self.options, self._settings))
 
     def _here(self) -> _Opened:
         """Return what is open in this process."""
@@ -207,6 +224,19 @@ class FileSampleRefQueue(Generic[R]):
     def engine(self) -> Engine:
         """Return this process's engine, for the modules of this package that work on a queue."""
         return self._here().engine
+
+    @property
+    def settings(self) -> Settings:
+        """Return what the queue stores, as this handle knows it: a change by others shows within half a minute."""
+        opened = self._opened
+        if opened is not None:
+            self._settings = opened.engine.handle.layout.settings
+        return self._settings
+
+    @property
+    def lease_timeout_s(self) -> float | None:
+        """Return the seconds until an unrenewed lease expires; None: it does not."""
+        return self.settings.lease_timeout_s
 
     @property
     def handle(self) -> Handle:
@@ -410,17 +440,24 @@ class FileSampleRefQueue(Generic[R]):
             "acknowledging refs in", "ack", refs, lambda found: self._here().engine.settler.ack(found, step)
         )
 
-    def fail(self, refs: Iterable[R], reason: str, retryable: bool) -> list[str]:
+    def fail(self, refs: Iterable[R], reason: str, retryable: bool, *, delay_s: float | None = None) -> list[str]:
         """Count an attempt: retryable refs go to the tail of pending/, others to failed/ with the reason.
+
+        Args:
+            delay_s: for how long retryable refs wait before that, in leased/, where nobody holds them; None: as the
+                queue's `retry_delay_s` and so on say. They come back once the time is up, also where this process has
+                ended, as soon as any handle looks for refs.
 
         Returns:
             The ids whose lease this handle had lost, normally none; they are left as they are.
         """
         if isinstance(retryable, str):
             raise InvalidArgumentError("fail(refs, reason, retryable)", "True or False as retryable", retryable)
+        if delay_s is not None:
+            arguments.wait("fail(delay_s=)", delay_s, LONGEST_DELAY_S)
         said = tidy(reason)
         return self._on_leases(
-            "failing refs in", "fail", refs, lambda found: self.engine.settler.fail(found, said, retryable)
+            "failing refs in", "fail", refs, lambda found: self.engine.settler.fail(found, said, retryable, delay_s)
         )
 
     def release(self, refs: Iterable[R]) -> list[str]:
@@ -648,6 +685,40 @@ class FileSampleRefQueue(Generic[R]):
         given = {"silence_s": silence_s, "await_s": await_s, "restart_s": restart_s, "quorum": quorum}
         with self._reaching("configuring the stream of"):
             return self.stream().change_policy({name: value for name, value in given.items() if value is not None})
+
+    def configure(
+        self,
+        *,
+        lease_timeout_s: float | None = UNCHANGED,
+        retry_delay_s: float = UNCHANGED,
+        retry_backoff: float = UNCHANGED,
+        retry_jitter: float = UNCHANGED,
+    ) -> Settings:
+        """Change what the queue stores, also while others use it; what is not given stays as it is.
+
+        Other handles take it up within half a minute, and always before they take a lease away for its time. What was
+        leased under a longer timeout may rely on that for as long again.
+
+        Args:
+            lease_timeout_s: None: leases do not time out.
+            retry_delay_s, retry_backoff, retry_jitter: as for a new queue.
+
+        Returns:
+            What the queue stores from now on.
+
+        Raises:
+            QueueConfigError: a value is not valid, or a handle that may live beats too seldom for the timeout.
+        """
+        if lease_timeout_s is not UNCHANGED:
+            arguments.seconds("configure(lease_timeout_s=)", lease_timeout_s)
+        given = {
+            "lease_timeout_s": lease_timeout_s,
+            "retry_delay_s": retry_delay_s,
+            "retry_backoff": retry_backoff,
+            "retry_jitter": retry_jitter,
+        }
+        with self._reaching("configuring"):
+            return configure(self.handle, given)
 
     def drained(self) -> bool:
         """Tell whether every producer has closed, nothing is pending and nothing is leased."""

@@ -42,5 +42,6 @@ def ls(queue: str, state: str | None, owner: str | None, limit: int | None, deta
 def _row(entry: Entry) -> tuple[str, ...]:
     step = f"step {entry.step}" if entry.step is not None else ""
     attempts = "-" if entry.attempts is None else str(entry.attempts)
-    detail = entry.owner or step or (shown(entry.reason) if entry.reason else "")
+    waits = f"comes again in {age(entry.due_in_s)}" if entry.due_in_s is not None else ""
+    detail = waits or entry.owner or step or (shown(entry.reason) if entry.reason else "")
     return entry.state, age(entry.age_s), attempts, shown(entry.id), detail

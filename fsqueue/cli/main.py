@@ -22,6 +22,7 @@ FAILED, NOT_A_QUEUE, TIMED_OUT, INTERRUPTED, CLOSED_PIPE = 1, 3, 4, 130, 141
 COMMANDS = {
     "init": "Create a queue.",
     "status": "Counts, ages, owners, and rates.",
+    "config": "Show and change what a queue stores.",
     "ls": "List refs, pending ones in the order in which they come.",
     "show": "Everything about one ref.",
     "put": "Put refs from a JSON Lines file.",

@@ -96,6 +96,8 @@ def count_rows(seen: Status) -> Iterator[tuple[str, str, str]]:
     notes = {"pending": _oldest_pending(seen)}
     if seen.oldest_lease_age_s is not None:
         notes["leased"] = f"oldest {age(seen.oldest_lease_age_s)}"
+    if seen.delayed:
+        notes["leased"] = ", ".join(filter(None, [notes.get("leased"), f"{seen.delayed:,} wait to be tried again"]))
     for state, number in seen.counts._asdict().items():
         yield state, f"{number:,}", notes.get(state, "")
 

@@ -191,7 +191,7 @@ class FileSide(ContractSide):
         back: list[str] = []
         try:
             for lease in chain.from_iterable(holders.values()):
-                if lease.owner in dead and not lease.is_returned:
+                if lease.owner in dead and lease.is_held:
                     self._take_back(lease, back)
         finally:
             self._handle.order.append_soon(back)

@@ -27,6 +27,12 @@ def seconds(call: str, value: Any) -> None:
         raise InvalidArgumentError(call, "a number of seconds or None", value)
 
 
+def wait(call: str, value: Any, longest_s: float) -> None:
+    """Refuse what is no length of time to wait, from 0 to so many seconds."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) <= longest_s:
+        raise InvalidArgumentError(call, f"seconds from 0 to {longest_s:g}", value)
+
+
 def patience(call: str, value: Any) -> None:
     """Refuse what is no time to wait."""
     seconds(call, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from fsqueue.engine.annotations import Change
@@ -38,12 +39,21 @@ class Limits(NamedTuple):
         return None
 
 
-def return_or_bury(handle: Handle, claim: Claim, counted: Change, reason: str, limits: Limits, back: list[str]) -> bool:
+def return_or_bury(
+    handle: Handle,
+    claim: Claim,
+    counted: Change,
+    reason: str,
+    limits: Limits,
+    back: list[str],
+    put_off: Callable[[int], float | None] = lambda attempts: None,
+) -> bool:
     """Move a ref that this handle leases to the tail of pending/, or to failed/ after its last attempt or expiry.
 
     Args:
         counted: records the attempt or the expiry.
         back: collects the stems that went to pending/, for the caller to name in the order, once for a batch.
+        put_off: says until when a ref with so many attempts has to wait, by the filesystem's clock; None: not at all.
     """
 
     def change(bookkeeping: Bookkeeping) -> None:
@@ -60,6 +70,9 @@ def return_or_bury(handle: Handle, claim: Claim, counted: Change, reason: str, l
         return False
     if bookkeeping.reason is not None:
         return handle.moves.bury(claim)
+    until = put_off(bookkeeping.attempts)
+    if until is not None:
+        return handle.moves.put_off(claim, until)
     if not handle.moves.give_back(claim):
         return False
     back.append(claim.stem)

@@ -31,7 +31,6 @@ class Departed:
         self._others = others
         self._holders = holders
         self._now = now
-        self._timeout_s = handle.layout.settings.lease_timeout_s or 0.0
         self._last_round = self._shown_up_at = -1e9
         self._look_again_at: dict[str, float] = {}
 
@@ -77,7 +76,10 @@ class Departed:
         for _, owner in zip(range(_LOOKS_A_ROUND), filter(self._others.cannot_be_asked, asked), strict=False):
             self._look_again_at[owner] = now + ABANDONED_ROUND_S
             seen = handle.ops.fresh_mtime(handle.layout.owners.fd, names.ref_file(owner))
-            if seen is not None and seen + self._timeout_s + ABANDONED_AFTER_S < self._now():
+            if (
+                seen is not None
+                and seen + (self._handle.layout.settings.lease_timeout_s or 0.0) + ABANDONED_AFTER_S < self._now()
+            ):
                 found.add(owner)
         return found
 

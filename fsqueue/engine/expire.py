@@ -34,6 +34,7 @@ from fsqueue.format.names import Lease
 ROUND_S = 1.0
 IDLE_ROUND_S = 0.05
 LOOKS_A_ROUND = 128
+SETTINGS_S = 30.0
 _NO_LIMIT = 1 << 62
 _EPSILON_S = 1e-6
 
@@ -65,8 +66,6 @@ class Reclaimer:
     def __init__(self, handle: Handle, limits: Limits) -> None:
         self._handle = handle
         self._limits = limits
-        self._timeout_s = handle.layout.settings.lease_timeout_s
-        self._round_s = ROUND_S if self._timeout_s is None else min(ROUND_S, self._timeout_s / 10)
         self._check_at: dict[Lease, float] = {}
         self._others = Others(handle)
         self._doubts = Doubts(handle.awake)
@@ -76,9 +75,19 @@ class Reclaimer:
         self._named: set[Lease] = set()  # refs on their way back that this handle has named in the order as they are
         self._looks_left = 0
         self._began_at = 0.0
+        self._reread_at = handle.ops.monotonic() + SETTINGS_S
         self._last_round: float | None = None
         self._now: float | None = None  # the filesystem's time in this round, read when first needed
         self._last_round_mono = -1e9
+
+    @property
+    def _timeout_s(self) -> float | None:
+        return self._handle.layout.settings.lease_timeout_s
+
+    @property
+    def _round_s(self) -> float:
+        timeout_s = self._timeout_s
+        return ROUND_S if timeout_s is None else min(ROUND_S, timeout_s / 10)
 
     def due(self, idle: bool) -> bool:
         """Return whether a round is due; that is sooner where idle, with nothing else to hand out."""
@@ -135,11 +144,22 @@ class Reclaimer:
             self._forget_gone(leases)
             dead = self._dead(leases)
             expired = self._expired(leases, dead, started)
+            if self._rereads(any(it.is_held and not _ends_with(it, dead) for it in expired)):
+                self._check_at.clear()
+                expired = self._expired(leases, dead, started)
             self._last_round = started
             self._last_round_mono = self._handle.ops.monotonic()
             moved = self._reclaim_all(sorted(expired), lambda it: _GONE if _ends_with(it, dead) else _TIMED_OUT)
             self._departed.round_if_due()
             return moved
+
+    def _rereads(self, surely: bool) -> bool:
+        """Read the settings again, at times, and surely before a lease ends by them; return whether they changed."""
+        now = self._handle.ops.monotonic()
+        if not surely and now < self._reread_at:
+            return False
+        self._reread_at = now + SETTINGS_S
+        return self._handle.layout.reread()
 
     def bring_back(self, owners: Collection[str]) -> int:
         """Bring back all leases of owners whose processes were started again; return how many.
@@ -152,7 +172,7 @@ class Reclaimer:
             handle.strays.recover()
             handle.layout.leased.refresh()  # NFS: what the other node has leased last is to be seen
             self._now = None
-            leases = [it for it in self._leases() if it.owner in owners and it.owner != handle.owner]
+            leases = [it for it in self._leases() if it.is_held and it.owner in owners and it.owner != handle.owner]
             return self._reclaim_all(sorted(it for it in leases if not it.is_timed_take_over), lambda it: _REPLACED)
 
     def would_leave(self) -> set[str]:
@@ -163,7 +183,7 @@ class Reclaimer:
             if not self._doubts.left_s:
                 break
             self._handle.ops.sleep(self._doubts.left_s)
-        return {lease.owner for lease in set(leases).difference(expired)}
+        return {lease.owner for lease in set(leases).difference(expired) if lease.is_held}
 
     def _look_around(self, reads: int, looks: int) -> list[Lease]:
         """Begin a round by listing the leases."""
@@ -181,7 +201,9 @@ class Reclaimer:
         self._began_at = self._handle.awake.tick(self._began_at)
 
     def _dead(self, leases: list[Lease]) -> set[str]:
-        return {owner for owner in dict.fromkeys(lease.owner for lease in leases) if self._others.is_dead(owner)}
+        return {
+            owner for owner in dict.fromkeys(it.owner for it in leases if it.is_held) if self._others.is_dead(owner)
+        }
 
     def _expired(self, leases: list[Lease], dead: set[str], started: float) -> list[Lease]:
         self._now = None
@@ -203,7 +225,7 @@ class Reclaimer:
 
         def reclaim(lease: Lease) -> None:
             self._began_at = self._handle.awake.tick()
-            if lease.is_returned:
+            if not lease.is_held:
                 self._move_on(lease, back)
             elif (given_up := self._given_up(lease)) is not None:
                 if self._handle.moves.give_back(given_up):
@@ -215,7 +237,7 @@ class Reclaimer:
 
         for lease in expired:
             self._check_at[lease] = self._last_round or 0.0  # should this fail, they are looked at again soon
-        if any(not lease.is_returned for lease in expired):
+        if any(lease.is_held for lease in expired):
             self._handle.presence.announce()
         try:
             despite_errors(reclaim, expired)
@@ -237,11 +259,12 @@ class Reclaimer:
         self._named &= present
 
     def _time_has_come(self, lease: Lease, now: float) -> bool:
-        if self._timeout_s is None:
+        if lease.due is None and self._timeout_s is None:
             return False
         check_at = self._check_at.get(lease)
         if check_at is None:
-            check_at = now if self._last_round is None else self._last_round + self._timeout_s
+            first = self._last_round if lease.due is None else None
+            check_at = now if first is None else first + (self._timeout_s or 0.0)
         if now >= check_at:
             wait_s = self._wait_s(lease)
             if wait_s == 0.0:
@@ -252,6 +275,9 @@ class Reclaimer:
 
     def _wait_s(self, lease: Lease) -> float:
         """Return for how long a lease need not be looked at again, seconds; 0: it has expired."""
+        if lease.due is not None:
+            left_s = lease.due - self._round_now()
+            return left_s if left_s > _EPSILON_S else 0.0
         assert self._timeout_s is not None
         handle, owner = self._handle, lease.owner
         if owner == handle.owner and handle.presence.heartbeat_s is not None and not handle.clock.injected:
@@ -332,9 +358,9 @@ class Reclaimer:
 
         A stamp without a part of a second may have been cut down to it, on a mount that does so: the lease began later.
         """
-        assert self._timeout_s is not None
-        cut_s = 0.0 if stamp % 1 or self._handle.clock.injected else self._handle.layout.filesystem.step_s
-        return stamp + cut_s + self._timeout_s - self._round_now()
+        layout, now = self._handle.layout, self._round_now()
+        cut_s = 0.0 if stamp % 1 or self._handle.clock.injected else layout.filesystem.step_s
+        return stamp + cut_s + layout.settings.timeout_at(now) - now
 
     def _round_now(self) -> float:
         if self._now is None:
@@ -399,4 +425,4 @@ class Reclaimer:
 
 def _ends_with(lease: Lease, dead: set[str]) -> bool:
     """Return whether a lease has ended: its owner is among the dead, or has given the ref back."""
-    return lease.is_returned or (lease.owner in dead and not lease.is_timed_take_over)
+    return lease.is_returned or (lease.owner in dead and lease.is_held and not lease.is_timed_take_over)

@@ -67,7 +67,6 @@ class Getter(Generic[R]):
         self._claimer = Claimer(handle)
         self._ended_in: dict[str, int] = {}
         self._pace = Pace(handle, poll_interval_s, reclaimer.idle_s)
-        self._timeout_s = handle.layout.settings.lease_timeout_s
 
     def get(
         self,
@@ -226,7 +225,8 @@ class Getter(Generic[R]):
 
     def _renewed_if_slow(self, refs: list[R], started: float) -> list[R]:
         """Give refs a fresh lease where getting them took a good part of the lease timeout."""
-        if self._timeout_s is None or self._handle.ops.monotonic() - started < self._timeout_s / 4:
+        timeout_s = self._handle.layout.settings.lease_timeout_s
+        if timeout_s is None or self._handle.ops.monotonic() - started < timeout_s / 4:
             return refs
         stems = {names.stem_of(id_of_ref(ref)): ref for ref in refs}
         lost = set(self._settler.renew(list(stems.items())))

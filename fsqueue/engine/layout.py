@@ -48,17 +48,49 @@ ORDER_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 STATES = ("pending", "leased", "done", "failed")
 DIRECTORIES = ("owners", "tmp", *STATES)
 LOCK_MODES = ("flock", "lease", "none")
+LONGEST_DELAY_S = 86_400.0
+RETRY_BACKOFF = 2.0
+RETRY_JITTER = 0.1
+_MOST_DOUBLINGS = 64
 _warned: set[str] = set()
 _GONE = (errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.ENOENT)
 
 
-class Settings(msgspec.Struct, frozen=True):
+class Retry(msgspec.Struct, frozen=True):
+    """Say for how long a ref that failed waits before it comes again.
+
+    Attributes:
+        first_s: after the first failure, seconds; 0: not at all.
+        backoff: by how much longer after each further one.
+        jitter: by which part, at most, a wait is longer by chance, so that what failed together comes apart.
+    """
+
+    first_s: float = 0.0
+    backoff: float = RETRY_BACKOFF
+    jitter: float = RETRY_JITTER
+
+    def delay_s(self, attempts: int, chance: float) -> float:
+        """Return the wait after so many attempts.
+
+        Args:
+            chance: from 0 to 1.
+        """
+        if not self.first_s:
+            return 0.0
+        grown_s = self.first_s * self.backoff ** min(max(attempts - 1, 0), _MOST_DOUBLINGS)
+        return min(grown_s * (1 + self.jitter * chance), LONGEST_DELAY_S)
+
+
+class Settings(msgspec.Struct, frozen=True, omit_defaults=True):
     """Hold the content of fsqueue.json, on which all handles of a queue agree.
 
     Attributes:
         lease_timeout_s: seconds after which an unrenewed lease expires; None: leases do not time out.
         lock: what orders the critical sections: "flock", "lease" (filelock's SoftFileLease) or "none".
         queue_id: tells this queue from others that lie at its path at another time; None in those made without one.
+        retry: how long refs wait that have failed.
+        former_timeout_s, changed_at: the timeout that the present one took the place of, and when, by the filesystem's
+            clock; what was leased under it may rely on it for as long again.
     """
 
     format: int
@@ -67,6 +99,15 @@ class Settings(msgspec.Struct, frozen=True):
     lease_timeout_s: float | None
     lock: str
     queue_id: str | None = None
+    retry: Retry = Retry()
+    former_timeout_s: float | None = None
+    changed_at: float = 0.0
+
+    def timeout_at(self, now: float) -> float:
+        """Return the timeout by which a lease ends now, where leases time out at all."""
+        assert self.lease_timeout_s is not None
+        former_s = self.former_timeout_s or 0.0
+        return max(self.lease_timeout_s, former_s) if now < self.changed_at + former_s else self.lease_timeout_s
 
 
 class Layout:
@@ -162,6 +203,17 @@ class Layout:
             retired += [*self._retired, *(directory.exchange(-1) for directory in opened)]
             self._retired.clear()
         _close_quietly(ops, retired)
+
+    def reread(self) -> bool:
+        """Take up settings that were changed since this queue was opened; return whether they were."""
+        try:
+            found = _settings_in(self.root)
+        except NotAQueueError:
+            return False  # damaged by hand: what was read before holds
+        if found is None or found == self.settings or found.queue_id != self.settings.queue_id:
+            return False
+        self.settings = found
+        return True
 
     @property
     def batch_size(self) -> int:
@@ -262,6 +314,7 @@ def ensure_queue(
     run_id: str | None,
     now: Callable[[], float],
     create: bool = True,
+    retry: Retry | None = None,
 ) -> Settings:
     """Return the settings of a queue, which is created, unless told otherwise, where the directory is missing or empty.
 
@@ -269,22 +322,31 @@ def ensure_queue(
         NotAQueueError: the directory is not empty and holds no queue, or there is none and none is to be created.
         QueueConfigError: the queue's settings differ from the arguments given.
     """
-    _validate(path, lease_timeout_s, lock)
+    validate(path, lease_timeout_s, lock, retry or Retry())
     with explained("opening queue", path):
         settings = _read_settings(ops, path)
         if settings is None:
             if not create:
                 raise _missing(path)
-            wanted = Settings(FORMAT, now(), run_id, lease_timeout_s, lock or "flock", secrets.token_hex(8))
+            queue_id = secrets.token_hex(8)
+            wanted = Settings(FORMAT, now(), run_id, lease_timeout_s, lock or "flock", queue_id, retry or Retry())
             _create(ops, path, wanted)
             settings = _read_settings(ops, path, surely=True)
             if settings is None:
                 raise NotAQueueError(path, f"vanished while it was created: {SETTINGS} is gone")
-        _compare(path, settings, lease_timeout_s, lock, run_id)
+        _compare(path, settings, lease_timeout_s=lease_timeout_s, lock=lock, run_id=run_id, retry=retry)
         return settings
 
 
-def _validate(path: str, lease_timeout_s: float | None, lock: str | None) -> None:
+def validate(path: str, lease_timeout_s: float | None, lock: str | None, retry: Retry) -> None:
+    """Raise a QueueConfigError where a setting can mean nothing."""
+    for name, value, least in (
+        ("retry_delay_s", retry.first_s, 0.0),
+        ("retry_backoff", retry.backoff, 1.0),
+        ("retry_jitter", retry.jitter, 0.0),
+    ):
+        if not isinstance(value, (int, float)) or not least <= value < float("inf"):
+            raise QueueConfigError(path, f"needs {name} of {least:g} or more, found {value!r}")
     if lease_timeout_s is not None and not 0 < lease_timeout_s < float("inf"):
         raise QueueConfigError(path, f"needs a positive lease_timeout_s or None, found {lease_timeout_s!r}")
     if lock is not None and lock not in LOCK_MODES:
@@ -338,20 +400,20 @@ def _parse_settings(path: str, data: bytes) -> Settings:
         if isinstance(number, int) and number != FORMAT:
             raise UnsupportedFormatError(path, number, FORMAT)
         settings = msgspec.json.decode(data, type=Settings)
-        _validate(path, settings.lease_timeout_s, settings.lock)
+        validate(path, settings.lease_timeout_s, settings.lock, settings.retry)
     except UNDECODABLE as error:
         raise NotAQueueError(path, f"has a damaged {SETTINGS} ({error}): FORMAT.md shows what belongs there") from None
     return settings
 
 
-def _compare(path: str, stored: Settings, lease_timeout_s: float | None, lock: str | None, run_id: str | None) -> None:
-    for key, given in (("lease_timeout_s", lease_timeout_s), ("lock", lock), ("run_id", run_id)):
+def _compare(path: str, stored: Settings, **given: object) -> None:
+    for key, value in given.items():
         found = getattr(stored, key)
-        if given is not None and given != found:
+        if value is not None and value != found:
             raise QueueConfigError(
                 path,
-                f"was created with {key}={found!r}, this handle asks for {given!r}: "
-                f"leave {key} out to take the stored one, or use another directory",
+                f"was created with {key}={found!r}, this handle asks for {value!r}: "
+                f"leave {key} out to take the stored one, change it with `fsqueue config`, or use another directory",
             )
 
 

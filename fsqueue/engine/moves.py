@@ -1,6 +1,7 @@
 """Move refs, by one rename each: the protocol's heart.
 
     put:      tmp/     -> pending/             release, fail, expire: leased/ -> pending/ or failed/
+                                               fail with a delay:     leased/@me -> leased/@nobody until then -> pending/
     claim:    pending/ -> leased/@me           take over:             leased/@other -> leased/@me
     ack:      leased/  -> done/                requeue, rewind:       failed/, done/ -> leased/@me -> pending/
 
@@ -273,6 +274,11 @@ class Moves:
         self._returned[claim.stem] = leased, returned
         return True
 
+    def put_off(self, claim: Claim, until: float) -> bool:
+        """Move leased/@me -> leased/@nobody until a time, by the filesystem's clock."""
+        waiting = f"{int(self._ops.random() * 2**32):08x}{names.DELAYED}{max(0, round(until * 1000))}"
+        return self._rename_lease(claim.name, names.leased_file(claim.stem, names.NOBODY, waiting))
+
     def move_on(self, lease: names.Lease) -> bool | None:
         """Move a ref on that is on its way back to pending/, whoever gave it back.
 
@@ -330,11 +336,11 @@ class Moves:
 
     def owners_holding(self) -> frozenset[str]:
         """Return the owners that lease anything, by one listing."""
-        return frozenset(lease.owner for lease in self._leases() if not lease.is_returned)
+        return frozenset(lease.owner for lease in self._leases() if lease.is_held)
 
     def anything_leased(self, besides: frozenset[str]) -> bool:
-        """Return whether any other owner leases anything, or a ref is on its way back to pending/."""
-        return any(lease.is_returned or lease.owner not in besides for lease in self._leases())
+        """Return whether any other owner leases anything, or a ref is on its way back to pending/, or waits there."""
+        return any(not lease.is_held or lease.owner not in besides for lease in self._leases())
 
     def _leases(self) -> Iterator[names.Lease]:
         return filter(None, map(names.parse_leased, self._layout.leased.listing()))

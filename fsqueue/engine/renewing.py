@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from fsqueue.engine.handle import Handle
 from fsqueue.errors import QueueClosedError
@@ -14,12 +15,14 @@ R_contra = TypeVar("R_contra", contravariant=True)
 
 _RENEWALS_A_LEASE = 4
 _JOIN_S = 1.0
+_LOOK_S = 15.0
 
 
 class Renewable(Protocol[R_contra]):
     """List what a renewer needs of a queue."""
 
-    lease_timeout_s: float | None
+    @property
+    def lease_timeout_s(self) -> float | None: ...
 
     @property
     def handle(self) -> Handle: ...
@@ -27,10 +30,11 @@ class Renewable(Protocol[R_contra]):
     def renew(self, refs: Iterable[R_contra]) -> list[str]: ...
 
 
-class Renewer:
+class Renewer(Generic[R]):
     """Renew some refs several times a lease, until it is stopped.
 
-    Where leases never expire, or the handle's heartbeat prolongs them, there is nothing to do.
+    Where leases never expire, or the handle's heartbeat prolongs them, there is nothing to do. It looks each time
+    whether the timeout was changed.
 
     Args:
         refs: returns what is leased at the moment.
@@ -43,21 +47,29 @@ class Renewer:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        timeout_s = self._queue.lease_timeout_s
-        if timeout_s is None or self._queue.handle.presence.heartbeat_s is not None:
+        if self._queue.handle.presence.heartbeat_s is not None:
             return
-        interval_s = timeout_s / _RENEWALS_A_LEASE
-        self._thread = threading.Thread(target=self._run, args=(interval_s,), name="fsqueue-renew", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="fsqueue-renew", daemon=True)
         self._thread.start()
 
-    def _run(self, interval_s: float) -> None:
-        while not self._stopped.wait(interval_s):
+    def _run(self) -> None:
+        due = self._due()
+        while not self._stopped.wait(max(0.0, min(due - time.monotonic(), _LOOK_S))):
             try:
-                self._queue.renew(self._refs())
+                if self._queue.handle.layout.reread():
+                    due = min(due, self._due())
+                if time.monotonic() >= due:
+                    due = self._due()
+                    self._queue.renew(self._refs())
             except QueueClosedError:
                 return
             except OSError:
                 continue  # tried again at the next interval; the lease timeout allows for several
+
+    def _due(self) -> float:
+        """Return when to renew next, by the timeout of now, which `configure` may change; monotonic."""
+        timeout_s = self._queue.lease_timeout_s
+        return time.monotonic() + (float("inf") if timeout_s is None else timeout_s / _RENEWALS_A_LEASE)
 
     def stop(self) -> None:
         """End the thread, so that what is settled from now on is not renewed at the same time.

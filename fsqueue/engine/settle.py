@@ -165,8 +165,12 @@ class Settler:
             despite_errors(look, missing)
             missing = [stem for stem in missing if stem not in found]
 
-    def fail(self, targets: list[Target], reason: str, retryable: bool) -> list[str]:
-        """Count an attempt and move refs to the tail of pending/, or to failed/ for good."""
+    def fail(self, targets: list[Target], reason: str, retryable: bool, delay_s: float | None = None) -> list[str]:
+        """Count an attempt and move refs to the tail of pending/, or to failed/ for good.
+
+        Args:
+            delay_s: how long they wait in leased/ before; None: as the queue's settings say.
+        """
         handle, layout = self._handle, self._handle.layout
         if not targets:
             return []
@@ -175,7 +179,11 @@ class Settler:
 
         def retry(claim: Claim, holder: str) -> bool:
             counted = record("failed", now, holder, reason, attempt=True)
-            return return_or_bury(handle, claim, counted, reason, self._limits, back)
+            return return_or_bury(handle, claim, counted, reason, self._limits, back, put_off)
+
+        def put_off(attempts: int) -> float | None:
+            wait_s = layout.settings.retry.delay_s(attempts, handle.ops.random()) if delay_s is None else delay_s
+            return now + wait_s if wait_s > 0 else None
 
         def give_up(claim: Claim, holder: str) -> bool:
             return bury(handle, claim, record("failed", now, holder, reason, attempt=True), reason)
@@ -359,7 +367,7 @@ class Settler:
         holders = handle.moves.holders()
         lost: dict[str, None] = {}
         for stem, ref in targets:
-            leases = [lease for lease in holders.get(stem, ()) if not lease.is_returned]
+            leases = [lease for lease in holders.get(stem, ()) if lease.is_held]
             mine = [lease.file for lease in leases if lease.owner == handle.owner]
             claim = held.find(stem)
             if mine and not (claim is not None and claim.state == "held" and claim.name in mine):
@@ -373,8 +381,11 @@ class Settler:
     def release_all(self) -> int:
         """Give back whatever is leased in this owner's name, as it is; return how many refs that were."""
         holders = self._handle.moves.holders()
+        owner = self._handle.owner
         mine: list[Target] = [
-            (stem, None) for stem, leases in holders.items() if self._handle.owner in [lease.owner for lease in leases]
+            (stem, None)
+            for stem, leases in holders.items()
+            if any(lease.is_held and lease.owner == owner for lease in leases)
         ]
         self.adopt(mine)
         return len(mine) - len(self.release(mine))

@@ -24,6 +24,9 @@ LEASED_EXTRA = 255 - STEM_LIMIT
 """How many bytes a leased name has besides the stem, at most."""
 TIMED_OUT = "t"
 RETURNED = "r"
+DELAYED = "w"
+NOBODY = "retry.0.000000"
+"""The owner in the name of a ref that waits to be tried again: nobody has it."""
 _CUT = 120
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,159}\Z").match
@@ -32,7 +35,7 @@ _WHOLE = r"(?:[A-Za-z0-9_-]|%[0-9a-f]{2})(?:[A-Za-z0-9._-]|%[0-9a-f]{2})*"
 _SHORTENED = r"[A-Za-z0-9_%-][A-Za-z0-9._%-]{119}~[0-9a-f]{32}"
 _STEM = rf"(?:{_SHORTENED}|{_WHOLE})"
 _OWNER = r"[A-Za-z0-9_%-][A-Za-z0-9._%-]*\.[0-9]+\.[0-9a-f]{6}"
-_CLAIM = r"[0-9a-f]{1,16}[tr]?|g[0-9a-f]{8}"
+_CLAIM = r"[0-9a-f]{1,16}(?:[tr]|w[0-9]{1,15})?|g[0-9a-f]{8}"
 
 _is_stem = re.compile(_STEM + r"\Z").match
 _is_owner = re.compile(_OWNER + r"\Z").match
@@ -114,6 +117,8 @@ class Lease(NamedTuple):
         claim: tells this lease from all others of its owner: the serial number of one that the owner took, in hex,
             with a ``t`` behind it where it was taken from somebody whose time was up, and not looked at again yet,
             or an ``r`` where the lease has ended, and the ref is on its way back to pending/;
+            or a random number with a ``w`` and milliseconds of Unix time behind it, where nobody has the ref, and it
+            waits for that time;
             or ``g`` and eight hex digits, where it was given to the owner. Empty where somebody made the name by hand.
     """
 
@@ -139,6 +144,17 @@ class Lease(NamedTuple):
     def is_returned(self) -> bool:
         """Return whether this lease has ended, and the ref is only waiting to get its name in pending/."""
         return self.claim.endswith(RETURNED)
+
+    @property
+    def due(self) -> float | None:
+        """Return when a ref that waits for its time comes back to pending/, by the filesystem's clock; None: now."""
+        _, waits, until_ms = self.claim.partition(DELAYED)
+        return int(until_ms) / 1000 if waits else None
+
+    @property
+    def is_held(self) -> bool:
+        """Return whether the owner has the ref: this lease has not ended."""
+        return not self.is_returned and DELAYED not in self.claim
 
 
 def beside(stem: str, mark: str) -> str:

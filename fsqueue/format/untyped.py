@@ -17,11 +17,17 @@ _decode_raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class Place(NamedTuple):
-    """Hold what a file's name in a state's directory says."""
+    """Hold what a file's name in a state's directory says.
+
+    Attributes:
+        owner: who leases the ref; of one that waits for its time, who failed it.
+        due: when a ref that waits comes back to pending/, by the filesystem's clock; None: it does not wait.
+    """
 
     stem: str
     owner: str | None = None
     step: int | None = None
+    due: float | None = None
 
 
 class RefSight(NamedTuple):
@@ -46,7 +52,7 @@ def place_of(state: str, name: str) -> Place | None:
     """Parse a name in a state's directory; None outside the grammar."""
     if state == "leased":
         leased = names.parse_leased(name)
-        return Place(leased.stem, owner=leased.owner) if leased else None
+        return Place(leased.stem, owner=leased.owner, due=leased.due) if leased else None
     if state == "done":
         done = names.parse_done(name)
         return Place(done[0], step=done[1]) if done else None

@@ -24,6 +24,7 @@ class Entry:
 
     Attributes:
         age_s, size_bytes, attempts, reason: None where details were not asked for.
+        due_in_s: in how many seconds a ref that waits to be tried again comes back; None: it does not wait.
     """
 
     state: str
@@ -35,6 +36,7 @@ class Entry:
     size_bytes: int | None = None
     attempts: int | None = None
     reason: str | None = None
+    due_in_s: float | None = None
 
 
 def entries(
@@ -73,6 +75,7 @@ def _entry(layout: Layout, file: File, now: float, details: bool) -> Entry | Non
         size_bytes=stamp.size_bytes,
         attempts=seen.bookkeeping.attempts if seen else None,
         reason=seen.bookkeeping.reason if seen else None,
+        due_in_s=None if file.place.due is None else elapsed_s(file.place.due, now),
     )
 
 

@@ -48,6 +48,7 @@ class Status:
 
     Attributes:
         at: when that was, by the filesystem's clock.
+        delayed: how many of the leased refs nobody holds: they have failed, and wait to come again.
         oldest_pending_age_s: how long the ref that comes next has been pending; None where nothing is.
         oldest_pending_is_estimate: the order names none of the pending refs: the oldest of a sample is given.
         stream: None where the queue is not used as a stream.
@@ -59,6 +60,7 @@ class Status:
     lease_timeout_s: float | None
     lock: str
     counts: Counts
+    delayed: int
     oldest_pending_id: str | None
     oldest_pending_age_s: float | None
     oldest_pending_is_estimate: bool
@@ -72,7 +74,8 @@ def status(path: str | os.PathLike[str]) -> Status:
     with reading(path) as layout:
         now = time_there(layout)
         listed = {state: files_in(layout, state) for state in ("pending", "leased")}
-        owners = _owners(layout, listed["leased"], now)
+        held = [file for file in listed["leased"] if file.place.due is None]
+        owners = _owners(layout, held, now)
         head, estimated = _head(layout, listed["pending"])
         lease_ages = [found.oldest_lease_age_s for found in owners if found.oldest_lease_age_s is not None]
         return Status(
@@ -84,6 +87,7 @@ def status(path: str | os.PathLike[str]) -> Status:
             counts=Counts(
                 len(listed["pending"]), len(listed["leased"]), *(count_in(layout, s) for s in ("done", "failed"))
             ),
+            delayed=len(listed["leased"]) - len(held),
             oldest_pending_id=id_of(layout, head[0]) if head else None,
             oldest_pending_age_s=elapsed_s(now, head[1]) if head else None,
             oldest_pending_is_estimate=estimated,

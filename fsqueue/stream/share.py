@@ -36,7 +36,9 @@ class LeasingQueue(Protocol[R]):
     """List the calls of `FileSampleRefQueue` that a view makes."""
 
     path: str
-    lease_timeout_s: float | None
+
+    @property
+    def lease_timeout_s(self) -> float | None: ...
 
     @property
     def handle(self) -> Handle: ...

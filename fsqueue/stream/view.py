@@ -11,8 +11,9 @@ from typing import Any, Generic, Literal, NoReturn, TypeVar, get_args
 
 from fsqueue.engine import arguments
 from fsqueue.engine.engine import reaching
+from fsqueue.engine.renewing import Renewer
 from fsqueue.engine.waiting import StopEvent
-from fsqueue.errors import InvalidArgumentError, OtherProcessError, QueueClosedError
+from fsqueue.errors import InvalidArgumentError, OtherProcessError
 from fsqueue.records import id_of_ref
 from fsqueue.stream.agreement import Rendezvous
 from fsqueue.stream.membership import Membership, OnSigterm
@@ -20,8 +21,6 @@ from fsqueue.stream.share import LeasingQueue, Share
 
 R = TypeVar("R")
 Ending = Literal["release", "ack", "fail", "return"]
-
-_RENEWER_S = 1.0
 
 
 class PartialWindowWarning(UserWarning):
@@ -103,7 +102,7 @@ class TrainerView(Generic[R]):
         self._at_rest = False  # what is secured is the rest
         self._ended = False
         self._closed = threading.Event()
-        self._renewer: threading.Thread | None = None
+        self._renewer: Renewer[R] | None = None
         joined: list[Membership] = []
         try:
             with reaching("joining as consumer", handle.layout):
@@ -123,9 +122,12 @@ class TrainerView(Generic[R]):
             self._share = Share(
                 queue, self._membership, self._rendezvous, partition, members, idle_timeout_s, self._closed
             )
-            self._renewer = self._start_renewing()
+            self._renewer = Renewer(queue, self._held)
+            self._renewer.start()
         except BaseException:
             self._closed.set()
+            if self._renewer is not None:
+                self._renewer.stop()
             for membership in joined:
                 membership.vanish()
             raise
@@ -273,9 +275,7 @@ class TrainerView(Generic[R]):
             return
         self._closed.set()
         if self._renewer is not None:
-            # RACE: it may wait for a lock of this very thread, where a signal handler closes the view on top of a call.
-            # A renewal that is still under way knows what the release says of the leases.
-            self._renewer.join(_RENEWER_S)
+            self._renewer.stop()
         if held := self._held():
             self._queue.release(held)
             self._secured = []
@@ -303,20 +303,3 @@ class TrainerView(Generic[R]):
             self._stop()
         finally:
             self._membership.__exit__(kind, error, trace)
-
-    def _start_renewing(self) -> threading.Thread | None:
-        timeout_s = self._queue.lease_timeout_s
-        if timeout_s is None or self._handle.presence.heartbeat_s is not None:
-            return None
-        thread = threading.Thread(target=self._renew, args=(timeout_s / 4,), name="fsqueue-renew", daemon=True)
-        thread.start()
-        return thread
-
-    def _renew(self, interval_s: float) -> None:
-        while not self._closed.wait(interval_s):
-            try:
-                self._queue.renew(self._held())
-            except QueueClosedError:
-                return
-            except OSError:
-                continue  # tried again at the next interval; the lease timeout allows for several

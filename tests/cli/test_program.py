@@ -301,7 +301,7 @@ def test_status_as_text(path: Path) -> None:
 def test_status_as_json_has_stable_keys(path: Path) -> None:
     seen = json.loads(run("status", path, "--json").stdout)
     assert list(seen) == [
-        "queue", "at", "run_id", "lease_timeout_s", "lock", "counts", "oldest_pending_id", "oldest_pending_age_s",
+        "queue", "at", "run_id", "lease_timeout_s", "lock", "counts", "delayed", "oldest_pending_id", "oldest_pending_age_s",
         "oldest_pending_is_estimate", "oldest_lease_age_s", "owners", "stream", "rates",
     ]  # fmt: skip
     assert seen["counts"] == {"pending": 2, "leased": 1, "done": 1, "failed": 1}
@@ -413,7 +413,7 @@ def test_ls_long_shows_owner_step_attempts_and_reason(path: Path) -> None:
 
 
 def test_ls_as_json_has_stable_keys(path: Path) -> None:
-    keys = ["state", "id", "path", "owner", "step", "age_s", "size_bytes", "attempts", "reason"]
+    keys = ["state", "id", "path", "owner", "step", "age_s", "size_bytes", "attempts", "reason", "due_in_s"]
     for details in ([], ["--long"]):
         found = json.loads(run("ls", path, "--state", "all", "--json", *details).stdout)
         assert [list(entry) for entry in found] == [keys] * 5

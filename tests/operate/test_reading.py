@@ -68,6 +68,7 @@ def test_status_of_an_empty_queue(path: Path) -> None:
         lease_timeout_s=600.0,
         lock="flock",
         counts=(0, 0, 0, 0),  # type: ignore[arg-type]
+        delayed=0,
         oldest_pending_id=None,
         oldest_pending_age_s=None,
         oldest_pending_is_estimate=False,

@@ -33,8 +33,10 @@ class OnFiles(Protocol):
     """Say where a queue on files lies, which one it is, and how it reaches them."""
 
     path: str
-    settings: Settings
     ops: FileOps
+
+    @property
+    def settings(self) -> Settings: ...
 
 
 def note_ledger(queue: OnFiles, ledger: str) -> None:

@@ -103,7 +103,7 @@ class Looks:
         if self._stream is not None:
             self._stream.refresh()
         parsed = (names.parse_leased(name) for name in self.layout.leased.listing())
-        self.leases = Counter(lease.owner for lease in parsed if lease and not lease.is_returned)
+        self.leases = Counter(lease.owner for lease in parsed if lease and lease.is_held)
         done = packed.read_names(self.layout.done.listing())
         running = (found for found in done.licences if not is_abandoned(self.layout, found, self._now))
         self._revisions = {licence.revision for licence in running}
