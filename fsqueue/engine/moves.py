@@ -1,7 +1,7 @@
 """Move refs, by one rename each: the protocol's heart.
 
     put:      tmp/     -> pending/             release, fail, expire: leased/ -> pending/ or failed/
-                                               fail with a delay:     leased/@me -> leased/@nobody until then -> pending/
+                                               fail, to wait:         leased/@me -> leased/@nobody -> pending/
     claim:    pending/ -> leased/@me           take over:             leased/@other -> leased/@me
     ack:      leased/  -> done/                requeue, rewind:       failed/, done/ -> leased/@me -> pending/
 
