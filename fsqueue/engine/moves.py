@@ -276,7 +276,7 @@ class Moves:
 
     def put_off(self, claim: Claim, until: float) -> bool:
         """Move leased/@me -> leased/@nobody until a time, by the filesystem's clock."""
-        waiting = f"{int(self._ops.random() * 2**32):08x}{names.DELAYED}{max(0, round(until * 1000))}"
+        waiting = f"{int(self._ops.random() * 2**32):08x}{names.DELAYED}{max(0, int(until * 1000))}"
         return self._rename_lease(claim.name, names.leased_file(claim.stem, names.NOBODY, waiting))
 
     def move_on(self, lease: names.Lease) -> bool | None:

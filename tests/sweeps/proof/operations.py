@@ -81,6 +81,14 @@ def _fail(stage: Stage) -> list[str]:
     return stage.queue.fail(stage.batch, "flaky", retryable=True)
 
 
+def _fail_to_wait(stage: Stage) -> list[str]:
+    return stage.queue.fail(stage.batch, "flaky", retryable=True, delay_s=1e-9)
+
+
+def _configure(stage: Stage) -> None:
+    stage.queue.configure(retry_delay_s=0.001)
+
+
 def _fail_for_good(stage: Stage) -> list[str]:
     return stage.queue.fail(stage.batch, "broken", retryable=False)
 
@@ -232,6 +240,9 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("ack-by-id", stages.leased_by_another, _ack, _OR_DONE, DONE),
     Operation("ack-pending", stages.returned, _ack, _OR_DONE, DONE),
     Operation("fail", stages.leased, _fail, _STAYS, LIVE),
+    Operation("fail-to-wait", stages.leased, _fail_to_wait, _STAYS, LIVE, keeps=True),
+    Operation("wait-is-over", stages.waiting, _reclaim, _STAYS, LIVE),
+    Operation("configure", stages.leased, _configure, _STAYS, LIVE, keeps=True),
     Operation("fail-by-id", stages.leased_by_another, _fail, _STAYS, LIVE),
     Operation("fail-for-good", stages.leased, _fail_for_good, _OR_FAILED, FAILED),
     Operation("fail-for-good-pending", stages.pending, _fail_for_good, _OR_FAILED, FAILED),

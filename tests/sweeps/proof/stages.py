@@ -154,6 +154,11 @@ def half_known(stage: Stage) -> None:
     stage.queue.put(stage.batch[1:2])
 
 
+def waiting(stage: Stage) -> None:
+    leased(stage)
+    stage.queue.fail(stage.batch, "flaky", retryable=True, delay_s=1e-9)
+
+
 def leased_by_another(stage: Stage) -> None:
     """Another handle holds the batch; its process is the same, so it lives as long."""
     other = stage.open(owner="other")
