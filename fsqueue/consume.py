@@ -17,11 +17,10 @@ from fsqueue.engine.renewing import Renewer
 from fsqueue.engine.waiting import StopEvent
 from fsqueue.errors import InvalidArgumentError
 from fsqueue.format import names
+from fsqueue.log import logger
 from fsqueue.records import id_of_ref
 
 if TYPE_CHECKING:
-    import logging
-
     from fsqueue.disk.fileops import FileOps
     from fsqueue.engine.handle import Handle
     from fsqueue.engine.held import Claim
@@ -274,19 +273,14 @@ def reason_of(error: Exception) -> str:
 
 
 def log_failure(ref: object, error: Exception) -> None:
-    _log().warning("work on %s failed", id_of_ref(ref), exc_info=error)
+    logger(__name__).warning("work on %s failed", id_of_ref(ref), exc_info=error)
 
 
 def warn_of_lost(lost: list[str]) -> None:
     if lost:
-        _log().warning("lost the leases of %s while the work went on: others may have done it too", ", ".join(lost))
-
-
-def _log() -> logging.Logger:
-    """Return this module's logger; few processes have anything to log, and importing it takes a while."""
-    import logging
-
-    return logging.getLogger(__name__)
+        logger(__name__).warning(
+            "lost the leases of %s while the work went on: others may have done it too", ", ".join(lost)
+        )
 
 
 @contextmanager

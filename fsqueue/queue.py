@@ -802,7 +802,11 @@ class FileSampleRefQueue(Generic[R]):
         closing = self._closing
         if closing is not None:
             with explained("closing", self.path):
-                closing.close()
+                try:
+                    closing.close()
+                except FileNotFoundError:
+                    if os.path.lexists(self.path):
+                        raise  # else the queue was removed, and there is nothing left to tidy up
             self._closing = None
 
     def __enter__(self) -> FileSampleRefQueue[R]:

@@ -9,8 +9,10 @@ from fsqueue.engine.annotations import Change
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
 from fsqueue.format.codec import Bookkeeping
+from fsqueue.log import tell
 
 MAX_DELIVERIES = 20
+_REASON_LIMIT = 200
 
 
 class Counted(Protocol):
@@ -37,6 +39,18 @@ class Limits(NamedTuple):
         if self.expiries is not None and ref.expiries >= self.expiries:
             return f"{ref.expiries} leases ended without a word"
         return None
+
+
+def bury_telling(handle: Handle, claim: Claim, reason: str) -> bool:
+    """Move a ref that this handle leases to failed/, and log it; False where the lease is gone."""
+    buried = handle.moves.bury(claim)
+    if buried:
+        tell(__name__, "warning", handle.layout.path, "%s is a dead letter: %s", claim.stem, first_line(reason))
+    return buried
+
+
+def first_line(reason: str) -> str:
+    return reason.partition("\n")[0][:_REASON_LIMIT]
 
 
 def return_or_bury(
@@ -69,7 +83,7 @@ def return_or_bury(
     if bookkeeping is None:
         return False
     if bookkeeping.reason is not None:
-        return handle.moves.bury(claim)
+        return bury_telling(handle, claim, bookkeeping.reason)
     until = put_off(bookkeeping.attempts)
     if until is not None:
         return handle.moves.put_off(claim, until)

@@ -30,6 +30,7 @@ from fsqueue.engine.others import READS_A_ROUND, Others
 from fsqueue.format import names
 from fsqueue.format.codec import REPLACED
 from fsqueue.format.names import Lease
+from fsqueue.log import some, tell
 
 ROUND_S = 1.0
 IDLE_ROUND_S = 0.05
@@ -243,7 +244,15 @@ class Reclaimer:
             despite_errors(reclaim, expired)
         finally:
             self._handle.order.append_soon(back)
+            self._tell(moved, how)
         return len(moved)
+
+    def _tell(self, moved: list[Lease], how: Callable[[Lease], _End]) -> None:
+        for owner in dict.fromkeys(lease.owner for lease in moved):
+            mine = [lease for lease in moved if lease.owner == owner]
+            path, reason = self._handle.layout.path, how(mine[0]).reason
+            ids = some(lease.stem for lease in mine)
+            tell(__name__, "info", path, "took back %d leases of %s, %s: %s", len(mine), owner, reason, ids)
 
     def _tick(self) -> float:
         """Return the time by which rounds are due: the injected clock's, or monotonic."""

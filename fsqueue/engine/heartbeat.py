@@ -13,12 +13,9 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from fsqueue.engine.awake import Awake
-
-if TYPE_CHECKING:
-    import logging
+from fsqueue.log import logger
 
 _TICKS_A_GAP = 2
 _AFTER_AN_ERROR_S = 0.1
@@ -36,13 +33,6 @@ class _Heart:
     def next_s(self) -> float:
         """Tick, and return in how many seconds the next beat or tick is due."""
         return min(self.due - self.awake.tick(), self.awake.gap_s / _TICKS_A_GAP)
-
-
-def _log() -> logging.Logger:
-    """Return this module's logger; few processes have anything to log, and importing it takes a while."""
-    import logging
-
-    return logging.getLogger(__name__)
 
 
 class Heartbeats:
@@ -111,7 +101,7 @@ class Heartbeats:
                 if not self._step(mount):
                     return
             except BaseException:
-                _log().exception("an error in the heartbeat thread; it goes on")
+                logger(__name__).exception("an error in the heartbeat thread; it goes on")
                 time.sleep(_AFTER_AN_ERROR_S)
 
     def _step(self, mount: int) -> bool:
@@ -140,7 +130,7 @@ class Heartbeats:
             beat()
         except BaseException as error:
             if any(key in hearts for hearts in list(self._hearts.values())):  # it was not just closed
-                _log().warning("a heartbeat failed, the next one is due in %g s: %r", heart.interval_s, error)
+                logger(__name__).warning("a heartbeat failed, the next one is due in %g s: %r", heart.interval_s, error)
         heart.awake.tick()
 
 

@@ -17,7 +17,7 @@ from functools import partial
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import despite_errors, explained
 from fsqueue.engine.annotations import Change, record
-from fsqueue.engine.attempts import Limits, return_or_bury
+from fsqueue.engine.attempts import Limits, bury_telling, return_or_bury
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim, Ending
 from fsqueue.engine.owners import read_record
@@ -25,6 +25,7 @@ from fsqueue.errors import CorruptRefError, QueueConfigError
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping, split
 from fsqueue.format.names import Lease
+from fsqueue.log import some, tell
 
 _SEARCHES = 3
 
@@ -260,6 +261,14 @@ class Settler:
             handle.order.append_soon(back)
             if targets:
                 self._sync(*changed)
+        if lost:
+            tell(
+                __name__,
+                "warning",
+                handle.layout.path,
+                "the leases of %s were lost before they were settled",
+                some(lost),
+            )
         return list(lost)
 
     def _end_late(self, late: dict[str, set[str]], end: Callable[[Claim, str], bool]) -> None:
@@ -405,4 +414,4 @@ def bury(handle: Handle, claim: Claim, change: Change, reason: str) -> bool:
 
     if handle.moves.annotate(claim, with_reason) is None:
         return False
-    return handle.moves.bury(claim)
+    return bury_telling(handle, claim, reason)

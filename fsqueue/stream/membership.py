@@ -21,6 +21,7 @@ from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import open_root
 from fsqueue.errors import InvalidArgumentError, MemberFailedError, MemberReplacedError
 from fsqueue.format.codec import tidy
+from fsqueue.log import tell
 from fsqueue.stream.members import Record, Role, State, member_file
 
 OnSigterm = Literal["withdraw"] | None
@@ -69,6 +70,7 @@ class Membership:
             self._beat_key = heartbeat.heartbeats.new_key()
             beat_s = record.process.heartbeat_s
             heartbeat.heartbeats.register(self._beat_key, self.beat, beat_s or 1.0, handle.awake, directory.mount())
+            self._tell("joined")
         except BaseException:
             self.vanish()
             raise
@@ -102,6 +104,7 @@ class Membership:
             fd = directory.fd
             self._handle.ops.rename(self._file("open"), self._file("closed"), src_dir_fd=fd, dst_dir_fd=fd)
         self._end()
+        self._tell("closed")
 
     def withdraw(self, reason: str = "withdrew") -> None:
         """Leave before the end: leases go back without counting an attempt, and the place is kept for a successor.
@@ -135,6 +138,7 @@ class Membership:
                 self._replaced = True
                 self._end()
                 return
+            self._tell(f"{state}: {record.reason}")
             if directory is self._directory:
                 self._write(state, record)
             else:
@@ -144,6 +148,9 @@ class Membership:
 
     def _is_over(self) -> bool:
         return self._ended or self._record.process.pid != os.getpid()
+
+    def _tell(self, what: str) -> None:
+        tell(__name__, "info", self._handle.layout.path, f"{self._role} %s {what}", self.name)
 
     def vanish(self) -> None:
         """Be a member no longer, as if this one had never joined."""

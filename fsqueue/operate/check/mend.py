@@ -28,6 +28,7 @@ from fsqueue.errors import CorruptRefError
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping, bookkeeping_tail, split
 from fsqueue.format.untyped import RefSight, place_of, same_ref, sight
+from fsqueue.log import tell
 from fsqueue.operate.check.violations import Violation
 from fsqueue.operate.operator import fetch, operator
 from fsqueue.stream.policy import read_policy
@@ -60,7 +61,10 @@ def mend_all(path: str, violations: list[Violation]) -> list[Mended]:
     with operator(path) as handle:
         mender = Mender(handle)
         try:
-            return [mender.mend(violation) for violation in violations if violation.mendable]
+            mended = [mender.mend(violation) for violation in violations if violation.mendable]
+            for each in mended:
+                tell(__name__, "info", handle.layout.path, "repair of %s: %s", each.violation.path, each.outcome)
+            return mended
         finally:
             mender.finish()
 
