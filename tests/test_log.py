@@ -37,6 +37,7 @@ def test_leases_that_were_taken_back_and_lost(path: Path, told: pytest.LogCaptur
     (line,) = lines(told, logging.INFO)
     assert line.startswith(f"queue {path}: took back 7 leases of ann.") and "the lease timed out: s00000" in line
     assert line.endswith(" and 2 more")
+    other.get(7)
     queue.ack(batch)
     (line,) = lines(told, logging.WARNING)
     assert "the leases of s00000, s00001" in line and "and 2 more were lost" in line

@@ -10,7 +10,7 @@ this life of the ref, or, where the handle never had it, that any did. One that 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 
@@ -73,7 +73,7 @@ class Settler:
                 self._ack_by_id(list(strangers), step)
         if self._handle.durable and targets:
             self._sync(*([layout.done] if self._keep_done else []), layout.leased, layout.pending)
-        return list(lost)
+        return self._told(lost)
 
     def _recover_strays(self) -> None:
         """Give strays back: among them may be a ref that an earlier call was about to end.
@@ -261,15 +261,15 @@ class Settler:
             handle.order.append_soon(back)
             if targets:
                 self._sync(*changed)
-        if lost:
-            tell(
-                __name__,
-                "warning",
-                handle.layout.path,
-                "the leases of %s were lost before they were settled",
-                some(lost),
-            )
-        return list(lost)
+        return self._told(lost)
+
+    def _told(self, lost: Iterable[str]) -> list[str]:
+        """Return the stems whose leases were lost, having logged them."""
+        found = list(lost)
+        if found:
+            path, ids = self._handle.layout.path, some(found)
+            tell(__name__, "warning", path, "the leases of %s were lost before they were settled", ids)
+        return found
 
     def _end_late(self, late: dict[str, set[str]], end: Callable[[Claim, str], bool]) -> None:
         """Run end on refs that are pending, where these holders' leases ended in the same life."""
