@@ -1,4 +1,4 @@
-"""Adopting: somebody else's safetensors file becomes a sample's features, without a copy, and obeys the store's rules."""
+"""Adopting: somebody else's safetensors file becomes a sample's features without a copy, by the store's rules."""
 
 from __future__ import annotations
 
