@@ -39,14 +39,12 @@ def _part_of(ctx: click.Context, parameter: click.Parameter, text: str) -> tuple
 
 
 @click.command(
-    epilog="Example:  fsqueue capture /shared/queue --source vllm --endpoint http://node1:8000 --shared-dir /shared/states "
-    "--layers 2,16,29,last --prompts prompts.jsonl --store /shared/features"
+    epilog="Example:  fsqueue capture /shared/queue --source vllm --endpoint http://node1:8000 "
+    "--shared-dir /shared/states --layers 2,16,29,last --prompts prompts.jsonl --store /shared/features"
 )
 @takes_queue
 @click.option("--source", type=click.Choice(["vllm", "sglang", "transformers"]), required=True, help="What to ask.")
-@click.option(
-    "--prompts", required=True, metavar="FILE", help="JSON Lines with text or token_ids, perhaps id, metadata."
-)
+@click.option("--prompts", required=True, metavar="FILE", help="JSON Lines with text or token_ids, perhaps id.")
 @click.option("--store", required=True, metavar="DIR", help="The feature store; created where it is missing.")
 @click.option("--endpoint", metavar="URL", help="The server, such as http://node1:8000.")
 @click.option("--layers", help="Which layers it gives, such as 2,16,29,last; normed unless given, but for vllm.")
@@ -59,7 +57,7 @@ def _part_of(ctx: click.Context, parameter: click.Parameter, text: str) -> tuple
 @click.option("--weight-version", help="What to call the weights in refs.")
 @click.option("--ledger", metavar="DIR", help="Commit here before putting; trainers then need a controller.")
 @click.option(
-    "--part", default="0/1", callback=_part_of, metavar="I/N", help="Of N such runs, this is the I-th, from 0."
+    "--part", default="0/1", callback=_part_of, metavar="I/N", help="Of N such runs, this is number I, from 0."
 )
 @click.option("--name", help="This producer in the stream; capture-I unless given.")
 @click.option("--run-id", default="run", show_default=True, help="Goes into refs.")
@@ -85,20 +83,19 @@ def capture(ctx: click.Context, queue: str, prompts: str, store: str, quiet: boo
         agree(layout, SampleRef, "put")
     file, total = _checked(prompts, given["part"])
     run: CaptureRun | None = None
-    with ExitStack() as stack:
-        show = stack.enter_context(_display(total, quiet))
-        try:
+    try:
+        with ExitStack() as stack:
+            show = stack.enter_context(_display(total, quiet))
             source = _source(given)
             stack.callback(source.close)
             run = _prepared(stack, source, queue, store, given, show)
             report = run.run(file)
-        except ImportError as error:
-            raise click.ClickException(str(error)) from None
-        except (KeyboardInterrupt, SystemExit):
-            stack.close()
-            done = run.progress.done if run is not None else 0
-            remark(f"interrupted: {done} of {count(total, 'prompt')} done; the same command goes on with the others")
-            raise
+    except ImportError as error:
+        raise click.ClickException(str(error)) from None
+    except (KeyboardInterrupt, SystemExit):
+        done = run.progress.done if run is not None else 0
+        remark(f"interrupted: {done} of {count(total, 'prompt')} done; the same command goes on with the others")
+        raise
     found = {"prompts": total, **vars(report)}
     if as_json:
         one_json({key: value for key, value in found.items() if key != "waiting"})
@@ -221,12 +218,8 @@ def _tell(error: PromptRefusedError) -> None:
 
 def _summary(total: int, report: Progress) -> str:
     parts = [f"{report.captured:,} captured"]
-    for number, what in (
-        (report.found, "found in the store"),
-        (report.known, "there already"),
-        (report.refused, "refused"),
-    ):
-        parts += [f"{number:,} {what}"] if number else []
+    others = {"found in the store": report.found, "there already": report.known, "refused": report.refused}
+    parts += [f"{number:,} {what}" for what, number in others.items() if number]
     return f"{count(total, 'prompt')}: {', '.join(parts)}; {_rates(report)}"
 
 
@@ -249,13 +242,9 @@ def _display(total: int, quiet: bool) -> Iterator[Callable[[Progress], None]]:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
 
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rates]}"),
-        )
-        with Bars(*columns, TimeRemainingColumn(), console=console, transient=True) as bars:
+        what, rates = TextColumn("{task.description}"), TextColumn("{task.fields[rates]}")
+        columns = (what, BarColumn(), MofNCompleteColumn(), rates, TimeRemainingColumn())
+        with Bars(*columns, console=console, transient=True) as bars:
             task = bars.add_task("capturing", total=total, rates="")
 
             def show(progress: Progress) -> None:

@@ -94,7 +94,7 @@ def _decoded(path: str, data: bytes) -> Any:
     try:
         return msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UnansweredError(f"{path} answered with what is no JSON ({error})") from None
+        raise RefusedError(200, f"{path} answered with what is no JSON ({error})") from None
 
 
 def _short(text: str) -> str:
