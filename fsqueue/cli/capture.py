@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 API_KEY = "FSQUEUE_API_KEY"
 _PLAIN_EVERY_S = 5.0
+_INTERRUPTED = 130
 _part = re.compile(r"([0-9]{1,6})/([0-9]{1,6})\Z").match
 
 
@@ -68,7 +69,7 @@ def _part_of(ctx: click.Context, parameter: click.Parameter, text: str) -> tuple
 @click.option("--timeout", default="2m", show_default=True, callback=_duration, help="How long an answer may take.")
 @click.option("--patience", default="10m", show_default=True, callback=_duration, help="How long to try again.")
 @click.option("--skip-refused", is_flag=True, help="Go on where the source refuses a prompt.")
-@click.option("--quiet", is_flag=True, help="Show no progress.")
+@click.option("--quiet", is_flag=True, help="Say nothing while all goes well.")
 @as_json
 @click.pass_context
 def capture(ctx: click.Context, queue: str, prompts: str, store: str, quiet: bool, as_json: bool, **given: Any) -> None:
@@ -92,14 +93,14 @@ def capture(ctx: click.Context, queue: str, prompts: str, store: str, quiet: boo
             report = run.run(file)
     except ImportError as error:
         raise click.ClickException(str(error)) from None
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit) as ended:
         done = run.progress.done if run is not None else 0
         remark(f"interrupted: {done} of {count(total, 'prompt')} done; the same command goes on with the others")
-        raise
+        ctx.exit(_INTERRUPTED if isinstance(ended, KeyboardInterrupt) else ended.code)  # type: ignore[arg-type]
     found = {"prompts": total, **vars(report)}
     if as_json:
         one_json({key: value for key, value in found.items() if key != "waiting"})
-    else:
+    elif not quiet:
         remark(_summary(total, report))
     ctx.exit(1 if report.refused else 0)
 

@@ -172,7 +172,9 @@ def test_ctrl_c_says_how_to_go_on(folder: Path, vllm: FakeVllm, number: int, cod
 
 def test_a_progress_bar_on_a_terminal_and_lines_elsewhere(folder: Path, vllm: FakeVllm) -> None:
     with FileSampleRefQueue(folder / "q") as queue:
-        with Terminal([*PROGRAM, *command(folder, vllm.url, "--high", "5", "--low", "1")]) as terminal:
+        with Terminal(
+            [*PROGRAM, *command(folder, vllm.url, "--high", "5", "--low", "1", "--in-flight", "1")]
+        ) as terminal:
             terminal.read_until(lambda text: "waiting for room" in text and "/20" in text, "the bar")
             taken: list[str] = []
             while len(taken) < 15:
@@ -183,7 +185,7 @@ def test_a_progress_bar_on_a_terminal_and_lines_elsewhere(folder: Path, vllm: Fa
             assert terminal.process.wait(60) == 0
         write_prompts(folder, 30)
         process = subprocess.Popen(
-            [*PROGRAM, *command(folder, vllm.url, "--high", "6", "--low", "1")],
+            [*PROGRAM, *command(folder, vllm.url, "--high", "6", "--low", "1", "--in-flight", "1")],
             stderr=subprocess.PIPE,
             text=True,
             cwd=ROOT,
