@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
@@ -156,19 +156,16 @@ class Handover:
         with self._opened() as dir_fd:
             silently_remove(self._ops, dir_fd, [name + LOCK])
 
-    def sweep(self, mark: str, but: str) -> int:
-        """Remove what replies left whose names have this mark, and not the other; returns how many files that were.
+    def sweep(self, mark: str, *, but: Collection[str] = ()) -> None:
+        """Remove the files whose names have this mark, but for these; one whose lock is held is being written, and stays.
 
-        A file whose lock is held is being written, and stays.
+        Replies that never came leave files, and runs that were killed do.
         """
-        removed = 0
         with self._opened() as dir_fd:
-            names = {name.removesuffix(LOCK) for name in self._ops.listdir(dir_fd) if mark in name and but not in name}
-        for name in sorted(names):
+            names = {name.removesuffix(LOCK) for name in self._ops.listdir(dir_fd) if mark in name}
+        for name in sorted(names.difference(but)):
             if name.endswith(SUFFIX) and self._look(name) is not None:
                 self.remove(name)
-                removed += 1
-        return removed
 
     @contextmanager
     def _opened(self) -> Iterator[int]:

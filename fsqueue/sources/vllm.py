@@ -11,6 +11,7 @@ import secrets
 import struct
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,10 +103,11 @@ class VllmSource(ServedSource):
         self._life = f"{self._mark}{secrets.token_hex(4)}."
         self._model = model
         self._asking_model = threading.Lock()
+        self._handed_over: set[str] = set()
         if final_norm is not None and LAST not in self.layers:
             raise SourceSetupError(self.name, None, f"the final norm needs the layer {LAST!r}: capture it too")
         try:
-            self._handover.sweep(self._mark, but=self._life)
+            self._handover.sweep(self._mark)
         except OSError as error:
             raise SourceSetupError(
                 self.name,
@@ -188,9 +190,16 @@ class VllmSource(ServedSource):
                 f"{name} holds {states.shape[0]} rows and {len(ids)} token ids, expected those of the prompt's "
                 f"{expected} tokens: the server changes prompts (a truncation, a template?), or is another version",
             )
+        self._handed_over.add(name)
         return CapturedFile(
             prompt, self.name, ids, self.layers, states.dtype, version, self._handover, name, self._final_norm
         )
+
+    def close(self) -> None:
+        """End what is under way, and remove what the server wrote for replies that never came."""
+        super().close()
+        with suppress(OSError):
+            self._handover.sweep(self._life, but=self._handed_over)
 
     def _unfit(self, prompt: Prompt, problem: str) -> SourceSetupError:
         return SourceSetupError(self.name, prompt.prompt_id, problem)

@@ -169,6 +169,25 @@ def test_a_file_that_is_lost_or_torn_is_asked_for_again(
     assert len(vllm.asked) == 2 and os.listdir(states) == []
 
 
+def test_a_reply_that_never_comes_leaves_nothing(
+    vllm: FakeVllm, store: SharedDirFeatureStore, states: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server wrote a file and died before it answered: the source removes that file at its end."""
+    post = FakeVllm.post
+
+    def die(server: FakeVllm, path: str, body: dict[str, Any], headers: dict[str, str]) -> Any:
+        post(server, path, body, headers)
+        monkeypatch.setattr(FakeVllm, "post", post)
+        raise ConnectionAbortedError  # the connection is closed without an answer
+
+    monkeypatch.setattr(FakeVllm, "post", die)
+    with source_of(vllm, in_flight=1) as source:
+        (captured,) = source.capture(prompts(1))
+        wait_until(lambda: len(list(states.glob("*.safetensors"))) == 2, "both files")
+    captured.store_in(store)
+    assert len(vllm.asked) == 2 and os.listdir(states) == []
+
+
 def test_passing_failures_are_waited_for(vllm: FakeVllm, store: SharedDirFeatureStore) -> None:
     vllm.failures = [(503, "starting"), (500, "the engine died"), (429, "busy"), (502, "")]
     with source_of(vllm, in_flight=1) as source:
