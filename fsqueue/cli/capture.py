@@ -72,7 +72,9 @@ def _part_of(ctx: click.Context, parameter: click.Parameter, text: str) -> tuple
 @click.option("--quiet", is_flag=True, help="Say nothing while all goes well.")
 @as_json
 @click.pass_context
-def capture(ctx: click.Context, queue: str, prompts: str, store: str, quiet: bool, as_json: bool, **given: Any) -> None:
+def capture(
+    ctx: click.Context, /, queue: str, prompts: str, store: str, quiet: bool, as_json: bool, **given: Any
+) -> None:
     """Have a target's hidden states over prompts captured, store them, and put refs to them.
 
     Every line of FILE is checked first. A run that was stopped or killed goes on when the same command is given again:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from fsqueue.control.controller import DataFlowController
 from fsqueue.control.ledger import FileMetadataStore
@@ -107,7 +107,7 @@ class CaptureRun:
         """Capture what is not there yet; every prompt's sample is in the queue, or was, once this returns."""
         refused = self._refuse if self._on_refused is not None else None
         captured = self._source.capture(self._wanted(prompts), on_refused=refused)
-        with closing(cast(Any, captured)):
+        with closing(captured):
             for each in captured:
                 self._take(each)
         return CaptureReport(**vars(self.progress))

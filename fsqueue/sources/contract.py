@@ -13,7 +13,7 @@ reads. "last" is what the last block gives, before the final norm, and "normed" 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -99,6 +99,7 @@ class CapturedTensors(Captured):
         """Do nothing: they go with this object."""
 
 
+Captures = Generator[Captured, None, None]
 OnRefused = Callable[["PromptRefusedError"], None]
 
 
@@ -119,7 +120,7 @@ class FeatureSource(Protocol):
             SourceError: the source does not say.
         """
 
-    def capture(self, prompts: Iterable[Prompt], *, on_refused: OnRefused | None = None) -> Iterator[Captured]:
+    def capture(self, prompts: Iterable[Prompt], *, on_refused: OnRefused | None = None) -> Captures:
         """Yield the states of the prompts, in their order.
 
         Prompts are taken when there is room for them, so that an iterator that waits holds the source back. Closing the

@@ -157,7 +157,7 @@ class Handover:
             silently_remove(self._ops, dir_fd, [name + LOCK])
 
     def sweep(self, mark: str, *, but: Collection[str] = ()) -> None:
-        """Remove the files whose names have this mark, but for these; one whose lock is held is being written, and stays.
+        """Remove the files whose names have this mark, but for these; one that is being written stays.
 
         Replies that never came leave files, and runs that were killed do.
         """

@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from typing import TypeVar
 
 from fsqueue.engine import arguments
-from fsqueue.sources.contract import Captured, OnRefused, Prompt, layer_names
+from fsqueue.sources.contract import Captured, Captures, OnRefused, Prompt, layer_names
 from fsqueue.sources.endpoint import Endpoint, RefusedError, UnansweredError
 from fsqueue.sources.errors import PromptRefusedError, SourceSetupError, SourceUnreachableError
 
@@ -82,7 +82,7 @@ class ServedSource(ABC):
             RefusedError: do not.
         """
 
-    def capture(self, prompts: Iterable[Prompt], *, on_refused: OnRefused | None = None) -> Iterator[Captured]:
+    def capture(self, prompts: Iterable[Prompt], *, on_refused: OnRefused | None = None) -> Captures:
         """Yield the states of the prompts, in their order; see `FeatureSource.capture`."""
         jobs: SimpleQueue[_Job | None] = SimpleQueue()
         waiting: deque[Future[Captured]] = deque()

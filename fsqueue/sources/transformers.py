@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,7 @@ from fsqueue.sources.contract import (
     NORMED,
     TOKEN_IDS,
     CapturedTensors,
+    Captures,
     OnRefused,
     Prompt,
     layer_names,
@@ -86,7 +87,7 @@ class TransformersSource:
     def weight_version(self) -> str:
         return self._given_version or os.path.basename(os.path.abspath(self._folder or "")) or "unknown"
 
-    def capture(self, prompts: Iterable[Prompt], *, on_refused: OnRefused | None = None) -> Iterator[CapturedTensors]:
+    def capture(self, prompts: Iterable[Prompt], *, on_refused: OnRefused | None = None) -> Captures:
         """Yield the states of the prompts, one after the other; see `FeatureSource.capture`."""
         for prompt in prompts:
             try:

@@ -114,7 +114,8 @@ def test_tensors_that_are_named_in_the_midst_of_a_gc_stay(tmp_path: Path) -> Non
     shutil.copy(apart, tmp_path / "kept")
     store.abort("s1")
     shutil.move(tmp_path / "kept", apart)
-    tap, adopted = Tap(), []
+    tap = Tap()
+    adopted: list[Any] = []
 
     def adopt_meanwhile(operation: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if operation == "rename" and args[0] == apart.name and not adopted:

@@ -15,7 +15,7 @@ from fsqueue import FileMetadataStore, FileSampleRefQueue, SampleRef
 from fsqueue.control.controller import DataFlowController
 from fsqueue.features import SharedDirFeatureStore
 from fsqueue.sources import CaptureReport, CaptureRun, Progress, Prompt, PromptRefusedError, VllmSource
-from fsqueue.sources.contract import Captured, CapturedTensors, OnRefused
+from fsqueue.sources.contract import CapturedTensors, Captures, OnRefused
 from fsqueue.sources.known import ids_in
 from tests.support import InThread, Tap, assert_clean, ids, names_in, wait_until
 from tests.support.dying import died
@@ -35,7 +35,7 @@ class Plain:
     def weight_version(self) -> str | None:
         return self.version
 
-    def capture(self, prompts: Iterable[Prompt], *, on_refused: OnRefused | None = None) -> Iterator[Captured]:
+    def capture(self, prompts: Iterable[Prompt], *, on_refused: OnRefused | None = None) -> Captures:
         for prompt in prompts:
             self.asked.append(prompt.prompt_id)
             tokens = ids_of(prompt.text or "")

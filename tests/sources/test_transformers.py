@@ -26,7 +26,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_layers_are_those_of_transformers(folder: str) -> None:
     """Numbers are transformers' hidden_states, "normed" is the last of them, and "last" is that before the norm."""
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    model.eval()
     tokens = torch.tensor([1, 2, 3, 250])
     with torch.inference_mode():
         expected = model(input_ids=tokens[None], output_hidden_states=True).hidden_states
