@@ -57,8 +57,10 @@ class Adoption:
         self._folder, self._name = os.path.split(source)
         self._durable = durable
 
-    def move(self, sample_id: str, stem: str) -> str | None:
+    def move(self, sample_id: str, stem: str) -> tuple[TensorHeader, int] | None:
         """Move the file to where its generation says; None where it cannot be moved, and has to be copied.
+
+        Returns its header, with that generation, and its size in bytes.
 
         It is examined once it lies in tmp/, where nobody exchanges it for another; what does not fit goes back.
         """
@@ -69,6 +71,7 @@ class Adoption:
             try:
                 with self._opened(sample_id, tmp_fd, own) as file:
                     generation = tensorfile.digest(file.header.tensors(self._content(file)))
+                    file.header.metadata = Metadata(sample_id, generation)
                     if self._durable:
                         ops.fsync(file.fd)
                 with self._root.folder(address.folder_of(stem), create=True) as folder_fd:
@@ -79,7 +82,7 @@ class Adoption:
                 with suppress(OSError):  # the error that led here is the one to report
                     ops.rename(own, self._name, src_dir_fd=tmp_fd, dst_dir_fd=source_fd)
                 raise
-        return generation
+        return file.header, file.size_bytes
 
     def _moved(self, source_fd: int, tmp_fd: int, own: str) -> bool:
         ops = self._ops

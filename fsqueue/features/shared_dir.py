@@ -118,13 +118,15 @@ class SharedDirFeatureStore:
         stem, source = stem_of(sample_id), absolute(path)
         with self._reaching("adopting features into"):
             adoption = apart.Adoption(self._store_root, source, self._content, self._durable)
-            generation = adoption.move(sample_id, stem)
-            if generation is None:
+            moved = adoption.move(sample_id, stem)
+            if moved is None:
                 stored = self.put(sample_id, adoption.read(sample_id))
                 adoption.remove()
                 return stored
+            header, size_bytes = moved
+            generation = header.metadata.generation
             self._publish(stem, tensorfile.encode_apart(sample_id, generation), generation)
-            return self._find(sample_id, stem)
+            return self._described(sample_id, stem, header, size_bytes)
 
     def _described(self, sample_id: str, stem: str, header: TensorHeader, size_bytes: int) -> StoredFeatures:
         uri = str(Address(self.store_id, stem, header.metadata.generation))
