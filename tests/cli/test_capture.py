@@ -142,25 +142,28 @@ def test_slips_are_told(folder: Path, vllm: FakeVllm, tmp_path: Path) -> None:
     assert standing == ["withdrawn"], "the trainers wait for the next start"
 
 
-def interrupted(process: subprocess.Popen[str], number: int) -> tuple[int, str]:
-    process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    return process.returncode, said
+@contextmanager
+def waiting_for_room(folder: Path, url: str, *more: str) -> Iterator[subprocess.Popen[str]]:
+    """Run the command until it waits at the watermark."""
+    given = [*PROGRAM, *command(folder, url, *more)]
+    with subprocess.Popen(given, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        try:
+            assert process.stderr is not None
+            while "waiting for room in the queue" not in (line := process.stderr.readline()):
+                assert line and "\r" not in line and "\x1b" not in line
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=str)
 def test_ctrl_c_says_how_to_go_on(folder: Path, vllm: FakeVllm, number: int, code: int) -> None:
     """It ends at once though replies are under way, says how many are done, and withdraws from the stream."""
     with FileSampleRefQueue(folder / "q") as queue:
-        process = subprocess.Popen(
-            [*PROGRAM, *command(folder, vllm.url, "--high", "5", "--in-flight", "2")],
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        wait_until(lambda: queue.depth() >= 5, "five refs")
-        returned, said = interrupted(process, number)
-        assert returned == code, said
+        with waiting_for_room(folder, vllm.url, "--high", "5", "--in-flight", "2") as process:
+            process.send_signal(number)
+            _, said = process.communicate(timeout=60)
+        assert process.returncode == code, said
         done = len(names_in(folder / "q", "pending"))
         assert said.splitlines()[-1] == (
             f"interrupted: {done} of 20 prompts done; the same command goes on with the others"
@@ -184,19 +187,13 @@ def test_a_progress_bar_on_a_terminal_and_lines_elsewhere(folder: Path, vllm: Fa
             terminal.read_until(lambda text: "20 captured" in text, "the end")
             assert terminal.process.wait(60) == 0
         write_prompts(folder, 30)
-        process = subprocess.Popen(
-            [*PROGRAM, *command(folder, vllm.url, "--high", "6", "--low", "1", "--in-flight", "1")],
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        wait_until(lambda: queue.depth() >= 6, "the watermark")
-        while len(taken) < 30:
-            refs = queue.get(5)
-            queue.ack(refs)
-            taken += ids(refs)
-        _, said = process.communicate(timeout=60)
-    assert "waiting for room in the queue" in said and "\r" not in said and "\x1b" not in said
+        with waiting_for_room(folder, vllm.url, "--high", "6", "--low", "1", "--in-flight", "1") as process:
+            while len(taken) < 30:
+                refs = queue.get(5)
+                queue.ack(refs)
+                taken += ids(refs)
+            _, said = process.communicate(timeout=60)
+    assert "10 captured, 20 there already" in said and "\r" not in said and "\x1b" not in said
     assert process.returncode == 0 and taken == [f"p{number:03d}" for number in range(30)]
 
 
