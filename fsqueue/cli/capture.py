@@ -15,6 +15,7 @@ from fsqueue.cli.arguments import as_json, duration, takes_queue
 from fsqueue.cli.output import count, one_json, remark, shown
 from fsqueue.engine.contents import agree
 from fsqueue.engine.listing import reading
+from fsqueue.errors import InvalidArgumentError
 from fsqueue.queue import FileSampleRefQueue
 from fsqueue.records import SampleRef
 from fsqueue.sources.errors import PromptRefusedError, SourceError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 API_KEY = "FSQUEUE_API_KEY"
 _PLAIN_EVERY_S = 5.0
 _INTERRUPTED = 130
+_NEEDED = {"vllm": ("endpoint", "shared_dir", "layers"), "sglang": ("endpoint",), "transformers": ("model",)}
 _part = re.compile(r"([0-9]{1,6})/([0-9]{1,6})\Z").match
 
 
@@ -84,14 +86,13 @@ def capture(
     """
     with reading(queue) as layout:
         agree(layout, SampleRef, "put")
+    _check_options(given)
     file, total = _checked(prompts, given["part"])
     run: CaptureRun | None = None
     try:
         with ExitStack() as stack:
             show = stack.enter_context(_display(total, quiet))
-            source = _source(given)
-            stack.callback(source.close)
-            run = _prepared(stack, source, queue, store, given, show)
+            run = _prepared(stack, queue, store, given, show)
             report = run.run(file)
     except ImportError as error:
         raise click.ClickException(str(error)) from None
@@ -127,7 +128,6 @@ def _source(given: dict[str, Any]) -> FeatureSource:
     kind = given["source"]
     if kind == "transformers":
         return _in_process(given)
-    _need(given, kind, "endpoint", *(["shared_dir", "layers"] if kind == "vllm" else []))
     options = {
         "weight_version": given["weight_version"],
         "in_flight": given["in_flight"],
@@ -156,7 +156,6 @@ def _source(given: dict[str, Any]) -> FeatureSource:
 
 
 def _in_process(given: dict[str, Any]) -> FeatureSource:
-    _need(given, "transformers", "model")
     from fsqueue.sources import TransformersSource
 
     return TransformersSource(
@@ -167,20 +166,21 @@ def _in_process(given: dict[str, Any]) -> FeatureSource:
     )
 
 
-def _need(given: dict[str, Any], kind: str, *names: str) -> None:
-    missing = [f"--{name.replace('_', '-')}" for name in names if not given[name]]
+def _check_options(given: dict[str, Any]) -> None:
+    missing = [f"--{name.replace('_', '-')}" for name in _NEEDED[given["source"]] if not given[name]]
     if missing:
-        raise click.UsageError(f"--source {kind} needs {' and '.join(missing)}.")
+        raise click.UsageError(f"--source {given['source']} needs {' and '.join(missing)}.")
 
 
 def _name(given: dict[str, Any]) -> str:
     return str(given["name"] or f"capture-{given['part'][0]}")
 
 
-def _prepared(
-    stack: ExitStack, source: FeatureSource, queue: str, store: str, given: dict[str, Any], show: Callable[..., None]
-) -> CaptureRun:
-    """Open what the run needs, and join the stream; the stack closes all of it."""
+def _prepared(stack: ExitStack, queue: str, store: str, given: dict[str, Any], show: Callable[..., None]) -> CaptureRun:
+    """Open what the run needs, and join the stream; the stack closes all of it.
+
+    The source comes last: it removes what an earlier life of this name left, and only a member knows that it is over.
+    """
     from fsqueue.control.ledger import FileMetadataStore
     from fsqueue.features import SharedDirFeatureStore
     from fsqueue.sources import CaptureRun
@@ -190,6 +190,8 @@ def _prepared(
     handle: FileSampleRefQueue[SampleRef] = stack.enter_context(FileSampleRefQueue(queue, owner=name, create=False))
     ledger = stack.enter_context(FileMetadataStore[SampleRef](given["ledger"])) if given["ledger"] else None
     stack.enter_context(_producing(handle, name, given["part"][1]))
+    source = _source(given)
+    stack.callback(source.close)
     return CaptureRun(
         source,
         features,
@@ -210,7 +212,7 @@ def _producing(queue: FileSampleRefQueue[Any], name: str, expected: int) -> Iter
     with queue.producer(name, expected=expected, on_sigterm="withdraw") as member:
         try:
             yield
-        except SourceError as error:
+        except (SourceError, InvalidArgumentError, ImportError) as error:
             member.withdraw(str(error))
             raise
 

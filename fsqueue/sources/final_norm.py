@@ -10,14 +10,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from fsqueue.errors import FsQueueError
+from fsqueue.sources.errors import SourceSetupError
 
 _WEIGHT = "model.norm.weight"
 _PLAIN = ("llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3")
-
-
-class NormError(FsQueueError, ValueError):
-    """A model folder does not say what the final norm is."""
 
 
 class FinalNorm:
@@ -32,7 +28,7 @@ class FinalNorm:
         """Read the norm's weight and its epsilon from a model's folder, and nothing else of it.
 
         Raises:
-            NormError: it is no such folder, or a kind of model whose norm may be another one.
+            SourceSetupError: it is no such folder, or a kind of model whose norm may be another one.
         """
         path = os.fspath(folder)
         try:
@@ -40,12 +36,15 @@ class FinalNorm:
                 config: dict[str, Any] = json.load(file)
             weight = _tensor(path, _WEIGHT)
         except (OSError, ValueError, KeyError) as error:
-            raise NormError(f"{path} holds no model in safetensors with a {_WEIGHT}: {error}") from None
+            problem = f"the folder holds no model in safetensors with a {_WEIGHT}: {error}"
+            raise SourceSetupError(f"final norm of {path}", None, problem) from None
         kind, eps = config.get("model_type"), config.get("rms_norm_eps")
         if kind not in _PLAIN or not isinstance(eps, float):
-            raise NormError(
-                f"{path} holds a model of type {kind!r}, whose final norm is not known to be a plain one, as that of "
-                f"{', '.join(_PLAIN)} is: capture without it, and apply it where you train"
+            raise SourceSetupError(
+                f"final norm of {path}",
+                None,
+                f"the model is of type {kind!r}, whose norm is not known to be a plain one, as that of "
+                f"{', '.join(_PLAIN)} is: capture without it, and apply it where you train",
             )
         return cls(weight, eps)
 

@@ -70,7 +70,8 @@ class VllmSource(ServedSource):
         model: the model's name at the server; None: the only one that it serves.
         weight_version: which weights it serves; None: the model's name.
         final_norm: also gives `last_hidden_state`; then files are written anew, and not adopted.
-        label: which run's files these are; what an earlier one of this label left is removed.
+        label: which run's files these are: what an earlier life of it left is removed, so no other may use it at the
+            same time. None: nothing is removed.
         settle_s: how long to look for a file that is missing or torn though nobody writes it.
 
     The other arguments are those of `ServedSource`.
@@ -91,7 +92,7 @@ class VllmSource(ServedSource):
         server_directory: str | None = None,
         weight_version: str | None = None,
         final_norm: FinalNorm | None = None,
-        label: str = "capture",
+        label: str | None = None,
         settle_s: float = _SETTLE_S,
         **options: Any,
     ) -> None:
@@ -99,15 +100,15 @@ class VllmSource(ServedSource):
         self._handover = Handover(directory, server_directory)
         self._final_norm = final_norm
         self._settle_s = settle_s
-        self._mark = f"fsqueue.{owner_name(label)}."
-        self._life = f"{self._mark}{secrets.token_hex(4)}."
+        mark = f"fsqueue.{owner_name(label or '')}."
+        self._life = f"{mark}{secrets.token_hex(4)}."
         self._model = model
         self._asking_model = threading.Lock()
         self._handed_over: set[str] = set()
         if final_norm is not None and LAST not in self.layers:
             raise SourceSetupError(self.name, None, f"the final norm needs the layer {LAST!r}: capture it too")
         try:
-            self._handover.sweep(self._mark)
+            self._handover.sweep(mark if label else self._life)
         except OSError as error:
             raise SourceSetupError(
                 self.name,

@@ -173,6 +173,20 @@ def test_ctrl_c_says_how_to_go_on(folder: Path, vllm: FakeVllm, number: int, cod
         assert drain(queue) == [f"p{number:03d}" for number in range(20)]
 
 
+def test_the_name_of_a_command_that_lives_is_refused(folder: Path, vllm: FakeVllm) -> None:
+    """The second one touches nothing of the first one's, which goes on."""
+    with waiting_for_room(folder, vllm.url, "--high", "5", "--in-flight", "2") as process:
+        second = run(*command(folder, vllm.url))
+        assert second.exit_code == 1 and "'capture-0'" in second.stderr
+        with FileSampleRefQueue(folder / "q") as queue:
+            found = []
+            while len(found) < 20:
+                found += drain(queue)
+        process.communicate(timeout=60)
+    assert process.returncode == 0 and found == [f"p{number:03d}" for number in range(20)]
+    assert os.listdir(folder / "states") == []
+
+
 def test_a_progress_bar_on_a_terminal_and_lines_elsewhere(folder: Path, vllm: FakeVllm) -> None:
     with FileSampleRefQueue(folder / "q") as queue:
         with Terminal(

@@ -196,7 +196,8 @@ def test_a_run_that_dies_at_any_file_operation_goes_on(
     """After a death before or after each file operation the same run completes: every sample once, nothing left."""
 
     def work(folder: Path) -> CaptureReport:
-        with VllmSource(vllm.url, states, layers=LAYERS, in_flight=1, patience_s=30.0) as source:
+        options: dict[str, Any] = {"layers": LAYERS, "in_flight": 1, "patience_s": 30.0, "label": "capture"}
+        with VllmSource(vllm.url, states, **options) as source:
             return run_in(folder, source, prompts(2), ledger)
 
     number, finished = 0, False
