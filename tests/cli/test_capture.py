@@ -179,7 +179,7 @@ def test_the_name_of_a_command_that_lives_is_refused(folder: Path, vllm: FakeVll
         second = run(*command(folder, vllm.url))
         assert second.exit_code == 1 and "'capture-0'" in second.stderr
         with FileSampleRefQueue(folder / "q") as queue:
-            found = []
+            found: list[str] = []
             while len(found) < 20:
                 found += drain(queue)
         process.communicate(timeout=60)
