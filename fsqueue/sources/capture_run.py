@@ -10,7 +10,7 @@ put, and the rest is captured.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,6 @@ from fsqueue.queue import FileSampleRefQueue
 from fsqueue.records import SampleRef
 from fsqueue.sources.contract import TOKEN_IDS, Captured, FeatureSource, Prompt
 from fsqueue.sources.errors import PromptRefusedError
-from fsqueue.sources.known import ids_in
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,11 @@ class CaptureRun:
         self.progress = Progress()
 
     def run(self, prompts: Iterable[Prompt]) -> CaptureReport:
-        """Capture what is not there yet; every prompt's sample is in the queue, or was, once this returns."""
+        """Capture what is not there yet; every prompt's sample is in the queue, or was, once this returns.
+
+        The prompts are gone through twice, first for their ids; an iterator is made a list.
+        """
+        prompts = list(prompts) if isinstance(prompts, Iterator) else prompts
         refused = self._refuse if self._on_refused is not None else None
         captured = self._source.capture(self._wanted(prompts), on_refused=refused)
         with closing(captured):
@@ -114,7 +117,7 @@ class CaptureRun:
 
     def _wanted(self, prompts: Iterable[Prompt]) -> Iterator[Prompt]:
         """Yield the prompts to ask the source for, when there is room for them; put those that are stored."""
-        known = self._known()
+        known = self._known(prompts)
         for prompt in prompts:
             if prompt.prompt_id in known:
                 self._count(known=1)
@@ -127,9 +130,9 @@ class CaptureRun:
             else:
                 yield prompt
 
-    def _known(self) -> set[str]:
+    def _known(self, prompts: Iterable[Prompt]) -> Collection[str]:
         if self._controller is None:
-            return ids_in(self._queue.path)
+            return self._queue.states(prompt.prompt_id for prompt in prompts).keys()
         self._controller.reconcile_on_restart()
         return set(self._controller.store.all_committed_ids())
 
