@@ -2,7 +2,7 @@
 
 put:      tmp/ -> <xx>/<id>.safetensors                     release:  -> <xx>/<id>@released.safetensors
 get:      opens either, maps or reads it, checks it          abort, gc: unlink
-adopt:    somebody's file -> tmp/ -> <xx>/<id>@<generation>.safetensors, then a put of a file that names it (apart.py)
+adopt_file: somebody's file -> tmp/ -> <xx>/<id>@<generation>.safetensors, then a put of a file that names it (apart.py)
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class SharedDirFeatureStore:
             self._publish(stem, data, generation)
         return self._described(sample_id, stem, header, len(data))
 
-    def adopt(self, sample_id: str, path: str | os.PathLike[str]) -> StoredFeatures:
+    def adopt_file(self, sample_id: str, path: str | os.PathLike[str]) -> StoredFeatures:
         """Make a safetensors file that somebody else wrote a sample's features; replaces older ones.
 
         It is moved into the store, without a copy; where it lies on another mount, or belongs to a user whose files

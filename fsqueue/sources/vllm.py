@@ -51,7 +51,7 @@ class CapturedFile(Captured):
             stored = store.put(self.prompt.prompt_id, self.tensors())
             self.handover.remove(self.file_name)
             return stored
-        stored = store.adopt(self.prompt.prompt_id, self.handover.path_of(self.file_name))
+        stored = store.adopt_file(self.prompt.prompt_id, self.handover.path_of(self.file_name))
         self.handover.remove_lock(self.file_name)
         return stored
 

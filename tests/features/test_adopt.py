@@ -50,7 +50,7 @@ def test_an_adopted_file_is_moved_and_comes_back(
     store = SharedDirFeatureStore(tmp_path / "features", **options)
     theirs = written(tmp_path, 1, **metadata)
     inode, size = theirs.stat().st_ino, theirs.stat().st_size
-    stored = store.adopt("a/b", theirs)
+    stored = store.adopt_file("a/b", theirs)
     assert not theirs.exists() and stored.estimated_bytes == size
     (apart,) = (path for path in Path(store.root).glob("??/*@*"))
     assert apart.stat().st_ino == inode and same(load_file(apart), tensors(1))
@@ -65,13 +65,13 @@ def test_an_adopted_file_is_moved_and_comes_back(
 def test_put_and_adopt_replace_each_other(store: SharedDirFeatureStore, tmp_path: Path) -> None:
     """Other content makes refs stale, the same content leaves them valid, whichever way it was published."""
     first = ref_of(store.put("s1", tensors(1)))
-    second = ref_of(store.adopt("s1", written(tmp_path, 2)))
+    second = ref_of(store.adopt_file("s1", written(tmp_path, 2)))
     with pytest.raises(StaleFeatureError):
         store.get(first)
     assert same(store.get(second), tensors(2))
     assert store.put("s1", tensors(2)).feature_store_uri == second.feature_store_uri
     assert same(store.get(second), tensors(2))
-    third = ref_of(store.adopt("s1", written(tmp_path, 3)))
+    third = ref_of(store.adopt_file("s1", written(tmp_path, 3)))
     assert same(store.get(third), tensors(3))
     assert store.gc().files == 0, "what nobody names is as young as what is being adopted"
     assert store.gc(unfinished_older_than_s=0).files == 1
@@ -80,7 +80,7 @@ def test_put_and_adopt_replace_each_other(store: SharedDirFeatureStore, tmp_path
 
 def test_release_abort_and_gc_of_adopted_features(store: SharedDirFeatureStore, tmp_path: Path) -> None:
     """Both files go together, and are counted together."""
-    refs = [ref_of(store.adopt(f"s{number}", written(tmp_path, number))) for number in range(3)]
+    refs = [ref_of(store.adopt_file(f"s{number}", written(tmp_path, number))) for number in range(3)]
     size = file_of(store, refs[0]).stat().st_size + refs[0].estimated_bytes
     health = store.health()
     assert (health.samples, health.resident_bytes, health.released, health.unfinished) == (3, 3 * size, 0, 0)
@@ -100,16 +100,16 @@ def test_release_abort_and_gc_of_adopted_features(store: SharedDirFeatureStore, 
 
 
 def test_released_features_that_are_adopted_again_outlive_a_gc(store: SharedDirFeatureStore, tmp_path: Path) -> None:
-    ref = ref_of(store.adopt("s1", written(tmp_path, 1)))
+    ref = ref_of(store.adopt_file("s1", written(tmp_path, 1)))
     store.release("s1")
-    assert ref_of(store.adopt("s1", written(tmp_path, 1))) == ref
+    assert ref_of(store.adopt_file("s1", written(tmp_path, 1))) == ref
     assert store.gc().files == 1 and same(store.get(ref), tensors(1))
 
 
 def test_tensors_that_are_named_in_the_midst_of_a_gc_stay(tmp_path: Path) -> None:
     """RACE: a gc that has seen tensors unnamed finds, once they lie aside, that somebody adopted the same ones."""
     store = SharedDirFeatureStore(tmp_path / "features")
-    store.adopt("s1", written(tmp_path, 1))
+    store.adopt_file("s1", written(tmp_path, 1))
     (apart,) = Path(store.root).glob("??/*@*")
     shutil.copy(apart, tmp_path / "kept")
     store.abort("s1")
@@ -120,7 +120,7 @@ def test_tensors_that_are_named_in_the_midst_of_a_gc_stay(tmp_path: Path) -> Non
     def adopt_meanwhile(operation: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if operation == "rename" and args[0] == apart.name and not adopted:
             adopted.append(True)
-            adopted.append(ref_of(store.adopt("s1", written(tmp_path, 1))))
+            adopted.append(ref_of(store.adopt_file("s1", written(tmp_path, 1))))
 
     tap.before = adopt_meanwhile
     with tap.here():
@@ -141,7 +141,7 @@ def test_what_cannot_be_moved_is_copied_and_removed(tmp_path: Path, code: int, o
             raise OSError(code, os.strerror(code))
 
     tap.before = refuse
-    ref = ref_of(store.adopt("s1", theirs))
+    ref = ref_of(store.adopt_file("s1", theirs))
     assert not theirs.exists() and same(store.get(ref), tensors(1))
     assert files(store) == ["s1.safetensors"]
 
@@ -173,7 +173,7 @@ def test_what_holds_no_tensors_stays_where_it_is(store: SharedDirFeatureStore, t
     spoil(theirs)
     before = theirs.lstat().st_ino
     with pytest.raises(UnfitFileError) as caught:
-        store.adopt("s1", theirs)
+        store.adopt_file("s1", theirs)
     assert str(theirs) in str(caught.value) and "'s1'" in str(caught.value)
     assert theirs.lstat().st_ino == before and same(store.get(ref), tensors(0))
     assert os.listdir(Path(store.root) / "tmp") == []
@@ -181,7 +181,7 @@ def test_what_holds_no_tensors_stays_where_it_is(store: SharedDirFeatureStore, t
 
 def test_a_file_that_is_not_there(store: SharedDirFeatureStore, tmp_path: Path) -> None:
     with pytest.raises(QueueIOError, match="adopting features into"):
-        store.adopt("s1", tmp_path / "nothing.safetensors")
+        store.adopt_file("s1", tmp_path / "nothing.safetensors")
     assert store.find("s1") is None
 
 
@@ -194,13 +194,15 @@ def test_an_adoption_that_dies_leaves_all_or_nothing(tmp_path: Path) -> None:
         SharedDirFeatureStore(folder / "features").put("s1", tensors(0))
         written(folder, 1)
         finished = not died(
-            lambda at: SharedDirFeatureStore(at / "features").adopt("s1", at / "theirs.safetensors"), folder, number
+            lambda at: SharedDirFeatureStore(at / "features").adopt_file("s1", at / "theirs.safetensors"),
+            folder,
+            number,
         )
         store = SharedDirFeatureStore(folder / "features", verify=True)
         found = store.find("s1")
         assert found is not None
         assert any(same(store.get(ref_of(found)), tensors(content)) for content in (0, 1))
-        ref = ref_of(store.adopt("s1", written(folder, 1)))
+        ref = ref_of(store.adopt_file("s1", written(folder, 1)))
         store.gc(unfinished_older_than_s=0)
         assert same(store.get(ref), tensors(1))
         assert len(files(store)) == 2 and os.listdir(folder / "features" / "tmp") == []
@@ -212,7 +214,7 @@ def test_old_files_are_as_young_as_their_adoption(store: SharedDirFeatureStore, 
     """What a server wrote long ago is nothing that a gc may take for the leftover of a dead writer."""
     theirs = written(tmp_path, 1)
     os.utime(theirs, (0, 0))
-    store.adopt("s1", theirs)
+    store.adopt_file("s1", theirs)
     (apart,) = Path(store.root).glob("??/*@*")
     assert apart.stat().st_mtime > time.time() - 3600
 
@@ -240,7 +242,7 @@ def test_files_that_name_what_is_not_theirs(
 
 
 def test_tensors_that_are_gone_count_as_not_stored(store: SharedDirFeatureStore, tmp_path: Path) -> None:
-    ref = ref_of(store.adopt("s1", written(tmp_path, 1)))
+    ref = ref_of(store.adopt_file("s1", written(tmp_path, 1)))
     (apart,) = Path(store.root).glob("??/*@*")
     apart.unlink()
     assert store.find("s1") is None
