@@ -2,7 +2,7 @@
 
 put:      tmp/ -> <xx>/<id>.safetensors                     release:  -> <xx>/<id>@released.safetensors
 get:      opens either, maps or reads it, checks it          abort, gc: unlink
-adopt_file: somebody's file -> tmp/ -> <xx>/<id>@<generation>.safetensors, then a put of a file that names it (apart.py)
+adopt_file: theirs -> tmp/ -> <xx>/<id>@<generation>.safetensors, then a put of a file that names it (apart.py)
 """
 
 from __future__ import annotations
