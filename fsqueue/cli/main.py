@@ -26,6 +26,7 @@ COMMANDS = {
     "ls": "List refs, pending ones in the order in which they come.",
     "show": "Everything about one ref.",
     "put": "Put refs from a JSON Lines file.",
+    "capture": "Have a server's hidden states over prompts stored and put.",
     "requeue": "Move failed or done refs back to pending.",
     "rewind": "Put back what was acked after a checkpoint.",
     "release": "Take the leases of a dead node back, now.",

@@ -9,13 +9,14 @@ from safetensors.torch import load_file
 
 from fsqueue.demo.demo_dir import DemoDirectory, Plan, Sample
 from fsqueue.demo.prepare import CHUNKS
-from fsqueue.demo.target import Target
 from fsqueue.features import CorruptFeatureError, SharedDirFeatureStore, StoredFeatures
 from fsqueue.records import SampleRef
+from fsqueue.sources.contract import HIDDEN_STATES, Prompt
+from fsqueue.sources.transformers import TransformersSource
 
 
 class Capture:
-    """Captures chunks; the target is loaded when the first one is."""
+    """Captures chunks through the source in this process; the target is loaded when the first one is."""
 
     def __init__(self, demo: DemoDirectory, plan: Plan) -> None:
         self._plan = plan
@@ -41,8 +42,11 @@ class Capture:
             if found := self._store.find(sample.chunk_id):
                 return found
         tokens = self._chunks[sample.chunk]
-        return self._store.put(sample.chunk_id, {"tokens": tokens, "hidden_state": self._target.hidden_states(tokens)})
+        prompt = Prompt(sample.chunk_id, token_ids=tuple(tokens.tolist()))
+        (captured,) = self._source.capture([prompt])
+        states = captured.tensors()[HIDDEN_STATES][:, 0]
+        return self._store.put(sample.chunk_id, {"tokens": tokens, "hidden_state": states})
 
     @cached_property
-    def _target(self) -> Target:
-        return Target(self._plan.target)
+    def _source(self) -> TransformersSource:
+        return TransformersSource(self._plan.target)

@@ -12,6 +12,8 @@ import transformers
 from torch import Tensor
 
 from fsqueue.demo.options import INSTALL_MODEL, MODEL_PACKAGE, DemoError
+from fsqueue.sources.errors import SourceSetupError
+from fsqueue.sources.transformers import TransformersSource
 
 # transformers is typed in parts only, and other parts in every release.
 _AutoModel: Any = transformers.AutoModelForCausalLM
@@ -57,17 +59,15 @@ class Target:
 
     def __init__(self, folder: str) -> None:
         try:
-            model = _AutoModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise DemoError(f"{folder} holds no causal language model that transformers loads: {error}") from error
-        self._model: Any = model.eval()
+            self.source = TransformersSource(folder)
+        except SourceSetupError as error:
+            raise DemoError(f"the target cannot be loaded: {error}") from error
+        self._model: Any = self.source.model
         self.hidden_size: int = self.embedding().shape[1]
 
-    @torch.inference_mode()
     def hidden_states(self, tokens: Tensor) -> Tensor:
         """Map [T] token ids to [T, H]: the last hidden states, after the final norm, as the output head reads them."""
-        hidden: Tensor = self._model.base_model(input_ids=tokens[None].long(), use_cache=False).last_hidden_state[0]
-        return hidden.float().contiguous()
+        return self.source.states(tokens)[:, 0]
 
     @torch.inference_mode()
     def choices(self, hidden: Tensor) -> Tensor:

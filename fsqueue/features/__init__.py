@@ -20,6 +20,7 @@ from fsqueue.features.errors import (
     FeatureStoreError,
     ForeignFeatureError,
     StaleFeatureError,
+    UnfitFileError,
 )
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ __all__ = [
     "StaleFeatureError",
     "StoreHealth",
     "StoredFeatures",
+    "UnfitFileError",
     "rank_and_world",
     "stack",
 ]

@@ -4,7 +4,7 @@
 
 The path is the file's, relative to the store's directory, so that nodes may mount it at different places. Stems
 are those of sample ids (`fsqueue.format.names`), so no address leads out of the store; ``<xx>`` is the first two hex
-digits of the stem's SHA-256.
+digits of the stem's SHA-256. Tensors that lie apart from their sample's file are in ``<id>@<generation>.safetensors``.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ _split = re.compile(
     rf"\?generation=([0-9a-f]{{{GENERATION_DIGITS}}})\Z"
 ).match
 is_folder = re.compile(r"[0-9a-f]{2}\Z").match
+is_generation = re.compile(rf"[0-9a-f]{{{GENERATION_DIGITS}}}\Z").match
 
 
 class Address(NamedTuple):
@@ -53,6 +54,17 @@ def folder_of(stem: str) -> str:
 def path_of(stem: str) -> str:
     """Return the live file's path, relative to the store's directory."""
     return f"{folder_of(stem)}/{stem}{SUFFIX}"
+
+
+def apart_file(stem: str, generation: str) -> str:
+    """Return the name of the file that holds a generation's tensors, where the sample's own file does not."""
+    return f"{stem}@{generation}{SUFFIX}"
+
+
+def parse_apart(name: str) -> tuple[str, str] | None:
+    """Return the stem and the generation in the name of a file with tensors alone; None for other names."""
+    stem, _, generation = name.removesuffix(SUFFIX).rpartition("@")
+    return (stem, generation) if name.endswith(SUFFIX) and is_stem(stem) and is_generation(generation) else None
 
 
 def parse_file(name: str) -> tuple[str, bool] | None:

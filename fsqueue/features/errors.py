@@ -82,6 +82,18 @@ class FeatureSpecError(FeatureError, ValueError):
         self.feature = feature
 
 
+class UnfitFileError(FeatureError, ValueError):
+    """A file that was to become a sample's features holds none that a store keeps; it was left where it is.
+
+    Attributes:
+        path: the file.
+    """
+
+    def __init__(self, sample_id: str, path: str, problem: str) -> None:
+        super().__init__(sample_id, f"{path} {problem}: adopt a whole safetensors file, or put its tensors")
+        self.path = path
+
+
 class ForeignFeatureError(FeatureError, ValueError):
     """The ref's URI names no file of this store.
 

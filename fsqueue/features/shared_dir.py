@@ -2,16 +2,16 @@
 
 put:      tmp/ -> <xx>/<id>.safetensors                     release:  -> <xx>/<id>@released.safetensors
 get:      opens either, maps or reads it, checks it          abort, gc: unlink
+adopt_file: theirs -> tmp/ -> <xx>/<id>@<generation>.safetensors, then a put of a file that names it (apart.py)
 """
 
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,8 +22,9 @@ from fsqueue.disk.publish import absolute, write_file
 from fsqueue.engine.layout import is_remote
 from fsqueue.engine.owners import new_owner
 from fsqueue.errors import CorruptRefError, InvalidArgumentError
-from fsqueue.features import address, collect, tensorfile
+from fsqueue.features import address, apart, collect, tensorfile
 from fsqueue.features.address import Address
+from fsqueue.features.apart import OpenFile
 from fsqueue.features.contract import Collected, FeatureRef, StoredFeatures, StoreHealth
 from fsqueue.features.errors import (
     CorruptFeatureError,
@@ -34,21 +35,13 @@ from fsqueue.features.errors import (
     StaleFeatureError,
 )
 from fsqueue.features.root import TMP, StoreRoot
-from fsqueue.features.tensorfile import NotTensorsError, TensorHeader
+from fsqueue.features.tensorfile import Metadata, NotTensorsError, TensorHeader
 from fsqueue.format.names import stem_of
 
 T = TypeVar("T")
 
 _TRIES = 3
 _EITHER = (address.SUFFIX, address.RELEASED, address.SUFFIX)  # RACE: it may be published anew in between
-
-
-class _File(NamedTuple):
-    """An open features file."""
-
-    fd: int
-    size_bytes: int
-    header: TensorHeader
 
 
 class SharedDirFeatureStore:
@@ -108,6 +101,33 @@ class SharedDirFeatureStore:
             self._publish(stem, data, generation)
         return self._described(sample_id, stem, header, len(data))
 
+    def adopt_file(self, sample_id: str, path: str | os.PathLike[str]) -> StoredFeatures:
+        """Make a safetensors file that somebody else wrote a sample's features; replaces older ones.
+
+        It is moved into the store, without a copy; where it lies on another mount, or belongs to a user whose files
+        may not be touched, it is read, put and removed. Whoever wrote it must be done with it. The content is read
+        once, for its generation.
+
+        CRASH: before it is a sample's, it may lie in tmp/ or under its generation alone, which gc removes.
+
+        Raises:
+            UnfitFileError: it is no whole safetensors file of tensors that a store holds; it stays where it is.
+            InvalidRefError: the id cannot be one.
+            QueueIOError: the filesystem refused, or there is no such file.
+        """
+        stem, source = stem_of(sample_id), absolute(path)
+        with self._reaching("adopting features into"):
+            adoption = apart.Adoption(self._store_root, source, self._content, self._durable)
+            moved = adoption.move(sample_id, stem)
+            if moved is None:
+                stored = self.put(sample_id, adoption.read(sample_id))
+                adoption.remove()
+                return stored
+            header, size_bytes = moved
+            generation = header.metadata.generation
+            self._publish(stem, tensorfile.encode_apart(sample_id, generation), generation)
+            return self._described(sample_id, stem, header, size_bytes)
+
     def _described(self, sample_id: str, stem: str, header: TensorHeader, size_bytes: int) -> StoredFeatures:
         uri = str(Address(self.store_id, stem, header.metadata.generation))
         specs = header.specs()
@@ -140,7 +160,7 @@ class SharedDirFeatureStore:
 
     def _live_generation(self, stem: str) -> str | None:
         try:
-            with self._opened(stem, stem, (address.SUFFIX,)) as file:
+            with self._opened(stem, stem, [stem + address.SUFFIX]) as file:
                 return file.header.metadata.generation
         except (OSError, FeatureError):
             return None
@@ -156,8 +176,8 @@ class SharedDirFeatureStore:
         return self._reading(lambda: self._find(sample_id, stem_of(sample_id)))
 
     def _find(self, sample_id: str, stem: str) -> StoredFeatures:
-        with self._opened(sample_id, stem, (address.SUFFIX,)) as file:
-            return self._described(sample_id, stem, file.header, file.size_bytes)
+        with self._opened(sample_id, stem, [stem + address.SUFFIX]) as file, self._holder(stem, file) as holder:
+            return self._described(sample_id, stem, holder.header, holder.size_bytes)
 
     def get(self, ref: FeatureRef) -> dict[str, Tensor]:
         """Load the tensors that a ref names, by the names it gives them; see `FeatureStore.get`.
@@ -200,16 +220,29 @@ class SharedDirFeatureStore:
         return None
 
     def _load(self, sample_id: str, wanted: Address) -> dict[str, Tensor]:
-        with self._opened(sample_id, wanted.stem) as file:
+        with self._opened(sample_id, wanted.stem, [wanted.stem + suffix for suffix in _EITHER]) as file:
             generation = file.header.metadata.generation
             if generation != wanted.generation:
                 raise StaleFeatureError(sample_id, generation, wanted.generation)
-            tensors = file.header.tensors(self._content(file))
-            if self._verify and tensorfile.digest(tensors) != generation:
-                raise NotTensorsError("does not have the content that its generation says")
-            return tensors
+            with self._holder(wanted.stem, file) as holder:
+                tensors = holder.header.tensors(self._content(holder))
+                if self._verify and tensorfile.digest(tensors) != generation:
+                    raise NotTensorsError("does not have the content that its generation says")
+                return tensors
 
-    def _content(self, file: _File) -> Tensor:
+    @contextmanager
+    def _holder(self, stem: str, file: OpenFile) -> Iterator[OpenFile]:
+        """Lend the file that holds the tensors: the sample's own, or the one that lies apart."""
+        metadata = file.header.metadata
+        if metadata.tensors == "here":
+            yield file
+            return
+        name = address.apart_file(stem, metadata.generation)
+        theirs = Metadata(metadata.sample_id, metadata.generation)
+        with self._opened(metadata.sample_id, stem, [name], theirs) as holder:
+            yield holder
+
+    def _content(self, file: OpenFile) -> Tensor:
         """Map the file copy-on-write, or read it.
 
         Reading needs nothing but the open descriptor; mapping also needs a free one, /dev/fd, and a mapping to spare.
@@ -218,32 +251,26 @@ class SharedDirFeatureStore:
             # By the descriptor: under its path there may be another file by now. The mapping outlives it.
             with suppress(RuntimeError):  # torch's word for whatever the system refuses
                 return torch.from_file(f"/dev/fd/{file.fd}", shared=False, size=file.size_bytes, dtype=torch.uint8)
-        content = bytearray(file.size_bytes)
-        rest, at = memoryview(content), 0
-        while count := self._ops.readinto(file.fd, rest[at:], at):
-            at += count
-        if at != file.size_bytes:
-            raise NotTensorsError(f"ended at {at} of {file.size_bytes} bytes")
-        return torch.frombuffer(content, dtype=torch.uint8)
+        return apart.content_of(self._ops, file)
 
     @contextmanager
-    def _opened(self, sample_id: str, stem: str, suffixes: tuple[str, ...] = _EITHER) -> Iterator[_File]:
-        """Open the features of a stem and read their header; what is no features file is a CorruptFeatureError."""
-        ops = self._ops
+    def _opened(
+        self, sample_id: str, stem: str, names: list[str], metadata: Metadata | None = None
+    ) -> Iterator[OpenFile]:
+        """Open the first of these files of a stem and read its header; what is none is a CorruptFeatureError."""
+        path = f"{address.folder_of(stem)}/{names[0]}"
         try:
             with self._store_root.folder(address.folder_of(stem)) as folder_fd:
-                fd = self._open_first(folder_fd, [stem + suffix for suffix in suffixes])
+                fd = self._open_first(folder_fd, names)
             try:
-                status = ops.fstat(fd)
-                if not stat.S_ISREG(status.st_mode):
-                    raise NotTensorsError("is not a regular file")
-                yield _File(fd, status.st_size, tensorfile.read_header(partial(ops.pread, fd), status.st_size))
+                size = apart.size_of(self._ops, fd)
+                yield OpenFile(fd, size, tensorfile.read_header(partial(self._ops.pread, fd), size, metadata))
             finally:
-                ops.close_read(fd)
+                self._ops.close_read(fd)
         except NotTensorsError as error:
-            raise CorruptFeatureError(sample_id, address.path_of(stem), str(error)) from None
+            raise CorruptFeatureError(sample_id, path, str(error)) from None
         except (CorruptRefError, NotADirectoryError):
-            raise CorruptFeatureError(sample_id, address.path_of(stem), "is not a regular file") from None
+            raise CorruptFeatureError(sample_id, path, "is not a regular file") from None
 
     def _open_first(self, folder_fd: int, file_names: list[str]) -> int:
         for name in file_names[:-1]:
@@ -265,7 +292,10 @@ class SharedDirFeatureStore:
 
         def remove(fd: int, *names: str) -> None:
             for name in names:
+                named = apart.named_in(self._ops, fd, name)
                 self._ops.remove(fd, name)
+                if named is not None:
+                    self._ops.remove(fd, named)
 
         self._change("removing features from", sample_id, remove)
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from fsqueue.features.address import GENERATION_DIGITS
+from fsqueue.features.address import GENERATION_DIGITS, is_generation
 from fsqueue.records import FeatureSpec
 
 LENGTH_BYTES = 8
@@ -54,11 +54,16 @@ class _TensorEntry(msgspec.Struct):
     data_offsets: tuple[int, int]
 
 
-class Metadata(msgspec.Struct):
-    """The store's addition to a file's header."""
+class Metadata(msgspec.Struct, omit_defaults=True):
+    """The store's addition to a file's header.
+
+    Attributes:
+        tensors: "here", or "apart": then this file has none, and they are in the file that is named by the generation.
+    """
 
     sample_id: str
     generation: str
+    tensors: Literal["here", "apart"] = "here"
 
 
 class TensorHeader(msgspec.Struct):
@@ -110,7 +115,12 @@ def encode(sample_id: str, tensors: Mapping[str, Tensor]) -> tuple[bytes, str]:
         plain[name] = dense.clone() if where in memory else dense  # safetensors refuses tensors that share memory
         memory.add(where)
     generation = digest(plain)
-    return save(plain, {"sample_id": sample_id, "generation": generation}), generation
+    return save(plain, msgspec.to_builtins(Metadata(sample_id, generation))), generation
+
+
+def encode_apart(sample_id: str, generation: str) -> bytes:
+    """Return the content of a sample's file whose tensors lie apart."""
+    return save({}, msgspec.to_builtins(Metadata(sample_id, generation, "apart")))
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -123,11 +133,12 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return state.hexdigest()[:GENERATION_DIGITS]
 
 
-def read_header(read: Callable[[int, int], bytes], file_bytes: int) -> TensorHeader:
+def read_header(read: Callable[[int, int], bytes], file_bytes: int, metadata: Metadata | None = None) -> TensorHeader:
     """Read a file's header, and check that every tensor lies inside the file, which ends with the last one.
 
     Args:
         read: ``read(count, offset)`` returns the file's bytes.
+        metadata: stands for what the file itself says, which somebody else than this store wrote.
 
     Raises:
         NotTensorsError: says what is wrong: among others, the file is too short for what it says, or the header
@@ -139,16 +150,19 @@ def read_header(read: Callable[[int, int], bytes], file_bytes: int) -> TensorHea
         raise NotTensorsError("has no safetensors header")
     if length > HEADER_LIMIT_BYTES:
         raise NotTensorsError(f"has a header of {length} bytes, of at most {HEADER_LIMIT_BYTES}")
-    return _parse_header(read(length, LENGTH_BYTES), file_bytes)
+    return _parse_header(read(length, LENGTH_BYTES), file_bytes, metadata)
 
 
-def _parse_header(data: bytes, file_bytes: int) -> TensorHeader:
+def _parse_header(data: bytes, file_bytes: int, metadata: Metadata | None) -> TensorHeader:
     try:
         raw = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-        metadata = msgspec.json.decode(raw.pop("__metadata__", b"{}"), type=Metadata)
+        own = raw.pop("__metadata__", b"{}")
+        metadata = metadata or msgspec.json.decode(own, type=Metadata)
         entries = {name: msgspec.json.decode(entry, type=_TensorEntry) for name, entry in raw.items()}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise NotTensorsError(f"has a damaged header ({error})") from None
+    if metadata.tensors == "apart" and (entries or not is_generation(metadata.generation)):
+        raise NotTensorsError("says that its tensors lie apart, and has some, or names no generation")
     data_at = LENGTH_BYTES + len(data)
     _check_layout(entries, data_at, file_bytes - data_at)
     return TensorHeader(metadata, entries, data_at)
