@@ -89,7 +89,8 @@ class Claimer:
                 had = len(leased)
                 stems, exhausted = self._reserve(wanted - had, partition)
                 self._claim(stems, leased, errors)
-                if exhausted and len(leased) == had:
+                # An order whose cursor cannot be moved, on a full disk, names the same refs again and again.
+                if (exhausted or self._handle.order.unwritable) and len(leased) == had:
                     if swept or len(leased) > before:
                         break
                     found, swept = self._sweep(), True

@@ -245,3 +245,31 @@ def test_repair(path: Path, breaking: Callable[[Tap, Path], None]) -> None:
     tap.before = tap.after = None
     assert sorted(drain(FileSampleRefQueue(path, durable=False))) == ids(numbered(5))
     assert [found for found in check_queue(path) if found.kind != "foreign"] == []
+
+
+@pytest.mark.parametrize("partition", [None, (0, 1)])
+@pytest.mark.parametrize("live", [0, 3])
+def test_an_order_that_names_refs_that_are_gone_and_cannot_be_written(
+    path: Path, live: int, partition: tuple[int, int] | None
+) -> None:
+    """With a header that nobody can mend, on a full disk, it repeats itself; a get ends, and finds what is there."""
+    tap = Tap()
+    queue = open_tapped(tap, path, durable=False)
+    queue.put(numbered(50))
+    for name in names_in(path, "pending")[: 50 - live]:
+        (path / "pending" / name).unlink()
+    with open(path / "order.lock", "r+b") as order:
+        order.write(b"x" * 64)
+    operations = [0]
+
+    def full(name: str, args: Any, kwargs: Any) -> None:
+        operations[0] += 1
+        assert operations[0] < 5000, "it goes round and round"
+        if name == "pwrite":
+            raise OSError(errno.ENOSPC, "injected")
+
+    tap.before = full
+    found = queue.get(2, partition=partition)
+    tap.before = None
+    assert len(found) == min(2, live)
+    assert len(found + queue.get(50, 0.5)) == live
