@@ -302,7 +302,12 @@ class FileOps:
         return self.open_uncached(name, _UPDATE, dir_fd)
 
     def fresh_mtime(self, dir_fd: int, name: str) -> float | None:
-        """Return a file's mtime in seconds; None where there is no such file.
+        """Return a file's mtime in seconds, as the server knows it; None where there is no such file."""
+        status = self.fresh_status(dir_fd, name)
+        return status.st_mtime if status else None
+
+    def fresh_status(self, dir_fd: int, name: str) -> os.stat_result | None:
+        """Return a file's status; None where there is no such file.
 
         NFS: `stat` may answer from the attribute cache, seconds old; open + fstat asks the server.
         """
@@ -313,10 +318,9 @@ class FileOps:
         except OSError as error:
             if error.errno not in (errno.ELOOP, errno.ENXIO):
                 raise
-            status = self.status(dir_fd, name)
-            return status.st_mtime if status else None
+            return self.status(dir_fd, name)
         try:
-            return self.fstat(fd).st_mtime
+            return self.fstat(fd)
         finally:
             self.close_read(fd)
 

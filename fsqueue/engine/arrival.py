@@ -10,6 +10,7 @@ move's, the race is lost; where the source is there, it was refused.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
@@ -112,7 +113,7 @@ def has_arrived(layout: Layout, target: Directory, name: str, started: float, st
     Args:
         stamped: what tells the file that was to be moved; None where nothing does.
     """
-    status = patiently(lambda: layout.ops.status(target.fd, name))
+    status = _status(layout, target, name)
     if status is None:
         return False
     kind = layout.filesystem
@@ -128,6 +129,14 @@ def has_arrived(layout: Layout, target: Directory, name: str, started: float, st
     if not told_by_ctime and stamped.until is not None and status.st_mtime > stamped.until + offset - grain_s:
         return False
     return kind.opening_asks or holds(target, name)
+
+
+def _status(layout: Layout, directory: Directory, name: str) -> os.stat_result | None:
+    """Return a file's status, of now: a stat by this name may tell what this client knew when it had the lease."""
+    try:
+        return patiently(lambda: layout.ops.fresh_status(directory.fd, name))
+    except PermissionError:  # there, for others to read
+        return layout.ops.status(directory.fd, name)
 
 
 def refusal(error: OSError, source: Directory, target: Directory) -> OSError:
@@ -173,7 +182,7 @@ def _is_of(name: str, stem: str) -> bool:
 
 def _is_stamped(layout: Layout, directory: Directory, name: str, earliest: float) -> bool:
     """Return whether a file is there that was stamped, by whatever, at this time of the filesystem's or later."""
-    status = patiently(lambda: layout.ops.status(directory.fd, name))
+    status = _status(layout, directory, name)
     return status is not None and max(status.st_mtime, status.st_ctime) >= earliest
 
 

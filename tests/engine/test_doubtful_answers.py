@@ -405,3 +405,25 @@ def test_an_expired_lease_that_cannot_be_read_stops_no_get(path: Path, mount: Mo
     queue.ack(refs("a", "bad"))
     assert "expiries" not in content(path / "done/bad.json").get("_fsqueue", {})
     assert_clean(path)
+
+
+def test_an_ack_that_lost_to_another_where_a_stat_tells_what_was(path: Path, mount: Mount) -> None:
+    """Another handle trained the ref meanwhile. A stat of the done file still shows the stamp of this one's lease, as if
+    its own rename had been done; what an open file shows is asked instead."""
+    mount.tells_no_ctime()
+    queue = mount.open_queue(path, lease_timeout_s=600.0)
+    queue.put(refs("a"))
+    batch = queue.get(1)
+    remembered = os.stat(path / "leased" / lease_name(path, "a"))
+    with FileSampleRefQueue(path, durable=False) as other:
+        os.rename(path / "leased" / lease_name(path, "a"), path / "pending" / "a.json")
+        other.ack(other.get(1))
+    later = time.time() + 5000
+    os.utime(path / "done" / "a.json", (later, later))
+
+    def stat(call: Answer, name: str, **kwargs: Any) -> os.stat_result:
+        found = call(name, **kwargs)
+        return remembered if name == "a.json" else found
+
+    mount.answers["stat"] = stat
+    assert queue.ack(batch) == ["a"]
