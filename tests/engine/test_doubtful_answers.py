@@ -408,7 +408,7 @@ def test_an_expired_lease_that_cannot_be_read_stops_no_get(path: Path, mount: Mo
 
 
 def test_an_ack_that_lost_to_another_where_a_stat_tells_what_was(path: Path, mount: Mount) -> None:
-    """Another handle trained the ref meanwhile. A stat of the done file still shows the stamp of this one's lease, as if
+    """Another handle trained the ref meanwhile. A stat of the done file shows the stamp of this lease still, as if
     its own rename had been done; what an open file shows is asked instead."""
     mount.tells_no_ctime()
     queue = mount.open_queue(path, lease_timeout_s=600.0)
