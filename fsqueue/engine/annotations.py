@@ -74,8 +74,9 @@ class Annotations:
             bookkeeping.reason = bookkeeping.reason or "no room is left in the file for its history"
             return bookkeeping
         try:
-            claim.stamped_at = self._ops.monotonic()
+            claim.begin_stamp(self._ops.monotonic())
             self._layout.reserve.retrying(lambda: self._update(fd, tail, offset, len(data)))
+            claim.stamped_by = self._ops.monotonic()
         except OSError:
             with suppress(OSError):  # the update's own error is the one to report; what is torn now still decodes
                 self._ops.update_in_place(fd, data[offset:], offset, offset + len(tail))
@@ -104,7 +105,7 @@ class Annotations:
         self._write_anew(claim, self._ops.read_file(self._layout.leased.fd, claim.name))
 
     def _write_anew(self, claim: Claim, data: bytes) -> None:
-        claim.stamped_at = self._ops.monotonic()
+        claim.begin_stamp(self._ops.monotonic())
         tmp_name = next(self._tmp_names)
         write = partial(write_file, self._ops, self._layout.tmp.fd, tmp_name, data, self._durable)
         self._layout.reserve.retrying(write)

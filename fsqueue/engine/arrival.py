@@ -98,10 +98,12 @@ class Stamped(NamedTuple):
 
     Attributes:
         since: when this handle began to stamp it, by monotonic; nobody's stamp of an earlier life is as late.
+        by: when it had: a later stamp is somebody else's, who took the ref over meanwhile; None: not known.
         until: when a lease that begins with that stamp ends by time, and others may stamp it; None: never.
     """
 
     since: float
+    by: float | None
     until: float | None
 
 
@@ -119,12 +121,15 @@ def has_arrived(layout: Layout, target: Directory, name: str, started: float, st
     kind = layout.filesystem
     grain_s = max(_GRAIN_S, kind.step_s)
     told_by_ctime = kind.local or kind.rename_stamps or stamped is None
-    offset = FilesystemClock(layout.ops, layout.root).now() - layout.ops.monotonic()
+    now = FilesystemClock(layout.ops, layout.root).now()
+    offset = now - layout.ops.monotonic()
     if told_by_ctime and status.st_ctime < started + offset - (grain_s if kind.rename_stamps else _GRAIN_S):
         return False
     if stamped is None:
         return True
     if status.st_mtime < stamped.since + offset - grain_s:
+        return False
+    if stamped.by is not None and status.st_mtime > stamped.by + offset + (_GRAIN_S if now % 1 else grain_s):
         return False
     if not told_by_ctime and stamped.until is not None and status.st_mtime > stamped.until + offset - grain_s:
         return False

@@ -119,7 +119,8 @@ class Claimer:
             self._passed_over |= refused.intersection(stems)
             left_alone = handle.strays.stems() | refused
             stems = [stem for stem in stems if stem not in left_alone]
-        began_at = handle.ops.monotonic()
+        monotonic = handle.ops.monotonic
+        began_at = monotonic()
         stamps = handle.overlap.ahead(handle.moves.stamp_pending, stems)
         for stem, stamp in zip(stems, stamps, strict=True):
             if stem in held and self._still_leased(stem):
@@ -128,9 +129,11 @@ class Claimer:
             claim.stamped_at = began_at
             leased.append(claim)
             try:
-                if stamp() and move(claim):
-                    held.add(claim)
-                    continue
+                if stamp():
+                    claim.stamped_by = monotonic()
+                    if move(claim):
+                        held.add(claim)
+                        continue
                 if len(self._missed) < _MISSED:
                     self._missed[stem] = began_at
             except OSError as error:

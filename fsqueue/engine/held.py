@@ -24,9 +24,10 @@ class Claim:
         is_new_here: this handle has claimed the file from its name in pending/, which its client forgot with that.
         was_done: the ref may have been done before, so that this client may remember the file by a name in done/.
         stamped_at: when this handle began to stamp the file last, by monotonic; None where it has not.
+        stamped_by: when it had; None while it does.
     """
 
-    __slots__ = ("_handed_out", "is_new_here", "name", "stamped_at", "state", "stem", "was_done")
+    __slots__ = ("_handed_out", "is_new_here", "name", "stamped_at", "stamped_by", "state", "stem", "was_done")
 
     def __init__(self, stem: str, name: str) -> None:
         self.stem = stem
@@ -35,12 +36,18 @@ class Claim:
         self.is_new_here = False
         self.was_done = True
         self.stamped_at: float | None = None
+        self.stamped_by: float | None = None
         self._handed_out: weakref.ref[object] | None = None
 
     @property
     def holder(self) -> str:
         """Return what the ref's history calls this lease: ``<owner>+<claim>``."""
         return self.name[len(self.stem) + 1 : -len(names.SUFFIX)]
+
+    def begin_stamp(self, now: float) -> None:
+        """Note that this handle is about to stamp the file, or to write into it; now is monotonic."""
+        self.stamped_by = None
+        self.stamped_at = now
 
     def hand_out(self, ref: object) -> None:
         """Remember the very object that a caller got for this lease; one of a class with __slots__ may not allow it."""

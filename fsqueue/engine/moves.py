@@ -97,15 +97,21 @@ class Moves:
 
     def stamp_lease(self, claim: Claim) -> bool:
         """Start the timeout of a lease anew; False where it was gone."""
-        claim.stamped_at = self._ops.monotonic()
-        return self.stamp(self._layout.leased, claim.name)
+        before = claim.stamped_at, claim.stamped_by
+        claim.begin_stamp(self._ops.monotonic())
+        if self.stamp(self._layout.leased, claim.name):
+            claim.stamped_by = self._ops.monotonic()
+            return True
+        claim.stamped_at, claim.stamped_by = before
+        return False
 
     def _stamped(self, claim: Claim) -> Stamped | None:
         """Return what tells the file of a lease of this owner's from others; None where it has not stamped it."""
         if claim.stamped_at is None or self._clock.injected:
             return None
         timeout_s = self._layout.settings.lease_timeout_s
-        return Stamped(claim.stamped_at, None if timeout_s is None else claim.stamped_at + timeout_s)
+        until = None if timeout_s is None else claim.stamped_at + timeout_s
+        return Stamped(claim.stamped_at, claim.stamped_by, until)
 
     def remove(self, directory: Directory, name: str) -> bool:
         """Unlink a file; False where it was gone."""
@@ -310,12 +316,15 @@ class Moves:
 
     def fetch(self, source: Directory, name: str, claim: Claim) -> bool:
         """Move a file from anywhere -> leased/@me, stamped first as in a claim; False where it was gone."""
-        claim.stamped_at = self._ops.monotonic()
-        return self.stamp(source, name) and self._renames.to_fresh(source, name, self._layout.leased, claim.name)
+        claim.begin_stamp(self._ops.monotonic())
+        if not self.stamp(source, name):
+            return False
+        claim.stamped_by = self._ops.monotonic()
+        return self._renames.to_fresh(source, name, self._layout.leased, claim.name)
 
     def rename_leased(self, claim: Claim, new: Claim) -> bool:
         """Give a lease of this owner's another ref's name."""
-        new.stamped_at = claim.stamped_at
+        new.stamped_at, new.stamped_by = claim.stamped_at, claim.stamped_by
         return self._rename_lease(claim.name, new.name)
 
     def rename_pending(self, name: str, stem: str) -> None:

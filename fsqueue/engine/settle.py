@@ -309,8 +309,11 @@ class Settler:
 
     def _claim_pending(self, claim: Claim) -> bool:
         moves = self._handle.moves
-        claim.stamped_at = self._handle.ops.monotonic()
-        return moves.stamp_pending(claim.stem) and moves.claim_stamped(claim)
+        claim.begin_stamp(self._handle.ops.monotonic())
+        if not moves.stamp_pending(claim.stem):
+            return False
+        claim.stamped_by = self._handle.ops.monotonic()
+        return moves.claim_stamped(claim)
 
     def _take_over(self, lease: Lease, claim: Claim) -> bool:
         """Make another owner's lease this handle's for as long as settling it takes."""

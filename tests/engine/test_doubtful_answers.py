@@ -427,3 +427,22 @@ def test_an_ack_that_lost_to_another_where_a_stat_tells_what_was(path: Path, mou
 
     mount.answers["stat"] = stat
     assert queue.ack(batch) == ["a"]
+
+
+def test_an_ack_that_another_handle_s_claim_came_before(path: Path, mount: Mount) -> None:
+    """This process was stopped within the rename. When it goes on, the ref was taken over, trained and acknowledged by
+    another, which stamped it after this one: that it is done since the rename began is no sign of this one's ack."""
+    queue = mount.open_queue(path, lease_timeout_s=600.0)
+    queue.put(refs("a"))
+    batch = queue.get(1)
+
+    def stopped_within(call: Answer, name: str, new_name: str, **kwargs: Any) -> None:
+        del mount.answers["rename"]
+        time.sleep(0.2)
+        with FileSampleRefQueue(path, durable=False) as other:
+            os.rename(path / "leased" / name, path / "pending" / "a.json")
+            assert other.ack(other.get(1)) == []
+        call(name, new_name, **kwargs)
+
+    mount.answers["rename"] = stopped_within
+    assert queue.ack(batch) == ["a"] and names_in(path, "done") == ["a.json"]

@@ -355,15 +355,16 @@ def test_a_put_whose_file_was_removed_is_no_success(path: Path) -> None:
     with FileSampleRefQueue(path) as old:  # a former life is no evidence
         old.put(refs("a"))
         old.ack(old.get(1))
-    queue, real = open_tapped(tap, path), tap.ops.stat
+    queue, real = open_tapped(tap, path), tap.ops.fresh_status
 
-    def stat(name: Any, *args: Any, **kwargs: Any) -> Any:
-        found = real(name, *args, **kwargs)
-        is_former = name == "a.json" and folder_of(kwargs["dir_fd"]) == "done"
+    def long_ago(dir_fd: int, name: str) -> Any:
+        found = real(dir_fd, name)
+        if found is None or name != "a.json" or folder_of(dir_fd) != "done":
+            return found
         before = found.st_ctime - 3600.0
-        return SimpleNamespace(st_ctime=before, st_mtime=before) if is_former else found
+        return SimpleNamespace(st_ctime=before, st_mtime=before)
 
-    tap.ops.stat = stat  # type: ignore[assignment]
+    tap.ops.fresh_status = long_ago  # type: ignore[method-assign]
     with pytest.raises(QueueIOError, match="removed") as caught:
         queue.put(refs("a"))
     assert caught.value.errno == errno.ENOENT
