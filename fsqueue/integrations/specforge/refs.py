@@ -87,7 +87,8 @@ class RefChannel:
             if restart_s is not None and self.queue.stream().policy().restart_s != restart_s:
                 self.queue.configure_stream(restart_s=restart_s)
             if producer is not None:
-                self.controller.reconcile_on_restart()  # a former one may have died between ledger and queue
+                if self.ledger.committed_count():
+                    self.controller.reconcile_on_restart()  # a former one may have died between ledger and queue
                 self._member = self.queue.producer(producer, expected=expected, on_sigterm=on_sigterm).__enter__()
         except BaseException:
             self.queue.close()
