@@ -43,8 +43,7 @@ class Capture:
     """Compute hidden states in process, in the place of an SGLang server: a `FeatureSource` of SpecForge's rollouts."""
 
     def __init__(self, folder: Path) -> None:
-        self._model: Any = LlamaForCausalLM.from_pretrained(folder)
-        self._model.eval()
+        self._model: Any = LlamaForCausalLM.from_pretrained(folder)  # which leaves it in its mode for use
 
     @torch.no_grad()
     def generate_features(self, tasks: list[Any], *, capture: Any) -> list[dict[str, Any]]:

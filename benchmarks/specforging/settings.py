@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
+
+from fsqueue import FileMetadataStore
 
 RUN_ID = "specforge-run"
 LAYERS = (0, 1, 2)
@@ -53,10 +56,6 @@ class Settings:
         return self.run / "queue"
 
     @property
-    def ledger(self) -> Path:
-        return self.run / "ledger"
-
-    @property
     def features(self) -> Path:
         return self.run / "features"
 
@@ -74,6 +73,11 @@ class Generation:
     world: int
     resume_from: int | None = None
     dying: dict[str, int] = field(default_factory=dict)
+
+
+def ledger_of(settings: Settings) -> FileMetadataStore[Any]:
+    """Open the run's ledger, to count in."""
+    return FileMetadataStore(settings.run / "ledger")
 
 
 def to_argument(given: Settings | Generation) -> str:

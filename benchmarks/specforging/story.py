@@ -11,9 +11,8 @@ import time
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from fsqueue import FileMetadataStore
 from specforging.crew import Crew, wait
-from specforging.settings import Generation, Settings
+from specforging.settings import Generation, Settings, ledger_of
 
 GENERATIONS = (
     Generation(0, world=2, dying={"0": 6}),
@@ -48,7 +47,7 @@ def play(settings: Settings, crew: Crew, guard_s: float) -> Outcome:
     for generation in GENERATIONS:
         if not outcome.deviations:
             _train(crew, generation, producers, outcome, until)
-            with closing(FileMetadataStore(settings.ledger)) as ledger:
+            with closing(ledger_of(settings)) as ledger:
                 outcome.published.append(ledger.committed_count())
     for name, process in producers.items():
         if not outcome.deviations:

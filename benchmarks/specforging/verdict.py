@@ -10,10 +10,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from fsqueue import FileMetadataStore, FileSampleRefQueue
+from fsqueue import FileSampleRefQueue
 from fsqueue.features import SharedDirFeatureStore
 from measuring.tables import table
-from specforging.settings import Generation, Settings
+from specforging.settings import Generation, Settings, ledger_of
 from specforging.story import GENERATIONS, Outcome, producer_names
 
 Steps = dict[int, list[str]]
@@ -78,7 +78,7 @@ def _producer(settings: Settings, name: str, outcome: Outcome) -> tuple[str, ...
 def _compare(settings: Settings, steps: Steps, outcome: Outcome) -> None:
     """Hold ledger, queue and store against the trainers' notes."""
     noted = {sample_id: step for step, ids in steps.items() for sample_id in ids}
-    with closing(FileMetadataStore(settings.ledger)) as ledger:
+    with closing(ledger_of(settings)) as ledger:
         outcome.expect("steps in the ledger as noted", ledger.acked_steps(list(noted)) == noted, True)
         outcome.expect("samples in the ledger", ledger.committed_count(), settings.samples)
     with FileSampleRefQueue(settings.queue, create=False) as queue:
