@@ -54,7 +54,8 @@ def test_each_producer_counts_its_own(opened: Open) -> None:
     right.publish(ref("r0"))
     right.publish_batch(refs("r1", "r2"))
     assert (left.published, left.consumed_remote(), left.in_flight_remote()) == (3, 0, 3)
-    assert ids(leased := consumer.get(4)) == ["l0", "l1", "l2", "r0"]
+    leased = consumer.get(4)
+    assert ids(leased) == ["l0", "l1", "l2", "r0"]
     consumer.ack(leased[:1], step=1)
     consumer.fail(leased[1:2], "bad", retryable=False)
     consumer.fail(leased[2:], "again", retryable=True)
