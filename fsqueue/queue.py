@@ -561,9 +561,9 @@ class FileSampleRefQueue(Generic[R]):
         """Return those of these ids that are pending or leased, in their order.
 
         So a producer counts what became of its own refs: it asks for what the last call returned, and for what it has
-        put since. All that is missing in the answer is done, or a dead letter. A call costs a listing of pending/ and
-        of leased/, a few where an id is missing, and none where nothing has changed for seconds; nothing that was
-        settled before is looked at.
+        put since. All that is missing in the answer is done, or a dead letter; `states` says which. A call costs a
+        listing of pending/ and of leased/, a few where an id is missing, and none where nothing has changed for
+        seconds; nothing that was settled before is looked at.
         """
         ids, opened = arguments.sample_ids("unsettled", sample_ids), self._here()
         if opened.live is None:
