@@ -130,6 +130,13 @@ def test_the_name_of_a_living_producer_is_refused(opened: Open) -> None:
         opened().publish(ref("a"))
 
 
+def test_how_long_members_wait_is_stored_once(opened: Open) -> None:
+    """Who says nothing changes nothing."""
+    assert opened().queue.stream().policy().restart_s == 1800
+    opened("mine", restart_s=0)
+    assert opened().queue.stream().policy().restart_s == 0
+
+
 def test_consumers_that_are_done_stop_the_producers(opened: Open) -> None:
     mine, consumer = opened("mine"), opened()
     assert (mine.consumer_quantum(), mine.consumer_stopped(), mine.consumer_failure()) == (None, False, None)

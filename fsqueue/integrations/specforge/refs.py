@@ -17,6 +17,7 @@ from fsqueue.disk.publish import absolute
 from fsqueue.errors import InvalidArgumentError, MemberFailedError
 from fsqueue.queue import FileSampleRefQueue
 from fsqueue.stream.membership import Membership, OnSigterm
+from fsqueue.stream.policy import POLICY
 
 _LEASE_S = 60.0
 _BEAT_S = 5.0
@@ -84,8 +85,7 @@ class RefChannel:
             self.controller: DataFlowController[Any] = DataFlowController(
                 os.path.basename(self.path), sample_queue=self.queue, metadata_store=self.ledger
             )
-            if restart_s is not None and self.queue.stream().policy().restart_s != restart_s:
-                self.queue.configure_stream(restart_s=restart_s)
+            self._agree_to_wait(restart_s)
             if producer is not None:
                 if self.ledger.committed_count():
                     self.controller.reconcile_on_restart()  # a former one may have died between ledger and queue
@@ -93,6 +93,14 @@ class RefChannel:
         except BaseException:
             self.queue.close()
             raise
+
+    def _agree_to_wait(self, restart_s: float | None) -> None:
+        """Store for how long members wait for one that failed; where nobody says, what is stored already holds."""
+        stream = self.queue.stream()
+        if restart_s is None and not self.queue.ops.exists(stream.directory.fd, POLICY):
+            restart_s = _RESTART_S
+        if restart_s is not None and stream.policy().restart_s != restart_s:
+            self.queue.configure_stream(restart_s=restart_s)
 
     # -- publishing -----------------------------------------------------------------------------------------------
 
@@ -200,7 +208,7 @@ def channel(
     *,
     producer: str | None = None,
     expected: int = 0,
-    restart_s: float | None = _RESTART_S,
+    restart_s: float | None = None,
     lease_timeout_s: float = _LEASE_S,
     heartbeat_s: float | None = _BEAT_S,
     on_sigterm: OnSigterm = None,
@@ -214,7 +222,7 @@ def channel(
             None: it only consumes.
         expected: how many producers the run has in all.
         restart_s: for how long producers and trainers wait for one whose work raised to be started again; stored with
-            the queue, the latest word counts. None: as it is stored.
+            the queue, the latest word counts. None: as it is stored; 1,800 s in a new run.
         lease_timeout_s: after that a rank that died on another node loses what it had leased; stored in a new queue.
         heartbeat_s: how often a living one shows that it lives; at most half of that.
         on_sigterm: as for `FileSampleRefQueue.producer`.
