@@ -8,6 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from specforge.runtime.contracts import SampleRef
@@ -70,18 +71,20 @@ class RefChannel:
     ) -> None:
         self.path = absolute(path)
         os.makedirs(self.path, exist_ok=True)
-        durable = bool(options.get("durable", True))
-        self.queue: FileSampleRefQueue[Any] = FileSampleRefQueue(
-            os.path.join(self.path, "queue"), ref_type=SampleRef, **options
-        )
         self._mutex = threading.RLock()
         self._unsettled: list[str] = []
         self._published = 0
         self._stopped: tuple[float, bool] = (-1e9, False)
         self._member: Membership | None = None
-        self.ledger: FileMetadataStore[Any]
-        try:
-            self.ledger = FileMetadataStore(os.path.join(self.path, "ledger"), ref_type=SampleRef, durable=durable)
+        with ExitStack() as undoing:
+            self.queue: FileSampleRefQueue[Any] = FileSampleRefQueue(
+                os.path.join(self.path, "queue"), ref_type=SampleRef, **options
+            )
+            undoing.callback(self.queue.close)
+            self.ledger: FileMetadataStore[Any] = FileMetadataStore(
+                os.path.join(self.path, "ledger"), ref_type=SampleRef, durable=bool(options.get("durable", True))
+            )
+            undoing.callback(self.ledger.close)
             self.controller: DataFlowController[Any] = DataFlowController(
                 os.path.basename(self.path), sample_queue=self.queue, metadata_store=self.ledger
             )
@@ -90,9 +93,7 @@ class RefChannel:
                 if self.ledger.committed_count():
                     self.controller.reconcile_on_restart()  # a former one may have died between ledger and queue
                 self._member = self.queue.producer(producer, expected=expected, on_sigterm=on_sigterm).__enter__()
-        except BaseException:
-            self.queue.close()
-            raise
+            undoing.pop_all()
 
     def _agree_to_wait(self, restart_s: float | None) -> None:
         """Store for how long members wait for one that failed; where nobody says, what is stored already holds."""
