@@ -5,10 +5,11 @@
 
 SpecForge's own builder, `RolloutWorker`, loader and `Trainer` run in two producer processes and one to three ranks, on
 CPUs (gloo; its reference loss in the place of its Triton kernels; a tiny random Llama). Rank 0 is killed inside an
-optimizer window and restarted from a checkpoint while the producers live; then all ranks are killed, and another number
-of them goes on, twice. Needs Python 3.11 and the extra `demo`; SpecForge 0.2.0 is put into a temporary directory where
-it is not installed, without what it requires. Exits with 1 where a sample was not trained exactly once, where a step
-had more or fewer than its window, or where ledger, queue, store or producers say otherwise.
+optimizer window and restarted from a checkpoint while the producers live; a producer is killed and restarted; then all
+ranks are killed, and another number of them goes on, twice. Needs Python 3.11 and the extra `demo`; SpecForge 0.2.0 is
+put into a temporary directory where it is not installed, without what it requires. Exits with 1 where a sample was not
+trained exactly once, where a step had more or fewer than its window, or where ledger, queue, store or producers say
+otherwise.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Crew:
         return self._start("trainer", name, to_argument(self._settings), to_argument(generation), str(rank))
 
     def _start(self, module: str, name: str, *arguments: str) -> subprocess.Popen[bytes]:
-        with open(self._settings.at(f"{name}.log"), "wb") as log:
+        with open(self._settings.at(f"{name}.log"), "ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", f"specforging.{module}", *arguments],
                 env=self._environment,

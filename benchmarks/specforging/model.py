@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from specforging.settings import LAYERS
 
@@ -35,6 +36,7 @@ def _config(layers: int, **more: Any) -> LlamaConfig:
 
 def save_target(folder: Path) -> None:
     """Write a target with random weights, in several files and with an index, as SpecForge reads its head."""
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.manual_seed(0)
     LlamaForCausalLM(_config(len(LAYERS))).save_pretrained(folder, max_shard_size="20KB")
 

@@ -31,9 +31,10 @@ def prompts(settings: Settings, name: str) -> list[dict[str, object]]:
 def main() -> None:
     settings, name = Settings(**json.loads(sys.argv[1])), sys.argv[2]
     refs = channel(settings.run, producer=name, expected=settings.producers, restart_s=settings.restart_s)
+    todo = [task for task in prompts(settings, name) if not refs.ledger.is_committed(f"{RUN_ID}:{task['task_id']}")]
     _, drive = build_disagg_online_producer(
         algorithm=builtin_algorithm_registry().resolve("eagle3"),
-        prompts=prompts(settings, name),
+        prompts=todo,
         feature_store=SharedFeatureStore(settings.features),
         channel=refs,
         feature_source=Capture(settings.at("target")),
@@ -51,9 +52,8 @@ def main() -> None:
         if failure := refs.consumer_failure():
             raise RuntimeError(failure)
         time.sleep(_POLL_S)
-    settings.at(f"{name}.json").write_text(
-        json.dumps({"produced": produced, "published": refs.published, "consumed": refs.consumed_remote()})
-    )
+    found = {"left_out": settings.prompts - len(todo), "produced": produced, "consumed": refs.consumed_remote()}
+    settings.at(f"{name}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

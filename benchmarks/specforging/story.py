@@ -1,6 +1,6 @@
 """What happens in a run: two ranks; rank 0 is killed inside a window; all are; three go on; one is killed; one ends it.
 
-The producers live through all of it: they are the same processes from the first sample to the end.
+The producers live through the death of ranks. One of them is killed, too, once, and started again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from specforging.crew import Crew, wait
-from specforging.settings import Generation, Settings, ledger_of
+from specforging.settings import RUN_ID, Generation, Settings, ledger_of
+
+_LOOK_S = 0.1
 
 GENERATIONS = (
     Generation(0, world=2, dying={"0": 6}),
@@ -20,6 +22,10 @@ GENERATIONS = (
     Generation(2, world=3, resume_from=12, dying={"1": 15}),
     Generation(3, world=1, resume_from=14),
 )
+
+
+KILLED_PRODUCER = "rollout-1"
+"""Killed when the first ranks are gone, waiting for others: about half of its samples are published."""
 
 
 @dataclass
@@ -49,6 +55,8 @@ def play(settings: Settings, crew: Crew, guard_s: float) -> Outcome:
             _train(crew, generation, producers, outcome, until)
             with closing(ledger_of(settings)) as ledger:
                 outcome.published.append(ledger.committed_count())
+        if generation is GENERATIONS[0] and not outcome.deviations:
+            _kill_one(settings, crew, producers, until)
     for name, process in producers.items():
         if not outcome.deviations:
             outcome.expect(f"{name} ended with", wait(process, until), 0)
@@ -56,6 +64,19 @@ def play(settings: Settings, crew: Crew, guard_s: float) -> Outcome:
                 outcome.deviations.append(crew.last_words(name))
     outcome.seconds = time.monotonic() - began
     return outcome
+
+
+def _kill_one(settings: Settings, crew: Crew, producers: dict[str, subprocess.Popen[bytes]], until: float) -> None:
+    """Kill a producer that has published something, and start it again."""
+    mine = f"{RUN_ID}:{KILLED_PRODUCER}-"
+    with closing(ledger_of(settings)) as ledger:
+        while not any(sample_id.startswith(mine) for sample_id in ledger.all_committed_ids()):
+            if time.monotonic() > until:
+                return
+            time.sleep(_LOOK_S)
+    producers[KILLED_PRODUCER].kill()
+    producers[KILLED_PRODUCER].wait()
+    producers[KILLED_PRODUCER] = crew.producer(KILLED_PRODUCER)
 
 
 def producer_names(settings: Settings) -> list[str]:

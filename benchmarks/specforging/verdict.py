@@ -14,7 +14,7 @@ from fsqueue import FileSampleRefQueue
 from fsqueue.features import SharedDirFeatureStore
 from measuring.tables import table
 from specforging.settings import Generation, Settings, ledger_of
-from specforging.story import GENERATIONS, Outcome, producer_names
+from specforging.story import GENERATIONS, KILLED_PRODUCER, Outcome, producer_names
 
 Steps = dict[int, list[str]]
 
@@ -47,7 +47,8 @@ def judge(settings: Settings, outcome: Outcome) -> str:
     rows = [_producer(settings, name, outcome) for name in producer_names(settings)]
     _compare(settings, steps, outcome)
     said = _by_generation(generations, outcome)
-    return f"{said}\n\n{table(('producer', 'produced', 'settled, by its own count'), rows)}"
+    header = ("producer", "published by one that was killed", "produced", "settled, by its own count")
+    return f"{said}\n\n{table(header, rows)}"
 
 
 def _trained(settings: Settings, generation: Generation) -> Trained:
@@ -70,9 +71,10 @@ def _notes(settings: Settings, generation: Generation, rank: int) -> list[dict[s
 
 def _producer(settings: Settings, name: str, outcome: Outcome) -> tuple[str, ...]:
     said = json.loads(settings.at(f"{name}.json").read_text())
-    outcome.expect(f"{name} produced", said["produced"], settings.prompts)
-    outcome.expect(f"{name} counts as settled", said["consumed"], settings.prompts)
-    return name, str(said["produced"]), str(said["consumed"])
+    outcome.expect(f"{name} found left out, and produced", said["left_out"] + said["produced"], settings.prompts)
+    outcome.expect(f"{name} was killed, and had published", said["left_out"] > 0, name == KILLED_PRODUCER)
+    outcome.expect(f"{name} counts as settled", said["consumed"], said["produced"])
+    return name, *(str(said[what]) for what in ("left_out", "produced", "consumed"))
 
 
 def _compare(settings: Settings, steps: Steps, outcome: Outcome) -> None:

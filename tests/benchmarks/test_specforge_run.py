@@ -27,8 +27,9 @@ def made_up(folder: Path, samples: Iterator[str]) -> Settings:
             steps[step] = [next(samples) for _ in range(settings.window(generation.world))]
         note(settings, generation, steps)
     settle(settings, steps)
-    for name in producer_names(settings):
-        settings.at(f"{name}.json").write_text(json.dumps({"produced": 80, "published": 80, "consumed": 80}))
+    for name, before in zip(producer_names(settings), (0, 45), strict=True):
+        said = {"left_out": before, "produced": 80 - before, "consumed": 80 - before}
+        settings.at(f"{name}.json").write_text(json.dumps(said))
     return settings
 
 
@@ -94,6 +95,6 @@ def test_what_the_others_say(tmp_path: Path, what: str) -> None:
         with FileSampleRefQueue(settings.queue, durable=False) as queue:
             queue.put(refs("left"))
     else:
-        settings.at("rollout-1.json").write_text(json.dumps({"produced": 80, "published": 80, "consumed": 79}))
+        settings.at("rollout-1.json").write_text(json.dumps({"left_out": 45, "produced": 35, "consumed": 34}))
     (found,) = verdict(settings)
-    assert ("the queue: found (1, 0" if what == "pending" else "rollout-1 counts as settled: found 79") in found
+    assert ("the queue: found (1, 0" if what == "pending" else "rollout-1 counts as settled: found 34") in found
