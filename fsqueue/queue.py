@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
     from fsqueue.consume import OnError, WorkLoop
+    from fsqueue.engine.live import Live
     from fsqueue.engine.packing.pack import Packed
     from fsqueue.engine.states import RefState
     from fsqueue.stream.members import Role
@@ -73,6 +74,7 @@ class _Opened:
         self.engine = engine
         self.stream: Stream | None = None
         self.watermark: Watermark | None = None
+        self.live: Live | None = None
 
     def close(self) -> None:
         try:
@@ -554,6 +556,24 @@ class FileSampleRefQueue(Generic[R]):
         engine = self.engine
         with self._reaching("listing"):
             return engine.leased.count()
+
+    def unsettled(self, sample_ids: Iterable[str]) -> list[str]:
+        """Return those of these ids that are pending or leased, in their order.
+
+        So a producer counts what became of its own refs: it asks for what the last call returned, and for what it has
+        put since. All that is missing in the answer is done, or a dead letter; `states` says which. A call costs a
+        listing of pending/ and of leased/, a few where an id is missing, and none where nothing has changed for
+        seconds; nothing that was settled before is looked at.
+        """
+        ids, opened = arguments.sample_ids("unsettled", sample_ids), self._here()
+        if opened.live is None:
+            from fsqueue.engine.live import Live
+
+            opened.live = Live(opened.engine.handle.layout)
+        stems = {sample_id: names.stem_of(sample_id) for sample_id in ids}
+        with self._reaching("listing"):
+            live = opened.live.among(stems.values())
+        return [sample_id for sample_id, stem in stems.items() if stem in live]
 
     def counts(self) -> Counts:
         """Count the refs in each state, by one listing each."""

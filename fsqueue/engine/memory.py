@@ -225,6 +225,12 @@ class MemorySampleRefQueue(Generic[R]):
         """Count the leased refs."""
         return len(self._leased)
 
+    def unsettled(self, sample_ids: Iterable[str]) -> list[str]:
+        """Return those of these ids that are pending or leased; see `FileSampleRefQueue.unsettled`."""
+        ids = dict.fromkeys(arguments.sample_ids("unsettled", sample_ids))
+        with self._changed:
+            return [sample_id for sample_id in ids if sample_id in self._pending or sample_id in self._leased]
+
     def counts(self) -> Counts:
         """Count the refs in each state."""
         with self._changed:

@@ -36,6 +36,22 @@ def test_counts(full_queue: Implementation) -> None:
     assert counts == (4, 2, 3, 1)
 
 
+def test_unsettled_refs(full_queue: Implementation) -> None:
+    """Those of some ids that are pending or leased; what is done, failed or unknown is left out."""
+    queue = full_queue.open()
+    queue.put(numbered(6))
+    leased = queue.get(4)
+    queue.ack(leased[:1])
+    queue.fail(leased[1:2], "broken", retryable=False)
+    queue.fail(leased[2:3], "flaky", retryable=True)
+    asked = [*reversed(ids(numbered(5))), "unknown"]
+    assert queue.unsettled(asked) == ["s004", "s003", "s002"]
+    queue.put(numbered(1))
+    assert queue.unsettled(asked[3:]) == ["s000"]
+    with pytest.raises(TypeError, match="sample ids"):
+        queue.unsettled("s000")
+
+
 def test_ack_reports_nothing_normally(full_queue: Implementation) -> None:
     """Settling leases that are held returns an empty list, whatever the verb."""
     queue = full_queue.open()

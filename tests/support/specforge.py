@@ -36,6 +36,7 @@ LEDGERS: dict[str, Make] = {
 STORES: dict[str, Make] = {
     "theirs": lambda path: _data_plane("LocalFeatureStore")("store"),
     "theirs in a directory": lambda path: _data_plane("SharedDirFeatureStore")(str(path / "features"), "store"),
+    "ours": lambda path: _ours("SharedFeatureStore")(path / "features", durable=False),
 }
 """Feature stores of their contract."""
 
@@ -53,6 +54,10 @@ CONTROLLERS: dict[str, tuple[str, str, str]] = {
 def _data_plane(name: str) -> Any:
     """A class that needs torch, which the control plane does not."""
     return getattr(required("specforge.runtime.data_plane"), name)
+
+
+def _ours(name: str) -> Any:
+    return getattr(required("fsqueue.integrations.specforge"), name)
 
 
 class Site:
