@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -118,13 +119,17 @@ def id_of(layout: Layout, file: File) -> str:
 
 
 def look_inside(layout: Layout, file: File) -> RefSight | None:
-    """Return what a file holds; None where it is gone or no regular file."""
+    """Return what a file holds; None where it is gone, no regular file, or cannot be read."""
     if file.line is not None:
         return sight(file.line.data)
     try:
         return sight(layout.ops.read_file(directory_of(layout, file.state).fd, file.name))
     except (FileNotFoundError, CorruptRefError):
         return None
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return None  # the storage lost it: that is no reason not to show the others
 
 
 def stamp_of(layout: Layout, file: File) -> Stamp | None:

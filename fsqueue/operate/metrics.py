@@ -5,6 +5,7 @@ Needs the prometheus-client library, which only `fsqueue metrics` imports.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections import Counter
@@ -51,6 +52,8 @@ class DeadLetters:
                     continue
                 except CorruptRefError as error:
                     self._reasons[name] = error.reason
+                except OSError as error:
+                    self._reasons[name] = f"cannot be read: {errno.errorcode.get(error.errno or 0, error)}"
                 else:
                     self._reasons[name] = sight(data).bookkeeping.reason or ""
         found = Counter(_kind_of(reason) for reason in self._reasons.values())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
+import os
 from collections.abc import Iterable
 from itertools import chain
 
@@ -79,6 +81,8 @@ def _why_not(layout: Layout, stem: str) -> str:
         return f"failed/{name} is {error.reason}: there is no ref to requeue"
     except FileNotFoundError:
         pass
+    except OSError as error:
+        return f"failed/{name} cannot be read ({os.strerror(error.errno or 0)}): look what the disk or the server says"
     return "neither in failed/ nor in done/"
 
 
@@ -149,6 +153,10 @@ def _read_letter(directory: Directory, name: str, file: File | None = None) -> _
     try:
         return _Letter(directory, name, file)
     except (FileNotFoundError, CorruptRefError):
+        return None
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
         return None
 
 

@@ -22,6 +22,9 @@ from fsqueue.engine.owners import describe_self
 from fsqueue.format import names
 from fsqueue.format.untyped import sight
 from fsqueue.operate.check import check_queue, repair
+from fsqueue.operate.metrics import Exporter
+from fsqueue.operate.requeue import requeue
+from fsqueue.operate.show import entries
 from tests.support import Child, Queue, Tap, drain, ids, lease_and_obey, lease_name, names_in, numbered, ref, refs
 from tests.support.other_user import as_nobody, readable_by_all
 
@@ -520,3 +523,29 @@ def test_a_file_that_is_replaced_under_the_check_does_not_end_it(path: Path, cal
     with using(ops):
         assert [os.path.basename(each.path) for each in check_queue(path)] == ["broken.json"]
     assert not failing
+
+
+@pytest.mark.parametrize("state", ["pending", "failed"])
+def test_a_ref_that_the_storage_cannot_read(path: Path, state: str) -> None:
+    """It is told among the others, in failed/ as a note, and no command ends because of it."""
+    with FileSampleRefQueue(path, durable=False) as queue:
+        drain(queue)
+        queue.put([ref("bad"), ref("good")])
+        if state == "failed":
+            queue.fail(queue.get(2), "bad", retryable=False)
+    tap = Tap()
+
+    def unreadable(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if name == "open" and args[0] == "bad.json" and args[1] & (os.O_WRONLY | os.O_RDWR) == 0:
+            raise OSError(errno.EIO, "injected")
+
+    tap.before = unreadable
+    with tap.here():
+        (found,) = check_queue(path, notes=True)
+        assert found.path.endswith(f"{state}/bad.json") and "cannot be read: EIO" in found.problem
+        assert found.severity == ("note" if state == "failed" else "damage")
+        assert {"bad", "good"} <= {entry.id for entry in entries(path, [state], details=True)}
+        if state == "failed":
+            outcomes = {outcome.sample_id: outcome for outcome in requeue(str(path), ["bad", "good"])}
+            assert outcomes["good"].moved and "cannot be read" in outcomes["bad"].detail
+            assert next(metric for metric in Exporter([path]).collect() if metric.name == "fsqueue_up").samples[0].value

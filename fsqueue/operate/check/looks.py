@@ -183,6 +183,12 @@ class Looks:
         except CorruptRefError as error:
             yield "not-a-file", error.reason
             return None
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            # A get buries such a file at last, as it is.
+            yield ("dead-unread" if state == "failed" else "unread"), "cannot be read: EIO, an error of the storage"
+            return None
 
     def _packed(self, name: str, revision: str, status: os.stat_result) -> Iterator[Problem]:
         """Look at a segment, or at what a revision has in hand."""

@@ -60,6 +60,8 @@ _LEFT_ALONE = {
     "other-filesystem": "move it onto the queue's filesystem",
     "not-a-file": "remove it by hand",
     "unreadable": "give this user read and write permission",
+    "unread": "look what the disk or the server says; consumers try it again, and move it to failed/ at last",
+    "dead-unread": "requeue it once it can be read, or remove it by hand",
     "torn-lease": "whoever takes the lease back writes a new one",
     "two-leases": "each lease ends by itself, or by `fsqueue release --owner`",
     "no-record": "its leases expire by the lease timeout, or end now by `fsqueue release --owner`",
@@ -71,5 +73,5 @@ _LEFT_ALONE = {
 }
 _NOTES = {
     "order", "packing", "torn-lease", "leftover", "owner-gone", "owner-unreadable", "no-record", "foreign", "linked",
-    "not-writable", "member-silent", "quantum-unreadable",
+    "not-writable", "member-silent", "quantum-unreadable", "dead-unread",
 }  # fmt: skip
