@@ -127,8 +127,7 @@ class WorkLoop(Generic[R]):
         retryable: bool,
         on_error: OnError,
     ) -> None:
-        if on_error not in ("fail", "raise"):
-            raise InvalidArgumentError("consume(on_error=)", "'fail' or 'raise'", on_error)
+        require_on_error(on_error)
         self.acked = self.failed = self.released = 0
         self.lost: list[str] = []
         self.ended_by: EndedBy | None = None
@@ -264,6 +263,12 @@ def _abandon(queue: Workable[R], refs: Iterable[R]) -> None:
 def _claim_of(handle: Handle, ref: Any) -> Claim | None:
     """Return this handle's claim on a ref, held or not."""
     return handle.held.find(names.stem_of(id_of_ref(ref)), ref)
+
+
+def require_on_error(on_error: Any) -> None:
+    """Refuse what says nothing of how a loop takes exceptions of the work."""
+    if on_error not in ("fail", "raise"):
+        raise InvalidArgumentError("consume(on_error=)", "'fail' or 'raise'", on_error)
 
 
 def reason_of(error: Exception) -> str:
