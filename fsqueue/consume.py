@@ -114,7 +114,8 @@ class WorkLoop(Generic[R]):
 
     Attributes:
         acked, failed, released: how many refs ended in which way. What was given back unbegun is among the released.
-        lost: the ids of those whose lease was lost meanwhile; somebody else has them.
+        lost: the ids of those whose lease was lost meanwhile; somebody else has them. Where that was known in time,
+            they were not handed out.
         ended_by: "stop", "sigterm", "drained" or "idle", once one of these has ended the loop.
     """
 
@@ -166,12 +167,23 @@ class WorkLoop(Generic[R]):
         for ref in list(self._refs):
             if self.is_set():
                 return
+            if self._has_lost(ref):
+                continue
             lease = Lease(self, ref)
             yield lease
             if not lease.entered and not lease.settled:
                 advice = ": write `for lease in queue.consume(): with lease as ref:`"
                 raise InvalidArgumentError("consume()", "a with block for each lease", lease, advice)
         self._refs.clear()
+
+    def _has_lost(self, ref: R) -> bool:
+        """Tell whether a ref's lease is known to be lost before its work began: somebody else has it by now."""
+        claim = _claim_of(self.queue.handle, ref)
+        if claim is None or claim.state != "lost":
+            return False
+        self.lost.append(id_of_ref(ref))
+        warn_of_lost(self.lost[-1:])
+        return True
 
     def _fetch(self) -> bool:
         """Lease a batch into `_refs`, where an exception between two lines finds it; False where the loop ends."""
@@ -229,8 +241,6 @@ def leased(queue: Workable[R], lease: Callable[[], list[R]]) -> Iterator[list[R]
             refs += lease()
             renewer.start()
             yield refs
-            renewer.stop()
-            warn_of_lost(queue.ack(unsettled(queue, refs)))
         except Exception as error:
             renewer.stop()
             warn_of_lost(queue.fail(unsettled(queue, refs), reason_of(error), True))
@@ -239,7 +249,10 @@ def leased(queue: Workable[R], lease: Callable[[], list[R]]) -> Iterator[list[R]
             renewer.stop()
             queue.release(unsettled(queue, refs))
             raise
+        renewer.stop()
+        warn_of_lost(queue.ack(unsettled(queue, refs)))
     except BaseException:
+        renewer.stop()
         _abandon(queue, refs)
         raise
 

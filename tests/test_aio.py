@@ -301,6 +301,6 @@ def test_slips(path: Path) -> None:
 
     async def work(queue: AsyncSampleRefQueue[SampleRef]) -> None:
         with pytest.raises(InvalidArgumentError, match="on_error"):
-            await anext(queue.consume(on_error="skip"))  # type: ignore[arg-type,call-overload]
+            await anext(queue.consume(on_error="skip"))  # type: ignore[arg-type]
 
     using_queue(path, work)
