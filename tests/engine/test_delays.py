@@ -329,6 +329,18 @@ def test_a_timeout_too_short_for_a_living_heart_is_refused(path: Path) -> None:
         assert queue.configure(lease_timeout_s=30.0).lease_timeout_s == 30.0
 
 
+def test_a_heart_that_has_not_begun_to_beat_keeps_pace(path: Path) -> None:
+    """A handle without a record cannot be asked: it beats twice in the new timeout once it leases."""
+    with (
+        FileSampleRefQueue(path, lease_timeout_s=60.0, durable=False, heartbeat_s=30.0) as slow,
+        FileSampleRefQueue(path, durable=False) as queue,
+    ):
+        queue.put(refs("a"))
+        queue.configure(lease_timeout_s=1.0)
+        assert len(slow.get(1)) == 1
+        assert content(path / "owners" / f"{slow.owner}.json")["heartbeat_s"] == 0.5 and slow.handle.awake.gap_s == 0.25
+
+
 def test_changes_at_the_same_time_both_hold(path: Path) -> None:
     handles = [FileSampleRefQueue(path, durable=False) for _ in range(2)]
     changes: list[Callable[[], Any]] = [
