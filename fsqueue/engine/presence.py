@@ -76,7 +76,7 @@ class Presence:
             self._announced = recorded
 
     def _keep_pace(self) -> None:
-        """Beat twice in a lease timeout that was made shorter since the handle was opened: no record spoke against it."""
+        """Beat twice in a lease timeout that was made shorter before there was a record to speak against it."""
         if self.heartbeat_s is None:
             return
         self._layout.reread()

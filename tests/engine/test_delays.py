@@ -128,6 +128,16 @@ def test_what_people_see_of_it(path: Path) -> None:
         assert listed.count("comes again in 5") == 2 or listed.count("comes again in 49") == 2, listed
 
 
+def test_what_programs_read_of_the_settings_has_always_the_same_keys(path: Path) -> None:
+    from tests.support.program import run
+
+    FileSampleRefQueue(path).close()
+    before = json.loads(run("config", path, "--json").stdout)
+    after = json.loads(run("config", path, "--lease-timeout", "1m", "--retry-delay", "5s", "--json").stdout)
+    assert before.keys() == after.keys() and before["retry"].keys() == after["retry"].keys()
+    assert (before["lease_timeout_s"], after["lease_timeout_s"], after["retry"]["first_s"]) == (None, 60.0, 5.0)
+
+
 def test_idle_consumers_pay_nothing_for_refs_that_wait(path: Path) -> None:
     """Known once, they are looked at when their time comes: hundreds cost a waiting get no operation more."""
 
