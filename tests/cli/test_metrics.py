@@ -21,6 +21,7 @@ from fsqueue import FileSampleRefQueue
 from fsqueue.disk.fileops import FileOps
 from fsqueue.operate import metrics
 from fsqueue.operate.metrics import OTHER, UNREAD, DeadLetters
+from fsqueue.operate.status import status
 from tests.cli.test_program import program, snapshot
 from tests.support import ROOT, Queue, names_in, numbered, refs
 from tests.support.program import PROGRAM, run
@@ -141,7 +142,6 @@ def test_scrapers_that_come_at_once_look_one_after_another(path: Path, monkeypat
         free.append(exporter._looking.acquire(blocking=False))
         return status(queue)
 
-    status = metrics.status
     monkeypatch.setattr(metrics, "status", look)
     assert len(list(exporter.collect())) == len(list(exporter.collect())) > 5
     assert free == [False, False]
