@@ -133,7 +133,7 @@ class AsyncSampleRefQueue(Generic[R]):
     async def unsettled(self, sample_ids: Iterable[str]) -> list[str]:
         """Return those of these ids that are pending or leased; see `FileSampleRefQueue.unsettled`."""
         ids = arguments.sample_ids("unsettled", sample_ids)
-        return await self._call(lambda: self.queue.unsettled(ids))
+        return await self.call(lambda: self.queue.unsettled(ids))
 
     async def counts(self) -> Counts:
         """Count the refs in each state."""
