@@ -19,8 +19,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from weakref import WeakSet
 
-from fsqueue.consume import OnError, held_of, log_failure, reason_of, unsettled, warn_of_lost
+from fsqueue.consume import OnError, held_of, log_failure, reason_of, require_on_error, unsettled, warn_of_lost
 from fsqueue.disk.counting import Counts
 from fsqueue.engine import arguments
 from fsqueue.engine.renewing import Renewer
@@ -56,9 +57,10 @@ class AsyncSampleRefQueue(Generic[R]):
         self._waiters = ThreadPoolExecutor(waiting, "fsqueue-get")
         self._workers = ThreadPoolExecutor(_WORKING_THREADS, "fsqueue-call")
         self._gets: dict[_Get[R], Future[list[R]]] = {}
+        self._loops: WeakSet[_Loop[R]] = WeakSet()
         self._closed = threading.Event()
 
-    async def _call(self, work: Callable[[], T]) -> T:
+    async def call(self, work: Callable[[], T]) -> T:
         """Return what work returns; where this task is cancelled, the thread completes it all the same."""
         return await asyncio.shield(asyncio.wrap_future(self._submit(self._workers, work)))
 
@@ -70,7 +72,7 @@ class AsyncSampleRefQueue(Generic[R]):
     async def put(self, refs: Iterable[R]) -> Put:
         """Put refs; see `FileSampleRefQueue.put`."""
         batch = list(arguments.batch("put", refs))
-        return await self._call(lambda: self.queue.put(batch))
+        return await self.call(lambda: self.queue.put(batch))
 
     async def put_when_below(self, refs: Iterable[R], **limits: Any) -> Put:
         """Put refs once there is room; see `FileSampleRefQueue.put_when_below`. Cancelled, it may put them still."""
@@ -103,43 +105,43 @@ class AsyncSampleRefQueue(Generic[R]):
     async def ack(self, refs: Iterable[R], *, step: int | None = None) -> list[str]:
         """Acknowledge refs; see `FileSampleRefQueue.ack`."""
         batch = list(arguments.batch("ack", refs))
-        return await self._call(lambda: self.queue.ack(batch, step=step))
+        return await self.call(lambda: self.queue.ack(batch, step=step))
 
     async def fail(self, refs: Iterable[R], reason: str, retryable: bool, *, delay_s: float | None = None) -> list[str]:
         """Fail refs; see `FileSampleRefQueue.fail`."""
         batch = list(arguments.batch("fail", refs))
-        return await self._call(lambda: self.queue.fail(batch, reason, retryable, delay_s=delay_s))
+        return await self.call(lambda: self.queue.fail(batch, reason, retryable, delay_s=delay_s))
 
     async def release(self, refs: Iterable[R]) -> list[str]:
         """Give refs back; see `FileSampleRefQueue.release`."""
         batch = list(arguments.batch("release", refs))
-        return await self._call(lambda: self.queue.release(batch))
+        return await self.call(lambda: self.queue.release(batch))
 
     async def renew(self, refs: Iterable[R]) -> list[str]:
         """Start the lease timeout of refs anew; see `FileSampleRefQueue.renew`."""
         batch = list(arguments.batch("renew", refs))
-        return await self._call(lambda: self.queue.renew(batch))
+        return await self.call(lambda: self.queue.renew(batch))
 
     async def depth(self) -> int:
         """Count the pending refs."""
-        return await self._call(self.queue.depth)
+        return await self.call(self.queue.depth)
 
     async def in_flight(self) -> int:
         """Count the leased refs."""
-        return await self._call(self.queue.in_flight)
+        return await self.call(self.queue.in_flight)
 
     async def unsettled(self, sample_ids: Iterable[str]) -> list[str]:
         """Return those of these ids that are pending or leased; see `FileSampleRefQueue.unsettled`."""
         ids = arguments.sample_ids("unsettled", sample_ids)
-        return await self._call(lambda: self.queue.unsettled(ids))
+        return await self.call(lambda: self.queue.unsettled(ids))
 
     async def counts(self) -> Counts:
         """Count the refs in each state."""
-        return await self._call(self.queue.counts)
+        return await self.call(self.queue.counts)
 
     async def drained(self) -> bool:
         """Tell whether every producer has closed, nothing is pending and nothing is leased."""
-        return await self._call(self.queue.drained)
+        return await self.call(self.queue.drained)
 
     async def consume(
         self,
@@ -153,26 +155,24 @@ class AsyncSampleRefQueue(Generic[R]):
         """Yield leases, each an asynchronous context manager; see `FileSampleRefQueue.consume`.
 
         It ends where that one does, but for SIGTERM: have the event loop's own handler set the stop event. A
-        cancellation in a block gives its ref back uncounted, and what was not begun.
+        cancellation in a block gives its ref back uncounted, and what was not begun. Leases may be handed to tasks of
+        their own: each is renewed until its block ends, also after the loop, and goes back where all drop it without.
         """
         arguments.at_least("consume(batch)", batch, 1)
         arguments.patience("consume(idle_s=)", idle_s)
-        batch_refs: list[R] = []
-        renewer = Renewer(self.queue, lambda: held_of(self.queue, batch_refs))
-        renewer.start()
+        require_on_error(on_error)
+        loop: _Loop[R] = _Loop(self)
+        self._loops.add(loop)
+        loop.renewer.start()
         try:
             async with aclosing(self._batches(batch, stop_event, idle_s)) as batches:
-                async for batch_refs[:] in batches:
-                    for ref in list(batch_refs):
+                async for loop.waiting[:] in batches:
+                    while loop.waiting:
                         if stop_event is not None and stop_event.is_set():
                             return
-                        yield AsyncLease(self, ref, retryable, on_error)
+                        yield loop.next_lease(retryable, on_error)
         finally:
-            self.later(lambda: self._end(renewer, batch_refs))
-
-    def _end(self, renewer: Renewer[R], refs: list[R]) -> None:
-        renewer.stop()
-        self.queue.release(held_of(self.queue, refs))
+            loop.end()
 
     async def _batches(
         self, size: int, stop_event: StopEvent | None, idle_s: float | None
@@ -190,8 +190,13 @@ class AsyncSampleRefQueue(Generic[R]):
                 return
 
     async def aclose(self) -> None:
-        """End all gets, wait for what is under way or was cancelled, and close the queue; leases stay, as there."""
+        """End all gets, wait for what is under way or was cancelled, and close the queue.
+
+        Leases stay, as there, but for those of loops that nobody has begun to work on.
+        """
         self._closed.set()
+        for loop in list(self._loops):
+            loop.close()
         gets = dict(self._gets)
         for get in gets:
             get.stop.set()
@@ -200,6 +205,8 @@ class AsyncSampleRefQueue(Generic[R]):
     def _close(self, gets: list[Future[list[R]]]) -> None:
         wait(gets)
         self._workers.shutdown()
+        for loop in list(self._loops):
+            loop.renewer.stop()
         self.queue.close()  # which ends what waits at a watermark
         self._waiters.shutdown()
 
@@ -241,6 +248,85 @@ class _Get(Generic[R]):
             return self._returned
 
 
+class _Loop(Generic[R]):
+    """Know what one `consume` leases: what waits, what it has handed out, and what is worked on.
+
+    All calls are made in the event loop's thread.
+
+    Attributes:
+        waiting: leased, and not handed out yet.
+        renewer: renews all of it.
+    """
+
+    def __init__(self, queue: AsyncSampleRefQueue[R]) -> None:
+        self._queue = queue
+        self._events = asyncio.get_running_loop()
+        self.waiting: list[R] = []
+        self._unbegun: dict[int, R] = {}
+        self._begun: dict[int, R] = {}
+        self._ended = self._closed = False
+        self.renewer = Renewer(queue.queue, lambda: held_of(queue.queue, self._all()))
+
+    def _all(self) -> list[R]:
+        return [*self.waiting, *list(self._unbegun.values()), *list(self._begun.values())]
+
+    def next_lease(self, retryable: bool, on_error: OnError) -> AsyncLease[R]:
+        """Hand out a lease on the next of what waits."""
+        ref = self.waiting[0]
+        lease = AsyncLease(self._queue, self, ref, retryable, on_error)
+        self._unbegun[id(ref)] = ref
+        del self.waiting[0]
+        return lease
+
+    def begin(self, ref: R) -> None:
+        """Note that a ref is worked on.
+
+        Raises:
+            QueueClosedError: it went back as the queue was closed.
+        """
+        if self._closed:
+            raise QueueClosedError(self._queue.queue.path)
+        self._begun[id(ref)] = ref
+        self._unbegun.pop(id(ref), None)
+
+    def finish(self, ref: R) -> None:
+        """Note that the work on a ref has ended, and it was settled."""
+        self._begun.pop(id(ref), None)
+        self._tidy()
+
+    def drop_soon(self, ref: R) -> None:
+        """Have a ref that nobody can begin to work on any more go back; this may be called by a garbage collection."""
+        with suppress(RuntimeError):  # the event loop is closed
+            self._events.call_soon_threadsafe(self._drop, ref)
+
+    def _drop(self, ref: R) -> None:
+        if self._unbegun.pop(id(ref), None) is not None:
+            self._give_back([ref])
+            self._tidy()
+
+    def end(self) -> None:
+        """Give back what waits; what is handed out is in others' hands, who begin to work on it, or drop it."""
+        self._ended = True
+        refs, self.waiting = self.waiting, []
+        self._give_back(refs)
+        self._tidy()
+
+    def close(self) -> None:
+        """Give back whatever nobody works on."""
+        self._closed = True
+        self._give_back(list(self._unbegun.values()))
+        self._unbegun.clear()
+        self.end()
+
+    def _give_back(self, refs: list[R]) -> None:
+        queue = self._queue
+        queue.later(lambda: queue.queue.release(held_of(queue.queue, refs)))
+
+    def _tidy(self) -> None:
+        if self._ended and not self._unbegun and not self._begun:
+            self._queue.later(self.renewer.stop)
+
+
 class AsyncLease(Generic[R]):
     """Hold one leased ref for the length of an async with block, and settle it as `fsqueue.consume.Lease` does.
 
@@ -250,9 +336,13 @@ class AsyncLease(Generic[R]):
         ref: the ref.
     """
 
-    def __init__(self, queue: AsyncSampleRefQueue[R], ref: R, retryable: bool, on_error: OnError) -> None:
+    def __init__(
+        self, queue: AsyncSampleRefQueue[R], loop: _Loop[R], ref: R, retryable: bool, on_error: OnError
+    ) -> None:
         self.ref = ref
+        self._entered = False
         self._queue = queue
+        self._loop = loop
         self._retryable = retryable
         self._on_error = on_error
 
@@ -274,23 +364,40 @@ class AsyncLease(Generic[R]):
         """Whether the block has settled the ref itself, in whatever way."""
         return not unsettled(self._queue.queue, [self.ref])
 
+    def __del__(self) -> None:
+        if not self._entered:
+            self._loop.drop_soon(self.ref)
+
     async def __aenter__(self) -> R:
+        self._loop.begin(self.ref)
+        self._entered = True
         return self.ref
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        if not self.settled:
-            if error is None:
-                await self.ack()
-            elif isinstance(error, Exception):
-                await self.fail(reason_of(error))
-            else:
-                self._queue.later(lambda: self._queue.queue.release([self.ref]))
+        try:
+            if not self.settled:
+                if error is None or isinstance(error, Exception):
+                    _kept(await self._queue.call(lambda: self._settle(error)))
+                else:
+                    self._queue.later(lambda: self._queue.queue.release([self.ref]))
+        finally:
+            self._loop.finish(self.ref)
         if isinstance(error, Exception):
             log_failure(self.ref, error)
             return self._on_error == "fail"
         return False
+
+    def _settle(self, error: Exception | None) -> list[str]:
+        """Acknowledge or fail the ref, in a thread; where that raises, nobody will try again, and it goes back."""
+        queue = self._queue.queue
+        try:
+            return queue.ack([self.ref]) if error is None else queue.fail([self.ref], reason_of(error), self._retryable)
+        except BaseException:
+            with suppress(OSError):  # it is a stray then
+                queue.release(held_of(queue, [self.ref]))
+            raise
 
 
 def _kept(lost: list[str]) -> bool:

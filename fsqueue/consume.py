@@ -114,7 +114,8 @@ class WorkLoop(Generic[R]):
 
     Attributes:
         acked, failed, released: how many refs ended in which way. What was given back unbegun is among the released.
-        lost: the ids of those whose lease was lost meanwhile; somebody else has them.
+        lost: the ids of those whose lease was lost meanwhile; somebody else has them. Where that was known in time,
+            they were not handed out.
         ended_by: "stop", "sigterm", "drained" or "idle", once one of these has ended the loop.
     """
 
@@ -127,8 +128,7 @@ class WorkLoop(Generic[R]):
         retryable: bool,
         on_error: OnError,
     ) -> None:
-        if on_error not in ("fail", "raise"):
-            raise InvalidArgumentError("consume(on_error=)", "'fail' or 'raise'", on_error)
+        require_on_error(on_error)
         self.acked = self.failed = self.released = 0
         self.lost: list[str] = []
         self.ended_by: EndedBy | None = None
@@ -167,12 +167,23 @@ class WorkLoop(Generic[R]):
         for ref in list(self._refs):
             if self.is_set():
                 return
+            if self._has_lost(ref):
+                continue
             lease = Lease(self, ref)
             yield lease
             if not lease.entered and not lease.settled:
                 advice = ": write `for lease in queue.consume(): with lease as ref:`"
                 raise InvalidArgumentError("consume()", "a with block for each lease", lease, advice)
         self._refs.clear()
+
+    def _has_lost(self, ref: R) -> bool:
+        """Tell whether a ref's lease is known to be lost before its work began: somebody else has it by now."""
+        claim = _claim_of(self.queue.handle, ref)
+        if claim is None or claim.state != "lost":
+            return False
+        self.lost.append(id_of_ref(ref))
+        warn_of_lost(self.lost[-1:])
+        return True
 
     def _fetch(self) -> bool:
         """Lease a batch into `_refs`, where an exception between two lines finds it; False where the loop ends."""
@@ -230,8 +241,6 @@ def leased(queue: Workable[R], lease: Callable[[], list[R]]) -> Iterator[list[R]
             refs += lease()
             renewer.start()
             yield refs
-            renewer.stop()
-            warn_of_lost(queue.ack(unsettled(queue, refs)))
         except Exception as error:
             renewer.stop()
             warn_of_lost(queue.fail(unsettled(queue, refs), reason_of(error), True))
@@ -240,7 +249,10 @@ def leased(queue: Workable[R], lease: Callable[[], list[R]]) -> Iterator[list[R]
             renewer.stop()
             queue.release(unsettled(queue, refs))
             raise
+        renewer.stop()
+        warn_of_lost(queue.ack(unsettled(queue, refs)))
     except BaseException:
+        renewer.stop()
         _abandon(queue, refs)
         raise
 
@@ -264,6 +276,12 @@ def _abandon(queue: Workable[R], refs: Iterable[R]) -> None:
 def _claim_of(handle: Handle, ref: Any) -> Claim | None:
     """Return this handle's claim on a ref, held or not."""
     return handle.held.find(names.stem_of(id_of_ref(ref)), ref)
+
+
+def require_on_error(on_error: Any) -> None:
+    """Refuse what says nothing of how a loop takes exceptions of the work."""
+    if on_error not in ("fail", "raise"):
+        raise InvalidArgumentError("consume(on_error=)", "'fail' or 'raise'", on_error)
 
 
 def reason_of(error: Exception) -> str:

@@ -3,7 +3,8 @@
     INFO     leases taken back, members that join and leave, what a repair mended
     WARNING  dead letters, leases that were lost while their holder worked, work that failed, heartbeats that failed
 
-The same kind of line about one queue comes at most once in ten seconds, and the next one says how many were left out.
+The same kind of line about one queue comes at most once in ten seconds, and the next one says how many were left out;
+but a loop's own lines, of work that failed or whose lease was lost, come each time.
 """
 
 from __future__ import annotations

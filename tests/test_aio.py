@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import random
+import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -14,8 +16,8 @@ from typing import Any
 import pytest
 
 from fsqueue import FileSampleRefQueue, InvalidArgumentError, QueueClosedError, SampleRef
-from fsqueue.aio import AsyncSampleRefQueue
-from tests.support import GUARD_S, assert_clean, content, ids, names_in, numbered, refs
+from fsqueue.aio import AsyncLease, AsyncSampleRefQueue
+from tests.support import GUARD_S, assert_clean, content, ids, lease_name, names_in, numbered, refs
 from tests.sweeps.proof import tally
 from tests.test_consume import states
 
@@ -169,6 +171,85 @@ def test_a_loop_that_ends_early_gives_the_rest_back(path: Path, how: str) -> Non
     assert counted == (["a.json"] if how == "raised" else [])
 
 
+def test_what_a_loop_has_not_begun_goes_back_as_the_queue_is_closed(path: Path) -> None:
+    """Also where the loop was left and not ended yet, and what was handed out in vain; nobody begins on it later."""
+
+    async def work(queue: AsyncSampleRefQueue[SampleRef]) -> Any:
+        await queue.put(refs("a", "b", "c", "d"))
+        loop, leases = queue.consume(4), []
+        async for lease in loop:
+            leases.append(lease)
+            if len(leases) == 2:
+                break
+        async with leases[0]:
+            pass
+        return loop, leases[1]
+
+    _, late = using_queue(path, work)
+    assert states(path) == {"done": ["a"], "pending": ["b", "c", "d"]}
+    with pytest.raises(QueueClosedError):
+        asyncio.run(late.__aenter__())
+
+
+def test_leases_that_tasks_work_on_outlast_the_loop(path: Path) -> None:
+    """They are renewed, and not given back, until their own blocks end."""
+
+    async def work(queue: AsyncSampleRefQueue[SampleRef]) -> None:
+        await queue.put(refs("a", "b"))
+        tasks, go_on = [], asyncio.Event()
+
+        async def do(lease: AsyncLease[SampleRef]) -> None:
+            async with lease:
+                await go_on.wait()
+                assert not lease.settled
+
+        async for lease in queue.consume(1, idle_s=0.0):
+            tasks.append(asyncio.create_task(do(lease)))
+        for stem in ("a", "b"):
+            file = path / "leased" / lease_name(path, stem)
+            stamped = file.stat().st_mtime_ns
+            while file.stat().st_mtime_ns == stamped:
+                await asyncio.sleep(0.01)
+        go_on.set()
+        await asyncio.gather(*tasks)
+        while any(thread.name == "fsqueue-renew" for thread in threading.enumerate()):
+            await asyncio.sleep(0.01)
+
+    using_queue(path, work, lease_timeout_s=2.0)
+    assert states(path) == {"done": ["a", "b"]}
+
+
+def test_a_lease_that_is_dropped_without_a_block_goes_back(path: Path) -> None:
+    async def work(queue: AsyncSampleRefQueue[SampleRef]) -> None:
+        await queue.put(refs("a", "b"))
+        async for lease in queue.consume(1):
+            if lease.ref.sample_id == "b":
+                async with lease:
+                    break
+        while names_in(path, "pending") != ["a.json"]:
+            await asyncio.sleep(0.01)
+
+    using_queue(path, work)
+    assert states(path) == {"done": ["b"], "pending": ["a"]}
+
+
+def test_a_ref_whose_acknowledgement_fails_goes_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.EIO, "the disk")
+
+    async def work(queue: AsyncSampleRefQueue[SampleRef]) -> None:
+        await queue.put(refs("a"))
+        monkeypatch.setattr(queue.queue, "ack", refuse)
+        loop = queue.consume()
+        with pytest.raises(OSError, match="the disk"):
+            async for lease in loop:
+                async with lease:
+                    pass
+        assert await queue.depth() == 1
+
+    using_queue(path, work)
+
+
 def test_a_loop_ends_with_its_stream(path: Path) -> None:
     async def work(queue: AsyncSampleRefQueue[SampleRef]) -> int:
         count = 0
@@ -217,3 +298,9 @@ def test_slips(path: Path) -> None:
         AsyncSampleRefQueue(str(path))  # type: ignore[arg-type]
     with FileSampleRefQueue(path) as queue, pytest.raises(InvalidArgumentError, match="waiting"):
         AsyncSampleRefQueue(queue, waiting=0)
+
+    async def work(queue: AsyncSampleRefQueue[SampleRef]) -> None:
+        with pytest.raises(InvalidArgumentError, match="on_error"):
+            await anext(queue.consume(on_error="skip"))  # type: ignore[arg-type]
+
+    using_queue(path, work)

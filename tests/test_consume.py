@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -140,6 +141,22 @@ def test_a_lease_that_was_lost_is_told(path: Path, caplog: pytest.LogCaptureFixt
                 assert "a" in held or other.get(1)
     assert loop.lost == ["a"] and "lost the leases of a" in caplog.text
     assert other.ack(refs("a")) == [] and loop.acked + len(states(path)["done"]) >= 1
+
+
+def test_a_lease_that_is_known_to_be_lost_is_not_handed_out(path: Path) -> None:
+    """Another one works on that ref."""
+    clock = FakeClock()
+    mine, other = two_handles(path, clock)
+    mine.put(refs("a", "b"))
+    loop = mine.consume(2, idle_s=0.0)
+    begun = []
+    for lease in loop:
+        with lease as ref:
+            begun.append(ref.sample_id)
+            if ref.sample_id == "a":
+                clock.advance(100.0)
+                assert ids(other.get(2)) == ["a", "b"] and mine.renew(refs("a", "b")) == ["a", "b"]
+    assert begun == ["a"] and loop.lost == ["a", "b"]
 
 
 def lease_names(path: Path, ref: SampleRef) -> list[str]:
@@ -300,6 +317,22 @@ def test_a_leased_batch(path: Path, queue: Queue) -> None:
     with queue.leased(2) as batch:
         assert batch == []
     assert states(path) == {"failed": ["a"], "done": ["b", "c"]}
+
+
+def test_a_leased_batch_whose_acknowledgement_fails(path: Path, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was wrong with the work: no attempt is counted, and the refs go back with the handle's next call."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.EIO, "the disk")
+
+    queue.put(refs("a"))
+    with monkeypatch.context() as patched:
+        patched.setattr(queue, "ack", refuse)
+        with pytest.raises(OSError, match="the disk"), queue.leased(1):
+            pass
+    queue.reclaim()
+    assert states(path) == {"pending": ["a"]}
+    assert "attempts" not in content(path / "pending" / "a.json").get("_fsqueue", {})
 
 
 @pytest.mark.parametrize(("error", "left"), [(ZeroDivisionError, 1), (KeyboardInterrupt, 0)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import click
-import msgspec
+from msgspec.structs import asdict
 
 from fsqueue.cli.arguments import as_json, duration, takes_queue
 from fsqueue.cli.output import age, data, one_json, remark
@@ -44,7 +44,8 @@ def config(ctx: click.Context, /, queue: str, as_json: bool, **changes: float | 
         with operator(queue, before) as handle:
             settings = change_settings(handle, {"lease_timeout_s": UNCHANGED} | given)
     if as_json:
-        one_json({"queue": queue, **msgspec.to_builtins(settings), "retry": msgspec.to_builtins(settings.retry)})
+        # Not to_builtins, which leaves out what is as it is by default: the keys are always the same.
+        one_json({"queue": queue, **asdict(settings), "retry": asdict(settings.retry)})
     else:
         _print(settings)
     if given:

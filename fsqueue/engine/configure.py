@@ -2,7 +2,7 @@
 
 fsqueue.json is replaced; a handle takes the new one up within half a minute, and always before it takes a lease away
 for its time. What was leased under a longer timeout may rely on that for as long again: until then leases end by the
-longer of the two.
+longer of the two, or, where the timeout is changed again meanwhile, by the longest of all.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ import msgspec
 
 from fsqueue.disk.publish import replace_file
 from fsqueue.engine.handle import Handle
-from fsqueue.engine.layout import SETTINGS, Settings, validate
+from fsqueue.engine.layout import OPTION_OF, SETTINGS, Settings, validate
 from fsqueue.engine.owners import read_record
 from fsqueue.errors import QueueConfigError
 from fsqueue.format import names
 
 UNCHANGED: Any = msgspec.UNSET
 _FROM_NEVER_S = 60.0  # for which a lease that was never to expire lasts at least: its holder has to hear of the change
-_RETRY = {"retry_delay_s": "first_s", "retry_backoff": "backoff", "retry_jitter": "jitter"}
 
 
 def configure(handle: Handle, changes: dict[str, Any]) -> Settings:
@@ -37,7 +36,7 @@ def configure(handle: Handle, changes: dict[str, Any]) -> Settings:
     with handle.order_file.soon:
         layout.reread()
         wanted = _with_timeout(layout.settings, changes, handle.clock.now())
-        retry = {_RETRY[name]: value for name, value in changes.items() if name in _RETRY}
+        retry = {field: changes[option] for field, option in OPTION_OF.items() if option in changes}
         wanted = msgspec.structs.replace(wanted, retry=msgspec.structs.replace(wanted.retry, **retry))
         validate(layout.path, wanted.lease_timeout_s, None, wanted.retry)
         if wanted != layout.settings:
@@ -52,6 +51,8 @@ def _with_timeout(before: Settings, changes: dict[str, Any], now: float) -> Sett
     if timeout_s == before.lease_timeout_s:
         return before
     former_s = before.lease_timeout_s or _FROM_NEVER_S
+    if before.former_timeout_s is not None and now < before.changed_at + before.former_timeout_s:
+        former_s = max(former_s, before.former_timeout_s)  # what was leased under that one may rely on it still
     return msgspec.structs.replace(before, lease_timeout_s=timeout_s, former_timeout_s=former_s, changed_at=now)
 
 

@@ -51,6 +51,8 @@ LOCK_MODES = ("flock", "lease", "none")
 LONGEST_DELAY_S = 86_400.0
 RETRY_BACKOFF = 2.0
 RETRY_JITTER = 0.1
+OPTION_OF = {"first_s": "retry_delay_s", "backoff": "retry_backoff", "jitter": "retry_jitter"}
+"""What a queue's options call the fields of `Retry`."""
 _MOST_DOUBLINGS = 64
 _warned: set[str] = set()
 _GONE = (errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.ENOENT)
@@ -77,7 +79,10 @@ class Retry(msgspec.Struct, frozen=True):
         """
         if not self.first_s:
             return 0.0
-        grown_s = self.first_s * self.backoff ** min(max(attempts - 1, 0), _MOST_DOUBLINGS)
+        try:
+            grown_s = self.first_s * float(self.backoff) ** min(max(attempts - 1, 0), _MOST_DOUBLINGS)
+        except OverflowError:
+            return LONGEST_DELAY_S
         return min(grown_s * (1 + self.jitter * chance), LONGEST_DELAY_S)
 
 
@@ -102,6 +107,11 @@ class Settings(msgspec.Struct, frozen=True, omit_defaults=True):
     retry: Retry = Retry()
     former_timeout_s: float | None = None
     changed_at: float = 0.0
+
+    @property
+    def identity(self) -> object:
+        """Return what tells the queue from others, and never changes."""
+        return self.queue_id or (self.created_at, self.run_id, self.lock)
 
     def timeout_at(self, now: float) -> float:
         """Return the timeout by which a lease ends now, where leases time out at all."""
@@ -208,9 +218,9 @@ class Layout:
         """Take up settings that were changed since this queue was opened; return whether they were."""
         try:
             found = _settings_in(self.root)
-        except NotAQueueError:
+        except QueueConfigError:
             return False  # damaged by hand: what was read before holds
-        if found is None or found == self.settings or found.queue_id != self.settings.queue_id:
+        if found is None or found == self.settings or found.identity != self.settings.identity:
             return False
         self.settings = found
         return True
@@ -300,8 +310,7 @@ def _missing(path: str) -> NotAQueueError:
 
 def require_same(path: str, before: Settings, found: Settings) -> None:
     """Raise a QueueReplacedError where these settings are those of two queues."""
-    same = before.queue_id == found.queue_id if before.queue_id else before == found
-    if not same:
+    if before.identity != found.identity:
         raise QueueReplacedError(path, before.queue_id, found.queue_id)
 
 
@@ -334,7 +343,9 @@ def ensure_queue(
             settings = _read_settings(ops, path, surely=True)
             if settings is None:
                 raise NotAQueueError(path, f"vanished while it was created: {SETTINGS} is gone")
-        _compare(path, settings, lease_timeout_s=lease_timeout_s, lock=lock, run_id=run_id, retry=retry)
+        _compare(path, settings, lease_timeout_s=lease_timeout_s, lock=lock, run_id=run_id)
+        if retry is not None:
+            _compare(path, settings.retry, **msgspec.structs.asdict(retry))
         return settings
 
 
@@ -406,14 +417,14 @@ def _parse_settings(path: str, data: bytes) -> Settings:
     return settings
 
 
-def _compare(path: str, stored: Settings, **given: object) -> None:
+def _compare(path: str, stored: Settings | Retry, **given: object) -> None:
     for key, value in given.items():
-        found = getattr(stored, key)
+        found, option = getattr(stored, key), OPTION_OF.get(key, key)
         if value is not None and value != found:
             raise QueueConfigError(
                 path,
-                f"was created with {key}={found!r}, this handle asks for {value!r}: "
-                f"leave {key} out to take the stored one, change it with `fsqueue config`, or use another directory",
+                f"was created with {option}={found!r}, this handle asks for {value!r}: "
+                f"leave {option} out to take the stored one, change it with `fsqueue config`, or use another directory",
             )
 
 

@@ -11,7 +11,7 @@ import msgspec
 from fsqueue.disk.fileops import despite_errors, silently_remove
 from fsqueue.disk.mutex import Mutex
 from fsqueue.engine import heartbeat
-from fsqueue.engine.awake import Awake
+from fsqueue.engine.awake import Awake, gap_s
 from fsqueue.engine.clock import Clock
 from fsqueue.engine.held import Claim, Held
 from fsqueue.engine.layout import Layout
@@ -65,6 +65,7 @@ class Presence:
         with self.mutex:
             if self._announced or self._layout.ops.monotonic() < self._try_again_at:
                 return
+            self._keep_pace()
             recorded = self._record()
             if self.heartbeat_s is not None and not self._beating:
                 mount = self._layout.root.mount()
@@ -73,6 +74,16 @@ class Presence:
                 heartbeat.heartbeats.register(self._beat_key, self.beat, self.heartbeat_s, self._awake, mount)
                 self._beating = True
             self._announced = recorded
+
+    def _keep_pace(self) -> None:
+        """Beat twice in a lease timeout that was made shorter before there was a record to speak against it."""
+        if self.heartbeat_s is None:
+            return
+        self._layout.reread()
+        timeout_s = self._layout.settings.lease_timeout_s
+        if timeout_s is not None and self.heartbeat_s > timeout_s / 2:
+            self.heartbeat_s = timeout_s / 2
+            self._awake.gap_s = gap_s(self.heartbeat_s, timeout_s)
 
     def show_up(self) -> None:
         """Keep a long-lived owner's record from looking abandoned."""

@@ -56,7 +56,7 @@ class Renewer(Generic[R]):
         due = self._due()
         while not self._stopped.wait(max(0.0, min(due - time.monotonic(), _LOOK_S))):
             try:
-                if self._queue.handle.layout.reread():
+                if self._rereads():
                     due = min(due, self._due())
                 if time.monotonic() >= due:
                     due = self._due()
@@ -65,6 +65,13 @@ class Renewer(Generic[R]):
                 return
             except OSError:
                 continue  # tried again at the next interval; the lease timeout allows for several
+
+    def _rereads(self) -> bool:
+        """Read the settings again; return whether they changed. A queue out of reach is reached anew by a renewal."""
+        try:
+            return self._queue.handle.layout.reread()
+        except OSError:
+            return False
 
     def _due(self) -> float:
         """Return when to renew next, by the timeout of now, which `configure` may change; monotonic."""

@@ -5,9 +5,9 @@ Needs the prometheus-client library, which only `fsqueue metrics` imports.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -52,8 +52,8 @@ class DeadLetters:
                     continue
                 except CorruptRefError as error:
                     self._reasons[name] = error.reason
-                except OSError as error:
-                    self._reasons[name] = f"cannot be read: {errno.errorcode.get(error.errno or 0, error)}"
+                except OSError:
+                    continue  # one file that cannot be read is no reason to call the queue down: it stays unread
                 else:
                     self._reasons[name] = sight(data).bookkeeping.reason or ""
         found = Counter(_kind_of(reason) for reason in self._reasons.values())
@@ -71,6 +71,8 @@ def _kind_of(reason: str) -> str:
 class Exporter:
     """Look at queues whenever somebody collects; one that cannot be looked at is down, and the others are not.
 
+    Several scrapers may collect at once, each in a thread of the server's: they look one after another.
+
     Attributes:
         errors: why queues could not be looked at the last time, by path.
     """
@@ -78,17 +80,19 @@ class Exporter:
     def __init__(self, paths: Iterable[str | os.PathLike[str]]) -> None:
         self._letters = [DeadLetters(os.path.abspath(os.path.expanduser(path))) for path in paths]
         self.errors: dict[str, FsQueueError] = {}
+        self._looking = threading.Lock()
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics, as a collector of prometheus-client does."""
         metrics = _Metrics()
-        self.errors.clear()
-        for letters in self._letters:
-            try:
-                metrics.add(letters.path, status(letters.path), letters.count())
-            except FsQueueError as error:
-                self.errors[letters.path] = error
-            metrics.up.add_metric([letters.path], float(letters.path not in self.errors))
+        with self._looking:
+            self.errors.clear()
+            for letters in self._letters:
+                try:
+                    metrics.add(letters.path, status(letters.path), letters.count())
+                except FsQueueError as error:
+                    self.errors[letters.path] = error
+                metrics.up.add_metric([letters.path], float(letters.path not in self.errors))
         yield from vars(metrics).values()
 
 

@@ -103,16 +103,19 @@ class Share(Generic[R]):
         """
         return self._lease_until(wanted, refs, stop_event, partial(self._has_ended, wanted))
 
-    def keep(self, refs: list[R], soon: int, stop_event: StopEvent | None) -> bool:
+    def keep(self, wanted: int, refs: list[R], soon: int, stop_event: StopEvent | None) -> bool:
         """Replace what is lost of a window that is open, where the first refs, which are wanted soon, show a loss.
 
-        So much is looked at once a second at most. Returns False on the stop event. Raises what `secure` does.
+        So much is looked at once a second at most, or where an earlier call was cut short. Returns False on the stop
+        event. Raises what `secure` does.
+
+        Args:
+            wanted: how many refs of the window are to be handed out still.
         """
-        if not self._is_time_to_look():
+        if not self._is_time_to_look() and len(refs) == wanted:
             return True
-        wanted = len(refs)
         self._raise_failures()
-        if not self._queue.renew(refs[:soon]):
+        if not self._queue.renew(refs[:soon]) and len(refs) == wanted:
             return True
         self._drop_lost(refs)
         return self._lease_until(wanted, refs, stop_event, self._has_none_for_the_lost)

@@ -99,6 +99,7 @@ class TrainerView(Generic[R]):
         self._out: dict[str, R] = {}
         self._secured: list[R] = []  # leased, and not handed out yet
         self._size = 0  # refs in each batch of the window that is open
+        self._owed = 0  # refs that are still to be handed out in it
         self._at_rest = False  # what is secured is the rest
         self._ended = False
         self._closed = threading.Event()
@@ -156,10 +157,10 @@ class TrainerView(Generic[R]):
         """Do as `get`, as the loaders call it."""
         self._refuse_in_child()
         arguments.at_least("get(max_refs)", max_refs, 1)
-        if self._secured:
+        if self._secured or self._owed:
             self._refuse_another_size(max_refs)
             with reaching("taking part in the stream of", self._handle.layout):
-                going_on = self._at_rest or self._share.keep(self._secured, max_refs, stop_event)
+                going_on = self._at_rest or self._share.keep(self._owed, self._secured, max_refs, stop_event)
         else:
             going_on = not self._ended and self._open_window(max_refs, stop_event)
         return self._hand_out(max_refs) if going_on else []
@@ -176,7 +177,7 @@ class TrainerView(Generic[R]):
             with reaching("taking part in the stream of", self._handle.layout):
                 secured = self._share.secure(max_refs * self._window, refs, stop_event)
             if secured:
-                self._secured, self._size = refs, max_refs
+                self._secured, self._size, self._owed = refs, max_refs, len(refs)
                 self._rendezvous.next_window()
                 return True
             if stop_event is not None and stop_event.is_set():
@@ -195,10 +196,10 @@ class TrainerView(Generic[R]):
         batch, left = self._secured[:max_refs], self._secured[max_refs:]
         try:
             self._out.update((id_of_ref(ref), ref) for ref in batch)
-            self._secured = left
+            self._secured, self._owed = left, len(left)
             return batch
         except BaseException:
-            self._secured = batch + left
+            self._secured, self._owed = batch + left, len(batch + left)
             raise
 
     def _settle_rest(self, refs: list[R]) -> None:
@@ -229,7 +230,7 @@ class TrainerView(Generic[R]):
 
     def _take_back(self, refs: list[R]) -> None:
         """Release what a get that was cut short has leased; nobody has it."""
-        self._secured = []
+        self._secured, self._owed = [], 0
         for ref in refs:
             self._out.pop(id_of_ref(ref), None)
         self._queue.release(refs)
@@ -278,7 +279,7 @@ class TrainerView(Generic[R]):
             self._renewer.stop()
         if held := self._held():
             self._queue.release(held)
-            self._secured = []
+            self._secured, self._owed = [], 0
             self._out.clear()
 
     def _held(self) -> list[R]:

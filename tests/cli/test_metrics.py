@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import signal
@@ -17,7 +18,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from fsqueue import FileSampleRefQueue
+from fsqueue.disk.fileops import FileOps
+from fsqueue.operate import metrics
 from fsqueue.operate.metrics import OTHER, UNREAD, DeadLetters
+from fsqueue.operate.status import status
 from tests.cli.test_program import program, snapshot
 from tests.support import ROOT, Queue, names_in, numbered, refs
 from tests.support.program import PROGRAM, run
@@ -112,6 +116,35 @@ def test_it_listens_until_it_is_stopped(path: Path, served: tuple[subprocess.Pop
     assert scraped()["fsqueue_up"] == 1
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
+
+
+def test_a_dead_letter_that_cannot_be_read_takes_no_queue_down(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken, read = names_in(path, "failed")[0], FileOps.read_file
+
+    def read_file(ops: FileOps, dir_fd: int, name: str) -> bytes:
+        if name == broken:
+            raise OSError(errno.EIO, "the disk", name)
+        return read(ops, dir_fd, name)
+
+    monkeypatch.setattr(FileOps, "read_file", read_file)
+    letters = DeadLetters(str(path))
+    assert letters.count() == {"CUDA out of memory: tried # MiB": 2, UNREAD: 1}
+    monkeypatch.undo()
+    assert letters.count() == {"CUDA out of memory: tried # MiB": 3}
+
+
+def test_scrapers_that_come_at_once_look_one_after_another(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one look notes, as which queues are down, is not another's."""
+    exporter = metrics.Exporter([path])
+    free: list[bool] = []
+
+    def look(queue: str) -> Any:
+        free.append(exporter._looking.acquire(blocking=False))
+        return status(queue)
+
+    monkeypatch.setattr(metrics, "status", look)
+    assert len(list(exporter.collect())) == len(list(exporter.collect())) > 5
+    assert free == [False, False]
 
 
 def test_dead_letters_are_read_once_and_their_reasons_are_few(path: Path, queue: Queue) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import pickle
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fsqueue import FileSampleRefQueue, InvalidArgumentError, QueueConfigError, SampleRef
+from fsqueue import FileSampleRefQueue, InvalidArgumentError, QueueConfigError, QueueReplacedError, SampleRef
 from fsqueue.engine import expire
 from fsqueue.engine.layout import LONGEST_DELAY_S, Retry
 from fsqueue.engine.renewing import Renewer
@@ -126,6 +128,16 @@ def test_what_people_see_of_it(path: Path) -> None:
         assert listed.count("comes again in 5") == 2 or listed.count("comes again in 49") == 2, listed
 
 
+def test_what_programs_read_of_the_settings_has_always_the_same_keys(path: Path) -> None:
+    from tests.support.program import run
+
+    FileSampleRefQueue(path).close()
+    before = json.loads(run("config", path, "--json").stdout)
+    after = json.loads(run("config", path, "--lease-timeout", "1m", "--retry-delay", "5s", "--json").stdout)
+    assert before.keys() == after.keys() and before["retry"].keys() == after["retry"].keys()
+    assert (before["lease_timeout_s"], after["lease_timeout_s"], after["retry"]["first_s"]) == (None, 60.0, 5.0)
+
+
 def test_idle_consumers_pay_nothing_for_refs_that_wait(path: Path) -> None:
     """Known once, they are looked at when their time comes: hundreds cost a waiting get no operation more."""
 
@@ -162,6 +174,7 @@ def test_waits_are_bounded_and_come_apart() -> None:
     assert [retry.delay_s(attempts, 0.0) for attempts in (0, 1, 2, 3)] == [2.0, 2.0, 4.0, 8.0]
     assert retry.delay_s(1, 1.0) == 3.0 and retry.delay_s(10_000, 1.0) == LONGEST_DELAY_S
     assert Retry().delay_s(5, 1.0) == 0.0
+    assert Retry(first_s=1.0, backoff=1e300).delay_s(3, 1.0) == LONGEST_DELAY_S, "beyond all floats"
 
 
 @pytest.mark.parametrize("value", [-1, "3", float("nan"), LONGEST_DELAY_S + 1, True])
@@ -215,6 +228,56 @@ def test_a_shorter_timeout_leaves_time_to_hear_of_it(path: Path) -> None:
     assert len(queue.get(1)) == 1
     clock.advance(10.1)
     assert other.reclaim() == 1
+
+
+def test_a_second_change_leaves_the_first_one_s_time(path: Path) -> None:
+    """A lease of before both may rely on its own timeout still, though the one in between was shorter."""
+    clock = FakeClock()
+    queue, other = two_handles(path, clock, lease_timeout_s=600.0)
+    queue.put(refs("a"))
+    queue.get(1)
+    for timeout_s in (10.0, 20.0):
+        other.configure(lease_timeout_s=timeout_s)
+        clock.advance(1.0)
+    clock.advance(500.0)
+    assert other.reclaim() == 0
+    clock.advance(101.0)
+    assert other.reclaim() == 1
+
+
+def test_a_queue_without_an_id_stays_the_same_one(path: Path, queue: Queue) -> None:
+    """One that was made without a queue_id is told by what never changes, also by a copy of before a change."""
+    settings = json.loads((path / "fsqueue.json").read_bytes())
+    del settings["queue_id"]
+    (path / "fsqueue.json").write_text(json.dumps(settings))
+    with FileSampleRefQueue(path, durable=False) as old:
+        copied = pickle.dumps(old)
+        old.configure(lease_timeout_s=60.0)
+        with pickle.loads(copied) as copy:
+            assert copy.lease_timeout_s == 60.0
+    settings["created_at"] += 1.0
+    (path / "fsqueue.json").write_text(json.dumps(settings))
+    with pytest.raises(QueueReplacedError):
+        pickle.loads(copied)
+
+
+@pytest.mark.parametrize(
+    "damage", [{"lease_timeout_s": 0.0}, {"retry": {"first_s": -1.0}}, {"format": 99}, {"lock": 7}]
+)
+def test_settings_that_were_damaged_by_hand_are_not_taken_up(path: Path, queue: Queue, damage: dict[str, Any]) -> None:
+    """What was read before holds, for gets and for whoever renews."""
+    settings = json.loads((path / "fsqueue.json").read_bytes())
+    (path / "fsqueue.json").write_text(json.dumps(settings | damage))
+    assert not queue.handle.layout.reread()
+    assert queue.lease_timeout_s is None
+
+
+def test_other_retries_than_the_queue_s_are_told_in_the_caller_s_words(path: Path) -> None:
+    FileSampleRefQueue(path, retry_delay_s=5.0).close()
+    with pytest.raises(
+        QueueConfigError, match=r"created with retry_delay_s=5\.0.*asks for 6\.0: leave retry_delay_s out"
+    ):
+        FileSampleRefQueue(path, retry_delay_s=6.0)
 
 
 def test_leases_that_never_ended_can_be_made_to(path: Path) -> None:
@@ -276,6 +339,18 @@ def test_a_timeout_too_short_for_a_living_heart_is_refused(path: Path) -> None:
         assert queue.configure(lease_timeout_s=30.0).lease_timeout_s == 30.0
 
 
+def test_a_heart_that_has_not_begun_to_beat_keeps_pace(path: Path) -> None:
+    """A handle without a record cannot be asked: it beats twice in the new timeout once it leases."""
+    with (
+        FileSampleRefQueue(path, lease_timeout_s=60.0, durable=False, heartbeat_s=30.0) as slow,
+        FileSampleRefQueue(path, durable=False) as queue,
+    ):
+        queue.put(refs("a"))
+        queue.configure(lease_timeout_s=1.0)
+        assert len(slow.get(1)) == 1
+        assert content(path / "owners" / f"{slow.owner}.json")["heartbeat_s"] == 0.5 and slow.handle.awake.gap_s == 0.25
+
+
 def test_changes_at_the_same_time_both_hold(path: Path) -> None:
     handles = [FileSampleRefQueue(path, durable=False) for _ in range(2)]
     changes: list[Callable[[], Any]] = [
@@ -306,4 +381,24 @@ def test_a_renewer_goes_by_a_timeout_that_becomes_shorter(path: Path, monkeypatc
         renewer.start()
         other.configure(lease_timeout_s=0.4)
         assert renewed.wait(60.0)
+        renewer.stop()
+
+
+def test_a_renewer_renews_where_the_settings_cannot_be_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mount that is out of reach is reached anew by a renewal, which comes when it is due, and not in a hurry."""
+    from fsqueue.engine import renewing
+
+    monkeypatch.setattr(renewing, "_LOOK_S", 0.01)
+    renewals: list[float] = []
+    with FileSampleRefQueue(path, durable=False, lease_timeout_s=0.4) as queue:
+        queue.put(refs("a"))
+        batch = queue.get(1)
+
+        def out_of_reach() -> bool:
+            raise OSError(errno.ESTALE, "stale")
+
+        monkeypatch.setattr(queue.handle.layout, "reread", out_of_reach)
+        renewer: Renewer[SampleRef] = Renewer(queue, lambda: renewals.append(0.0) or batch)  # type: ignore[func-returns-value]
+        renewer.start()
+        wait_until(lambda: len(renewals) >= 2, "two renewals")
         renewer.stop()

@@ -302,6 +302,17 @@ def test_what_was_lost_of_a_window_is_replaced(stopped: Stopped) -> None:
     assert stopped.view.ack_ids(["n00000", "n00001", "s00000"]) == ["s00000"]
 
 
+def test_a_window_stays_whole_where_replacing_what_was_lost_is_cut_short(stopped: Stopped) -> None:
+    """By a stop event, or an error: the next get goes on with the same window, of as many refs."""
+    stop = threading.Event()
+    stop.set()
+    assert stopped.view.get(stop_event=stop) == []
+    stopped.other.put(numbered(2, "n"))
+    window = stopped.view._rendezvous.window
+    assert ids(stopped.view.get()) == ["n00000", "n00001"]
+    assert stopped.view._rendezvous.window == window, "no further one was opened"
+
+
 def test_a_window_that_cannot_be_made_whole_again_is_an_error(stopped: Stopped) -> None:
     """The stream is over: the others would wait for a batch that never comes."""
     stopped.other.ack(stopped.lost)
