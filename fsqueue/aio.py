@@ -5,9 +5,9 @@
             async with lease as ref:
                 await work(ref)
 
-A call that is cancelled goes on in its thread until it has done what it was for; but a `get` ends soon, and what it has
-leased by then goes back to pending/ without a counted attempt. So nothing is lost, and nothing stays leased to nobody.
-`aclose` waits for all that was cancelled.
+A call that is cancelled before its thread has begun does nothing; one that is under way is completed first, so that
+whoever calls again, as after a time-out, meets no call of his own. But a `get` ends soon, and what it has leased by then
+goes back to pending/ without a counted attempt. So nothing is lost, doubled, or left leased to nobody.
 """
 
 from __future__ import annotations
@@ -61,8 +61,20 @@ class AsyncSampleRefQueue(Generic[R]):
         self._closed = threading.Event()
 
     async def call(self, work: Callable[[], T]) -> T:
-        """Return what work returns; where this task is cancelled, the thread completes it all the same."""
-        return await asyncio.shield(asyncio.wrap_future(self._submit(self._workers, work)))
+        """Return what work returns; where this task is cancelled meanwhile, the thread completes it first.
+
+        RACE: else a put that is cancelled and made again could come after the ref was trained, and queue it once more.
+        """
+        work_done = self._submit(self._workers, work)
+        told = asyncio.wrap_future(work_done)
+        try:
+            return await asyncio.shield(told)
+        except asyncio.CancelledError:
+            if not work_done.cancel():
+                while not work_done.done():
+                    with suppress(asyncio.CancelledError):
+                        await asyncio.wait([told])
+            raise
 
     def _submit(self, threads: ThreadPoolExecutor, work: Callable[[], T]) -> Future[T]:
         if self._closed.is_set():
