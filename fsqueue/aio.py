@@ -6,8 +6,8 @@
                 await work(ref)
 
 A call that is cancelled before its thread has begun does nothing; one that is under way is completed first, so that
-whoever calls again, as after a time-out, meets no call of his own. But a `get` ends soon, and what it has leased by then
-goes back to pending/ without a counted attempt. So nothing is lost, doubled, or left leased to nobody.
+whoever calls again, as after a time-out, meets no call of his own. But a `get` ends soon, and what it has leased goes
+back to pending/ without a counted attempt. So nothing is lost, doubled, or left leased to nobody.
 """
 
 from __future__ import annotations
