@@ -86,6 +86,10 @@ class Retry(msgspec.Struct, frozen=True):
         return min(grown_s * (1 + self.jitter * chance), LONGEST_DELAY_S)
 
 
+NO_WAIT = Retry()
+"""What fsqueue.json leaves out: by being this very object."""
+
+
 class Settings(msgspec.Struct, frozen=True, omit_defaults=True):
     """Hold the content of fsqueue.json, on which all handles of a queue agree.
 
@@ -104,7 +108,7 @@ class Settings(msgspec.Struct, frozen=True, omit_defaults=True):
     lease_timeout_s: float | None
     lock: str
     queue_id: str | None = None
-    retry: Retry = Retry()
+    retry: Retry = NO_WAIT
     former_timeout_s: float | None = None
     changed_at: float = 0.0
 
@@ -331,14 +335,14 @@ def ensure_queue(
         NotAQueueError: the directory is not empty and holds no queue, or there is none and none is to be created.
         QueueConfigError: the queue's settings differ from the arguments given.
     """
-    validate(path, lease_timeout_s, lock, retry or Retry())
+    validate(path, lease_timeout_s, lock, retry or NO_WAIT)
     with explained("opening queue", path):
         settings = _read_settings(ops, path)
         if settings is None:
             if not create:
                 raise _missing(path)
             queue_id = secrets.token_hex(8)
-            wanted = Settings(FORMAT, now(), run_id, lease_timeout_s, lock or "flock", queue_id, retry or Retry())
+            wanted = Settings(FORMAT, now(), run_id, lease_timeout_s, lock or "flock", queue_id, retry or NO_WAIT)
             _create(ops, path, wanted)
             settings = _read_settings(ops, path, surely=True)
             if settings is None:
