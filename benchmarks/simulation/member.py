@@ -174,8 +174,9 @@ class MemberScript:
         return self._after_a_while()
 
     def _is_gone(self) -> str | None:
-        self._truth.at_work.pop(self._part.name, None)
-        if not self._part.gone:
+        """Tell how one ended that never comes back; whoever had not joined yet does: nobody would miss it."""
+        had_joined = self._truth.at_work.pop(self._part.name, None) is not None
+        if not (self._part.gone and had_joined):
             return None
         self._truth.gone[self._part.name] = self._world.now
         return "is gone for good"
