@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import WeakSet
 
-from fsqueue.consume import OnError, held_of, log_failure, reason_of, require_on_error, unsettled, warn_of_lost
+from fsqueue.consume import OnError, held_of, log_failure, reason_of, require_on_error, unsettled
 from fsqueue.disk.counting import Counts
 from fsqueue.engine import arguments
 from fsqueue.engine.renewing import Renewer
@@ -413,5 +413,4 @@ class AsyncLease(Generic[R]):
 
 
 def _kept(lost: list[str]) -> bool:
-    warn_of_lost(lost)
     return not lost

@@ -207,7 +207,6 @@ class WorkLoop(Generic[R]):
         lost = settle([ref])
         if lost:
             self.lost += lost
-            warn_of_lost(lost)
         else:
             setattr(self, how, getattr(self, how) + 1)
         return not lost
@@ -243,14 +242,14 @@ def leased(queue: Workable[R], lease: Callable[[], list[R]]) -> Iterator[list[R]
             yield refs
         except Exception as error:
             renewer.stop()
-            warn_of_lost(queue.fail(unsettled(queue, refs), reason_of(error), True))
+            queue.fail(unsettled(queue, refs), reason_of(error), True)
             raise
         except BaseException:
             renewer.stop()
             queue.release(unsettled(queue, refs))
             raise
         renewer.stop()
-        warn_of_lost(queue.ack(unsettled(queue, refs)))
+        queue.ack(unsettled(queue, refs))
     except BaseException:
         renewer.stop()
         _abandon(queue, refs)

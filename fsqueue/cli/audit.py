@@ -32,8 +32,9 @@ def audit(
     """Say which samples are in the state of a checkpoint, how often, and what became of all others.
 
     Counts what was acknowledged up to an optimizer step as trained; without --checkpoint-step all that was. Reads the
-    files, the ledger and the store, and changes nothing; ids come with --json. Exits with 1 where a sample was trained
-    twice, or is missing: it was committed to the ledger (without one: it has features), and is nowhere in the queue.
+    files, the store, and the ledger, whose lock it takes for a moment, and changes nothing; ids come with --json. Exits
+    with 1 where a sample was trained twice, or is missing: it was committed to the ledger (without one: it has
+    features), and is nowhere in the queue.
     """
     with reading(queue):
         pass
