@@ -31,6 +31,7 @@ from tests.support import (
     lease_and_obey,
     lease_name,
     names_in,
+    numbered,
     open_tapped,
     refs,
     wait_until,
@@ -356,3 +357,15 @@ def test_leases_are_handed_over_to_known_owners_only(path: Path, owner: str) -> 
         with pytest.raises(QueueConfigError, match="knows no owner"):
             queue.hand_over(leased, owner)
         assert queue.in_flight() == 1 and queue.ack(leased) == []
+
+
+def test_a_lease_in_a_handle_s_name_that_it_knows_nothing_of(path: Path) -> None:
+    """After a claim that was reported as failed, and handed back to it: it ends by its stamp, though its owner beats."""
+    with FileSampleRefQueue(path, lease_timeout_s=1.0, heartbeat_s=0.05, durable=False) as queue:
+        queue.put(numbered(2))
+        (held,) = queue.get(1)
+        stray = path / "leased" / f"s00001@{queue.owner}+7f.json"
+        os.rename(path / "pending" / "s00001.json", stray)
+        backdate(stray, 40.0)
+        wait_until(lambda: queue.reclaim() == 1, "the end of the lease")
+        assert names_in(path, "pending") == ["s00001.json"] and queue.ack([held]) == []
