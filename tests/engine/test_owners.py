@@ -360,7 +360,7 @@ def test_leases_are_handed_over_to_known_owners_only(path: Path, owner: str) -> 
 
 
 def test_a_lease_in_a_handle_s_name_that_it_knows_nothing_of(path: Path) -> None:
-    """After a claim that was reported as failed, and handed back to it: it ends by its stamp, though its owner beats."""
+    """After a claim that was reported as failed, and handed back: it ends by its stamp, though its owner beats."""
     with FileSampleRefQueue(path, lease_timeout_s=1.0, heartbeat_s=0.05, durable=False) as queue:
         queue.put(numbered(2))
         (held,) = queue.get(1)
