@@ -133,7 +133,7 @@ def draw(target: Path, looks: int = 40, interval: str = "250ms") -> None:
             while len(queue.stream().members()) < len(members) and all(member.is_alive() for member in members):
                 time.sleep(0.1)
             top = screen([*fsqueue, "top", "queue", "--interval", interval, "--count", f"{looks}"], folder)
-            status = screen([*fsqueue, "status", "queue", "--watch", "2s"], folder)
+            status = screen([*fsqueue, "status", "queue", "--watch", "2s", "--count", "1"], folder)
         finally:
             for member in members:
                 member.kill()
