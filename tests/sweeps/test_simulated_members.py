@@ -18,6 +18,9 @@ from tests.sweeps.proof import tally
 BLOCK = 50
 
 
+pytestmark = pytest.mark.usefixtures("noticing_stalls")
+
+
 def sweep(seeds: range) -> Counter[str]:
     ends = Counter[str]()
     for seed in seeds:
