@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
-from fsqueue.engine.renewing import Renewer
+from fsqueue.engine.renewing import LeasingQueue, Renewer
 from fsqueue.engine.waiting import StopEvent
 from fsqueue.errors import InvalidArgumentError
 from fsqueue.format import names
@@ -34,26 +34,12 @@ _LOOK_S = 1.0
 _TRACE_FRAMES = 12
 
 
-class Workable(Protocol[R]):
+class Workable(LeasingQueue[R], Protocol[R]):
     """List the calls of `FileSampleRefQueue` that working through it makes."""
 
     ops: FileOps
 
-    @property
-    def lease_timeout_s(self) -> float | None: ...
-
-    @property
-    def handle(self) -> Handle: ...
-
     def get(self, max_refs: int, timeout_s: float | None = None, *, stop_event: StopEvent | None = None) -> list[R]: ...
-
-    def ack(self, refs: Iterable[R], *, step: int | None = None) -> list[str]: ...
-
-    def fail(self, refs: Iterable[R], reason: str, retryable: bool) -> list[str]: ...
-
-    def release(self, refs: Iterable[R]) -> list[str]: ...
-
-    def renew(self, refs: Iterable[R]) -> list[str]: ...
 
     def drained(self) -> bool: ...
 

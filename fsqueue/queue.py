@@ -28,17 +28,8 @@ from fsqueue.engine.configure import UNCHANGED, configure
 from fsqueue.engine.engine import Engine, Options, reaching
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
-from fsqueue.engine.layout import (
-    LEDGER,
-    LONGEST_DELAY_S,
-    RETRY_BACKOFF,
-    RETRY_JITTER,
-    STREAM,
-    Retry,
-    Settings,
-    ensure_queue,
-    require_same,
-)
+from fsqueue.engine.layout import LEDGER, STREAM, ensure_queue
+from fsqueue.engine.settings import LONGEST_DELAY_S, RETRY_BACKOFF, RETRY_JITTER, Retry, Settings, require_same
 from fsqueue.engine.settle import Target
 from fsqueue.engine.waiting import StopEvent
 from fsqueue.errors import InvalidArgumentError, QueueClosedError, QueueConfigError

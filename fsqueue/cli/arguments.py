@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from fsqueue.engine.layout import SETTINGS
+from fsqueue.engine.settings import SETTINGS
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -9,8 +9,8 @@ from fsqueue.cli.arguments import as_json, duration, takes_queue
 from fsqueue.cli.output import age, data, one_json, remark
 from fsqueue.engine.configure import UNCHANGED
 from fsqueue.engine.configure import configure as change_settings
-from fsqueue.engine.layout import Settings
 from fsqueue.engine.listing import reading
+from fsqueue.engine.settings import Settings
 from fsqueue.operate.operator import operator
 
 

@@ -11,7 +11,8 @@ from fsqueue.cli.arguments import dry_run, duration, takes_queue
 from fsqueue.cli.output import remark
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import current
-from fsqueue.engine.layout import LOCK_MODES, SETTINGS, ensure_queue, refuse_strangers
+from fsqueue.engine.layout import ensure_queue, refuse_strangers
+from fsqueue.engine.settings import LOCK_MODES, SETTINGS
 from fsqueue.errors import NotAQueueError
 from fsqueue.queue import FileSampleRefQueue
 

@@ -14,7 +14,8 @@ from typing import Protocol
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, silently_remove
 from fsqueue.disk.publish import own_name
-from fsqueue.engine.layout import ORDER, ORDER_FLAGS, SETTINGS
+from fsqueue.engine.layout import ORDER, ORDER_FLAGS
+from fsqueue.engine.settings import SETTINGS
 
 _TRIES = 3
 _UNUSABLE = (

@@ -13,8 +13,8 @@ import msgspec
 
 from fsqueue.disk.publish import replace_file
 from fsqueue.engine.handle import Handle
-from fsqueue.engine.layout import OPTION_OF, SETTINGS, Settings, validate
 from fsqueue.engine.owners import read_record
+from fsqueue.engine.settings import OPTION_OF, SETTINGS, Settings, validate
 from fsqueue.errors import QueueConfigError
 from fsqueue.format import names
 

@@ -17,9 +17,10 @@ from fsqueue.engine.expire import Reclaimer
 from fsqueue.engine.get import Getter
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
-from fsqueue.engine.layout import Layout, Settings, open_layout
+from fsqueue.engine.layout import Layout, open_layout
 from fsqueue.engine.owners import new_owner
 from fsqueue.engine.put import Putter
+from fsqueue.engine.settings import Settings
 from fsqueue.engine.settle import Settler
 from fsqueue.errors import FsQueueError, InvalidArgumentError, QueueConfigError
 from fsqueue.format import names

@@ -23,12 +23,21 @@ from fsqueue.disk.mutex import Mutex
 from fsqueue.disk.once import await_creators, publish_once
 from fsqueue.disk.publish import make_directory, make_within, read_replaced, refusal_of, strangers_in, sync_parent
 from fsqueue.engine.reserve import Reserve
+from fsqueue.engine.settings import (
+    FORMAT,
+    NO_WAIT,
+    SETTINGS,
+    Retry,
+    Settings,
+    compare,
+    parse_settings,
+    require_same,
+    validate,
+)
 from fsqueue.errors import (
     CorruptRefError,
     NotAQueueError,
     QueueConfigError,
-    QueueReplacedError,
-    UnsupportedFormatError,
 )
 from fsqueue.format.codec import UNDECODABLE
 
@@ -37,8 +46,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FORMAT = 2
-SETTINGS = "fsqueue.json"
 ORDER = "order.lock"
 HEADER_BYTES = 64
 STREAM = "stream"
@@ -47,81 +54,8 @@ REF_TYPE = "type.json"
 ORDER_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 STATES = ("pending", "leased", "done", "failed")
 DIRECTORIES = ("owners", "tmp", *STATES)
-LOCK_MODES = ("flock", "lease", "none")
-LONGEST_DELAY_S = 86_400.0
-RETRY_BACKOFF = 2.0
-RETRY_JITTER = 0.1
-OPTION_OF = {"first_s": "retry_delay_s", "backoff": "retry_backoff", "jitter": "retry_jitter"}
-"""What a queue's options call the fields of `Retry`."""
-_MOST_DOUBLINGS = 64
 _warned: set[str] = set()
 _GONE = (errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.ENOENT)
-
-
-class Retry(msgspec.Struct, frozen=True):
-    """Say for how long a ref that failed waits before it comes again.
-
-    Attributes:
-        first_s: after the first failure, seconds; 0: not at all.
-        backoff: by how much longer after each further one.
-        jitter: by which part, at most, a wait is longer by chance, so that what failed together comes apart.
-    """
-
-    first_s: float = 0.0
-    backoff: float = RETRY_BACKOFF
-    jitter: float = RETRY_JITTER
-
-    def delay_s(self, attempts: int, chance: float) -> float:
-        """Return the wait after so many attempts.
-
-        Args:
-            chance: from 0 to 1.
-        """
-        if not self.first_s:
-            return 0.0
-        try:
-            grown_s = self.first_s * float(self.backoff) ** min(max(attempts - 1, 0), _MOST_DOUBLINGS)
-        except OverflowError:
-            return LONGEST_DELAY_S
-        return min(grown_s * (1 + self.jitter * chance), LONGEST_DELAY_S)
-
-
-NO_WAIT = Retry()
-"""What fsqueue.json leaves out: by being this very object."""
-
-
-class Settings(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Hold the content of fsqueue.json, on which all handles of a queue agree.
-
-    Attributes:
-        lease_timeout_s: seconds after which an unrenewed lease expires; None: leases do not time out.
-        lock: what orders the critical sections: "flock", "lease" (filelock's SoftFileLease) or "none".
-        queue_id: tells this queue from others that lie at its path at another time; None in those made without one.
-        retry: how long refs wait that have failed.
-        former_timeout_s, changed_at: the timeout that the present one took the place of, and when, by the filesystem's
-            clock; what was leased under it may rely on it for as long again.
-    """
-
-    format: int
-    created_at: float
-    run_id: str | None
-    lease_timeout_s: float | None
-    lock: str
-    queue_id: str | None = None
-    retry: Retry = NO_WAIT
-    former_timeout_s: float | None = None
-    changed_at: float = 0.0
-
-    @property
-    def identity(self) -> object:
-        """Return what tells the queue from others, and never changes."""
-        return self.queue_id or (self.created_at, self.run_id, self.lock)
-
-    def timeout_at(self, now: float) -> float:
-        """Return the timeout by which a lease ends now, where leases time out at all."""
-        assert self.lease_timeout_s is not None
-        former_s = self.former_timeout_s or 0.0
-        return max(self.lease_timeout_s, former_s) if now < self.changed_at + former_s else self.lease_timeout_s
 
 
 class Layout:
@@ -312,12 +246,6 @@ def _missing(path: str) -> NotAQueueError:
     return NotAQueueError(path, f"does not exist: there is no {SETTINGS} in it; `fsqueue init` creates one")
 
 
-def require_same(path: str, before: Settings, found: Settings) -> None:
-    """Raise a QueueReplacedError where these settings are those of two queues."""
-    if before.identity != found.identity:
-        raise QueueReplacedError(path, before.queue_id, found.queue_id)
-
-
 def ensure_queue(
     ops: FileOps,
     path: str,
@@ -347,25 +275,10 @@ def ensure_queue(
             settings = _read_settings(ops, path, surely=True)
             if settings is None:
                 raise NotAQueueError(path, f"vanished while it was created: {SETTINGS} is gone")
-        _compare(path, settings, lease_timeout_s=lease_timeout_s, lock=lock, run_id=run_id)
+        compare(path, settings, lease_timeout_s=lease_timeout_s, lock=lock, run_id=run_id)
         if retry is not None:
-            _compare(path, settings.retry, **msgspec.structs.asdict(retry))
+            compare(path, settings.retry, **msgspec.structs.asdict(retry))
         return settings
-
-
-def validate(path: str, lease_timeout_s: float | None, lock: str | None, retry: Retry) -> None:
-    """Raise a QueueConfigError where a setting can mean nothing."""
-    for name, value, least in (
-        ("retry_delay_s", retry.first_s, 0.0),
-        ("retry_backoff", retry.backoff, 1.0),
-        ("retry_jitter", retry.jitter, 0.0),
-    ):
-        if not isinstance(value, (int, float)) or not least <= value < float("inf"):
-            raise QueueConfigError(path, f"needs {name} of {least:g} or more, found {value!r}")
-    if lease_timeout_s is not None and not 0 < lease_timeout_s < float("inf"):
-        raise QueueConfigError(path, f"needs a positive lease_timeout_s or None, found {lease_timeout_s!r}")
-    if lock is not None and lock not in LOCK_MODES:
-        raise QueueConfigError(path, f"needs lock to be one of {', '.join(LOCK_MODES)}, found {lock!r}")
 
 
 def _read_settings(ops: FileOps, path: str, surely: bool = False) -> Settings | None:
@@ -397,7 +310,7 @@ def _settings_in(root: Directory, surely: bool = False) -> Settings | None:
         return None
     except CorruptRefError:
         raise NotAQueueError(path, f"has a {SETTINGS} that is not a regular file: look who put it there") from None
-    return _parse_settings(path, data)
+    return parse_settings(path, data)
 
 
 def read_json(directory: Directory, name: str, kind: type[T], *, surely: bool = False) -> T | None:
@@ -406,30 +319,6 @@ def read_json(directory: Directory, name: str, kind: type[T], *, surely: bool = 
         return msgspec.json.decode(read_replaced(directory, name, surely=surely), type=kind)
     except (FileNotFoundError, CorruptRefError, *UNDECODABLE):
         return None
-
-
-def _parse_settings(path: str, data: bytes) -> Settings:
-    try:
-        found = msgspec.json.decode(data)
-        number = found.get("format") if isinstance(found, dict) else None
-        if isinstance(number, int) and number != FORMAT:
-            raise UnsupportedFormatError(path, number, FORMAT)
-        settings = msgspec.json.decode(data, type=Settings)
-        validate(path, settings.lease_timeout_s, settings.lock, settings.retry)
-    except UNDECODABLE as error:
-        raise NotAQueueError(path, f"has a damaged {SETTINGS} ({error}): FORMAT.md shows what belongs there") from None
-    return settings
-
-
-def _compare(path: str, stored: Settings | Retry, **given: object) -> None:
-    for key, value in given.items():
-        found, option = getattr(stored, key), OPTION_OF.get(key, key)
-        if value is not None and value != found:
-            raise QueueConfigError(
-                path,
-                f"was created with {option}={found!r}, this handle asks for {value!r}: "
-                f"leave {option} out to take the stored one, change it with `fsqueue config`, or use another directory",
-            )
 
 
 def _create(ops: FileOps, path: str, settings: Settings) -> None:

@@ -158,8 +158,15 @@ class Moves:
         if not (layout.remote and has_come_in(layout, stem, written_at, started)):
             raise self._removed(tmp_name)
 
-    def write(self, data: bytes, directory: Directory, name: str) -> None:
-        """Publish one small file by tmp + rename, in place of an older one of this name."""
+    def write(self, data: bytes, directory: Directory, name: str, *, vital: bool = False) -> None:
+        """Publish one small file by tmp + rename, in place of an older one of this name.
+
+        Args:
+            vital: on a full disk, give up the reserve for it.
+        """
+        if vital:
+            self._layout.reserve.retrying(lambda: self.write(data, directory, name))
+            return
         (tmp_name,) = self.write_new([data])
         try:
             made = self._renames.of_new(self._layout.tmp, tmp_name, directory, name)

@@ -11,15 +11,14 @@ from fsqueue.engine.handle import Handle
 from fsqueue.errors import QueueClosedError
 
 R = TypeVar("R")
-R_contra = TypeVar("R_contra", contravariant=True)
 
 _RENEWALS_A_LEASE = 4
 _JOIN_S = 1.0
 _LOOK_S = 15.0
 
 
-class Renewable(Protocol[R_contra]):
-    """List what a renewer needs of a queue."""
+class LeasingQueue(Protocol[R]):
+    """List the calls of `FileSampleRefQueue` that whoever works on its leases makes."""
 
     @property
     def lease_timeout_s(self) -> float | None: ...
@@ -27,7 +26,15 @@ class Renewable(Protocol[R_contra]):
     @property
     def handle(self) -> Handle: ...
 
-    def renew(self, refs: Iterable[R_contra]) -> list[str]: ...
+    def get(self, max_refs: int, timeout_s: float | None = None) -> list[R]: ...
+
+    def ack(self, refs: Iterable[R], *, step: int | None = None) -> list[str]: ...
+
+    def fail(self, refs: Iterable[R], reason: str, retryable: bool) -> list[str]: ...
+
+    def release(self, refs: Iterable[R]) -> list[str]: ...
+
+    def renew(self, refs: Iterable[R]) -> list[str]: ...
 
 
 class Renewer(Generic[R]):
@@ -40,7 +47,7 @@ class Renewer(Generic[R]):
         refs: returns what is leased at the moment.
     """
 
-    def __init__(self, queue: Renewable[R], refs: Callable[[], Iterable[R]]) -> None:
+    def __init__(self, queue: LeasingQueue[R], refs: Callable[[], Iterable[R]]) -> None:
         self._queue = queue
         self._refs = refs
         self._stopped = threading.Event()

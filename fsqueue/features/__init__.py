@@ -6,10 +6,8 @@ asked for.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fsqueue.errors import install_command
 from fsqueue.features.contract import Collected, FeatureRef, FeatureStore, StoredFeatures, StoreHealth
 from fsqueue.features.errors import (
     CollateError,
@@ -22,6 +20,7 @@ from fsqueue.features.errors import (
     StaleFeatureError,
     UnfitFileError,
 )
+from fsqueue.lazy import lazily
 
 if TYPE_CHECKING:
     from fsqueue.features.collate import stack
@@ -62,16 +61,8 @@ __all__ = [
 ]
 
 
+_EXTRA_OF = dict.fromkeys(("torch", "numpy", "safetensors"), "features")
+
+
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        return getattr(import_module(f"{__name__}.{home}"), name)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("torch", "numpy", "safetensors"):
-            raise
-        raise ImportError(
-            f"{__name__}.{name} needs {error.name}, which is not installed: {install_command('features')}",
-            name=error.name,
-        ) from error
+    return lazily(__name__, _HOMES, name, _EXTRA_OF)

@@ -26,7 +26,7 @@ from typing import Any, Generic, TypeVar
 
 import ray
 
-from fsqueue.engine.layout import require_same
+from fsqueue.engine.settings import require_same
 from fsqueue.queue import FileSampleRefQueue
 from fsqueue.stream.members import Role
 from fsqueue.stream.membership import Membership

@@ -18,13 +18,14 @@ from fsqueue.engine.annotations import Change, record
 from fsqueue.engine.claim import Claimer
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
-from fsqueue.engine.layout import Settings, open_layout
+from fsqueue.engine.layout import open_layout
 from fsqueue.engine.listing import directory_of, owners_named, reading
 from fsqueue.engine.onlooker import time_there
 from fsqueue.engine.owners import new_owner, read_record
 from fsqueue.engine.packing import pack as packing
 from fsqueue.engine.packing.pack import Packed
 from fsqueue.engine.packing.revision import look
+from fsqueue.engine.settings import Settings
 from fsqueue.errors import QueueConfigError
 from fsqueue.format import names
 from fsqueue.format.untyped import place_of

@@ -6,10 +6,9 @@ each comes with the source that needs it, once that is asked for.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fsqueue.errors import install_command
+from fsqueue.lazy import lazily
 from fsqueue.sources.contract import Captured, FeatureSource, Prompt
 from fsqueue.sources.errors import (
     PromptRefusedError,
@@ -56,18 +55,8 @@ __all__ = [
 ]
 
 
+_EXTRA_OF = dict.fromkeys(("torch", "numpy", "safetensors", "urllib3"), "sources") | {"transformers": "transformers"}
+
+
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        return getattr(import_module(f"{__name__}.{home}"), name)
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing not in ("torch", "numpy", "safetensors", "urllib3", "transformers"):
-            raise
-        extra = "transformers" if missing == "transformers" else "sources"
-        raise ImportError(
-            f"{__name__}.{name} needs {error.name}, which is not installed: {install_command(extra)}",
-            name=error.name,
-        ) from error
+    return lazily(__name__, _HOMES, name, _EXTRA_OF)

@@ -202,8 +202,7 @@ class Rendezvous:
             return
         same = shown is not None and shown[1] == content
         if not (same and shown and self._handle.moves.move(directory, shown[0], directory, name)):
-            write = self._handle.moves.write
-            self._handle.layout.reserve.retrying(lambda: write(content + b"\n", directory, name))
+            self._handle.moves.write(content + b"\n", directory, name, vital=True)
             if shown is not None and shown[0] != name:
                 self._handle.ops.remove(directory.fd, shown[0])
         self._shown[kind] = (name, content)

@@ -176,11 +176,9 @@ class Membership:
             yield directory
 
     def _write(self, state: State, record: Record) -> None:
-        data, write = msgspec.json.encode(record) + b"\n", self._handle.moves.write
-        if self._role == "producer":
-            write(data, self._directory, self._file(state))
-        else:  # whoever takes refs out of the queue is given room to
-            self._handle.layout.reserve.retrying(lambda: write(data, self._directory, self._file(state)))
+        takes_out = self._role != "producer"  # whoever takes refs out of the queue is given room to
+        data = msgspec.json.encode(record) + b"\n"
+        self._handle.moves.write(data, self._directory, self._file(state), vital=takes_out)
 
     def _end(self) -> None:
         if self._beat_key is not None:

@@ -6,11 +6,11 @@ A *window* is what all ranks agree on at a time. It opens only once each of them
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
-from fsqueue.engine.handle import Handle
+from fsqueue.engine.renewing import LeasingQueue
 from fsqueue.engine.waiting import StopEvent
 from fsqueue.errors import QueueClosedError, StreamStalledError
 from fsqueue.records import id_of_ref
@@ -32,30 +32,16 @@ _MEMBERS_S = 1.0
 _ALL_AGAIN = "the others wait for it; start all ranks again from the last checkpoint"
 
 
-class LeasingQueue(Protocol[R]):
+class StreamedQueue(LeasingQueue[R], Protocol[R]):
     """List the calls of `FileSampleRefQueue` that a view makes."""
 
     path: str
-
-    @property
-    def lease_timeout_s(self) -> float | None: ...
-
-    @property
-    def handle(self) -> Handle: ...
 
     def stream(self) -> Stream: ...
 
     def get(
         self, max_refs: int, timeout_s: float | None = None, *, partition: tuple[int, int] | None = None
     ) -> list[R]: ...
-
-    def ack(self, refs: Iterable[R], *, step: int | None = None) -> list[str]: ...
-
-    def fail(self, refs: Iterable[R], reason: str, retryable: bool) -> list[str]: ...
-
-    def release(self, refs: Iterable[R]) -> list[str]: ...
-
-    def renew(self, refs: Iterable[R]) -> list[str]: ...
 
 
 class Share(Generic[R]):
@@ -69,7 +55,7 @@ class Share(Generic[R]):
 
     def __init__(
         self,
-        queue: LeasingQueue[R],
+        queue: StreamedQueue[R],
         membership: Membership,
         rendezvous: Rendezvous,
         partition: tuple[int, int] | None,

@@ -319,8 +319,7 @@ class Stream:
         self._write(QUANTUM, quantum)
 
     def _write(self, name: str, content: msgspec.Struct) -> None:
-        data, write = msgspec.json.encode(content) + b"\n", self._handle.moves.write
-        self._handle.layout.reserve.retrying(lambda: write(data, self.directory, name))
+        self._handle.moves.write(msgspec.json.encode(content) + b"\n", self.directory, name, vital=True)
 
     def quantum(self) -> Quantum | None:
         return read_quantum(self.directory)

@@ -17,7 +17,7 @@ from fsqueue.errors import InvalidArgumentError, OtherProcessError
 from fsqueue.records import id_of_ref
 from fsqueue.stream.agreement import Rendezvous
 from fsqueue.stream.membership import Membership, OnSigterm
-from fsqueue.stream.share import LeasingQueue, Share
+from fsqueue.stream.share import Share, StreamedQueue
 
 R = TypeVar("R")
 Ending = Literal["release", "ack", "fail", "return"]
@@ -64,7 +64,7 @@ class TrainerView(Generic[R]):
 
     def __init__(
         self,
-        queue: LeasingQueue[R],
+        queue: StreamedQueue[R],
         *,
         partition: tuple[int, int] | None = None,
         batch: int = 1,

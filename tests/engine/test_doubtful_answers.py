@@ -248,26 +248,30 @@ def test_no_lease_changes_its_owner_while_a_put_lists_leases(path: Path) -> None
     assert len(moved) == 4, moved
 
 
+def goes_on_showing(mount: Mount, path: Path, name: str) -> list[int]:
+    """Let listings of done/ show a name for 20 s that is gone; the list holds how often they were asked for."""
+    done, looks = os.stat(path / "done").st_ino, [0]
+
+    def old(call: Answer, fd: int) -> list[str]:
+        if os.fstat(fd).st_ino != done:
+            return list(call(fd))
+        looks[0] += 1
+        assert looks[0] < 500, "it asks again and again"
+        return [*call(fd), *([name] if mount.ahead_s < 20.0 else [])]
+
+    mount.answers["listdir"] = old
+    return looks
+
+
 def test_a_rewind_waits_where_listings_are_old(path: Path, mount: Mount) -> None:
     """It does not ask without a pause for what an old listing shows."""
     queue = mount.open_queue(path)
     queue.put(refs("a", "b"))
     queue.ack(queue.get(2), step=5)
     os.rename(path / "done/b@5.json", path / "failed/b.json")
-    done = os.stat(path / "done").st_ino
-    looks = 0
-
-    def old(call: Answer, fd: int) -> list[str]:
-        nonlocal looks
-        if os.fstat(fd).st_ino != done:
-            return list(call(fd))
-        looks += 1
-        assert looks < 500, "it asks again and again"
-        return [*call(fd), *(["b@5.json"] if mount.ahead_s < 20.0 else [])]
-
-    mount.answers["listdir"] = old
+    looks = goes_on_showing(mount, path, "b@5.json")
     assert queue.rewind(after_step=4) == ["a"]
-    assert looks < 100
+    assert looks[0] < 100
 
 
 def test_a_rewind_waits_where_a_segment_is_listed_that_is_gone(path: Path, mount: Mount) -> None:
@@ -275,20 +279,9 @@ def test_a_rewind_waits_where_a_segment_is_listed_that_is_gone(path: Path, mount
     queue = mount.open_queue(path)
     queue.put(refs("a", "b"))
     queue.ack(queue.get(2), step=5)
-    done = os.stat(path / "done").st_ino
-    looks = 0
-
-    def old(call: Answer, fd: int) -> list[str]:
-        nonlocal looks
-        if os.fstat(fd).st_ino != done:
-            return list(call(fd))
-        looks += 1
-        assert looks < 500, "it asks again and again"
-        return [*call(fd), *(["packed-0123456789ab-3.jsonl"] if mount.ahead_s < 20.0 else [])]
-
-    mount.answers["listdir"] = old
+    looks = goes_on_showing(mount, path, "packed-0123456789ab-3.jsonl")
     assert sorted(queue.rewind(after_step=4)) == ["a", "b"]
-    assert looks < 100
+    assert looks[0] < 100
 
 
 def test_a_ref_that_was_not_where_the_order_said_is_named_again(path: Path, mount: Mount) -> None:

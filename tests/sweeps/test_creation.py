@@ -11,7 +11,7 @@ import pytest
 
 from fsqueue import FileSampleRefQueue
 from fsqueue.disk.fileops import using
-from fsqueue.engine.layout import SETTINGS, Settings
+from fsqueue.engine.settings import SETTINGS, Settings
 from fsqueue.features import SharedDirFeatureStore
 from simulation.cache import Cache
 from simulation.kinds import KINDS

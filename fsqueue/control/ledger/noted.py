@@ -17,7 +17,8 @@ from fsqueue.control.ledger.files import SETTINGS
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, current, explained
 from fsqueue.disk.publish import read_replaced, replace_file
-from fsqueue.engine.layout import LEDGER, Settings, open_root
+from fsqueue.engine.layout import LEDGER, open_root
+from fsqueue.engine.settings import Settings
 from fsqueue.errors import CorruptRefError, QueueConfigError
 from fsqueue.format.codec import UNDECODABLE
 

@@ -12,21 +12,11 @@ from typing import NamedTuple
 
 from fsqueue.disk.directory import Directory
 from fsqueue.engine.departed import ABANDONED_AFTER_S
-from fsqueue.engine.layout import (
-    DIRECTORIES,
-    HEADER_BYTES,
-    LEDGER,
-    ORDER,
-    REF_TYPE,
-    SETTINGS,
-    STATES,
-    STREAM,
-    Layout,
-    read_json,
-)
+from fsqueue.engine.layout import DIRECTORIES, HEADER_BYTES, LEDGER, ORDER, REF_TYPE, STATES, STREAM, Layout, read_json
 from fsqueue.engine.order import Header
 from fsqueue.engine.owners import read_record
 from fsqueue.engine.packing.revision import is_abandoned
+from fsqueue.engine.settings import SETTINGS
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import names, packed
 from fsqueue.format.ref_type import RefType

@@ -1,0 +1,34 @@
+"""Import the names that a package offers when they are first asked for, and say what to install where that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from fsqueue.errors import install_command
+
+
+def lazily(package: str, homes: Mapping[str, str], name: str, extra_of: Mapping[str, str]) -> Any:
+    """Return what a package's ``__getattr__`` is asked for.
+
+    Args:
+        homes: by name, the module in the package that has it.
+        extra_of: by library, the extra that installs it.
+
+    Raises:
+        AttributeError: the package has no such name.
+        ImportError: a library is not installed; it says how to.
+    """
+    home = homes.get(name)
+    if home is None:
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(f"{package}.{home}"), name)
+    except ModuleNotFoundError as error:
+        extra = extra_of.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        raise ImportError(
+            f"{package}.{name} needs {error.name}, which is not installed: {install_command(extra)}", name=error.name
+        ) from error
