@@ -92,6 +92,7 @@ class Rendezvous:
     def verdict(self) -> Verdict | None:
         """Return the verdict on the current window, which rank 0 makes here; None while there is none."""
         listing = self._stream.directory.listing()
+        self._stream.greet(listing)
         for verdict in ("go", "end"):
             name = self._verdict_file(self.window, verdict)
             if name in listing and self._is_for_me(name):

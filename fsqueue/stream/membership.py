@@ -84,10 +84,10 @@ class Membership:
         if self._handle.closed:
             return
         stamp, file = self._handle.moves.stamp, self._file("open")
-        if stamp(self._directory, file) or self._is_over():
+        if stamp(self._directory, file) or self.is_over():
             return
         self._directory.refresh()  # NFS: the file may be remembered as missing from before it was made
-        if not stamp(self._directory, file) and not self._is_over():
+        if not stamp(self._directory, file) and not self.is_over():
             self._replaced = True
             self._end()
 
@@ -98,7 +98,7 @@ class Membership:
 
     def close(self) -> None:
         """Leave, having produced, or consumed, all there is for this member."""
-        if self._is_over():
+        if self.is_over():
             return
         with explained("leaving", self._directory.path), self._opened() as directory, suppress(FileNotFoundError):
             fd = directory.fd
@@ -111,7 +111,7 @@ class Membership:
 
         The others wait for that one, unless this member is required.
         """
-        if self._is_over():
+        if self.is_over():
             return
         try:
             if not self._handle.closed:
@@ -125,7 +125,7 @@ class Membership:
 
         CRASH: between the two steps the member is both open and failed, and failed counts.
         """
-        if self._is_over():
+        if self.is_over():
             return
         record = msgspec.structs.replace(self._record, reason=tidy(reason), traceback=tidy(trace) if trace else None)
         self._replace_by("failed", record, "marking a failure in")
@@ -146,7 +146,8 @@ class Membership:
                 replace_file(self._handle.ops, directory, self._file(state), data, self._handle.durable)
             self._remove_from(directory)
 
-    def _is_over(self) -> bool:
+    def is_over(self) -> bool:
+        """Tell whether this member has left, or belongs to the process that this one was forked from."""
         return self._ended or self._record.process.pid != os.getpid()
 
     def _tell(self, what: str) -> None:
@@ -195,7 +196,7 @@ class Membership:
         )
 
     def __enter__(self) -> Membership:
-        if self._on_sigterm == "withdraw" and not self._is_over():
+        if self._on_sigterm == "withdraw" and not self.is_over():
             self._before = signal.signal(signal.SIGTERM, self._stop)
         return self
 

@@ -10,6 +10,7 @@ The end of the stream is decided by the members' files and the refs' own, never 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Container, Mapping
+from contextlib import suppress
 
 import msgspec
 
@@ -72,6 +73,8 @@ class Stream:
         self._unchanged = Unchanged(self.directory, handle.layout.filesystem.directory_times, BEAT_S)
         self._watched_at = -1e9
         self._failures_seen: set[str] = set()
+        self._seen: set[str] = set()  # files of members at work
+        self._mine: list[Membership] = []
         self._doubts = Doubts(handle.awake)
         self._beat_s = BEAT_S
 
@@ -118,7 +121,9 @@ class Stream:
         if gone:
             self._bring_back(gone)
         joined.append(Membership(self._handle, self.directory, role, record, release, on_sigterm))
+        self._mine.append(joined[-1])
         mine = member_file(role, record, "open")  # which a handle may have left behind itself
+        self._seen.add(mine)
         silently_remove(self._ops, self.directory.fd, [file for file, _ in earlier if file != mine])
 
     def _doubted_s(self, member: Member) -> float:
@@ -140,12 +145,27 @@ class Stream:
         with reaching("reading the members of", self._handle.layout):
             while True:
                 listing = self.directory.listing()
+                self.greet(listing)
                 now = self._handle.clock.now() if any(map(parse_member, listing)) else 0.0
                 found = list(read_members(self._ops, self.directory, listing, now))
                 unread = {name for name in listing if parse_member(name)} - {name for name, _ in found}
                 if not unread or unread <= set(self.directory.listing()):
                     self._beat_s = min((member.policy.beat_s for _, member in found), default=BEAT_S)
                     return found
+
+    def greet(self, listing: list[str]) -> None:
+        """Show newcomers that are in a listing of stream/ that this handle's members live.
+
+        A newcomer takes one whose last sign is older than itself for a member of an earlier run, for which nobody
+        stops: so one that is killed soon after it came would be waited for as if a successor were due.
+        """
+        at_work = {name for name in listing if (parse_member(name) or ("", ""))[1] == "open"}
+        if not at_work <= self._seen:
+            self._mine = [membership for membership in self._mine if not membership.is_over()]
+            with suppress(OSError):  # the heartbeat comes later, and says more
+                for membership in self._mine:
+                    membership.beat()
+        self._seen = at_work
 
     def raise_failures(self, role: Role, among: Container[str] | None = None) -> None:
         """Raise the error of a member of this role without which the others cannot go on, if there is one.
@@ -208,8 +228,10 @@ class Stream:
         overdue = began_at - self._watched_at >= self._beat_s
         if self._unchanged.holds() and not overdue:
             return
+        listing = self.directory.listing()
+        self.greet(listing)
         marks = (role, "failed"), (role, "withdrawn")
-        left = {name for name in self.directory.listing() if parse_member(name) in marks}
+        left = {name for name in listing if parse_member(name) in marks}
         if overdue or not left <= self._failures_seen:
             self.raise_failures(role)
             self._watched_at = began_at

@@ -59,6 +59,15 @@ def consume(pipe: Connection, path: Path) -> None:
         pipe.recv()
 
 
+def produce_when_told(pipe: Connection, path: Path) -> None:
+    with FileSampleRefQueue(path, durable=False) as queue, queue.producer("rollout-0", required=True):
+        pipe.send("joined")
+        for number in itertools.count():
+            told = pipe.recv()
+            queue.put_when_below([ref(f"s{number}")], high=100)
+            pipe.send(told)
+
+
 @pytest.fixture
 def crew(tmp_path: Path) -> Iterator[dict[str, Child]]:
     """Two producers and two ranks, all of them at work."""
@@ -128,6 +137,24 @@ def test_watching_the_consumers_costs_one_look_while_nobody_comes_or_goes(tmp_pa
         now[0] += 32.0
         with pytest.raises(MemberFailedError, match="gone or silent"):
             queue.put_when_below([ref("late")], high=100)
+
+
+def test_whoever_is_killed_soon_after_another_came_is_missed(tmp_path: Path) -> None:
+    """A put shows those who have joined since the last heartbeat that the producer was alive in their time."""
+    tap, shift_s = Tap(), [0.0]
+    tap.ops.monotonic = lambda: time.monotonic() + shift_s[0]
+    with Child(produce_when_told, tmp_path / "q") as child:
+        assert child.receive() == "joined"
+        with open_tapped(tap, tmp_path / "q", durable=False) as queue, queue.consumer("trainer-0"):
+            child.send("put")
+            assert child.receive() == "put"
+            child.kill()
+            (file,) = (tmp_path / "q" / "stream").glob("producer@*")
+            past = file.stat().st_mtime - 31.0
+            os.utime(file, (past, past))
+            shift_s[0] = 31.0
+            with pytest.raises(MemberFailedError, match="gone or silent"):
+                queue.stream().raise_failures("producer")
 
 
 def test_watching_reads_no_member_because_ranks_agree_on_windows(tmp_path: Path) -> None:
