@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fnmatch
-import os
 from collections.abc import Iterable
 from itertools import chain
 
@@ -20,7 +19,7 @@ from fsqueue.engine.put import Putter
 from fsqueue.errors import CorruptRefError, TooLongError
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping, Event
-from fsqueue.format.untyped import sight
+from fsqueue.format.untyped import RefSight, sight
 from fsqueue.operate.operator import Outcome, fetch, hand_in_all, operator
 
 _LOOKS = 3
@@ -32,14 +31,23 @@ class _Letter:
     Attributes:
         name: the file that it has, or will have once it is unpacked.
         where: the file that it is in.
+        why_not: says why it cannot be requeued; None where it can.
     """
 
     def __init__(self, directory: Directory, name: str, file: File | None = None) -> None:
         self.directory = directory
         self.name = name
         self.file = file.name if file else name
-        data = file.line.data if file and file.line else directory.ops.read_file(directory.fd, self.file)
-        self.ref = sight(data)
+        try:
+            data = file.line.data if file and file.line else directory.ops.read_file(directory.fd, self.file)
+            self.ref = sight(data)
+            self.why_not = f"{self.where} {self.ref.problem}: there is no ref to requeue" if self.ref.problem else None
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            # The storage does not give it: that is no reason to leave the others where they are.
+            self.ref = RefSight(None, None, Bookkeeping(), False, "cannot be read")
+            self.why_not = f"{self.where} cannot be read (EIO): look what the disk or the server says, and try again"
 
     @property
     def where(self) -> str:
@@ -81,8 +89,6 @@ def _why_not(layout: Layout, stem: str) -> str:
         return f"failed/{name} is {error.reason}: there is no ref to requeue"
     except FileNotFoundError:
         pass
-    except OSError as error:
-        return f"failed/{name} cannot be read ({os.strerror(error.errno or 0)}): look what the disk or the server says"
     return "neither in failed/ nor in done/"
 
 
@@ -154,10 +160,6 @@ def _read_letter(directory: Directory, name: str, file: File | None = None) -> _
         return _Letter(directory, name, file)
     except (FileNotFoundError, CorruptRefError):
         return None
-    except OSError as error:
-        if error.errno != errno.EIO:
-            raise
-        return None
 
 
 def _failed_under(bookkeeping: Bookkeeping) -> str | None:
@@ -166,12 +168,8 @@ def _failed_under(bookkeeping: Bookkeeping) -> str | None:
 
 
 def _requeue(layout: Layout, letters: dict[str, _Letter], dry_run: bool) -> list[Outcome]:
-    outcomes = [
-        Outcome(sample_id, False, f"{letter.where} {letter.ref.problem}: there is no ref to requeue")
-        for sample_id, letter in letters.items()
-        if letter.ref.sample_id is None
-    ]
-    good = [(sample_id, letter) for sample_id, letter in letters.items() if letter.ref.sample_id is not None]
+    outcomes = [Outcome(sample_id, False, letter.why_not) for sample_id, letter in letters.items() if letter.why_not]
+    good = [(sample_id, letter) for sample_id, letter in letters.items() if letter.why_not is None]
     if dry_run or not good:
         return outcomes + [Outcome(sample_id, True, f"from {letter.where}") for sample_id, letter in good]
     packed = {letter.name for _, letter in good if letter.file != letter.name}

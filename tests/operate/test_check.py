@@ -23,7 +23,7 @@ from fsqueue.format import names
 from fsqueue.format.untyped import sight
 from fsqueue.operate.check import check_queue, repair
 from fsqueue.operate.metrics import Exporter
-from fsqueue.operate.requeue import requeue
+from fsqueue.operate.requeue import requeue, requeue_failed
 from fsqueue.operate.show import entries
 from tests.support import Child, Queue, Tap, drain, ids, lease_and_obey, lease_name, names_in, numbered, ref, refs
 from tests.support.other_user import as_nobody, readable_by_all
@@ -547,5 +547,7 @@ def test_a_ref_that_the_storage_cannot_read(path: Path, state: str) -> None:
         assert {"bad", "good"} <= {entry.id for entry in entries(path, [state], details=True)}
         if state == "failed":
             outcomes = {outcome.sample_id: outcome for outcome in requeue(str(path), ["bad", "good"])}
-            assert outcomes["good"].moved and "cannot be read" in outcomes["bad"].detail
+            assert outcomes["good"].moved and "cannot be read (EIO)" in outcomes["bad"].detail
+            (left,) = [outcome for outcome in requeue_failed(str(path)) if not outcome.moved]
+            assert left.sample_id == "bad" and "cannot be read (EIO)" in left.detail
             assert next(metric for metric in Exporter([path]).collect() if metric.name == "fsqueue_up").samples[0].value

@@ -10,11 +10,12 @@ An operation works on a *batch* of refs, in a queue where other refs, the bystan
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from fsqueue import SampleRef
+from fsqueue import QueueIOError, SampleRef
 from fsqueue.engine.engine import reaching
 from fsqueue.operate import operator
 from fsqueue.operate.check import check_queue, repair
@@ -114,7 +115,9 @@ def _reclaim(stage: Stage) -> None:
 
 
 def _requeue(stage: Stage) -> None:
-    requeue(str(stage.path), ids(stage.batch))
+    for outcome in requeue(str(stage.path), ids(stage.batch)):
+        if "(EIO)" in outcome.detail:
+            raise QueueIOError(outcome.detail, str(stage.path), OSError(errno.EIO, "told"))
 
 
 def _rewind(stage: Stage) -> None:
