@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 
+from tests.support import InThread
 from tests.support.inference import HIDDEN, FakeVllm, states_of
 from tests.support.upstream import required
 
@@ -150,6 +152,32 @@ def test_a_refused_prompt_fails_alone(folder: str, tmp_path: Path, caplog: pytes
     assert (status["prompts_failed"], status["prompts_pending"], status["prompts_leased"]) == (1, 0, 0)
     assert [ref.sample_id for ref in run.controller.sample_queue.get(9)] == ["run:a", "run:c"]
     assert "'bad'" in caplog.text and "fails it" in caplog.text
+
+
+def test_one_call_at_a_time(folder: str) -> None:
+    """A source knows nothing of threads, and SpecForge's producer may have several calls under way."""
+    source, meanwhile = TransformersSource(folder, layers=(1, "normed")), Event()
+    both = RolloutSource(source, algorithm=algorithm())
+    task = control_plane.DataFlowController("run")
+    task.ingest_prompts([{"task_id": "a", "payload": {"input_ids": [1, 2], "loss_mask": [1, 1]}}])
+    leased = task.lease_prompt_tasks("w0", 1)
+
+    def call() -> Any:
+        return both.generate_features(leased, capture=capture_of("eagle3", (0,), HIDDEN_SIZE))
+
+    def second(prompts: Any, **options: Any) -> Any:
+        meanwhile.set()
+        return capture(prompts, **options)
+
+    def first(prompts: Any, **options: Any) -> Any:
+        source.capture = second  # type: ignore[method-assign]
+        others.append(InThread(call))
+        assert not meanwhile.wait(0.3), "another call came in"
+        return capture(prompts, **options)
+
+    others: list[Any] = []
+    capture, source.capture = source.capture, first  # type: ignore[method-assign]
+    assert call()[0]["target"].equal(others[0].result()[0]["target"]) and meanwhile.is_set()
 
 
 @pytest.mark.parametrize("payload", [{}, {"input_ids": [1, 2]}, {"input_ids": [1, 2], "loss_mask": [1]}])
