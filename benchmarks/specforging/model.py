@@ -41,28 +41,6 @@ def save_target(folder: Path) -> None:
     LlamaForCausalLM(_config(len(LAYERS))).save_pretrained(folder, max_shard_size="20KB")
 
 
-class Capture:
-    """Compute hidden states in process, in the place of an SGLang server: a `FeatureSource` of SpecForge's rollouts."""
-
-    def __init__(self, folder: Path) -> None:
-        self._model: Any = LlamaForCausalLM.from_pretrained(folder)  # which leaves it in its mode for use
-
-    @torch.no_grad()
-    def generate_features(self, tasks: list[Any], *, capture: Any) -> list[dict[str, Any]]:
-        return [self._features(torch.tensor([task.payload["input_ids"]])) for task in tasks]
-
-    def _features(self, input_ids: torch.Tensor) -> dict[str, Any]:
-        states = self._model(input_ids, output_hidden_states=True).hidden_states
-        return {
-            "input_ids": input_ids,
-            "attention_mask": torch.ones_like(input_ids),
-            "loss_mask": torch.ones_like(input_ids),
-            "hidden_state": torch.cat([states[layer + 1] for layer in LAYERS], dim=-1),
-            "target": states[-1],
-            "__aux_layer_ids__": LAYERS,
-        }
-
-
 @contextmanager
 def _stand_in_for_triton() -> Iterator[None]:
     """Let SpecForge define its Triton kernels where there is no Triton; nobody launches them."""

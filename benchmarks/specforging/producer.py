@@ -10,8 +10,9 @@ from random import Random
 from specforge.algorithms.builtin import builtin_algorithm_registry
 from specforge.launch import build_disagg_online_producer
 
-from fsqueue.integrations.specforge import SharedFeatureStore, channel
-from specforging.model import HIDDEN, VOCABULARY, Capture
+from fsqueue.integrations.specforge import RolloutSource, SharedFeatureStore, channel
+from fsqueue.sources import TransformersSource
+from specforging.model import HIDDEN, VOCABULARY
 from specforging.settings import LAYERS, RUN_ID, Settings
 
 _POLL_S = 0.1
@@ -22,7 +23,10 @@ def prompts(settings: Settings, name: str) -> list[dict[str, object]]:
     return [
         {
             "task_id": f"{name}-{number}",
-            "payload": {"input_ids": [random.randrange(1, VOCABULARY) for _ in range(settings.tokens)]},
+            "payload": {
+                "input_ids": [random.randrange(1, VOCABULARY) for _ in range(settings.tokens)],
+                "loss_mask": [1] * settings.tokens,
+            },
         }
         for number in range(settings.prompts)
     ]
@@ -32,12 +36,14 @@ def main() -> None:
     settings, name = Settings(**json.loads(sys.argv[1])), sys.argv[2]
     refs = channel(settings.run, producer=name, expected=settings.producers, restart_s=settings.restart_s)
     todo = [task for task in prompts(settings, name) if not refs.ledger.is_committed(f"{RUN_ID}:{task['task_id']}")]
+    algorithm = builtin_algorithm_registry().resolve("eagle3")
+    target = TransformersSource(settings.at("target"), layers=[*(block + 1 for block in LAYERS[:-1]), "last", "normed"])
     _, drive = build_disagg_online_producer(
-        algorithm=builtin_algorithm_registry().resolve("eagle3"),
+        algorithm=algorithm,
         prompts=todo,
         feature_store=SharedFeatureStore(settings.features),
         channel=refs,
-        feature_source=Capture(settings.at("target")),
+        feature_source=RolloutSource(target, algorithm=algorithm, blocks=len(LAYERS)),
         run_id=RUN_ID,
         target_hidden_size=HIDDEN,
         target_vocab_size=VOCABULARY,

@@ -51,7 +51,8 @@ class DataFlowController(Generic[R]):
 
     Args:
         run_id: the run's name; it goes into prompts and `status`.
-        sample_queue: anything with put, get, ack, fail, depth and in_flight; a `MemorySampleRefQueue` unless given.
+        sample_queue: anything with put, get, ack, fail, depth and in_flight; unless given, a `MemorySampleRefQueue`
+            of the class of the first ref that is committed.
         metadata_store: the ledger; an `InMemoryMetadataStore` unless given.
         backpressure: when prompt leasing pauses, and the caps; never, and none, unless given.
         max_prompt_attempts: failures after which a prompt is failed for good; None: it never is.
@@ -85,7 +86,7 @@ class DataFlowController(Generic[R]):
         self.run_id = run_id
         self.sample_queue: SampleQueue[R] | None = sample_queue
         if sample_queue is None and enable_sample_queue:
-            self.sample_queue = MemorySampleRefQueue()
+            self.sample_queue = MemorySampleRefQueue(ref_type=None)
         self.store: MetadataStore[R] = InMemoryMetadataStore() if metadata_store is None else as_store(metadata_store)
         self.backpressure = backpressure
         self.max_prompt_attempts = max_prompt_attempts

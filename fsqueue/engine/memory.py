@@ -7,7 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -15,6 +15,9 @@ from fsqueue.disk.counting import Counts
 from fsqueue.engine import arguments
 from fsqueue.engine.attempts import MAX_DELIVERIES, Limits
 from fsqueue.engine.waiting import StopEvent
+from fsqueue.errors import InvalidRefError
+from fsqueue.format.codec import Codec
+from fsqueue.format.roundtrip import full_name
 from fsqueue.format.wire import RefCodec, codec_of
 from fsqueue.records import Put, SampleRef, dp_partition
 
@@ -46,14 +49,14 @@ class MemorySampleRefQueue(Generic[R]):
 
     Args:
         lease_timeout_s, ref_type, max_attempts, max_deliveries, keep_done, clock, poll_interval_s, codec:
-            as for `FileSampleRefQueue`.
+            as for `FileSampleRefQueue`. ref_type=None: the class of the first ref that is put.
     """
 
     def __init__(
         self,
         *,
         lease_timeout_s: float | None = None,
-        ref_type: type[R] = cast(Any, SampleRef),  # noqa: B008
+        ref_type: type[R] | None = cast(Any, SampleRef),  # noqa: B008
         max_attempts: int | None = None,
         max_deliveries: int | None = MAX_DELIVERIES,
         keep_done: bool = True,
@@ -61,7 +64,9 @@ class MemorySampleRefQueue(Generic[R]):
         poll_interval_s: float = 0.05,
         codec: RefCodec[R, Any] | None = None,
     ) -> None:
-        self._codec = codec_of(ref_type, codec)
+        self._codec: Codec[R] | None = None
+        if ref_type is not None or codec is not None:
+            self._codec = codec_of(cast(Any, ref_type), codec)
         self._timeout_s = lease_timeout_s
         self._limits = Limits(max_attempts, max_deliveries)
         self._keep_done = keep_done
@@ -80,7 +85,14 @@ class MemorySampleRefQueue(Generic[R]):
         """Add refs at the tail; an id that is pending or leased is skipped."""
         entries: dict[str, _Entry] = {}
         given = added = 0
-        for sample_id, _, data in self._codec.encode_all(arguments.batch("put", refs)):
+        refs = arguments.batch("put", refs)
+        if self._codec is None:
+            refs = list(refs)
+            if not refs:
+                return Put(0, 0)
+            self._take_class_of(refs[0])
+        assert self._codec is not None
+        for sample_id, _, data in self._codec.encode_all(refs):
             given += 1
             entries.setdefault(sample_id, _Entry(data))
         with self._changed:
@@ -92,6 +104,13 @@ class MemorySampleRefQueue(Generic[R]):
                     self._claims.pop(sample_id, None)
             self._changed.notify_all()
         return Put(added, given - added)
+
+    def _take_class_of(self, ref: R) -> None:
+        if not is_dataclass(ref):
+            raise InvalidRefError("<root>", f"expected a dataclass, found {full_name(type(ref))}")
+        codec = codec_of(cast(Any, type(ref)), None)
+        with self._changed:
+            self._codec = self._codec or codec
 
     def get(
         self,
@@ -126,7 +145,8 @@ class MemorySampleRefQueue(Generic[R]):
             entry.leased_at = self._clock()
             self._claims[sample_id] = next(self._serial)
             self._lost.discard(sample_id)
-        return [self._codec.decode(self._leased[sample_id].data) for sample_id in taken]
+        # What is pending was encoded, so that the class is known.
+        return [cast(Codec[R], self._codec).decode(self._leased[sample_id].data) for sample_id in taken]
 
     def _reclaim_locked(self) -> int:
         if self._timeout_s is None:

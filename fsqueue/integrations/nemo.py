@@ -13,6 +13,7 @@ pipeline and its loader take one for the other; the store has to be one that the
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -21,12 +22,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from nemo_automodel.components.speculative.streaming.queue import Lease, VisibilityTimeout
 from nemo_automodel.components.speculative.streaming.refs import FeatureAlgorithm, FeatureSpec, SampleRef
 
-from fsqueue.errors import FsQueueError, InvalidArgumentError
+from fsqueue.errors import FsQueueError, InvalidArgumentError, NotAQueueError
 from fsqueue.format import names
 from fsqueue.format.codec import split
 from fsqueue.queue import FileSampleRefQueue
@@ -35,6 +37,7 @@ from fsqueue.stream.membership import Membership
 _logger = logging.getLogger(__name__)
 _ABORTED = "was aborted during shutdown"
 _WAITING = "while put was waiting"
+_OUTCOME_POLL_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,8 @@ class SharedSampleRefQueue:
         path: the queue's directory; created where it is missing or empty.
         producer: the name under which this process is a producer of the stream. `close` ends its part; the queue is
             closed for the consumers once all producers have. None: this process only consumes, or no other one does.
-        visibility_timeout: how long a lease lasts; stored in a new queue. 30 s unless given, as NeMo's.
+        visibility_timeout: how long a lease lasts; stored in a new queue. None: what the queue has, whoever changed it;
+            in a new one 30 s, as NeMo's.
         high_watermark_bytes, low_watermark_bytes: resident bytes of the store at which `put_blocks_until_below` pauses,
             and goes on; None: as the store's health says.
         on_pause, on_resume: called with the store's health when it does.
@@ -140,16 +144,13 @@ class SharedSampleRefQueue:
     ) -> None:
         _check_watermarks(high_watermark_bytes, low_watermark_bytes)
         self._store = store
-        self._visibility = visibility_timeout or VisibilityTimeout()
         self._high, self._low = high_watermark_bytes, low_watermark_bytes
         self._on_pause, self._on_resume = on_pause, on_resume
         self._paused = False
         self._closed = threading.Event()
-        self._leases: dict[int, Any] = {}
+        self._leases: WeakValueDictionary[int, Any] = WeakValueDictionary()  # those that somebody may yet settle
         self._member: Membership | None = None
-        self.queue: FileSampleRefQueue[Any] = FileSampleRefQueue(
-            path, lease_timeout_s=self._visibility.seconds, codec=SampleRefCodec(), **options
-        )
+        self.queue = _opened(path, visibility_timeout, options)
         try:
             if producer is not None:
                 self._member = self.queue.producer(producer, expected=expected)
@@ -224,7 +225,7 @@ class SharedSampleRefQueue:
         """Return NeMo's `Lease` on the oldest ref; None where nothing comes within the interval, and at the end.
 
         At the end `is_closed` is true. Where all producers have closed while other processes still lease refs, this
-        waits for the outcome.
+        waits for the outcome, also with an interval of 0.
 
         Raises:
             MemberFailedError: a producer failed or died.
@@ -236,6 +237,7 @@ class SharedSampleRefQueue:
                 return self._lease_on(refs[0])
             if not self._may_come_back():
                 return None
+            poll_interval = max(poll_interval, _OUTCOME_POLL_S)
 
     def _may_come_back(self) -> bool:
         stream = self.queue.stream()
@@ -244,7 +246,8 @@ class SharedSampleRefQueue:
         return not self._closed.is_set() and stream.all_closed("producer") and not stream.drained(besides=mine)
 
     def _lease_on(self, ref: Any) -> Any:
-        timeout = self._visibility
+        seconds = self.queue.lease_timeout_s
+        timeout = VisibilityTimeout(math.inf if seconds is None else seconds)
         lease = Lease(
             ref=ref,
             deadline=time.monotonic() + timeout.seconds,
@@ -319,6 +322,16 @@ class SharedSampleRefQueue:
         self._closed.set()
         if self._member is not None:
             self._member.__exit__(kind, error, trace)
+
+
+def _opened(path: str | os.PathLike[str], timeout: Any, options: dict[str, Any]) -> FileSampleRefQueue[Any]:
+    """Open the queue with this timeout; without one, as it is, or a new one with NeMo's."""
+    options = {"codec": SampleRefCodec(), **options}
+    if timeout is None:
+        with suppress(NotAQueueError):
+            return FileSampleRefQueue(path, **options | {"create": False})
+        timeout = VisibilityTimeout()
+    return FileSampleRefQueue(path, lease_timeout_s=timeout.seconds, **options)
 
 
 def _check_watermarks(high: int | None, low: int | None) -> None:

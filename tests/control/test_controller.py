@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from against_sqlite.queue import PlainSqliteQueue
 from fsqueue import (
     FileSampleRefQueue,
     InvalidArgumentError,
+    InvalidRefError,
     MemorySampleRefQueue,
     NoSampleQueueError,
     PromptTask,
@@ -30,6 +32,12 @@ from fsqueue.operate.requeue import requeue
 from tests.support import GUARD_S, InThread, Tap, folder_of, ids, names_in, numbered, open_tapped, ref, refs
 
 Controller = DataFlowController[Any]
+
+
+@dataclass(frozen=True)
+class OwnRef:
+    sample_id: str
+    weight: int
 
 
 class ForeignStore:
@@ -101,6 +109,18 @@ def test_the_defaults_live_in_memory() -> None:
     assert isinstance(controller.store, InMemoryMetadataStore)
     controller.commit_samples("w0", refs("a"))
     assert ids(controller.lease_train_refs("t0", 4)) == ["a"]
+
+
+def test_the_default_queue_takes_the_class_of_the_first_ref() -> None:
+    """A controller brings refs of its own class; a later one of another class is refused, as by any queue."""
+    controller: Any = DataFlowController("run")
+    assert controller.commit_samples("w0", []) == controller.lease_train_refs("t0", 1) == []
+    controller.commit_samples("w0", [OwnRef("a", 7)])
+    assert controller.lease_train_refs("t0", 1) == [OwnRef("a", 7)]
+    with pytest.raises(InvalidRefError, match="OwnRef"):
+        controller.commit_samples("w0", refs("b"))
+    with pytest.raises(InvalidRefError, match="a dataclass"):
+        DataFlowController[Any]("run").sample_queue.put([object()])  # type: ignore[union-attr]
 
 
 def test_from_commit_to_ack(make: Make) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count
@@ -12,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from fsqueue import FileSampleRefQueue, InvalidRefError, MemberFailedError
+from fsqueue import FileSampleRefQueue, InvalidRefError, MemberFailedError, QueueConfigError
 from tests.support import GUARD_S, Child, InThread, assert_clean, content, names_in, wait_until
 from tests.support.upstream import required
 
@@ -201,6 +204,58 @@ def test_an_expired_lease_is_reclaimed_and_fenced_off(make: Make) -> None:
     assert (queue.pending_count(), queue.outstanding_count()) == (0, 1)
     queue.ack(again)
     assert queue.outstanding_count() == 0
+
+
+@pytest.mark.parametrize("seconds", [90.0, None])
+def test_a_restart_takes_the_timeout_that_the_queue_has(tmp_path: Path, seconds: float | None) -> None:
+    """As an operator changed it meanwhile; one that is given still has to be the queue's."""
+    with SharedSampleRefQueue(Store(), tmp_path / "q", durable=False) as queue:
+        assert queue.queue.lease_timeout_s == 30.0
+        queue.queue.configure(lease_timeout_s=seconds)
+        queue.queue.close()
+    again = SharedSampleRefQueue(Store(), tmp_path / "q", durable=False)
+    again.put(ref("a"))
+    lease = again.acquire()
+    assert lease.visibility_timeout.seconds == (seconds or math.inf) and lease.deadline > time.monotonic() + 60
+    again.ack(lease)
+    assert again.queue.counts() == (0, 0, 1, 0)
+    again.queue.close()
+    with pytest.raises(QueueConfigError, match="lease_timeout_s"):
+        SharedSampleRefQueue(Store(), tmp_path / "q", visibility_timeout=streaming.VisibilityTimeout(30.0))
+
+
+def test_leases_that_were_lost_are_let_go(tmp_path: Path) -> None:
+    """Nothing is kept for a lease that nobody can settle any more."""
+    queue = SharedSampleRefQueue(Store(), tmp_path / "q", durable=False)
+    queue.put(ref("a"))
+    kept = weakref.ref(queue.acquire())
+    gc.collect()
+    assert kept() is None
+    queue.queue.close()
+
+
+def test_the_outcome_of_others_is_waited_for_without_spinning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end of the stream, whatever the interval: the first look is as asked for, each later one waits."""
+    with SharedSampleRefQueue(Store(), tmp_path / "q", producer="rollout-0", durable=False) as other:
+        other.put(ref("a"))
+        held = other.acquire()
+    queue = SharedSampleRefQueue(Store(), tmp_path / "q", durable=False)
+    get, waits = queue.queue.get, []
+
+    def noted(max_refs: int, timeout_s: float) -> Any:
+        waits.append(timeout_s)
+        if len(waits) == 3:
+            other.fail(held)
+        return get(max_refs, timeout_s)
+
+    monkeypatch.setattr(queue.queue, "get", noted)
+    again = queue.acquire(poll_interval=0)
+    assert (again.ref, again.redelivery_count) == (ref("a"), 1)
+    assert waits[0] == 0 and len(waits) >= 3 and min(waits[1:]) > 0
+    queue.ack(again)
+    assert queue.acquire(poll_interval=0) is None and queue.is_closed
+    for each in (queue, other):
+        each.queue.close()
 
 
 def test_a_closed_queue_is_drained(make: Make) -> None:

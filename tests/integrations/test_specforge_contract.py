@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from fsqueue.control import DataFlowController
 from tests.support import GUARD_S, InThread, wait_until
 from tests.support.upstream import required
 
@@ -23,6 +24,7 @@ from tests.support.specforge import (  # noqa: E402  # only where there is SpecF
     SampleRef,
     Site,
     Tensor,
+    control_plane,
     ref,
     refs,
 )
@@ -230,6 +232,17 @@ def test_a_commit_returns_what_is_new(site: Site) -> None:
     assert controller.commit_samples("w1", refs("a", "c")) == refs("c")
     assert controller.commit_samples("w1", refs("a")) == controller.commit_samples("w1", []) == []
     assert controller.sample_queue.get(9) == [*given[:2], ref("c")]
+
+
+@pytest.mark.parametrize("kind", [control_plane.DataFlowController, DataFlowController])
+def test_a_controller_that_is_given_nothing_takes_their_refs(kind: Any) -> None:
+    """Its queue and its ledger are in memory, and ask for no class."""
+    controller = kind("run")
+    controller.commit_samples("w0", refs("a", "b"))
+    assert controller.sample_queue.get(1) == refs("a")
+    controller.ack_train_refs("t0", ["a"], global_step=1, optimizer_durable=True)
+    status = controller.status()
+    assert (status["queue_depth"], status["queue_in_flight"], status["durable_acked"]) == (1, 0, 1)
 
 
 def test_prompts_carry_what_was_said_of_them(site: Site) -> None:

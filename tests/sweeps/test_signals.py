@@ -65,9 +65,7 @@ def found_in(path: Path) -> list[str]:
 STATES = ("pending", "leased", "done", "failed")
 
 
-@pytest.mark.filterwarnings(
-    "ignore:unclosed file:ResourceWarning"
-)  # struck before its with: Python closes it
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # struck before its with: Python closes it
 @pytest.mark.timeout(300)
 def test_a_handler_that_raises(path: Path) -> None:
     """One handle survives exceptions at random instants: no lock stays held, nothing that was put is lost."""

@@ -15,6 +15,7 @@ ledger and stream: there is no distributor, no inbox and no rank whose files the
 from fsqueue.integrations.specforge.consumer import build_online_consumer
 from fsqueue.integrations.specforge.controller import ConsumerSetupError, OnlineController
 from fsqueue.integrations.specforge.refs import Publication, RefChannel, channel
+from fsqueue.integrations.specforge.rollout import RolloutSource
 from fsqueue.integrations.specforge.store import NoFeaturesError, SharedFeatureStore
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "OnlineController",
     "Publication",
     "RefChannel",
+    "RolloutSource",
     "SharedFeatureStore",
     "build_online_consumer",
     "channel",
