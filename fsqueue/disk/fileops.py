@@ -199,7 +199,7 @@ class FileOps:
             if error.errno != errno.ESTALE:
                 raise
 
-    def pwrite_all(self, fd: int, data: bytes, offset: int) -> None:
+    def pwrite_all(self, fd: int, data: bytes | memoryview, offset: int) -> None:
         """Write all of data at offset, however many calls that takes."""
         done = self.pwrite(fd, data, offset)
         while done < len(data):
@@ -212,7 +212,7 @@ class FileOps:
         """
         fd = self.open(name, _CREATE, 0o666, dir_fd=dir_fd)
         try:
-            done = self.write(fd, data)
+            done = 0
             while done < len(data):
                 done += self.write(fd, data[done:])
         except BaseException:

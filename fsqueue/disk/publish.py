@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing, suppress
+from functools import partial
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, silently_remove
+
+WriteAt = Callable[[bytes | memoryview, int], None]
 
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 _SYNCED_TOGETHER = 256
@@ -68,15 +71,25 @@ def refusal_of(strangers: Sequence[str], settings: str) -> str:
 
 def write_file(ops: FileOps, dir_fd: int, name: str, data: bytes, durable: bool) -> None:
     """Create a file with this content; on an error, nothing is left of it."""
+    fill_file(ops, dir_fd, name, data, lambda write_at: len(data), durable)
+
+
+def fill_file(ops: FileOps, dir_fd: int, name: str, data: bytes, fill: Callable[[WriteAt], int], durable: bool) -> None:
+    """Create a file with this content, and have the rest written; on an error, nothing is left of it.
+
+    Args:
+        fill: writes the rest by calls of ``write_at(data, offset)``, and returns how many bytes the file has then.
+    """
     try:
         fd = ops.create(dir_fd, name, data)
         try:
+            size = fill(partial(ops.pwrite_all, fd))
             if durable:
                 ops.fsync(fd)
         except BaseException:
             ops.close_read(fd)
             raise
-        close_new(ops, dir_fd, name, fd, len(data))
+        close_new(ops, dir_fd, name, fd, size)
     except BaseException:
         silently_remove(ops, dir_fd, [name])
         raise

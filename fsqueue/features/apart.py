@@ -21,7 +21,7 @@ from torch import Tensor
 from fsqueue.disk.fileops import DIRECTORY, FileOps
 from fsqueue.engine.owners import new_owner
 from fsqueue.errors import CorruptRefError
-from fsqueue.features import address, tensorfile
+from fsqueue.features import address, encoding, tensorfile
 from fsqueue.features.errors import UnfitFileError
 from fsqueue.features.root import TMP, StoreRoot
 from fsqueue.features.tensorfile import Metadata, NotTensorsError, TensorHeader
@@ -70,7 +70,7 @@ class Adoption:
                 return None
             try:
                 with self._opened(sample_id, tmp_fd, own) as file:
-                    generation = tensorfile.digest(file.header.tensors(self._content(file)))
+                    generation = encoding.digest(file.header.tensors(self._content(file)))
                     file.header.metadata = Metadata(sample_id, generation)
                     if self._durable:
                         ops.fsync(file.fd)
@@ -150,13 +150,13 @@ def content_of(ops: FileOps, file: OpenFile) -> Tensor:
     Raises:
         NotTensorsError: it has become shorter.
     """
-    content = bytearray(file.size_bytes)
-    rest, at = memoryview(content), 0
+    content = torch.empty(file.size_bytes, dtype=torch.uint8)
+    rest, at = content.numpy().data, 0
     while count := ops.readinto(file.fd, rest[at:], at):
         at += count
     if at != file.size_bytes:
         raise NotTensorsError(f"ended at {at} of {file.size_bytes} bytes")
-    return torch.frombuffer(content, dtype=torch.uint8)
+    return content
 
 
 def named_in(ops: FileOps, folder_fd: int, name: str) -> str | None:

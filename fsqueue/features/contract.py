@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, get_type_hints
 
 import msgspec
@@ -54,9 +55,14 @@ class StoredFeatures:
         Args:
             fields: the ref's other fields, such as run_id and strategy; they take precedence.
         """
-        hint = get_type_hints(ref_type).get("feature_specs", dict[str, FeatureSpec])
-        specs = msgspec.convert(self.feature_specs, hint, from_attributes=True)
+        specs = msgspec.convert(self.feature_specs, _specs_type(cast(Hashable, ref_type)), from_attributes=True)
         return ref_type(**(vars(self) | {"feature_specs": specs} | fields))
+
+
+@lru_cache(maxsize=32)  # of a class that is made anew for each call, not all copies are kept
+def _specs_type(ref_type: Hashable) -> Any:
+    """Return the type of a ref class's feature_specs; to find it out takes longer than to store a small sample."""
+    return get_type_hints(ref_type).get("feature_specs", dict[str, FeatureSpec])
 
 
 @dataclass(frozen=True)

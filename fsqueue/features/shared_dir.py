@@ -18,14 +18,15 @@ from torch import Tensor
 
 from fsqueue.disk.directory import UNREACHABLE
 from fsqueue.disk.fileops import current, explained, silently_remove
-from fsqueue.disk.publish import absolute, write_file
+from fsqueue.disk.publish import WriteAt, absolute, fill_file
 from fsqueue.engine.layout import is_remote
 from fsqueue.engine.owners import new_owner
 from fsqueue.errors import CorruptRefError, InvalidArgumentError
-from fsqueue.features import address, apart, collect, tensorfile
+from fsqueue.features import address, apart, collect, encoding, tensorfile
 from fsqueue.features.address import Address
 from fsqueue.features.apart import OpenFile
 from fsqueue.features.contract import Collected, FeatureRef, StoredFeatures, StoreHealth
+from fsqueue.features.encoding import Encoder, NamesTooLongError
 from fsqueue.features.errors import (
     CorruptFeatureError,
     FeatureError,
@@ -91,15 +92,14 @@ class SharedDirFeatureStore:
             raise InvalidArgumentError("store.put", "a mapping of names to tensors", tensors)
         if problem := tensorfile.unsupported(tensors):
             raise FeatureSpecError(sample_id, *problem)
-        data, generation = tensorfile.encode(sample_id, tensors)
         try:
-            header = tensorfile.read_header(lambda count, at: data[at : at + count], len(data))
-        except NotTensorsError as error:
+            file = Encoder(sample_id, tensors)
+        except NamesTooLongError as error:
             why = f"has the longest of {len(tensors)} names, and the file {error}: use fewer or shorter names"
             raise FeatureSpecError(sample_id, max(tensors, key=len, default=""), why) from None
         with self._reaching("storing features in"):
-            self._publish(stem, data, generation)
-        return self._described(sample_id, stem, header, len(data))
+            self._publish(stem, file.header.metadata, fill=file.write)
+        return self._described(sample_id, stem, file.header, file.size_bytes)
 
     def adopt_file(self, sample_id: str, path: str | os.PathLike[str]) -> StoredFeatures:
         """Make a safetensors file that somebody else wrote a sample's features; replaces older ones.
@@ -124,8 +124,8 @@ class SharedDirFeatureStore:
                 adoption.remove()
                 return stored
             header, size_bytes = moved
-            generation = header.metadata.generation
-            self._publish(stem, tensorfile.encode_apart(sample_id, generation), generation)
+            data = encoding.encode_apart(sample_id, header.metadata.generation)
+            self._publish(stem, header.metadata, data)
             return self._described(sample_id, stem, header, size_bytes)
 
     def _described(self, sample_id: str, stem: str, header: TensorHeader, size_bytes: int) -> StoredFeatures:
@@ -133,14 +133,16 @@ class SharedDirFeatureStore:
         specs = header.specs()
         return StoredFeatures(sample_id, uri, {name: name for name in specs}, specs, size_bytes)
 
-    def _publish(self, stem: str, data: bytes, generation: str) -> None:
+    def _publish(
+        self, stem: str, metadata: Metadata, data: bytes = b"", fill: Callable[[WriteAt], int] | None = None
+    ) -> None:
         """CRASH: before the rename there is only a file in tmp/, which gc removes."""
         ops, name = self._ops, new_owner(None, self.root)
         with self._store_root.folder(TMP, create=True) as tmp_fd:
-            write_file(ops, tmp_fd, name, data, self._durable)
+            fill_file(ops, tmp_fd, name, data, fill or (lambda write_at: len(data)), self._durable)
             try:
                 with self._store_root.folder(address.folder_of(stem), create=True) as folder_fd:
-                    self._install(tmp_fd, name, folder_fd, stem, generation)
+                    self._install(tmp_fd, name, folder_fd, stem, metadata.generation)
             except BaseException:
                 silently_remove(ops, tmp_fd, [name])
                 raise
@@ -226,7 +228,7 @@ class SharedDirFeatureStore:
                 raise StaleFeatureError(sample_id, generation, wanted.generation)
             with self._holder(wanted.stem, file) as holder:
                 tensors = holder.header.tensors(self._content(holder))
-                if self._verify and tensorfile.digest(tensors) != generation:
+                if self._verify and encoding.digest(tensors, file.header.metadata.digest) != generation:
                     raise NotTensorsError("does not have the content that its generation says")
                 return tensors
 

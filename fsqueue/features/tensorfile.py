@@ -1,29 +1,27 @@
-"""Write and read the store's safetensors files.
+"""Read the store's safetensors files, on one open descriptor.
 
-Writing is left to the safetensors library. Reading is done here, on one open descriptor: its functions open a path
-once for the header and once more for the data, which may be another file's by then, and follow links.
+safetensors' own functions open a path once for the header and once more for the data, which may be another file's by
+then, and follow links.
 
 Source: https://huggingface.co/docs/safetensors/index#format
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import msgspec
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
-from fsqueue.features.address import GENERATION_DIGITS, is_generation
+from fsqueue.features.address import is_generation
 from fsqueue.records import FeatureSpec
 
 LENGTH_BYTES = 8
 HEADER_LIMIT_BYTES = 1 << 20
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -41,14 +39,17 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-STORABLE = frozenset(_DTYPES.values())
+STORABLE = frozenset(DTYPES.values())
+
+
+Digest = Literal["sha256", "xxh3"]
 
 
 class NotTensorsError(ValueError):
     """The bytes are no complete safetensors file of this store."""
 
 
-class _TensorEntry(msgspec.Struct):
+class TensorEntry(msgspec.Struct):
     dtype: str
     shape: tuple[int, ...]
     data_offsets: tuple[int, int]
@@ -59,11 +60,13 @@ class Metadata(msgspec.Struct, omit_defaults=True):
 
     Attributes:
         tensors: "here", or "apart": then this file has none, and they are in the file that is named by the generation.
+        digest: what the generation is of the tensors.
     """
 
     sample_id: str
     generation: str
     tensors: Literal["here", "apart"] = "here"
+    digest: Digest = "sha256"
 
 
 class TensorHeader(msgspec.Struct):
@@ -74,13 +77,13 @@ class TensorHeader(msgspec.Struct):
     """
 
     metadata: Metadata
-    entries: dict[str, _TensorEntry]
+    entries: dict[str, TensorEntry]
     data_at: int
 
     def specs(self) -> dict[str, FeatureSpec]:
         """Describe the tensors as a ref does, in the order of their names."""
         return {
-            name: FeatureSpec(name, entry.shape, dtype_name(_DTYPES[entry.dtype]))
+            name: FeatureSpec(name, entry.shape, dtype_name(DTYPES[entry.dtype]))
             for name, entry in sorted(self.entries.items())
         }
 
@@ -93,7 +96,7 @@ class TensorHeader(msgspec.Struct):
         data = content[self.data_at :]
         try:
             return {
-                name: data[slice(*entry.data_offsets)].view(_DTYPES[entry.dtype]).view(entry.shape)
+                name: data[slice(*entry.data_offsets)].view(DTYPES[entry.dtype]).view(entry.shape)
                 for name, entry in self.entries.items()
             }
         except (RuntimeError, OverflowError, TypeError) as error:
@@ -103,34 +106,6 @@ class TensorHeader(msgspec.Struct):
 def dtype_name(dtype: torch.dtype) -> str:
     """Name a type as a `FeatureSpec` does, such as ``float32``."""
     return str(dtype).removeprefix("torch.")
-
-
-def encode(sample_id: str, tensors: Mapping[str, Tensor]) -> tuple[bytes, str]:
-    """Return a file's content, and its generation."""
-    plain: dict[str, Tensor] = {}
-    memory: set[int] = set()
-    for name, tensor in tensors.items():
-        dense = tensor.detach().to("cpu").contiguous()
-        where = dense.untyped_storage().data_ptr()
-        plain[name] = dense.clone() if where in memory else dense  # safetensors refuses tensors that share memory
-        memory.add(where)
-    generation = digest(plain)
-    return save(plain, msgspec.to_builtins(Metadata(sample_id, generation))), generation
-
-
-def encode_apart(sample_id: str, generation: str) -> bytes:
-    """Return the content of a sample's file whose tensors lie apart."""
-    return save({}, msgspec.to_builtins(Metadata(sample_id, generation, "apart")))
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return these tensors' generation: equal ones have equal generations, in whatever order and process."""
-    state = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        state.update(msgspec.json.encode((name, dtype_name(tensor.dtype), tuple(tensor.shape))))
-        state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return state.hexdigest()[:GENERATION_DIGITS]
 
 
 def read_header(read: Callable[[int, int], bytes], file_bytes: int, metadata: Metadata | None = None) -> TensorHeader:
@@ -158,7 +133,7 @@ def _parse_header(data: bytes, file_bytes: int, metadata: Metadata | None) -> Te
         raw = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
         own = raw.pop("__metadata__", b"{}")
         metadata = metadata or msgspec.json.decode(own, type=Metadata)
-        entries = {name: msgspec.json.decode(entry, type=_TensorEntry) for name, entry in raw.items()}
+        entries = {name: msgspec.json.decode(entry, type=TensorEntry) for name, entry in raw.items()}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise NotTensorsError(f"has a damaged header ({error})") from None
     if metadata.tensors == "apart" and (entries or not is_generation(metadata.generation)):
@@ -168,10 +143,10 @@ def _parse_header(data: bytes, file_bytes: int, metadata: Metadata | None) -> Te
     return TensorHeader(metadata, entries, data_at)
 
 
-def _check_layout(entries: dict[str, _TensorEntry], data_at: int, data_bytes: int) -> None:
+def _check_layout(entries: dict[str, TensorEntry], data_at: int, data_bytes: int) -> None:
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
-        dtype = _DTYPES.get(entry.dtype)
+        dtype = DTYPES.get(entry.dtype)
         if dtype is None:
             raise NotTensorsError(f"holds {name!r} of unknown type {entry.dtype!r}")
         start, stop = entry.data_offsets

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from fsqueue import DataFlowController, FeatureSpec, FileMetadataStore, FileSampleRefQueue, QueueIOError, SampleRef
 from fsqueue.disk.directory import UNREACHABLE
@@ -34,6 +34,7 @@ from fsqueue.features import (
     ForeignFeatureError,
     SharedDirFeatureStore,
     StaleFeatureError,
+    encoding,
 )
 from fsqueue.features.tensorfile import STORABLE
 from tests.support import GUARD_S, ROOT, Tap, fill, wait_until
@@ -125,6 +126,57 @@ def test_generations(store: SharedDirFeatureStore) -> None:
         ref.feature_store_uri.rpartition("=")[2] for ref in (first, second)
     )
     assert not caught.value.retryable and same(store.get(second), tensors(2))
+
+
+def test_a_generation_does_not_depend_on_how_tensors_lie_in_memory(store: SharedDirFeatureStore) -> None:
+    """Nor on their order; what is not in the order of its elements, and large, is put into it part by part."""
+    wide = torch.arange(3 << 20, dtype=torch.int64).reshape(1, 3, -1)
+    turned = wide.transpose(1, 2)
+    assert turned.nbytes > 1 << 20 and not turned.is_contiguous()
+    first = store.put("s1", {"a": turned, "b": torch.ones(3, dtype=torch.uint8)})
+    assert torch.equal(store.get(ref_of(first))["a"], turned)
+    again = store.put("s1", {"b": torch.ones(3, dtype=torch.uint8), "a": turned.contiguous()})
+    assert again.feature_store_uri == first.feature_store_uri
+    flipped = torch.tensor([1 + 2j, 3 - 1j], dtype=torch.complex64).conj()
+    assert torch.equal(store.get(ref_of(store.put("s2", {"x": flipped})))["x"], flipped)
+
+
+def test_features_with_the_digest_of_earlier_versions(store: SharedDirFeatureStore) -> None:
+    """A file whose generation is a SHA-256 is read, checked, and refused once it is damaged."""
+    sample = tensors(1)
+    generation = encoding.digest(sample, "sha256")
+    ref = ref_of(store.put("s1", sample))
+    path = file_of(store, ref)
+    path.write_bytes(save(sample, {"sample_id": "s1", "generation": generation}))
+    old = replace(ref, feature_store_uri=ref.feature_store_uri.rpartition("=")[0] + "=" + generation)
+    careful = SharedDirFeatureStore(store.root, verify=True)
+    assert same(careful.get(old), sample)
+    path.write_bytes(save(tensors(2), {"sample_id": "s1", "generation": generation}))
+    assert same(store.get(old), tensors(2))
+    with pytest.raises(CorruptFeatureError, match="does not have the content"):
+        careful.get(old)
+
+
+_MEMORY = """
+import resource, sys, torch
+from fsqueue.features import SharedDirFeatureStore
+store = SharedDirFeatureStore(sys.argv[1], durable=False, mapped=False)
+store.put("warm", {"x": torch.zeros(4)})
+big = torch.ones(10_000, 10_000)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for sample in ({"x": big}, {"x": big.t()}):
+    before = peak()
+    store.put("big", sample)
+    print((peak() - before) >> 10)
+"""
+
+
+def test_a_put_needs_no_copy_of_the_tensors(tmp_path: Path) -> None:
+    """Storing 381 MiB takes up to 16 MiB more than they do, in whatever order they lie in memory."""
+    run = subprocess.run([sys.executable, "-c", _MEMORY, str(tmp_path / "f")], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    plain, turned = map(int, run.stdout.split())
+    assert plain <= 16 and turned <= 16, f"{plain} and {turned} MiB"
 
 
 def test_replaced_and_removed_under_a_mapping(store: SharedDirFeatureStore) -> None:

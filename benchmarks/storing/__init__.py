@@ -1,0 +1,1 @@
+"""What `features.py` measures: single files beside safetensors' own functions, and samples from process to process."""

@@ -1,0 +1,132 @@
+"""Write tensors as a safetensors file that names their generation, without a copy of their memory.
+
+The generation, a digest of the tensors' bytes, stands in the header, which comes first. But how long the header is does
+not depend on it: so each tensor is digested and written, by one call, since filesystems are faster at large ones, and
+the header last.
+
+Source: https://huggingface.co/docs/safetensors/index#format
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import msgspec
+import torch
+import xxhash
+from torch import Tensor
+
+from fsqueue.disk.publish import WriteAt
+from fsqueue.features.address import GENERATION_DIGITS
+from fsqueue.features.tensorfile import (
+    DTYPES,
+    HEADER_LIMIT_BYTES,
+    LENGTH_BYTES,
+    Digest,
+    Metadata,
+    TensorEntry,
+    TensorHeader,
+    dtype_name,
+)
+
+_COPY_BYTES = 1 << 20
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_UNKNOWN = "0" * GENERATION_DIGITS
+
+
+class NamesTooLongError(ValueError):
+    """The tensors' names and shapes do not fit into a header."""
+
+
+class Encoder:
+    """Write one sample's tensors.
+
+    Tensors on an accelerator are copied to the host, once. The others are not copied: one whose memory is not in the
+    order of its elements is put into order piece by piece.
+
+    Attributes:
+        header: of the file; it has the generation once it is written.
+        size_bytes: of the file.
+
+    Raises:
+        NamesTooLongError: the header would be longer than the store reads.
+    """
+
+    def __init__(self, sample_id: str, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = {name: _on_host(tensor) for name, tensor in in_order(tensors)}
+        entries: dict[str, TensorEntry] = {}
+        end = 0
+        for name, tensor in self._tensors.items():
+            start, end = end, end + tensor.nbytes
+            entries[name] = TensorEntry(_NAMES[tensor.dtype], tuple(tensor.shape), (start, end))
+        self.header = TensorHeader(Metadata(sample_id, _UNKNOWN, digest="xxh3"), entries, 0)
+        self.header.data_at = len(_head(self.header))
+        self.size_bytes = self.header.data_at + end
+
+    def write(self, write_at: WriteAt) -> int:
+        """Write the file by calls of ``write_at(data, offset)``; return its size in bytes."""
+        at = self.header.data_at
+
+        def write(piece: memoryview) -> None:
+            nonlocal at
+            write_at(piece, at)
+            at += len(piece)
+
+        self.header.metadata.generation = _digest(self._tensors.items(), "xxh3", write)
+        write_at(_head(self.header), 0)
+        return self.size_bytes
+
+
+def encode_apart(sample_id: str, generation: str) -> bytes:
+    """Return the content of a sample's file whose tensors lie apart."""
+    return _head(TensorHeader(Metadata(sample_id, generation, "apart", "xxh3"), {}, 0))
+
+
+def digest(tensors: Mapping[str, Tensor], kind: Digest = "xxh3") -> str:
+    """Return these tensors' generation: equal ones have equal generations, in whatever order and process."""
+    return _digest(in_order(tensors) if kind == "xxh3" else sorted(tensors.items()), kind)
+
+
+def in_order(tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+    """Return tensors by the size of their elements, as they have to lie so that each is aligned, and by name."""
+    return sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))
+
+
+def _digest(
+    tensors: Iterable[tuple[str, Tensor]], kind: Digest, each: Callable[[memoryview], object] = lambda piece: None
+) -> str:
+    state = xxhash.xxh3_128() if kind == "xxh3" else hashlib.sha256()
+    for name, tensor in tensors:
+        state.update(msgspec.json.encode((name, dtype_name(tensor.dtype), tuple(tensor.shape))))
+        for piece in _pieces(tensor):
+            state.update(piece)
+            each(piece)
+    return state.hexdigest()[:GENERATION_DIGITS]
+
+
+def _head(header: TensorHeader) -> bytes:
+    """Encode a header, with spaces at its end so that the tensors begin at a multiple of eight bytes."""
+    data = msgspec.json.encode({"__metadata__": header.metadata, **header.entries})
+    data += b" " * (-len(data) % LENGTH_BYTES)
+    if len(data) > HEADER_LIMIT_BYTES:
+        raise NamesTooLongError(f"has a header of {len(data)} bytes, of at most {HEADER_LIMIT_BYTES}")
+    return len(data).to_bytes(LENGTH_BYTES, "little") + data
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu").resolve_conj().resolve_neg()
+
+
+def _pieces(tensor: Tensor) -> Iterator[memoryview]:
+    """Yield a tensor's bytes in the order of its elements; what is not in that order is copied part by part."""
+    if tensor.is_contiguous():
+        yield tensor.reshape(-1).view(torch.uint8).numpy().data
+    elif tensor.nbytes <= _COPY_BYTES:
+        yield from _pieces(tensor.contiguous())
+    elif len(tensor) == 1:
+        yield from _pieces(tensor[0])
+    else:
+        rows = max(1, len(tensor) * _COPY_BYTES // tensor.nbytes)
+        for first in range(0, len(tensor), rows):
+            yield from _pieces(tensor[first : first + rows])
