@@ -81,7 +81,7 @@ class Membership:
 
     def beat(self) -> None:
         """Show that this member lives; where its file is gone, a successor has taken its place."""
-        if self._handle.closed:
+        if self._handle.closed or self.is_over():
             return
         stamp, file = self._handle.moves.stamp, self._file("open")
         if stamp(self._directory, file) or self.is_over():

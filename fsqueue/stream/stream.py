@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Container, Mapping
 from contextlib import suppress
+from weakref import WeakSet
 
 import msgspec
 
@@ -74,7 +75,7 @@ class Stream:
         self._watched_at = -1e9
         self._failures_seen: set[str] = set()
         self._seen: set[str] = set()  # files of members at work
-        self._mine: list[Membership] = []
+        self._mine: WeakSet[Membership] = WeakSet()
         self._doubts = Doubts(handle.awake)
         self._beat_s = BEAT_S
 
@@ -121,7 +122,7 @@ class Stream:
         if gone:
             self._bring_back(gone)
         joined.append(Membership(self._handle, self.directory, role, record, release, on_sigterm))
-        self._mine.append(joined[-1])
+        self._mine.add(joined[-1])
         mine = member_file(role, record, "open")  # which a handle may have left behind itself
         self._seen.add(mine)
         silently_remove(self._ops, self.directory.fd, [file for file, _ in earlier if file != mine])
@@ -161,9 +162,8 @@ class Stream:
         """
         at_work = {name for name in listing if (parse_member(name) or ("", ""))[1] == "open"}
         if not at_work <= self._seen:
-            self._mine = [membership for membership in self._mine if not membership.is_over()]
             with suppress(OSError):  # the heartbeat comes later, and says more
-                for membership in self._mine:
+                for membership in list(self._mine):
                     membership.beat()
         self._seen = at_work
 
