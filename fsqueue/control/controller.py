@@ -96,6 +96,7 @@ class DataFlowController(Generic[R]):
         self._mutex = threading.Lock()
         self._noted_in: object = None  # the queue that names the ledger
         self._owed: list[R] = []  # committed, and the put failed
+        self._unsure: set[str] = set()  # perhaps committed: the ledger raised
         self._workers: dict[str, dict[str, Any]] = {}
         self._trainers: dict[str, dict[str, Any]] = {}
 
@@ -158,7 +159,8 @@ class DataFlowController(Generic[R]):
         """Record samples in the ledger, in one transaction, and put those that are new into the queue.
 
         Their prompts are done with. Where the filesystem refuses the put, the next call makes up for it, as does
-        reconciling after a crash.
+        reconciling after a crash. Where the ledger could not say whether it has them, they are put when they are
+        committed again.
 
         Returns:
             Those that are new, in their order: of an id that is there twice, the first.
@@ -169,10 +171,32 @@ class DataFlowController(Generic[R]):
         refs = list(arguments.batch("commit_samples", refs))
         for ref in refs:
             assert_no_tensors(ref)
-        fresh = [ref for ref, is_new in zip(refs, self.store.commit_samples(refs), strict=True) if is_new]
+        fresh = self._record(refs)
         self._prompts.finish(getattr(ref, "source_task_id", None) for ref in refs)
         self._put(fresh)
         return fresh
+
+    def _record(self, refs: list[R]) -> list[R]:
+        """Record samples in the ledger; return those that are new.
+
+        An error may come after the record was written, and on a filesystem that does not answer it stays there. So
+        what was to be recorded then counts as new once more.
+        """
+        try:
+            recorded = self.store.commit_samples(refs)
+        except (TypeError, ValueError):  # refused, before anything was written
+            raise
+        except BaseException:
+            with self._mutex:
+                self._unsure.update(map(id_of_ref, refs))
+            raise
+        fresh: dict[str, R] = {}
+        with self._mutex:
+            for ref, is_new in zip(refs, recorded, strict=True):
+                if is_new or id_of_ref(ref) in self._unsure:
+                    fresh.setdefault(id_of_ref(ref), ref)
+            self._unsure.difference_update(fresh)
+        return list(fresh.values())
 
     def _put(self, fresh: list[R]) -> None:
         """Put what is new, and what an earlier call could not put."""
@@ -301,6 +325,7 @@ class DataFlowController(Generic[R]):
             report = reconcile(side, self.store)
         with self._mutex:
             self._owed.clear()
+            self._unsure.clear()
         if feature_store is not None:
             for sample_id in report["released"]:
                 self._abort(feature_store, sample_id)
@@ -330,6 +355,7 @@ class DataFlowController(Generic[R]):
             report = reconcile(side, self.store)
         with self._mutex:
             self._owed.clear()
+            self._unsure.clear()
         return report
 
     # -- looking ------------------------------------------------------------------------------------------------

@@ -456,6 +456,33 @@ def test_samples_whose_put_failed_are_put_by_the_next_commit(tmp_path: Path) -> 
     queue.close()
 
 
+def test_samples_of_which_the_ledger_could_not_say_whether_it_has_them_are_put_when_they_are_committed_again(
+    tmp_path: Path,
+) -> None:
+    """The server stops to answer once the record is written: neither synced nor taken back, it stays in the log."""
+    tap = Tap()
+    with tap.here():
+        store = FileMetadataStore[SampleRef](tmp_path / "ledger")
+    with store, FileSampleRefQueue(tmp_path / "queue") as queue:
+        controller: Controller = DataFlowController("run", sample_queue=queue, metadata_store=store)
+        controller.commit_samples("w0", refs("first"))
+        written = False
+
+        def dead(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            nonlocal written
+            if written and name not in ("unlock", "close"):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            written = name in ("write", "pwrite")
+
+        tap.before = dead
+        with pytest.raises(QueueIOError, match="EIO"):
+            controller.commit_samples("w0", refs("a", "b", "c"))
+        tap.before = None
+        assert ids(controller.commit_samples("w0", refs("a", "b", "c", "a"))) == ["a", "b", "c"]
+        assert controller.commit_samples("w0", refs("a", "b", "c")) == []
+        assert ids(controller.lease_train_refs("t0", 9)) == ["first", "a", "b", "c"]
+
+
 def test_an_acknowledged_sample_is_not_leased_though_it_is_in_the_queue(tmp_path: Path) -> None:
     """Its controller died between ledger and queue: whoever meets it settles it, and gets the next ones instead."""
     with FileMetadataStore[SampleRef](tmp_path / "ledger") as store, FileSampleRefQueue(tmp_path / "queue") as queue:
