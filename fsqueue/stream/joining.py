@@ -17,6 +17,7 @@ class Places:
     Args:
         files: reads each member of the stream with its file.
         doubted_s: returns for how many seconds more a member's silence proves nothing.
+        left_behind: tells of a member whether this handle has left it behind, where joining was cut short.
     """
 
     def __init__(
@@ -24,10 +25,12 @@ class Places:
         handle: Handle,
         files: Callable[[], list[tuple[str, Member]]],
         doubted_s: Callable[[Member], float],
+        left_behind: Callable[[Member], bool],
     ) -> None:
         self._handle = handle
         self._files = files
         self._doubted_s = doubted_s
+        self._left_behind = left_behind
 
     def taken_by(self, role: Role, record: Record, group: frozenset[str]) -> list[tuple[str, Member]]:
         """Return those who make room for a new member, with their files, once they all have.
@@ -62,7 +65,7 @@ class Places:
                 yield file, member
 
     def _has_gone(self, member: Member, record: Record) -> bool:
-        if member.state != "open" or member.record.process.liveness() == "dead":
+        if member.state != "open" or member.record.process.liveness() == "dead" or self._left_behind(member):
             return True
         if record.launch.succeeds(member.record.launch):
             return True

@@ -55,7 +55,7 @@ class Membership:
             _require_sigterm(on_sigterm)
         self._handle = handle
         self._directory = directory
-        self._role: Role = role
+        self.role: Role = role
         self._record = record
         self._release = release
         self._on_sigterm = on_sigterm
@@ -94,7 +94,7 @@ class Membership:
     def raise_if_replaced(self) -> None:
         """Raise a MemberReplacedError where a successor has taken this member's place."""
         if self._replaced:
-            raise MemberReplacedError(self._handle.layout.path, self._role, self.name)
+            raise MemberReplacedError(self._handle.layout.path, self.role, self.name)
 
     def close(self) -> None:
         """Leave, having produced, or consumed, all there is for this member."""
@@ -151,7 +151,7 @@ class Membership:
         return self._ended or self._record.process.pid != os.getpid()
 
     def _tell(self, what: str) -> None:
-        tell(__name__, "info", self._handle.layout.path, f"{self._role} %s {what}", self.name)
+        tell(__name__, "info", self._handle.layout.path, f"{self.role} %s {what}", self.name)
 
     def vanish(self) -> None:
         """Be a member no longer, as if this one had never joined."""
@@ -177,7 +177,7 @@ class Membership:
             yield directory
 
     def _write(self, state: State, record: Record) -> None:
-        takes_out = self._role != "producer"  # whoever takes refs out of the queue is given room to
+        takes_out = self.role != "producer"  # whoever takes refs out of the queue is given room to
         data = msgspec.json.encode(record) + b"\n"
         self._handle.moves.write(data, self._directory, self._file(state), vital=takes_out)
 
@@ -187,11 +187,11 @@ class Membership:
         self._ended = True
 
     def _file(self, state: State) -> str:
-        return member_file(self._role, self._record, state)
+        return member_file(self.role, self._record, state)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            f"{self._role} {self.name!r} of {self._directory.path} cannot be copied or pickled: join the stream under "
+            f"{self.role} {self.name!r} of {self._directory.path} cannot be copied or pickled: join the stream under "
             "another name where the copy would be used"
         )
 

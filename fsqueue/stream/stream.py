@@ -117,7 +117,8 @@ class Stream:
             launch=launch(attempt),
             group=group,
         )
-        earlier = Places(self._handle, self._files, self._doubted_s).taken_by(role, record, frozenset(ranks))
+        places = Places(self._handle, self._files, self._doubted_s, self._left_behind)
+        earlier = places.taken_by(role, record, frozenset(ranks))
         gone = {it.record.process.owner for _, it in earlier if record.launch.succeeds(it.record.launch)}
         if gone:
             self._bring_back(gone)
@@ -126,6 +127,11 @@ class Stream:
         mine = member_file(role, record, "open")  # which a handle may have left behind itself
         self._seen.add(mine)
         silently_remove(self._ops, self.directory.fd, [file for file, _ in earlier if file != mine])
+
+    def _left_behind(self, member: Member) -> bool:
+        """Tell whether a member is this handle's and nobody stands for it: where it joined, a server did not answer."""
+        stand = {(it.role, it.name) for it in list(self._mine) if not it.is_over()}
+        return member.record.process.owner == self._handle.owner and (member.role, member.record.name) not in stand
 
     def _doubted_s(self, member: Member) -> float:
         """Return for how many seconds more a member's silence does not prove that it is gone."""

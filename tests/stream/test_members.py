@@ -34,7 +34,7 @@ from fsqueue.stream.agreement import Rendezvous
 from fsqueue.stream.launch import Launch, launch
 from fsqueue.stream.membership import Membership
 from fsqueue.stream.policy import StreamPolicy
-from tests.support import GUARD_S, Queue, backdate, ref, refs
+from tests.support import GUARD_S, Queue, Tap, backdate, open_tapped, ref, refs
 from tests.support.ranks import Group
 
 
@@ -433,3 +433,33 @@ def test_errors_of_a_stream_name_the_queue(
             view._share._looked_at -= 100.0
             with pytest.raises(QueueIOError, match=str(path)):
                 (view.get if look == "get" else getattr(stream, look))()
+
+
+def test_a_join_that_was_cut_short_can_be_repeated(tmp_path: Path) -> None:
+    """Its file was published when the server stopped to answer, and could not be removed; a living namesake stays."""
+    tap = Tap()
+    published = False
+
+    def dead(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal published
+        if published and name not in ("close", "unlock"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        published = published or (
+            name == "fsync" and (tmp_path / "q" / "stream").exists() and bool(members_in(tmp_path))
+        )
+
+    with open_tapped(tap, tmp_path / "q") as queue:
+        queue.stream()
+        tap.before = dead
+        with pytest.raises(QueueIOError, match="EIO"):
+            queue.consumer("trainer-0", attempt=1)
+        tap.before = None
+        assert len(members_in(tmp_path)) == 1
+        with queue.consumer("trainer-0", attempt=1):
+            assert len(members_in(tmp_path)) == 1
+            with pytest.raises(QueueConfigError, match="'trainer-0'"):
+                queue.consumer("trainer-0", attempt=1)
+
+
+def members_in(path: Path) -> list[str]:
+    return [name for name in os.listdir(path / "q" / "stream") if name.startswith("consumer@")]
