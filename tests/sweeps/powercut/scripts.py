@@ -170,6 +170,14 @@ def requeue(stage: Stage) -> None:
         operate.requeue(str(stage.base / QUEUE), ["a"])
 
 
+def discard(stage: Stage) -> None:
+    """What is pending becomes a dead letter."""
+    stage.put(stage.open(), "a")
+    with using(stage.journal.ops):
+        operate.discard(str(stage.base / QUEUE), "a reason that is rather long", older_than_s=0.0)
+    stage.settled("final fail", ["a"], [])
+
+
 def rewind(stage: Stage) -> None:
     """Take back what was acknowledged after a checkpoint."""
     queue = stage.open()
@@ -260,6 +268,7 @@ SCRIPTS: dict[str, Callable[[Stage], None]] = {
         reclaim,
         ack_without_done_files,
         requeue,
+        discard,
         rewind,
         put_again,
         ack_and_pack,
