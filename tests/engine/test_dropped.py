@@ -82,6 +82,15 @@ def test_after_a_watermark_it_can_be_dropped(path: Path, queue: Queue) -> None:
     assert queue.depth() == 1
 
 
+def test_what_came_from_a_dropped_object_goes_on(path: Path, queue: Queue) -> None:
+    """A stream, and a member, of an object that nobody else knows."""
+    with FileSampleRefQueue[SampleRef](path, durable=False).producer("p"):
+        gc.collect()
+        members = FileSampleRefQueue[SampleRef](path, durable=False).stream().members()
+        assert [member.standing for member in members] == ["joined"]
+    assert queue.drained()
+
+
 def test_a_closed_object_gives_nothing_back(path: Path, queue: Queue) -> None:
     """Closing keeps its meaning: leases stay."""
     queue.put(refs("a"))
