@@ -23,6 +23,7 @@ Its refs:           SampleRef unless ref_type is given; FeatureSpec, PromptTask,
 A stream over it:   TrainerView, and the queue's producer(), consumer(), put_when_below(), drained(), rewind()
 A controller:       DataFlowController, FileMetadataStore, BackpressureController, TrainLease
 Tensors of refs:    fsqueue.features, which needs torch
+To look after one:  fsqueue.operate: status, dead letters, requeue, discard, pause, purge
 Errors:             FsQueueError is the base of all of them
 
 The queue is imported at once, what is built around it when it is first asked for. What needs torch is not in
@@ -39,6 +40,7 @@ from fsqueue.disk.filesystems import UnfitFilesystemWarning
 from fsqueue.engine.get import UnreadableRefWarning
 from fsqueue.engine.order_content import StaleLockWarning
 from fsqueue.errors import (
+    CaseCollisionError,
     CorruptRefError,
     FsQueueError,
     InvalidArgumentError,
@@ -56,6 +58,7 @@ from fsqueue.errors import (
     QueueConfigError,
     QueueIOError,
     QueueReplacedError,
+    ReadOnlyError,
     RefTypeError,
     StreamEndedError,
     StreamStalledError,
@@ -97,6 +100,7 @@ __all__ = [
     "BackpressureConfig",
     "BackpressureConfigError",
     "BackpressureController",
+    "CaseCollisionError",
     "CorruptRefError",
     "Counts",
     "DataFlowController",
@@ -133,6 +137,7 @@ __all__ = [
     "QueueConfigError",
     "QueueIOError",
     "QueueReplacedError",
+    "ReadOnlyError",
     "RefTypeError",
     "SampleRef",
     "StaleLockWarning",
