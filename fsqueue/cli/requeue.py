@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
-from fsqueue.cli.arguments import dry_run, takes_queue_and_ids
-from fsqueue.cli.output import count, data, remark, shown
+from fsqueue.cli.arguments import as_json, dry_run, takes_queue_and_ids
+from fsqueue.cli.output import count, many_json, remark, shown
+from fsqueue.cli.working import Working, quiet, working
 from fsqueue.operate import operator
 from fsqueue.operate import requeue as requeueing
 
@@ -18,6 +22,8 @@ from fsqueue.operate import requeue as requeueing
 @click.option("--owner", help="The dead letters whose last event happened under this owner, or on this node.")
 @click.option("--reason", help="The dead letters whose reason this matches, by *, ? and [...], upper case or lower.")
 @dry_run
+@quiet
+@as_json
 @click.pass_context
 def requeue(
     ctx: click.Context,
@@ -27,32 +33,69 @@ def requeue(
     owner: str | None,
     reason: str | None,
     dry_run: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Move refs from failed, or else from done, to the tail of pending; their attempts count from 0 again.
 
-    Prints the ids that were moved. QUEUE is the first argument, unless --queue or $FSQUEUE_DIR names it: then all
-    arguments are ids. - reads ids from standard input, one a line. Exits with 1 where a ref could not be moved; the
-    others are.
+    Prints the ids that were moved, as they are. QUEUE is the first argument, unless --queue or $FSQUEUE_DIR names it:
+    then all arguments are ids. - reads ids from standard input, one a line. Exits with 1 where a ref could not be
+    moved; the others are.
     """
     if bool(ids) == (failed or owner is not None or reason is not None):
         raise click.UsageError("Give either ids, or --failed, --owner or --reason.")
+    by_id = bool(ids)
     if ids == ("-",):
         ids = tuple(line.decode().rstrip("\r\n") for line in sys.stdin.buffer if line.strip())
-    if ids or not (failed or owner is not None or reason is not None):
-        outcomes = requeueing.requeue(queue, ids, dry_run=dry_run)
-    else:
-        outcomes = requeueing.requeue_failed(queue, owner=owner, reason=reason, dry_run=dry_run)
-    print_outcomes(ctx, outcomes, "would requeue" if dry_run else "requeued")
+    with moving(ctx, "requeueing", "would requeue" if dry_run else "requeued", quiet, as_json) as moves:
+        told = {"dry_run": dry_run, "each": moves.each, "progress": moves.work.progress}
+        if by_id:
+            requeueing.requeue(queue, ids, **told)  # type: ignore[arg-type]
+        else:
+            requeueing.requeue_failed(queue, owner=owner, reason=reason, **told)  # type: ignore[arg-type]
 
 
-def print_outcomes(ctx: click.Context, outcomes: list[operator.Outcome], verb: str) -> None:
-    """Print the ids that were moved to stdout, the others with the reason to stderr; exit with 1 if there are any."""
-    moved = [outcome for outcome in outcomes if outcome.moved]
-    for outcome in moved:
-        data(shown(outcome.sample_id))
-    for outcome in outcomes:
+class Moves:
+    """Print the ids that are moved to stdout at once, the others with the reason to stderr."""
+
+    def __init__(self, work: Working, as_json: bool) -> None:
+        self.work = work
+        self.outcomes: list[operator.Outcome] = []
+        self._as_json = as_json
+
+    def each(self, outcome: operator.Outcome) -> None:
+        """Print one."""
+        self.outcomes.append(outcome)
         if not outcome.moved:
-            remark(f"not {shown(outcome.sample_id)}: {outcome.detail}")
-    remark(f"{verb} {count(len(moved), 'ref')}")
-    if len(moved) < len(outcomes):
+            self.work.remark(f"not {shown(outcome.sample_id)}: {outcome.detail}")
+        elif not self._as_json:
+            self.work.data(shown(outcome.sample_id))
+
+    @property
+    def moved(self) -> int:
+        return sum(outcome.moved for outcome in self.outcomes)
+
+
+@contextmanager
+def moving(ctx: click.Context, doing: str, done: str, quiet: bool, as_json: bool) -> Iterator[Moves]:
+    """Show refs move for the length of a block; what was interrupted is told too, and 1 says that some stayed.
+
+    Args:
+        doing, done: what is done, for the bar and in the end.
+    """
+
+    def ended(work: Working) -> str:
+        return f"{done} {moves.moved:,} of {count(work.total or moves.moved, 'ref')}; run it again for the others"
+
+    moves: Moves
+    try:
+        with working(doing, "ref", quiet, ended) as work:
+            moves = Moves(work, as_json)
+            yield moves
+    finally:
+        if as_json and (moves.outcomes or sys.exc_info()[0] is None):
+            many_json(dataclasses.asdict(outcome) for outcome in moves.outcomes)
+    if not quiet:
+        remark(f"{done} {count(moves.moved, 'ref')}")
+    if moves.moved < len(moves.outcomes):
         ctx.exit(1)

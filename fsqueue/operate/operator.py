@@ -8,7 +8,7 @@ is gone, which the next get on this host takes back.
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
@@ -25,6 +25,7 @@ from fsqueue.engine.owners import new_owner, read_record
 from fsqueue.engine.packing import pack as packing
 from fsqueue.engine.packing.pack import Packed
 from fsqueue.engine.packing.revision import look
+from fsqueue.engine.progress import Progress, unheard
 from fsqueue.engine.settings import Settings
 from fsqueue.errors import QueueConfigError
 from fsqueue.format import names
@@ -106,8 +107,19 @@ def hand_in_all(handle: Handle, claims: list[Claim], change: Change) -> None:
         handle.order.append_soon(back)
 
 
-def release(path: str, owner: str, *, force: bool = False, dry_run: bool = False) -> list[Outcome]:
+def release(
+    path: str,
+    owner: str,
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+    each: Callable[[Outcome], None] | None = None,
+    progress: Progress | None = None,
+) -> list[Outcome]:
     """Move what an owner, or every owner of a node, leases to the tail of pending/; no attempt is counted.
+
+    Args:
+        each: told of each ref at once.
 
     Raises:
         QueueConfigError: there is no such owner, or its process runs on this host and force is not set.
@@ -128,13 +140,21 @@ def release(path: str, owner: str, *, force: bool = False, dry_run: bool = False
             "stop it, or use --force to take its leases from it",
         )
     if dry_run or not leases:
-        return [Outcome(names.id_of(lease.stem) or lease.stem, True, f"from {lease.owner}") for lease in sorted(leases)]
+        outcomes: list[Outcome] = []
+        would = [Outcome(names.id_of(held.stem) or held.stem, True, f"from {held.owner}") for held in sorted(leases)]
+        tell(outcomes, would, each)
+        return outcomes
     with operator(path, layout.settings) as handle:
-        return _release(handle, sorted(leases))
+        return _release(handle, sorted(leases), each, progress)
 
 
-def _release(handle: Handle, leases: list[names.Lease]) -> list[Outcome]:
-    outcomes = []
+def _release(
+    handle: Handle,
+    leases: list[names.Lease],
+    each: Callable[[Outcome], None] | None,
+    progress: Progress | None,
+) -> list[Outcome]:
+    outcomes: list[Outcome] = []
     back: list[str] = []
     try:
         for lease in leases:
@@ -142,28 +162,63 @@ def _release(handle: Handle, leases: list[names.Lease]) -> list[Outcome]:
             released = record("released", handle.clock.now(), lease.holder)
             moved = claim is not None and hand_in(handle, claim, released, back)
             detail = f"from {lease.owner}" if moved else f"{lease.owner} leases it no more"
-            outcomes.append(Outcome(names.id_of(lease.stem) or lease.stem, moved, detail))
+            tell(outcomes, [Outcome(names.id_of(lease.stem) or lease.stem, moved, detail)], each)
+            if progress is not None:
+                progress(len(outcomes), len(leases))
     finally:
         handle.order.append_soon(back)
     return outcomes
 
 
-def purge(path: str, state: str, older_than_s: float, *, dry_run: bool = False) -> list[str]:
+def tell(outcomes: list[Outcome], more: list[Outcome], each: Callable[[Outcome], None] | None) -> None:
+    """Add outcomes to those that there are, and tell whoever wants to hear of each."""
+    outcomes += more
+    if each is not None:
+        for outcome in more:
+            each(outcome)
+
+
+def purge(
+    path: str,
+    state: str,
+    older_than_s: float,
+    *,
+    dry_run: bool = False,
+    each: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
+) -> list[str]:
     """Remove the files in done/ or failed/ whose last stamp is older; returns their names.
 
     A file was stamped last when its ref was leased or renewed, or when history was added to it; a segment of packed
     refs is as old as the youngest of them.
+
+    Args:
+        each: told of each name at once.
     """
     if dry_run:
         with reading(path) as layout:
             limit = time_there(layout) - older_than_s
             segments = packing.old_segments(layout, look(layout), limit) if state == "done" else []
-            return segments + _old(directory_of(layout, state), state, limit)
+            found = segments + _old(directory_of(layout, state), state, limit)
+        if each is not None:
+            for name in found:
+                each(name)
+        return found
     with operator(path) as handle:
-        segments = packing.purge(handle, older_than_s) if state == "done" else []
+        removed = packing.purge(handle, older_than_s) if state == "done" else []
         directory = directory_of(handle.layout, state)
         old = _old(directory, state, handle.clock.now() - older_than_s)
-        return segments + [name for name in old if handle.ops.remove(directory.fd, name)]
+        if each is not None:
+            for name in removed:
+                each(name)
+        for number, name in enumerate(old, 1):
+            if handle.ops.remove(directory.fd, name):
+                removed.append(name)
+                if each is not None:
+                    each(name)
+            if progress is not None:
+                progress(number, len(old))
+        return removed
 
 
 def _old(directory: Directory, state: str, limit: float) -> list[str]:
@@ -179,7 +234,7 @@ def _is_older(directory: Directory, name: str, limit: float) -> bool:
     return stat.S_ISREG(status.st_mode) and status.st_mtime <= limit
 
 
-def pack(path: str, older_than_s: float, *, dry_run: bool = False) -> Packed:
+def pack(path: str, older_than_s: float, *, dry_run: bool = False, progress: Progress | None = None) -> Packed:
     """Move done files whose last stamp is older into segments of up to 10,000 refs each.
 
     Raises:
@@ -189,7 +244,7 @@ def pack(path: str, older_than_s: float, *, dry_run: bool = False) -> Packed:
         with reading(path) as layout:
             return packing.would_pack(layout, older_than_s)
     with operator(path) as handle:
-        return packing.pack(handle, older_than_s)
+        return packing.pack(handle, older_than_s, progress or unheard)
 
 
 def name_stranded(path: str) -> int:

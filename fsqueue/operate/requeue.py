@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
 
 from fsqueue.disk.directory import Directory
@@ -15,12 +15,13 @@ from fsqueue.engine.layout import LEDGER, Layout
 from fsqueue.engine.letters import letters_beside
 from fsqueue.engine.listing import File, files_in, owners_named, packed_in, reading, stamp_of
 from fsqueue.engine.packing.unpack import unpack
+from fsqueue.engine.progress import Progress
 from fsqueue.engine.put import Putter
 from fsqueue.errors import CorruptRefError, TooLongError
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping, Event
 from fsqueue.format.untyped import RefSight, sight
-from fsqueue.operate.operator import Outcome, fetch, hand_in_all, operator
+from fsqueue.operate.operator import Outcome, fetch, hand_in_all, operator, tell
 
 _LOOKS = 3
 
@@ -54,12 +55,21 @@ class _Letter:
         return f"{self.directory.path.rpartition('/')[2]}/{self.file}"
 
 
-def requeue(path: str, ids: Iterable[str], *, dry_run: bool = False, ledger_agrees: bool = False) -> list[Outcome]:
+def requeue(
+    path: str,
+    ids: Iterable[str],
+    *,
+    dry_run: bool = False,
+    ledger_agrees: bool = False,
+    each: Callable[[Outcome], None] | None = None,
+    progress: Progress | None = None,
+) -> list[Outcome]:
     """Move refs from failed/, or else done/, to the tail of pending/, with their attempts counted from 0 again.
 
     Args:
         ledger_agrees: the caller knows that the ledger over this queue, if there is one, has them as not
             acknowledged; otherwise what is done there stays, since a controller would settle it again.
+        each: told of each ref at once.
     """
     outcomes: list[Outcome] = []
     letters: dict[str, _Letter] = {}
@@ -75,7 +85,7 @@ def requeue(path: str, ids: Iterable[str], *, dry_run: bool = False, ledger_agre
                 outcomes.append(Outcome(sample_id, False, "done, also in its ledger: `fsqueue rewind` takes both back"))
             else:
                 letters[sample_id] = letter
-        return outcomes + _requeue(layout, letters, dry_run)
+        return _requeue(layout, letters, dry_run, each, progress, outcomes)
 
 
 def _why_not(layout: Layout, stem: str) -> str:
@@ -93,13 +103,20 @@ def _why_not(layout: Layout, stem: str) -> str:
 
 
 def requeue_failed(
-    path: str, *, owner: str | None = None, reason: str | None = None, dry_run: bool = False
+    path: str,
+    *,
+    owner: str | None = None,
+    reason: str | None = None,
+    dry_run: bool = False,
+    each: Callable[[Outcome], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Outcome]:
     """Requeue all dead letters, or some of them.
 
     Args:
         owner: those whose last event happened under this owner, or on this node.
         reason: those whose reason this matches as the shell matches file names, whatever the case.
+        each: told of each ref at once.
     """
     letters: dict[str, _Letter] = {}
     with reading(path) as layout:
@@ -114,7 +131,7 @@ def requeue_failed(
             letters = {sample_id: letter for sample_id, letter in letters.items() if under[sample_id] in wanted}
         if reason is not None:
             letters = {i: letter for i, letter in letters.items() if _matches(letter.ref.bookkeeping.reason, reason)}
-        return _requeue(layout, letters, dry_run)
+        return _requeue(layout, letters, dry_run, each, progress)
 
 
 def _matches(reason: str | None, pattern: str) -> bool:
@@ -167,18 +184,30 @@ def _failed_under(bookkeeping: Bookkeeping) -> str | None:
     return names.owner_in(last) if last else None
 
 
-def _requeue(layout: Layout, letters: dict[str, _Letter], dry_run: bool) -> list[Outcome]:
-    outcomes = [Outcome(sample_id, False, letter.why_not) for sample_id, letter in letters.items() if letter.why_not]
+def _requeue(
+    layout: Layout,
+    letters: dict[str, _Letter],
+    dry_run: bool,
+    each: Callable[[Outcome], None] | None,
+    progress: Progress | None,
+    others: list[Outcome] | None = None,
+) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    unfit = [Outcome(sample_id, False, letter.why_not) for sample_id, letter in letters.items() if letter.why_not]
+    tell(outcomes, [*(others or []), *unfit], each)
     good = [(sample_id, letter) for sample_id, letter in letters.items() if letter.why_not is None]
     if dry_run or not good:
-        return outcomes + [Outcome(sample_id, True, f"from {letter.where}") for sample_id, letter in good]
+        tell(outcomes, [Outcome(sample_id, True, f"from {letter.where}") for sample_id, letter in good], each)
+        return outcomes
     packed = {letter.name for _, letter in good if letter.file != letter.name}
     with operator(layout.path, layout.settings) as handle:
         if packed:
             unpack(handle, lambda stem, step: names.done_file(stem, step) in packed)
         size = handle.layout.batch_size
         for start in range(0, len(good), size):
-            outcomes += _requeue_batch(handle, good[start : start + size])
+            tell(outcomes, _requeue_batch(handle, good[start : start + size]), each)
+            if progress is not None:
+                progress(min(start + size, len(good)), len(good))
     return outcomes
 
 

@@ -180,11 +180,11 @@ class TestCommand:
 PAUSED = """
 import importlib, signal, sys
 command = importlib.import_module("fsqueue.cli.doctor")
-def pause(what):
+def pause(work, what):
     if what == "a race for renames":
         print("racing", flush=True)
         signal.pause()
-command._progress = pause
+command.Working.step = pause
 command.doctor([sys.argv[1]])
 """
 

@@ -24,6 +24,8 @@ from fsqueue.operate.doctor.scratch import scratch_directory
 T = TypeVar("T")
 
 _ANSWER_S = 30.0
+STEPS = 10
+"""How many things a diagnosis tries."""
 
 
 @dataclass(frozen=True)
