@@ -45,6 +45,7 @@ class Working:
         self._terminal = sys.stderr.isatty()
         self._beside = self._terminal and _is_one_terminal()
         self._began = time.monotonic()
+        self._first: tuple[float, int] | None = None
         self._next = self._began + (BAR_AFTER_S if self._terminal else LINE_EVERY_S)
         self._bar: Bar | None = None
         self._lines: list[str] = []
@@ -52,6 +53,8 @@ class Working:
     def progress(self, done: int, total: int | None) -> None:
         """Take note of how far it has come, and show it where it is time to."""
         self.done, self.total = done, total
+        if self._first is None or done < self._first[1]:
+            self._first = time.monotonic(), done
         if not self._hushed and time.monotonic() >= self._next:
             self._show()
 
@@ -109,9 +112,12 @@ class Working:
         self._bar.show(self._doing, self.done, self.total)
 
     def _pace(self) -> str:
-        rate = self.done / max(time.monotonic() - self._began, 1e-9)
-        if not self.total or not self.done:
+        """Say how fast it goes since it was first heard of: what came before was preparation."""
+        began, before = self._first or (self._began, 0)
+        passed = time.monotonic() - began
+        if self.total is None or self.done <= before or not passed:
             return ""
+        rate = (self.done - before) / passed
         return f", {rate:,.0f}/s, {age(max(0, self.total - self.done) / rate)} left"
 
     def _flush(self) -> None:

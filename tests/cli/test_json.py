@@ -35,6 +35,7 @@ CALLS: dict[str, list[str]] = {
     "check": [],
     "audit": [],
     "metrics": [],
+    "report": [],
     "doctor": [],
 }
 ELSEWHERE = {
