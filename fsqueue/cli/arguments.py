@@ -33,6 +33,11 @@ def duration(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
+def timeout(text: str) -> float | None:
+    """Read a length of time in seconds; None: never."""
+    return None if text == "never" else duration(text)
+
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 dry_run = click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
 
