@@ -10,6 +10,7 @@ from fsqueue.disk.mutex import Mutex
 from fsqueue.disk.parallel import IoThreads, Overlap
 from fsqueue.engine.awake import Awake, gap_s
 from fsqueue.engine.clock import FilesystemClock, InjectedClock
+from fsqueue.engine.counters import Counters
 from fsqueue.engine.held import Held
 from fsqueue.engine.layout import Layout
 from fsqueue.engine.lock import OrderFile
@@ -33,6 +34,7 @@ class Handle:
         held: what it leases.
         strays: what it may lease though nobody has it.
         awake: since when its process has been running.
+        counters: what it has done, in numbers.
         presence: its record and heartbeat.
         closed: once True, a get ends with a QueueClosedError, and leases nothing.
     """
@@ -53,7 +55,8 @@ class Handle:
         self.durable = durable
         self.mutex = Mutex()
         self.clock = InjectedClock(self.ops, clock) if clock else FilesystemClock(self.ops, layout.root)
-        self.order_file = OrderFile(self.ops, layout.root, layout.settings.lock, layout.filesystem)
+        self.counters = Counters()
+        self.order_file = OrderFile(self.ops, layout.root, layout.settings.lock, layout.filesystem, self.counters)
         self.order = Order(self.ops, self.order_file)
         self.overlap = Overlap(self.ops, io_threads, layout.remote)
         self.moves = Moves(layout, self.clock, owner, durable, self.overlap)
