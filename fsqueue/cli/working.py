@@ -53,7 +53,7 @@ class Working:
     def progress(self, done: int, total: int | None) -> None:
         """Take note of how far it has come, and show it where it is time to."""
         self.done, self.total = done, total
-        if self._first is None or done < self._first[1]:
+        if total is not None and (self._first is None or done < self._first[1]):
             self._first = time.monotonic(), done
         if not self._hushed and time.monotonic() >= self._next:
             self._show()

@@ -121,6 +121,8 @@ def requeue_failed(
     letters: dict[str, _Letter] = {}
     with reading(path) as layout:
         for name in sorted(layout.failed.listing()):
+            if progress is not None:
+                progress(0, None)  # reading them may take long, too
             stem = names.parse_ref(name)
             letter = _read_letter(layout.failed, name) if stem else None
             if stem and letter:
