@@ -6,9 +6,9 @@ import dataclasses
 
 import click
 
+from fsqueue import operate
 from fsqueue.cli.arguments import as_json, dry_run, duration, takes_queue
 from fsqueue.cli.output import count, one_json, remark
-from fsqueue.operate import operator
 
 
 @click.command(epilog="Example:  fsqueue pack /shared/queue --older-than 1h")
@@ -22,7 +22,7 @@ def pack(queue: str, older_than: float, dry_run: bool, as_json: bool) -> None:
     What is packed is done all the same: `ls`, `show`, `status` and `requeue` find it, a rewind brings it back, and
     `purge` removes it. Safe while the queue is in use, and safe to kill. The age counts as for `purge`.
     """
-    packed = operator.pack(queue, older_than, dry_run=dry_run)
+    packed = operate.pack(queue, older_than, dry_run=dry_run)
     if as_json:
         one_json(dataclasses.asdict(packed))
     verb = "would pack" if dry_run else "packed"

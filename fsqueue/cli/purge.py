@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
+from fsqueue import operate
 from fsqueue.cli.arguments import dry_run, duration, takes_queue
 from fsqueue.cli.output import count, data, remark
-from fsqueue.operate import operator
 
 
 @click.command(epilog="Example:  fsqueue purge /shared/queue --state done --older-than 2d")
@@ -19,7 +19,8 @@ def purge(queue: str, state: str, older_than: float, dry_run: bool) -> None:
 
     The age counts from a file's last stamp: when the ref was leased or renewed last, or failed.
     """
-    removed = operator.purge(queue, state, older_than, dry_run=dry_run)
-    for name in removed:
+    removed = operate.purge(queue, state, older_than, dry_run=dry_run)
+    for name in removed.files:
         data(f"{state}/{name}")
-    remark(f"{'would remove' if dry_run else 'removed'} {count(len(removed), 'file')}")
+    held = "" if removed.refs == len(removed.files) else f" with {count(removed.refs, 'ref')}"
+    remark(f"{'would remove' if dry_run else 'removed'} {count(len(removed.files), 'file')}{held}")

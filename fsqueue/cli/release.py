@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
+from fsqueue import operate
 from fsqueue.cli.arguments import dry_run, takes_queue
 from fsqueue.cli.requeue import print_outcomes
-from fsqueue.operate import operator
 
 
 @click.command(epilog="Example:  fsqueue release /shared/queue --owner node12")
@@ -21,5 +21,5 @@ def release(ctx: click.Context, queue: str, owner: str, force: bool, dry_run: bo
     No attempt is counted. An owner that still works finds its leases lost when it acks. Refused where the owner's
     process is known to run on this host. Prints the ids that were moved.
     """
-    outcomes = operator.release(queue, owner, force=force, dry_run=dry_run)
+    outcomes = operate.release(queue, owner, force=force, dry_run=dry_run)
     print_outcomes(ctx, outcomes, "would release" if dry_run else "released")

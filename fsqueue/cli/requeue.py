@@ -6,10 +6,9 @@ import sys
 
 import click
 
-from fsqueue.cli.arguments import dry_run, takes_queue_and_ids
+from fsqueue import operate
+from fsqueue.cli.arguments import dry_run, duration, takes_queue_and_ids
 from fsqueue.cli.output import count, data, remark, shown
-from fsqueue.operate import operator
-from fsqueue.operate import requeue as requeueing
 
 
 @click.command(epilog="Example:  fsqueue requeue /shared/queue --failed")
@@ -17,6 +16,7 @@ from fsqueue.operate import requeue as requeueing
 @click.option("--failed", is_flag=True, help="All dead letters.")
 @click.option("--owner", help="The dead letters whose last event happened under this owner, or on this node.")
 @click.option("--reason", help="The dead letters whose reason this matches, by *, ? and [...], upper case or lower.")
+@click.option("--older-than", type=duration, help="The dead letters that failed so long ago, such as 2h.")
 @dry_run
 @click.pass_context
 def requeue(
@@ -26,26 +26,28 @@ def requeue(
     failed: bool,
     owner: str | None,
     reason: str | None,
+    older_than: float | None,
     dry_run: bool,
 ) -> None:
     """Move refs from failed, or else from done, to the tail of pending; their attempts count from 0 again.
 
     Prints the ids that were moved. QUEUE is the first argument, unless --queue or $FSQUEUE_DIR names it: then all
     arguments are ids. - reads ids from standard input, one a line. Exits with 1 where a ref could not be moved; the
-    others are.
+    others are. Of --owner, --reason and --older-than all that are given have to hold.
     """
-    if bool(ids) == (failed or owner is not None or reason is not None):
-        raise click.UsageError("Give either ids, or --failed, --owner or --reason.")
+    chosen = failed or any(given is not None for given in (owner, reason, older_than))
+    if bool(ids) == chosen:
+        raise click.UsageError("Give either ids, or --failed, --owner, --reason or --older-than.")
     if ids == ("-",):
         ids = tuple(line.decode().rstrip("\r\n") for line in sys.stdin.buffer if line.strip())
-    if ids or not (failed or owner is not None or reason is not None):
-        outcomes = requeueing.requeue(queue, ids, dry_run=dry_run)
+    if not chosen:
+        outcomes = operate.requeue(queue, ids, dry_run=dry_run)
     else:
-        outcomes = requeueing.requeue_failed(queue, owner=owner, reason=reason, dry_run=dry_run)
+        outcomes = operate.requeue_failed(queue, owner=owner, reason=reason, older_than_s=older_than, dry_run=dry_run)
     print_outcomes(ctx, outcomes, "would requeue" if dry_run else "requeued")
 
 
-def print_outcomes(ctx: click.Context, outcomes: list[operator.Outcome], verb: str) -> None:
+def print_outcomes(ctx: click.Context, outcomes: list[operate.Outcome], verb: str) -> None:
     """Print the ids that were moved to stdout, the others with the reason to stderr; exit with 1 if there are any."""
     moved = [outcome for outcome in outcomes if outcome.moved]
     for outcome in moved:

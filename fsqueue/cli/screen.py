@@ -20,7 +20,7 @@ from rich.text import Text
 
 from fsqueue.cli.rates import Rates
 from fsqueue.cli.status import MEMBERS, OWNERS, Columns, count_rows, quantum_text
-from fsqueue.operate.status import Status
+from fsqueue.operate import Status
 
 T = TypeVar("T")
 

@@ -11,12 +11,11 @@ from typing import Any, TypeVar
 
 import click
 
+from fsqueue import operate
 from fsqueue.cli.arguments import as_json, duration, takes_queue
 from fsqueue.cli.output import age, data, one_json, shown, table
 from fsqueue.cli.rates import Rates, rates
-from fsqueue.operate import status as look
-from fsqueue.operate.status import OwnerStatus, Status
-from fsqueue.operate.stream_status import MemberStatus, QuantumStatus, StreamStatus
+from fsqueue.operate import MemberStatus, OwnerStatus, QuantumStatus, Status, StreamStatus
 
 T = TypeVar("T")
 Columns = dict[str, Callable[[T], str]]
@@ -38,13 +37,13 @@ def status(queue: str, watch: float | None, count: int | None, as_json: bool) ->
     """
     if watch is None and count is not None:
         raise click.UsageError("--count goes with --watch: it says after how many looks to end.")
-    seen = look.status(queue)
+    seen = operate.status(queue)
     if watch is None:
         _show(seen, None, as_json)
         return
     for number in range(count) if count is not None else itertools.count():
         time.sleep(watch)
-        before, seen = seen, look.status(queue)
+        before, seen = seen, operate.status(queue)
         if number and not as_json:
             data()
         _show(seen, rates(before, seen), as_json)

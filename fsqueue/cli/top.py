@@ -11,12 +11,12 @@ from collections.abc import Iterator
 
 import click
 
+from fsqueue import operate
 from fsqueue.cli.arguments import as_json, duration, takes_queue
 from fsqueue.cli.output import age, data
 from fsqueue.cli.rates import Rates, rates
 from fsqueue.cli.status import as_dict
-from fsqueue.operate import status
-from fsqueue.operate.status import Status
+from fsqueue.operate import Status
 
 
 @click.command(epilog="Example:  fsqueue top /shared/queue --interval 5s")
@@ -46,7 +46,7 @@ def _looks(queue: str, count: int | None) -> Iterator[tuple[Status, Rates | None
     """Look again and again; each look comes with the rates since the one before."""
     before: Status | None = None
     for _ in itertools.repeat(None) if count is None else range(count):
-        seen = status.status(queue)
+        seen = operate.status(queue)
         yield seen, rates(before, seen) if before else None
         before = seen
 

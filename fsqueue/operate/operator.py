@@ -7,8 +7,9 @@ is gone, which the next get on this host takes back.
 
 from __future__ import annotations
 
+import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
@@ -26,9 +27,12 @@ from fsqueue.engine.packing import pack as packing
 from fsqueue.engine.packing.pack import Packed
 from fsqueue.engine.packing.revision import look
 from fsqueue.engine.settings import Settings
-from fsqueue.errors import QueueConfigError
-from fsqueue.format import names
+from fsqueue.errors import InvalidArgumentError, QueueConfigError
+from fsqueue.format import names, packed
 from fsqueue.format.untyped import place_of
+
+Progress = Callable[[int, int], object]
+"""Hear how long work goes on: how much is done, and of how much."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,21 @@ class Outcome:
     detail: str
 
 
+@dataclass(frozen=True)
+class Purged:
+    """Say what a purge removed, or would remove in a dry run.
+
+    Attributes:
+        files: the names in the state's directory.
+        refs: how many refs were in them; a segment of packed ones holds many.
+    """
+
+    files: list[str]
+    refs: int
+
+
 @contextmanager
-def operator(path: str, same_as: Settings | None = None) -> Iterator[Handle]:
+def operator(path: str | os.PathLike[str], same_as: Settings | None = None) -> Iterator[Handle]:
     """Open a handle of one's own, announced in owners/, for moves by hand.
 
     Args:
@@ -57,6 +74,7 @@ def operator(path: str, same_as: Settings | None = None) -> Iterator[Handle]:
         QueueReplacedError: there is another one than was looked at.
         QueueIOError: the filesystem refused.
     """
+    path = os.fspath(path)
     layout = open_layout(current(), path, same_as=same_as)
     handle = Handle(layout, owner=new_owner(None, path), durable=True, heartbeat_s=None, clock=None)
     with explained("changing", path), closing(handle):
@@ -106,12 +124,30 @@ def hand_in_all(handle: Handle, claims: list[Claim], change: Change) -> None:
         handle.order.append_soon(back)
 
 
-def release(path: str, owner: str, *, force: bool = False, dry_run: bool = False) -> list[Outcome]:
+def release(
+    path: str | os.PathLike[str],
+    owner: str,
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> list[Outcome]:
     """Move what an owner, or every owner of a node, leases to the tail of pending/; no attempt is counted.
+
+    Args:
+        owner: its name as `status` has it, or that of a node; "retry": the refs that wait to be tried again.
+        force: also from a process that runs on this host.
+        progress: called as the work goes on, with how many leases were seen to, and of how many.
+
+    Returns:
+        What became of each lease: one that was settled meanwhile is not moved.
 
     Raises:
         QueueConfigError: there is no such owner, or its process runs on this host and force is not set.
+        NotAQueueError: there is no queue at this path.
+        QueueIOError: the filesystem refused; release again to complete it.
     """
+    path = os.fspath(path)
     with reading(path) as layout:
         leases = [lease for lease in map(names.parse_leased, layout.leased.listing()) if lease]
         recorded = filter(None, map(names.parse_owner, layout.owners.listing()))
@@ -130,11 +166,11 @@ def release(path: str, owner: str, *, force: bool = False, dry_run: bool = False
     if dry_run or not leases:
         return [Outcome(names.id_of(lease.stem) or lease.stem, True, f"from {lease.owner}") for lease in sorted(leases)]
     with operator(path, layout.settings) as handle:
-        return _release(handle, sorted(leases))
+        return _release(handle, sorted(leases), progress)
 
 
-def _release(handle: Handle, leases: list[names.Lease]) -> list[Outcome]:
-    outcomes = []
+def _release(handle: Handle, leases: list[names.Lease], progress: Progress | None) -> list[Outcome]:
+    outcomes: list[Outcome] = []
     back: list[str] = []
     try:
         for lease in leases:
@@ -143,27 +179,59 @@ def _release(handle: Handle, leases: list[names.Lease]) -> list[Outcome]:
             moved = claim is not None and hand_in(handle, claim, released, back)
             detail = f"from {lease.owner}" if moved else f"{lease.owner} leases it no more"
             outcomes.append(Outcome(names.id_of(lease.stem) or lease.stem, moved, detail))
+            if progress is not None:
+                progress(len(outcomes), len(leases))
     finally:
         handle.order.append_soon(back)
     return outcomes
 
 
-def purge(path: str, state: str, older_than_s: float, *, dry_run: bool = False) -> list[str]:
-    """Remove the files in done/ or failed/ whose last stamp is older; returns their names.
+def purge(
+    path: str | os.PathLike[str],
+    state: str,
+    older_than_s: float,
+    *,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Purged:
+    """Remove the files in done/ or failed/ whose last stamp is older.
 
     A file was stamped last when its ref was leased or renewed, or when history was added to it; a segment of packed
     refs is as old as the youngest of them.
+
+    Args:
+        state: "done" or "failed".
+        older_than_s: seconds since the last stamp; 0: all.
+        progress: called as the work goes on, with how many files were seen to, and of how many.
+
+    Raises:
+        InvalidArgumentError: it is another state, whose refs are not settled.
+        NotAQueueError: there is no queue at this path.
+        QueueIOError: the filesystem refused; purge again to complete it.
     """
+    if state not in ("done", "failed"):
+        raise InvalidArgumentError("purge(state)", "'done' or 'failed'", state)
     if dry_run:
         with reading(path) as layout:
             limit = time_there(layout) - older_than_s
             segments = packing.old_segments(layout, look(layout), limit) if state == "done" else []
-            return segments + _old(directory_of(layout, state), state, limit)
+            return _purged(segments, _old(directory_of(layout, state), state, limit))
     with operator(path) as handle:
         segments = packing.purge(handle, older_than_s) if state == "done" else []
         directory = directory_of(handle.layout, state)
         old = _old(directory, state, handle.clock.now() - older_than_s)
-        return segments + [name for name in old if handle.ops.remove(directory.fd, name)]
+        removed = []
+        for seen, name in enumerate(old, 1):
+            if handle.ops.remove(directory.fd, name):
+                removed.append(name)
+            if progress is not None:
+                progress(len(segments) + seen, len(segments) + len(old))
+        return _purged(segments, removed)
+
+
+def _purged(segments: list[str], files: list[str]) -> Purged:
+    packed_refs = sum(segment.refs for segment in map(packed.parse_segment, segments) if segment)
+    return Purged(segments + files, packed_refs + len(files))
 
 
 def _old(directory: Directory, state: str, limit: float) -> list[str]:
@@ -179,17 +247,24 @@ def _is_older(directory: Directory, name: str, limit: float) -> bool:
     return stat.S_ISREG(status.st_mode) and status.st_mtime <= limit
 
 
-def pack(path: str, older_than_s: float, *, dry_run: bool = False) -> Packed:
-    """Move done files whose last stamp is older into segments of up to 10,000 refs each.
+def pack(
+    path: str | os.PathLike[str], older_than_s: float, *, dry_run: bool = False, progress: Progress | None = None
+) -> Packed:
+    """Move done files whose last stamp is older into segments of up to 10,000 refs each; what is packed is still done.
+
+    Args:
+        older_than_s: seconds since the last stamp, as for `purge`; 0: all.
+        progress: called after each segment, with how many refs were packed, and of how many.
 
     Raises:
+        NotAQueueError: there is no queue at this path.
         QueueIOError: the filesystem refused; all refs are still done, and packing again completes it.
     """
     if dry_run:
         with reading(path) as layout:
             return packing.would_pack(layout, older_than_s)
     with operator(path) as handle:
-        return packing.pack(handle, older_than_s)
+        return packing.pack(handle, older_than_s, progress)
 
 
 def name_stranded(path: str) -> int:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from fsqueue.disk.counting import Counts
-from fsqueue.engine.layout import Layout
+from fsqueue.engine.layout import STATES, Layout
 from fsqueue.engine.listing import File, count_in, files_in, hinted, id_of, reading, stamp_of
 from fsqueue.engine.onlooker import time_there
 from fsqueue.engine.owners import read_record
@@ -70,7 +70,12 @@ class Status:
 
 
 def status(path: str | os.PathLike[str]) -> Status:
-    """Look at a queue: one listing a directory, a stat of each lease and of one pending ref, a read of each member."""
+    """Look at a queue: one listing a directory, a stat of each lease and of one pending ref, a read of each member.
+
+    Raises:
+        NotAQueueError: there is no queue at this path.
+        QueueIOError: this user cannot read it.
+    """
     with reading(path) as layout:
         now = time_there(layout)
         listed = {state: files_in(layout, state) for state in ("pending", "leased")}
@@ -95,6 +100,17 @@ def status(path: str | os.PathLike[str]) -> Status:
             owners=owners,
             stream=stream_status(layout, now),
         )
+
+
+def counts(path: str | os.PathLike[str]) -> Counts:
+    """Count the refs in each state: one listing a directory, and nothing else.
+
+    Raises:
+        NotAQueueError: there is no queue at this path.
+        QueueIOError: this user cannot read it.
+    """
+    with reading(path) as layout:
+        return Counts(*(count_in(layout, state) for state in STATES))
 
 
 def elapsed_s(now: float, mtime: float) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import stat
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from fsqueue.disk.fileops import REF_LIMIT_BYTES
@@ -67,7 +67,7 @@ def would_pack(layout: Layout, older_than_s: float) -> Packed:
     return Packed(refs, -(-refs // SEGMENT_REFS))
 
 
-def pack(handle: Handle, older_than_s: float) -> Packed:
+def pack(handle: Handle, older_than_s: float, progress: Callable[[int, int], object] | None = None) -> Packed:
     """Move done files whose last stamp is older into segments.
 
     Segments that are not full are merged, with each other and with what is new. Costs a stat of every done file and,
@@ -75,6 +75,9 @@ def pack(handle: Handle, older_than_s: float) -> Packed:
 
     A segment takes room before the files that went into it give theirs back. Where a full disk has none for a whole
     one, it begins with as much as there is room for, and goes on with four times as much each time.
+
+    Args:
+        progress: called after each segment, with how many refs were packed, and of how many.
 
     RACE: of two that pack at once, each takes what it can rename; only one that finds itself alone merges. A rewind
     or purge takes the licence away; then what was claimed goes back, and the next packing begins anew.
@@ -104,6 +107,8 @@ def pack(handle: Handle, older_than_s: float) -> Packed:
         if packed is None:
             return Packed(refs, written)
         refs, written = refs + packed, written + 1
+        if progress is not None:
+            progress(refs, refs + len(old))
         size_bytes = min(_GROWTH * size_bytes, SEGMENT_BYTES)
         if not old:
             return Packed(refs, written)
