@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from fsqueue.consume import OnError, WorkLoop
     from fsqueue.engine.live import Live
     from fsqueue.engine.packing.pack import Packed
+    from fsqueue.engine.pausing import Paused
     from fsqueue.engine.states import RefState
     from fsqueue.stream.members import Role
     from fsqueue.stream.membership import Membership, OnSigterm
@@ -323,7 +324,7 @@ class FileSampleRefQueue(Generic[R]):
         partition: Partition | None = None,
         stop_event: StopEvent | None = None,
     ) -> list[R]:
-        """Lease up to max_refs refs, the oldest first; it may be fewer, or none.
+        """Lease up to max_refs refs, the oldest first; it may be fewer, or none, as it is while the queue is paused.
 
         Args:
             timeout_s: how long to wait where nothing is pending; None and 0.0 do not wait.
@@ -382,7 +383,8 @@ class FileSampleRefQueue(Generic[R]):
         Args:
             batch: how many refs to lease at a time.
             stop_event: an event with ``is_set()``, to end the loop from elsewhere.
-            idle_s: end after so many seconds without a ref; 0.0: as soon as nothing is pending. None: go on.
+            idle_s: end after so many seconds without a ref; 0.0: as soon as nothing is pending. None: go on. It does
+                not run while the queue is paused.
             retryable: what raised is tried again, as `max_attempts` says; False: it goes to failed/ at once.
             on_error: "raise": an exception of the work ends the loop, after its ref was failed.
         """
@@ -731,8 +733,40 @@ class FileSampleRefQueue(Generic[R]):
         with self._reaching("configuring"):
             return configure(self.handle, given)
 
+    def pause(self, reason: str | None = None) -> Paused:
+        """Let nobody lease refs, until `resume`: within a second, every get returns none, or waits.
+
+        Puts, settlements and renewals go on, and leases end by their time. Loops, views and whoever waits for a ref
+        wait, and say so in the log; the queue is not drained meanwhile. A queue that is paused already gets the reason.
+
+        Returns:
+            Since when it is paused, by whom, and why.
+        """
+        from fsqueue.engine import pausing
+
+        handle = self.handle
+        with self._reaching("pausing"):
+            stored = pausing.pause(handle.layout, handle.clock, reason)
+            handle.pause.look_now()
+        return stored
+
+    def resume(self) -> Paused | None:
+        """Let a paused queue go on; return what held it, None where it was not paused."""
+        from fsqueue.engine import pausing
+
+        handle = self.handle
+        with self._reaching("resuming"):
+            stored = pausing.resume(handle.layout)
+            handle.pause.look_now()
+        return stored
+
+    def paused(self) -> Paused | None:
+        """Tell since when the queue is paused, by whom, and why; None: it is not."""
+        with self._reaching("looking at"):
+            return self.handle.pause.look_now()
+
     def drained(self) -> bool:
-        """Tell whether every producer has closed, nothing is pending and nothing is leased."""
+        """Tell whether every producer has closed, and nothing is pending, leased or held back by a pause."""
         opened = self._here()
         with self._reaching("looking at the stream of"):
             layout = opened.engine.handle.layout

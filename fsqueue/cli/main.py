@@ -30,6 +30,8 @@ COMMANDS = {
     "requeue": "Move failed or done refs back to pending.",
     "rewind": "Put back what was acked after a checkpoint.",
     "release": "Take the leases of a dead node back, now.",
+    "pause": "Let nobody lease refs, for a while.",
+    "resume": "Let a paused queue go on.",
     "purge": "Remove old files from done or failed.",
     "pack": "Put old done files together into few.",
     "check": "Find damage, and repair it.",

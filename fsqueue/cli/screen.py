@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fsqueue.cli.rates import Rates
-from fsqueue.cli.status import MEMBERS, OWNERS, Columns, count_rows, quantum_text
+from fsqueue.cli.status import MEMBERS, OWNERS, Columns, count_rows, paused_text, quantum_text
 from fsqueue.operate import Status
 
 T = TypeVar("T")
@@ -90,6 +90,7 @@ def _view(seen: Status, between: Rates | None, done_per_s: list[float], console:
     bars = _ASCII_BARS if console.options.ascii_only else _BARS
     parts: list[RenderableType] = [
         Text(f"{seen.queue}  {when}  q quits", style="bold", no_wrap=True),
+        *([Text(paused_text(seen), style="yellow", no_wrap=True)] if seen.paused else []),
         _counts(seen, between),
         Text(f"done/s {sparkline(done_per_s, bars)} {max(done_per_s, default=0.0):.1f} at most", no_wrap=True),
         Text(),

@@ -69,6 +69,8 @@ def _print(seen: Status, between: Rates | None) -> None:
     timeout = "none" if seen.lease_timeout_s is None else age(seen.lease_timeout_s)
     run = f", run {shown(seen.run_id)}" if seen.run_id else ""
     data(f"{seen.queue}  lease timeout {timeout}, lock {seen.lock}{run}")
+    if seen.paused is not None:
+        data(paused_text(seen))
     for state, number, note in count_rows(seen):
         data(f"{state:<8}{number:>10}  {note}".rstrip())
     if between is not None:
@@ -82,6 +84,16 @@ def _print(seen: Status, between: Rates | None) -> None:
         if seen.stream.quantum is not None:
             data()
             data(f"quantum  {quantum_text(seen.stream.quantum)}")
+
+
+def paused_text(seen: Status) -> str:
+    """Say since when a paused queue is, by whom, and why; empty where it is not."""
+    paused = seen.paused
+    if paused is None:
+        return ""
+    since = "" if paused.at is None else f" for {age(max(0.0, seen.at - paused.at))}"
+    who, why = (f" by {shown(paused.by)}" if paused.by else ""), (f": {shown(paused.reason)}" if paused.reason else "")
+    return f"paused{since}{who}{why}"
 
 
 def _print_table(columns: Columns[T], rows: list[T]) -> None:

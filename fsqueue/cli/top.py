@@ -15,7 +15,7 @@ from fsqueue import operate
 from fsqueue.cli.arguments import as_json, duration, takes_queue
 from fsqueue.cli.output import age, data
 from fsqueue.cli.rates import Rates, rates
-from fsqueue.cli.status import as_dict
+from fsqueue.cli.status import as_dict, paused_text
 from fsqueue.operate import Status
 
 
@@ -56,7 +56,8 @@ def _line(seen: Status, between: Rates | None) -> str:
     counts = "  ".join(f"{state} {number}" for state, number in seen.counts._asdict().items())
     owners = sum(1 for owner in seen.owners if owner.leases)
     rest = f"owners {owners}  oldest lease {age(seen.oldest_lease_age_s)}{_members(seen)}"
-    return f"{when}  {counts}  {rest}" + (f"  {between}" if between else "")
+    paused = f"  {paused_text(seen)}" if seen.paused else ""
+    return f"{when}  {counts}  {rest}{paused}" + (f"  {between}" if between else "")
 
 
 def _members(seen: Status) -> str:

@@ -104,7 +104,8 @@ class Getter(Generic[R]):
             refs = self._get_now(max_refs, partition, thorough, waiter, leased)
             if refs:
                 self._pace.waited_s = 0.0
-            if refs or waiter.expired() or (partition and self._claimer.anything_pending()):
+            paused = self._handle.pause.found is not None
+            if refs or waiter.expired() or (partition and not paused and self._claimer.anything_pending()):
                 return refs
             thorough = waiter.wait()
 
@@ -128,8 +129,10 @@ class Getter(Generic[R]):
         self, max_refs: int, partition: Partition | None, thorough: bool, waiter: Waiter, leased: list[Claim]
     ) -> list[R]:
         handle, started = self._handle, self._handle.ops.monotonic()
-        handle.presence.announce()
         handle.strays.recover()
+        if handle.pause.look() is not None:
+            return []
+        handle.presence.announce()
         self._claimer.sweep_if_due()
         refs = self._renewed_if_slow(self._fill(max_refs, partition, thorough, leased), started)
         if handle.closed or waiter.stop is not None:

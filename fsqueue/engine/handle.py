@@ -15,6 +15,7 @@ from fsqueue.engine.layout import Layout
 from fsqueue.engine.lock import OrderFile
 from fsqueue.engine.moves import Moves
 from fsqueue.engine.order import Order
+from fsqueue.engine.pausing import PauseSign
 from fsqueue.engine.presence import Presence
 from fsqueue.engine.strays import Strays
 from fsqueue.errors import QueueClosedError
@@ -32,6 +33,7 @@ class Handle:
         mutex: held by the thread that reclaims, renews, or settles what this handle does not lease.
         held: what it leases.
         strays: what it may lease though nobody has it.
+        pause: whether the queue is paused.
         awake: since when its process has been running.
         presence: its record and heartbeat.
         closed: once True, a get ends with a QueueClosedError, and leases nothing.
@@ -58,6 +60,7 @@ class Handle:
         self.overlap = Overlap(self.ops, io_threads, layout.remote)
         self.moves = Moves(layout, self.clock, owner, durable, self.overlap)
         self.held = Held()
+        self.pause = PauseSign(layout)
         self.strays = Strays(self.moves, self.held, self.order, self.mutex)
         self.awake = Awake(self.ops, gap_s(heartbeat_s, layout.settings.lease_timeout_s))
         self.order_file.tick = self.awake.tick

@@ -13,13 +13,16 @@ nothing, and return what they would do.
 
 look:   status, counts, iterate, entries, peek, dead_letters
 move:   requeue, requeue_failed, release
+hold:   pause, resume
 tidy:   purge, pack
 """
 
 from __future__ import annotations
 
 from fsqueue.engine.packing.pack import Packed
+from fsqueue.engine.pausing import Paused
 from fsqueue.operate.operator import Outcome, Progress, Purged, pack, purge, release
+from fsqueue.operate.pausing import pause, resume
 from fsqueue.operate.requeue import requeue, requeue_failed
 from fsqueue.operate.show import Detail, Entry, Predicate, dead_letters, entries, iterate, peek
 from fsqueue.operate.status import OwnerStatus, Status, counts, status
@@ -32,6 +35,7 @@ __all__ = [
     "Outcome",
     "OwnerStatus",
     "Packed",
+    "Paused",
     "Predicate",
     "Progress",
     "Purged",
@@ -43,10 +47,12 @@ __all__ = [
     "entries",
     "iterate",
     "pack",
+    "pause",
     "peek",
     "purge",
     "release",
     "requeue",
     "requeue_failed",
+    "resume",
     "status",
 ]

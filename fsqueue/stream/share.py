@@ -116,7 +116,8 @@ class Share(Generic[R]):
                 self._look_around(self._looked_at - last_came, len(refs), wanted)
                 self._drop_lost(refs)
             found = self._lease(refs, wanted - len(refs), pause_s)
-            last_came = self._ops.monotonic() if found else last_came
+            if found or self._queue.handle.pause.look() is not None:
+                last_came = self._ops.monotonic()
             ended = has_ended(len(refs) == wanted, found)
             if ended is not None:
                 return not ended

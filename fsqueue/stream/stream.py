@@ -255,9 +255,11 @@ class Stream:
         return closed >= set(names)
 
     def describe(self, role: Role) -> str:
-        """Say who was last seen when, for error messages."""
-        found = [member for member in self.members() if member.role == role]
-        return "; ".join(f"{m.describe()} is {m.standing}" for m in found) or f"no {role} has joined"
+        """Say who was last seen when, and whether the queue is paused, for error messages."""
+        found = [f"{m.describe()} is {m.standing}" for m in self.members() if m.role == role]
+        paused = self._handle.pause.look_now()
+        waits = [] if paused is None else [f"the queue is paused{paused} (`fsqueue resume` lets it go on)"]
+        return "; ".join([*(found or [f"no {role} has joined"]), *waits])
 
     def all_closed(self, role: Role) -> bool:
         """Tell whether every expected member of this role has joined and left; False before the first one joins.
@@ -283,6 +285,8 @@ class Stream:
     def drained(self, besides: frozenset[str] = frozenset()) -> bool:
         """Tell whether nothing will ever be delivered again: all producers closed, nothing pending, nothing leased.
 
+        A queue that is paused is not drained: somebody is about to do something with it.
+
         Args:
             besides: owners whose leases do not count, since it is they who ask.
 
@@ -294,9 +298,11 @@ class Stream:
             if not self.all_closed("producer") or self._any_live(besides):
                 return False
             if not self._handle.layout.filesystem.directory_times:
-                return not any(self._any_live_later(besides) for _ in range(_LOOKS))
-            stood = self._stand_still()
-            return not self._any_live(besides) and stood == self._changed_at_ns()
+                drained = not any(self._any_live_later(besides) for _ in range(_LOOKS))
+            else:
+                stood = self._stand_still()
+                drained = not self._any_live(besides) and stood == self._changed_at_ns()
+            return drained and self._handle.pause.look_now() is None
 
     def _any_live(self, besides: frozenset[str]) -> bool:
         pending = self._handle.layout.pending

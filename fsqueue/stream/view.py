@@ -52,7 +52,8 @@ class TrainerView(Generic[R]):
             last batch short, to a loader that settles it.
         session: names the group of all ranks, such as a launcher's run id. Ranks that are started again, as many of
             them or another number, take the places of those before them, once these are gone.
-        idle_timeout_s: how long to wait for a ref before `StreamStalledError` says who was last seen when.
+        idle_timeout_s: how long to wait for a ref before `StreamStalledError` says who was last seen when; it does not
+            run while the queue is paused.
         required, attempt, on_sigterm: as for `FileSampleRefQueue.consumer`.
 
     Attributes:

@@ -16,6 +16,7 @@ from fsqueue.engine.layout import DIRECTORIES, HEADER_BYTES, LEDGER, ORDER, REF_
 from fsqueue.engine.order import Header
 from fsqueue.engine.owners import read_record
 from fsqueue.engine.packing.revision import is_abandoned
+from fsqueue.engine.pausing import PAUSED
 from fsqueue.engine.settings import SETTINGS
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import names, packed
@@ -27,7 +28,7 @@ from fsqueue.operate.stream_status import open_stream
 
 LEFTOVER_S = 3600.0
 FUTURE_S = 3600.0
-_KNOWN = (SETTINGS, STREAM, LEDGER, REF_TYPE, *DIRECTORIES)
+_KNOWN = (SETTINGS, PAUSED, STREAM, LEDGER, REF_TYPE, *DIRECTORIES)
 _replaced_order = re.compile(rf"\.{re.escape(ORDER)}\.[0-9]+\.[0-9a-f]{{12}}\Z").match
 
 Signature = tuple[int, int, int]

@@ -90,6 +90,14 @@ def _configure(stage: Stage) -> None:
     stage.queue.configure(retry_delay_s=0.001)
 
 
+def _pause(stage: Stage) -> None:
+    stage.queue.pause("the store moves")
+
+
+def _resume(stage: Stage) -> None:
+    stage.queue.resume()
+
+
 def _fail_for_good(stage: Stage) -> list[str]:
     return stage.queue.fail(stage.batch, "broken", retryable=False)
 
@@ -246,6 +254,9 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("fail-to-wait", stages.leased, _fail_to_wait, _STAYS, LIVE, keeps=True),
     Operation("wait-is-over", stages.waiting, _reclaim, _STAYS, LIVE),
     Operation("configure", stages.leased, _configure, _STAYS, LIVE, keeps=True),
+    Operation("pause", stages.leased, _pause, _STAYS, LIVE, keeps=True),
+    Operation("pause-again", stages.paused, _pause, _STAYS, LIVE, keeps=True),
+    Operation("resume", stages.paused, _resume, _STAYS, LIVE, keeps=True),
     Operation("fail-by-id", stages.leased_by_another, _fail, _STAYS, LIVE),
     Operation("fail-for-good", stages.leased, _fail_for_good, _OR_FAILED, FAILED),
     Operation("fail-for-good-pending", stages.pending, _fail_for_good, _OR_FAILED, FAILED),
