@@ -28,6 +28,7 @@ COMMANDS = {
     "put": "Put refs from a JSON Lines file.",
     "capture": "Have a server's hidden states over prompts stored and put.",
     "requeue": "Move failed or done refs back to pending.",
+    "discard": "Move stale pending refs to failed.",
     "rewind": "Put back what was acked after a checkpoint.",
     "release": "Take the leases of a dead node back, now.",
     "pause": "Let nobody lease refs, for a while.",

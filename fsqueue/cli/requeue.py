@@ -7,7 +7,7 @@ import sys
 import click
 
 from fsqueue import operate
-from fsqueue.cli.arguments import dry_run, duration, takes_queue_and_ids
+from fsqueue.cli.arguments import Condition, dry_run, duration, predicate_of, takes_queue_and_ids, where
 from fsqueue.cli.output import count, data, remark, shown
 
 
@@ -17,6 +17,7 @@ from fsqueue.cli.output import count, data, remark, shown
 @click.option("--owner", help="The dead letters whose last event happened under this owner, or on this node.")
 @click.option("--reason", help="The dead letters whose reason this matches, by *, ? and [...], upper case or lower.")
 @click.option("--older-than", type=duration, help="The dead letters that failed so long ago, such as 2h.")
+@where
 @dry_run
 @click.pass_context
 def requeue(
@@ -27,23 +28,32 @@ def requeue(
     owner: str | None,
     reason: str | None,
     older_than: float | None,
+    where: tuple[Condition, ...],
     dry_run: bool,
 ) -> None:
     """Move refs from failed, or else from done, to the tail of pending; their attempts count from 0 again.
 
     Prints the ids that were moved. QUEUE is the first argument, unless --queue or $FSQUEUE_DIR names it: then all
     arguments are ids. - reads ids from standard input, one a line. Exits with 1 where a ref could not be moved; the
-    others are. Of --owner, --reason and --older-than all that are given have to hold.
+    others are. Of --owner, --reason, --older-than and --where all that are given
+    have to hold.
     """
-    chosen = failed or any(given is not None for given in (owner, reason, older_than))
+    chosen = failed or bool(where) or any(given is not None for given in (owner, reason, older_than))
     if bool(ids) == chosen:
-        raise click.UsageError("Give either ids, or --failed, --owner, --reason or --older-than.")
+        raise click.UsageError("Give either ids, or --failed, --owner, --reason, --older-than or --where.")
     if ids == ("-",):
         ids = tuple(line.decode().rstrip("\r\n") for line in sys.stdin.buffer if line.strip())
     if not chosen:
         outcomes = operate.requeue(queue, ids, dry_run=dry_run)
     else:
-        outcomes = operate.requeue_failed(queue, owner=owner, reason=reason, older_than_s=older_than, dry_run=dry_run)
+        outcomes = operate.requeue_failed(
+            queue,
+            owner=owner,
+            reason=reason,
+            older_than_s=older_than,
+            where=predicate_of(where),
+            dry_run=dry_run,
+        )
     print_outcomes(ctx, outcomes, "would requeue" if dry_run else "requeued")
 
 

@@ -34,6 +34,7 @@ class Handle:
         held: what it leases.
         strays: what it may lease though nobody has it.
         pause: whether the queue is paused.
+        notes_ages: a claim notes since when the ref was pending, which costs a stat of it.
         awake: since when its process has been running.
         presence: its record and heartbeat.
         closed: once True, a get ends with a QueueClosedError, and leases nothing.
@@ -61,6 +62,7 @@ class Handle:
         self.moves = Moves(layout, self.clock, owner, durable, self.overlap)
         self.held = Held()
         self.pause = PauseSign(layout)
+        self.notes_ages = False
         self.strays = Strays(self.moves, self.held, self.order, self.mutex)
         self.awake = Awake(self.ops, gap_s(heartbeat_s, layout.settings.lease_timeout_s))
         self.order_file.tick = self.awake.tick

@@ -12,7 +12,7 @@ long they take ``progress``, which is called with how much is done, and of how m
 nothing, and return what they would do.
 
 look:   status, counts, iterate, entries, peek, dead_letters
-move:   requeue, requeue_failed, release
+move:   requeue, requeue_failed, release, discard
 hold:   pause, resume
 tidy:   purge, pack
 """
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from fsqueue.engine.packing.pack import Packed
 from fsqueue.engine.pausing import Paused
+from fsqueue.operate.discarding import discard
 from fsqueue.operate.operator import Outcome, Progress, Purged, pack, purge, release
 from fsqueue.operate.pausing import pause, resume
 from fsqueue.operate.requeue import requeue, requeue_failed
@@ -44,6 +45,7 @@ __all__ = [
     "StreamStatus",
     "counts",
     "dead_letters",
+    "discard",
     "entries",
     "iterate",
     "pack",

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from fsqueue import QueueIOError, SampleRef
+from fsqueue import QueueIOError, SampleRef, operate
 from fsqueue.engine.engine import reaching
 from fsqueue.operate import operator
 from fsqueue.operate.check import check_queue, repair
@@ -96,6 +96,10 @@ def _pause(stage: Stage) -> None:
 
 def _resume(stage: Stage) -> None:
     stage.queue.resume()
+
+
+def _discard(stage: Stage) -> None:
+    operate.discard(str(stage.path), "stale", where=lambda it: it.sample_id in ids(stage.batch))
 
 
 def _fail_for_good(stage: Stage) -> list[str]:
@@ -257,6 +261,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("pause", stages.leased, _pause, _STAYS, LIVE, keeps=True),
     Operation("pause-again", stages.paused, _pause, _STAYS, LIVE, keeps=True),
     Operation("resume", stages.paused, _resume, _STAYS, LIVE, keeps=True),
+    Operation("discard", stages.pending, _discard, _OR_FAILED, FAILED, by_operator=True),
     Operation("fail-by-id", stages.leased_by_another, _fail, _STAYS, LIVE),
     Operation("fail-for-good", stages.leased, _fail_for_good, _OR_FAILED, FAILED),
     Operation("fail-for-good-pending", stages.pending, _fail_for_good, _OR_FAILED, FAILED),
