@@ -163,6 +163,18 @@ class NotAQueueError(QueueConfigError):
     """The directory is no queue and is not empty, so it is not made one."""
 
 
+class ReadOnlyError(QueueConfigError):
+    """A call would write into a queue that was opened with ``read_only=True``; nothing was done.
+
+    Attributes:
+        call: what was called.
+    """
+
+    def __init__(self, path: str, call: str) -> None:
+        super().__init__(path, f"was opened with read_only=True, and {call} writes: open it without, or leave that out")
+        self.call = call
+
+
 class QueueReplacedError(QueueConfigError):
     """The path leads to another queue, where a handle has to reach the one that it was opened on.
 

@@ -89,8 +89,9 @@ class FileSampleRefQueue(Generic[R]):
 
     Args:
         path: the queue's directory; created where it is missing or empty.
-        lease_timeout_s: seconds until an unrenewed lease expires; None takes the queue's stored value, and
-            stores "never" in a new queue. Another value than the stored one is refused.
+        lease_timeout_s: seconds until an unrenewed lease expires; None takes the queue's stored value. In a new queue
+            it stores "never": leases then end where their process is known to be gone, which on another node nobody
+            knows, and by hand; `configure` changes it. Another value than the stored one is refused.
         ref_type: the dataclass that put takes and get returns.
         owner: the first part of this handle's owner name; the host's name unless given.
         durable: put, ack, fail and release fsync, so that they survive a power cut.
@@ -111,6 +112,9 @@ class FileSampleRefQueue(Generic[R]):
         retry_delay_s: how long a ref that failed waits before it comes again, seconds; stored in a new queue.
         retry_backoff, retry_jitter: by how much longer after each further failure, and by which part, at most, longer
             by chance. A wait lasts for a day at most.
+        read_only: nothing is written, no owner's record, no heartbeat, no lock: for onlookers, and mounts without write
+            permission. The calls that count, look and tell work; those that write raise a ReadOnlyError. The queue
+            must be there already.
         codec: for refs of a class that JSON cannot carry: it turns each into a record that JSON can carry, and back,
             which put tries out. Takes the place of ref_type.
 
@@ -148,6 +152,7 @@ class FileSampleRefQueue(Generic[R]):
         retry_backoff: float = RETRY_BACKOFF,
         retry_jitter: float = RETRY_JITTER,
         codec: RefCodec[R, Any] | None = None,
+        read_only: bool = False,
     ) -> None:
         self.path = absolute(path)
         self.ops = fileops.current()
@@ -163,6 +168,7 @@ class FileSampleRefQueue(Generic[R]):
             poll_interval_s,
             io_threads,
             codec,
+            read_only,
         )
         arguments.seconds("lease_timeout_s", lease_timeout_s)
         self.options.validate(self.path)
@@ -179,6 +185,7 @@ class FileSampleRefQueue(Generic[R]):
             run_id=run_id,
             now=clock or self.ops.time,
             create=create,
+            read_only=read_only,
             retry=None if retry_delay_s is None else Retry(retry_delay_s, retry_backoff, retry_jitter),
         )
         self._settings = settings
@@ -219,6 +226,16 @@ class FileSampleRefQueue(Generic[R]):
         """Return this process's engine, for the modules of this package that work on a queue."""
         return self._here().engine
 
+    def _to_write(self, call: str) -> Engine:
+        """Return this process's engine for a call that writes.
+
+        Raises:
+            ReadOnlyError: the queue was opened to be looked at.
+        """
+        engine = self.engine
+        engine.handle.require_writable(call)
+        return engine
+
     @property
     def settings(self) -> Settings:
         """Return what the queue stores, as this handle knows it: a change by others shows within half a minute."""
@@ -255,7 +272,7 @@ class FileSampleRefQueue(Generic[R]):
             RefTypeError: the queue holds refs of a class that ref_type does not fit.
             QueueIOError: the filesystem refused; calling put again with the same refs completes it.
         """
-        engine = self.engine
+        engine = self._to_write("put")
         contents: dict[str, bytes] = {}
         given = 0
         for _, stem, data in self._codec.encode_all(arguments.batch("put", refs), at_most=fileops.REF_LIMIT_BYTES):
@@ -302,6 +319,7 @@ class FileSampleRefQueue(Generic[R]):
             StreamEndedError: all consumers have left, with the watermark reached; nothing was put.
             StreamStalledError: no room was made for timeout_s seconds; nothing was put.
         """
+        self._to_write("put_when_below")
         for name, limit in (("high", high), ("low", low), ("high_bytes", high_bytes)):
             if limit is not None or name == "high":
                 arguments.integer(f"put_when_below({name}=)", limit)
@@ -348,7 +366,7 @@ class FileSampleRefQueue(Generic[R]):
             arguments.partition("get", partition)
         if stop_event is not None:
             arguments.with_call("get(stop_event=)", "an event with is_set()", stop_event, "is_set")
-        engine = self.engine
+        engine = self._to_write("get")
         if max_refs <= 0:
             return []
         leased: list[Claim] = []
@@ -492,9 +510,9 @@ class FileSampleRefQueue(Generic[R]):
             stem = names.stem_of(sample_id)
             ids[stem] = sample_id
             targets.append((stem, ref))
+        engine = self._to_write(call)
         if not targets:
             return []
-        engine = self.engine
         try:
             with reaching(what, engine.handle.layout):
                 lost = [ids[stem] for stem in act(targets)]
@@ -505,7 +523,7 @@ class FileSampleRefQueue(Generic[R]):
 
     def release_all(self) -> int:
         """Give back every ref leased in this handle's name, also those handed over to it; return how many."""
-        engine = self.engine
+        engine = self._to_write("release_all")
         try:
             with self._reaching("releasing refs in"):
                 count = engine.settler.release_all()
@@ -529,7 +547,7 @@ class FileSampleRefQueue(Generic[R]):
         A process that has just begun to run, or was stopped, first waits for as long as living owners may need to show
         up: at most one and a half of their beats and half a second, or one second where they keep no heartbeat.
         """
-        engine = self.engine
+        engine = self._to_write("reclaim")
         try:
             with self._reaching("reclaiming leases in"):
                 count = engine.reclaimer.reclaim()
@@ -730,8 +748,9 @@ class FileSampleRefQueue(Generic[R]):
             "retry_backoff": retry_backoff,
             "retry_jitter": retry_jitter,
         }
+        handle = self._to_write("configure").handle
         with self._reaching("configuring"):
-            return configure(self.handle, given)
+            return configure(handle, given)
 
     def pause(self, reason: str | None = None) -> Paused:
         """Let nobody lease refs, until `resume`: within a second, every get returns none, or waits.
@@ -744,7 +763,7 @@ class FileSampleRefQueue(Generic[R]):
         """
         from fsqueue.engine import pausing
 
-        handle = self.handle
+        handle = self._to_write("pause").handle
         with self._reaching("pausing"):
             stored = pausing.pause(handle.layout, handle.clock, reason)
             handle.pause.look_now()
@@ -754,7 +773,7 @@ class FileSampleRefQueue(Generic[R]):
         """Let a paused queue go on; return what held it, None where it was not paused."""
         from fsqueue.engine import pausing
 
-        handle = self.handle
+        handle = self._to_write("resume").handle
         with self._reaching("resuming"):
             stored = pausing.resume(handle.layout)
             handle.pause.look_now()
@@ -797,7 +816,7 @@ class FileSampleRefQueue(Generic[R]):
             LeasesHeldError: another owner holds leases and force is not set.
             QueueConfigError: a controller has acknowledged refs through a ledger, which has to go back first.
         """
-        handle = self.handle
+        handle = self._to_write("rewind").handle
         if not isinstance(after_step, int) or after_step < 0:
             raise QueueConfigError(self.path, f"needs as after_step an integer of 0 or more, found {after_step!r}")
         with self._reaching("rewinding"):
@@ -821,8 +840,9 @@ class FileSampleRefQueue(Generic[R]):
         arguments.seconds("pack(older_than_s=)", older_than_s)
         from fsqueue.engine.packing.pack import pack
 
+        handle = self._to_write("pack").handle
         with self._reaching("packing"):
-            return pack(self.handle, older_than_s)
+            return pack(handle, older_than_s)
 
     def close(self) -> None:
         """Stop the heartbeat and close the descriptors; leases stay, and expire unless they are settled.

@@ -69,6 +69,7 @@ CASES: list[tuple[FsQueueError, tuple[type, ...], dict[str, Any]]] = [
         (ValueError, QueueConfigError),
         {"path": "/q", "opened": "0123456789abcdef", "found": None},
     ),
+    (errors.ReadOnlyError("/q", "put"), (ValueError, QueueConfigError), {"path": "/q", "call": "put"}),
     (QueueClosedError("/q"), (ValueError,), {"path": "/q"}),
     (
         QueueIOError("writing", "/q/tmp/x", OSError(errno.ENOSPC, "full")),

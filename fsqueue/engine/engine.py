@@ -59,6 +59,7 @@ class Options:
     poll_interval_s: float
     io_threads: IoThreads
     codec: RefCodec[Any, Any] | None = None
+    read_only: bool = False
 
     @property
     def limits(self) -> Limits:
@@ -69,6 +70,10 @@ class Options:
         for name, limit in (("max_attempts", self.max_attempts), ("max_deliveries", self.max_deliveries)):
             if limit is not None:
                 integer(name, limit)
+        if not isinstance(self.read_only, bool):
+            raise InvalidArgumentError("read_only", "True or False", self.read_only)
+        if self.read_only and self.heartbeat_s is not None:
+            raise QueueConfigError(path, "takes no heartbeat_s with read_only=True: an onlooker leases nothing")
         if self.owner is not None and not isinstance(self.owner, str):
             raise InvalidArgumentError("owner", "a string or None", self.owner)
         seconds("heartbeat_s", self.heartbeat_s)
@@ -105,7 +110,7 @@ class Engine:
         self, ops: FileOps, path: str, codec: Codec[Any], options: Options, same_as: Settings | None = None
     ) -> None:
         """Open the queue, which must be the one with these settings; it costs no listing."""
-        layout = open_layout(ops, path, make_missing=True, same_as=same_as)
+        layout = open_layout(ops, path, make_missing=not options.read_only, same_as=same_as)
         self.handle = handle = Handle(
             layout,
             owner=new_owner(options.owner, path),
@@ -113,10 +118,12 @@ class Engine:
             heartbeat_s=options.heartbeat_s,
             clock=options.clock,
             io_threads=options.io_threads,
+            read_only=options.read_only,
         )
         try:
-            with explained("locking", path):
-                handle.order_file.probe()
+            if not options.read_only:
+                with explained("locking", path):
+                    handle.order_file.probe()
         except BaseException:
             with suppress(OSError):  # the first error is the one to report
                 layout.close()

@@ -68,7 +68,7 @@ class Stream:
         self._bring_back = bring_back
         self._handle = handle
         self._ops: FileOps = handle.ops
-        self.directory = handle.layout.open(STREAM, make_missing=True)
+        self.directory = handle.layout.open(STREAM, make_missing=not handle.read_only)
         self._stood: tuple[tuple[int, int], float] = ((0, 0), 0.0)
         self._unchanged = Unchanged(self.directory, handle.layout.filesystem.directory_times, BEAT_S)
         self._watched_at = -1e9
@@ -107,6 +107,7 @@ class Stream:
         Raises:
             QueueConfigError: a member of this name is alive.
         """
+        self._handle.require_writable(role)
         record = Record(
             name=name,
             process=owners.describe_self(self._handle.owner, self._ops.time(), self.policy().beat_s),
@@ -347,6 +348,7 @@ class Stream:
         self._write(QUANTUM, quantum)
 
     def _write(self, name: str, content: msgspec.Struct) -> None:
+        self._handle.require_writable(f"writing {name}")
         self._handle.moves.write(msgspec.json.encode(content) + b"\n", self.directory, name, vital=True)
 
     def quantum(self) -> Quantum | None:
