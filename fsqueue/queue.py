@@ -69,6 +69,7 @@ class _Opened:
         self.live: Live | None = None
 
     def close(self) -> None:
+        self.engine.holding.stop()
         try:
             self.engine.handle.close()
         finally:
@@ -115,6 +116,8 @@ class FileSampleRefQueue(Generic[R]):
         read_only: nothing is written, no owner's record, no heartbeat, no lock: for onlookers, and mounts without write
             permission. The calls that count, look and tell work; those that write raise a ReadOnlyError. The queue
             must be there already.
+        max_hold_s: for how long a handle may hold a ref, whatever beats or renews, before it goes back; stored in a new
+            queue. `progress` begins that time anew. None: for as long as its lease lasts.
         codec: for refs of a class that JSON cannot carry: it turns each into a record that JSON can carry, and back,
             which put tries out. Takes the place of ref_type.
 
@@ -153,6 +156,7 @@ class FileSampleRefQueue(Generic[R]):
         retry_jitter: float = RETRY_JITTER,
         codec: RefCodec[R, Any] | None = None,
         read_only: bool = False,
+        max_hold_s: float | None = None,
     ) -> None:
         self.path = absolute(path)
         self.ops = fileops.current()
@@ -171,6 +175,7 @@ class FileSampleRefQueue(Generic[R]):
             read_only,
         )
         arguments.seconds("lease_timeout_s", lease_timeout_s)
+        arguments.seconds("max_hold_s", max_hold_s)
         self.options.validate(self.path)
         self.options.validate_heartbeat(self.path, lease_timeout_s)
         self._codec = codec_of(ref_type, codec)
@@ -187,6 +192,7 @@ class FileSampleRefQueue(Generic[R]):
             create=create,
             read_only=read_only,
             retry=None if retry_delay_s is None else Retry(retry_delay_s, retry_backoff, retry_jitter),
+            max_hold_s=max_hold_s,
         )
         self._settings = settings
         self.run_id = settings.run_id
@@ -481,6 +487,22 @@ class FileSampleRefQueue(Generic[R]):
         """Start the lease timeout of refs anew; return the ids that this handle does not lease (any more)."""
         return self._on_leases("renewing leases in", "renew", refs, self.engine.settler.renew)
 
+    def progress(self, refs: Iterable[R] | None = None) -> None:
+        """Say that the work goes on: `max_hold_s` begins anew for these refs, or for all that this handle holds.
+
+        Call it from the thread that works, where a ref may take longer than that. It makes no file operation; a lease
+        is not renewed by it, and no renewal or heartbeat counts as progress, for they may come from another thread.
+        """
+        handle = self.handle
+        now = handle.ops.monotonic()
+        if refs is None:
+            claims: Iterable[Claim | None] = handle.held.all()
+        else:
+            claims = [handle.held.find(names.stem_of(i), ref) for ref, i in arguments.with_ids("progress", refs)]
+        for claim in claims:
+            if claim is not None and claim.state == "held":
+                claim.taken_at = now
+
     def hand_over(self, refs: Iterable[R], owner: str) -> list[str]:
         """Make leases another handle's, for it to `adopt`: a process that ends leaves its work to one that goes on.
 
@@ -724,6 +746,7 @@ class FileSampleRefQueue(Generic[R]):
         retry_delay_s: float = UNCHANGED,
         retry_backoff: float = UNCHANGED,
         retry_jitter: float = UNCHANGED,
+        max_hold_s: float | None = UNCHANGED,
     ) -> Settings:
         """Change what the queue stores, also while others use it; what is not given stays as it is.
 
@@ -733,6 +756,7 @@ class FileSampleRefQueue(Generic[R]):
         Args:
             lease_timeout_s: None: leases do not time out.
             retry_delay_s, retry_backoff, retry_jitter: as for a new queue.
+            max_hold_s: None: there is no limit but the lease's.
 
         Returns:
             What the queue stores from now on.
@@ -742,11 +766,14 @@ class FileSampleRefQueue(Generic[R]):
         """
         if lease_timeout_s is not UNCHANGED:
             arguments.seconds("configure(lease_timeout_s=)", lease_timeout_s)
+        if max_hold_s is not UNCHANGED:
+            arguments.seconds("configure(max_hold_s=)", max_hold_s)
         given = {
             "lease_timeout_s": lease_timeout_s,
             "retry_delay_s": retry_delay_s,
             "retry_backoff": retry_backoff,
             "retry_jitter": retry_jitter,
+            "max_hold_s": max_hold_s,
         }
         handle = self._to_write("configure").handle
         with self._reaching("configuring"):

@@ -129,7 +129,7 @@ class Claimer:
             if stem in held and self._still_leased(stem):
                 continue
             claim = new_claim(stem)
-            claim.stamped_at = began_at
+            claim.stamped_at = claim.taken_at = began_at
             leased.append(claim)
             try:
                 if stamp():

@@ -38,7 +38,8 @@ def configure(handle: Handle, changes: dict[str, Any]) -> Settings:
         wanted = _with_timeout(layout.settings, changes, handle.clock.now())
         retry = {field: changes[option] for field, option in OPTION_OF.items() if option in changes}
         wanted = msgspec.structs.replace(wanted, retry=msgspec.structs.replace(wanted.retry, **retry))
-        validate(layout.path, wanted.lease_timeout_s, None, wanted.retry)
+        wanted = msgspec.structs.replace(wanted, max_hold_s=changes.get("max_hold_s", wanted.max_hold_s))
+        validate(layout.path, wanted.lease_timeout_s, None, wanted.retry, wanted.max_hold_s)
         if wanted != layout.settings:
             _require_beats(handle, wanted.lease_timeout_s)
             replace_file(layout.ops, layout.root, SETTINGS, msgspec.json.encode(wanted) + b"\n", durable=True)

@@ -17,6 +17,7 @@ from fsqueue.engine.expire import Reclaimer
 from fsqueue.engine.get import Getter
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
+from fsqueue.engine.holding import HoldLimit
 from fsqueue.engine.layout import Layout, open_layout
 from fsqueue.engine.owners import new_owner
 from fsqueue.engine.put import Putter
@@ -130,6 +131,7 @@ class Engine:
             raise
         self.settler = Settler(handle, keep_done=options.keep_done, limits=options.limits)
         self.reclaimer = Reclaimer(handle, options.limits)
+        self.holding = HoldLimit(handle, self.reclaimer)
         self.putter = Putter(handle)
         self.contents = Contents(layout, codec.ref_type)
         self.getter: Getter[Any] = Getter(
@@ -139,6 +141,7 @@ class Engine:
             self.settler,
             self.reclaimer,
             self.contents,
+            self.holding,
             options.poll_interval_s,
             options.max_attempts,
         )

@@ -17,6 +17,7 @@ from fsqueue.engine.contents import Contents
 from fsqueue.engine.expire import Reclaimer
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
+from fsqueue.engine.holding import HoldLimit
 from fsqueue.engine.put import Putter
 from fsqueue.engine.settle import Settler, bury
 from fsqueue.engine.unread import Unread
@@ -50,6 +51,7 @@ class Getter(Generic[R]):
         settler: Settler,
         reclaimer: Reclaimer,
         contents: Contents,
+        holding: HoldLimit,
         poll_interval_s: float,
         max_attempts: int | None,
     ) -> None:
@@ -59,6 +61,7 @@ class Getter(Generic[R]):
         self._settler = settler
         self._reclaimer = reclaimer
         self._contents = contents
+        self._holding = holding
         attempts = max_attempts or UNREADABLE_ATTEMPTS
         self._returner = Settler(
             handle, keep_done=True, limits=Limits(attempts, None)
@@ -133,6 +136,7 @@ class Getter(Generic[R]):
         if handle.pause.look() is not None:
             return []
         handle.presence.announce()
+        self._holding.watch()
         self._claimer.sweep_if_due()
         refs = self._renewed_if_slow(self._fill(max_refs, partition, thorough, leased), started)
         if handle.closed or waiter.stop is not None:

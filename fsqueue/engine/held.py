@@ -25,12 +25,14 @@ class Claim:
         was_done: the ref may have been done before, so that this client may remember the file by a name in done/.
         pending_since: the stamp that the file had before this lease, by the filesystem's clock; None where it was not
             asked for (`Handle.notes_ages`).
+        taken_at: when the lease was taken, or the work on it last made progress, by monotonic.
         stamped_at: when this handle began to stamp the file last, by monotonic; None where it has not.
         stamped_by: when it had; None while it does.
     """
 
     __slots__ = (
-        "_handed_out", "is_new_here", "name", "pending_since", "stamped_at", "stamped_by", "state", "stem", "was_done"
+        "_handed_out", "is_new_here", "name", "pending_since", "stamped_at", "stamped_by", "state", "stem",
+        "taken_at", "was_done",
     )  # fmt: skip
 
     def __init__(self, stem: str, name: str) -> None:
@@ -40,6 +42,7 @@ class Claim:
         self.is_new_here = False
         self.was_done = True
         self.pending_since: float | None = None
+        self.taken_at: float | None = None
         self.stamped_at: float | None = None
         self.stamped_by: float | None = None
         self._handed_out: weakref.ref[object] | None = None

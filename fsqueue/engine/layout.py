@@ -258,6 +258,7 @@ def ensure_queue(
     create: bool = True,
     read_only: bool = False,
     retry: Retry | None = None,
+    max_hold_s: float | None = None,
 ) -> Settings:
     """Return the settings of a queue, which is created, unless told otherwise, where the directory is missing or empty.
 
@@ -265,19 +266,28 @@ def ensure_queue(
         NotAQueueError: the directory is not empty and holds no queue, or there is none and none is to be created.
         QueueConfigError: the queue's settings differ from the arguments given.
     """
-    validate(path, lease_timeout_s, lock, retry or NO_WAIT)
+    validate(path, lease_timeout_s, lock, retry or NO_WAIT, max_hold_s)
     with explained("opening queue", path):
         settings = _read_settings(ops, path, read_only=read_only)
         if settings is None:
             if not create or read_only:
                 raise _missing(path)
             queue_id = secrets.token_hex(8)
-            wanted = Settings(FORMAT, now(), run_id, lease_timeout_s, lock or "flock", queue_id, retry or NO_WAIT)
+            wanted = Settings(
+                FORMAT,
+                now(),
+                run_id,
+                lease_timeout_s,
+                lock or "flock",
+                queue_id,
+                retry or NO_WAIT,
+                max_hold_s=max_hold_s,
+            )
             _create(ops, path, wanted)
             settings = _read_settings(ops, path, surely=True)
             if settings is None:
                 raise NotAQueueError(path, f"vanished while it was created: {SETTINGS} is gone")
-        compare(path, settings, lease_timeout_s=lease_timeout_s, lock=lock, run_id=run_id)
+        compare(path, settings, lease_timeout_s=lease_timeout_s, lock=lock, run_id=run_id, max_hold_s=max_hold_s)
         if retry is not None:
             compare(path, settings.retry, **msgspec.structs.asdict(retry))
         return settings

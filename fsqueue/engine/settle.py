@@ -384,6 +384,7 @@ class Settler:
             claim = held.find(stem)
             if mine and not (claim is not None and claim.state == "held" and claim.name in mine):
                 claim = Claim(stem, mine[0])
+                claim.taken_at = self._handle.ops.monotonic()
                 held.add(claim)
                 claim.hand_out(ref)
             if claim is None or claim.state not in ("held", "settled"):
