@@ -82,11 +82,28 @@ class _Opened:
             self.stream.close()
 
 
+class _Kept:
+    """Hold what a queue object has open apart from the object, for when that is dropped without a close."""
+
+    def __init__(self) -> None:
+        self.opened: _Opened | None = None
+        self.pid = os.getpid()
+
+    def let_go(self) -> None:
+        """Give back what is leased; a forked child's copy has no part in that."""
+        opened, self.opened = self.opened, None
+        if opened is not None and self.pid == os.getpid():
+            from fsqueue.engine.dropped import let_go
+
+            opened.engine.holding.stop()
+            let_go(opened.engine.handle, opened.engine.limits)
+
+
 class FileSampleRefQueue(Generic[R]):
     """Share a durable, exclusive queue of sample refs in a directory with other processes and nodes.
 
     Several threads may use one handle. After a fork, its first use in the child makes it a handle of the child, with
-    an owner and descriptors of its own.
+    an owner and descriptors of its own. One that is dropped without a close gives back what it leases.
 
     Args:
         path: the queue's directory; created where it is missing or empty.
@@ -180,6 +197,7 @@ class FileSampleRefQueue(Generic[R]):
         self.options.validate_heartbeat(self.path, lease_timeout_s)
         self._codec = codec_of(ref_type, codec)
         self._opening = Mutex()
+        self._kept = _Kept()
         self._closed = False
         self._closing: _Opened | None = None
         settings = ensure_queue(
@@ -197,8 +215,17 @@ class FileSampleRefQueue(Generic[R]):
         self._settings = settings
         self.run_id = settings.run_id
         self.options.validate_heartbeat(self.path, settings.lease_timeout_s)
-        self._opened: _Opened | None = self._open()
+        self._opened = self._open()
+        weakref.finalize(self, self._kept.let_go).atexit = False
         _live.add(self)
+
+    @property
+    def _opened(self) -> _Opened | None:
+        return self._kept.opened
+
+    @_opened.setter
+    def _opened(self, opened: _Opened | None) -> None:
+        self._kept.opened = opened
 
     def _open(self) -> _Opened:
         return _Opened(Engine(self.ops, self.path, self._codec, self.options, self._settings))
@@ -334,7 +361,7 @@ class FileSampleRefQueue(Generic[R]):
         if opened.watermark is None:
             from fsqueue.stream.watermark import Watermark  # imported where needed, as below: few processes need all
 
-            opened.watermark = Watermark(self.ops, self.path, stream, self.depth)
+            opened.watermark = Watermark(self.ops, self.path, stream, opened.engine.pending.count)
         with self._reaching("putting refs into"):
             opened.watermark.wait(batch, high, low, high_bytes, timeout_s)
         return self.put(batch)
@@ -929,6 +956,7 @@ class FileSampleRefQueue(Generic[R]):
     def _after_fork_in_child(self) -> None:
         self._opening = Mutex()
         opened, self._opened, self._closing = self._opened or self._closing, None, None
+        self._kept.pid = os.getpid()
         if opened is not None:
             opened.abandon_in_child()
 

@@ -129,6 +129,7 @@ class Engine:
             with suppress(OSError):  # the first error is the one to report
                 layout.close()
             raise
+        self.limits = options.limits
         self.settler = Settler(handle, keep_done=options.keep_done, limits=options.limits)
         self.reclaimer = Reclaimer(handle, options.limits)
         self.holding = HoldLimit(handle, self.reclaimer)
