@@ -44,6 +44,11 @@ CASES: list[tuple[FsQueueError, tuple[type, ...], dict[str, Any]]] = [
         (ValueError, OSError, InvalidRefError),
         {"path": "/q", "sample_id": "s" * 60, "limit": 143, "longest_id": 48, "errno": errno.ENAMETOOLONG},
     ),
+    (
+        errors.CaseCollisionError("/q", "a", "A", "pending"),
+        (ValueError, InvalidRefError),
+        {"path": "/q", "sample_id": "a", "other": "A", "state": "pending"},
+    ),
     (CorruptRefError("cut short"), (ValueError,), {"reason": "cut short"}),
     (
         errors.UnreadableRefError("s", "m.Ref", "odd"),
