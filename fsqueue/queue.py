@@ -193,6 +193,12 @@ class FileSampleRefQueue(Generic[R]):
         )
         arguments.seconds("lease_timeout_s", lease_timeout_s)
         arguments.seconds("max_hold_s", max_hold_s)
+        if retry_delay_s is None and (retry_backoff, retry_jitter) != (RETRY_BACKOFF, RETRY_JITTER):
+            raise QueueConfigError(
+                self.path,
+                "needs retry_delay_s beside retry_backoff or retry_jitter, which say how it grows: without one, refs "
+                "that failed do not wait",
+            )
         self.options.validate(self.path)
         self.options.validate_heartbeat(self.path, lease_timeout_s)
         self._codec = codec_of(ref_type, codec)

@@ -254,6 +254,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("ack-unlink", stages.leased, _ack, _OR_GONE, GONE, _UNLINK),
     Operation("ack-by-id", stages.leased_by_another, _ack, _OR_DONE, DONE),
     Operation("ack-pending", stages.returned, _ack, _OR_DONE, DONE),
+    Operation("ack-waiting", stages.waiting, _ack, _OR_DONE, DONE),
     Operation("fail", stages.leased, _fail, _STAYS, LIVE),
     Operation("fail-to-wait", stages.leased, _fail_to_wait, _STAYS, LIVE, keeps=True),
     Operation("wait-is-over", stages.waiting, _reclaim, _STAYS, LIVE),
