@@ -39,6 +39,7 @@ from fsqueue.disk.filesystems import UnfitFilesystemWarning
 from fsqueue.engine.get import UnreadableRefWarning
 from fsqueue.engine.order_content import StaleLockWarning
 from fsqueue.errors import (
+    CaseCollisionError,
     CorruptRefError,
     FsQueueError,
     InvalidArgumentError,
@@ -56,6 +57,7 @@ from fsqueue.errors import (
     QueueConfigError,
     QueueIOError,
     QueueReplacedError,
+    ReadOnlyError,
     RefTypeError,
     StreamEndedError,
     StreamStalledError,
@@ -97,6 +99,7 @@ __all__ = [
     "BackpressureConfig",
     "BackpressureConfigError",
     "BackpressureController",
+    "CaseCollisionError",
     "CorruptRefError",
     "Counts",
     "DataFlowController",
@@ -133,6 +136,7 @@ __all__ = [
     "QueueConfigError",
     "QueueIOError",
     "QueueReplacedError",
+    "ReadOnlyError",
     "RefTypeError",
     "SampleRef",
     "StaleLockWarning",

@@ -173,16 +173,19 @@ class WorkLoop(Generic[R]):
 
     def _fetch(self) -> bool:
         """Lease a batch into `_refs`, where an exception between two lines finds it; False where the loop ends."""
-        ops, began = self.queue.ops, self.queue.ops.monotonic()
+        ops, began, paused = self.queue.ops, self.queue.ops.monotonic(), False
         while True:
             if self.is_set():
                 self.ended_by = "sigterm" if self._terminated else "stop"
                 return False
             if self._refs:
                 return True
-            left_s = _LOOK_S if self._idle_s is None else began + self._idle_s - ops.monotonic()
+            left_s = _LOOK_S if self._idle_s is None or paused else began + self._idle_s - ops.monotonic()
             self._refs += self.queue.get(self._batch, min(_LOOK_S, max(0.0, left_s)), stop_event=self)
             if self._refs or self.is_set():
+                continue
+            if paused := self.queue.handle.pause.found is not None:
+                began = ops.monotonic()
                 continue
             if left_s <= 0.0 or self.queue.drained():
                 self.ended_by = "idle" if left_s <= 0.0 else "drained"

@@ -84,6 +84,27 @@ class NameTooLongError(InvalidRefError, OSError):
         self.longest_id = longest_id
 
 
+class CaseCollisionError(InvalidRefError):
+    """A ref's id differs in case only from another's, on a filesystem that ignores case; nothing of the batch was put.
+
+    Attributes:
+        path: the queue's directory.
+        other: the other id.
+        state: where the other ref is, "in the same put" or in the queue.
+    """
+
+    def __init__(self, path: str, sample_id: str, other: str, state: str) -> None:
+        super().__init__(
+            "<root>.sample_id",
+            f"queue {path} lies on a filesystem that ignores case: {sample_id!r} and {other!r} ({state}) would be one "
+            "file: use ids that differ by more than case, or keep the queue on another filesystem",
+        )
+        self.path = path
+        self.sample_id = sample_id
+        self.other = other
+        self.state = state
+
+
 class TensorInRefError(InvalidRefError, TypeError):
     """A ref carries a tensor or an array; refs are metadata only.
 
@@ -161,6 +182,18 @@ class QueueConfigError(FsQueueError, ValueError):
 
 class NotAQueueError(QueueConfigError):
     """The directory is no queue and is not empty, so it is not made one."""
+
+
+class ReadOnlyError(QueueConfigError):
+    """A call would write into a queue that was opened with ``read_only=True``; nothing was done.
+
+    Attributes:
+        call: what was called.
+    """
+
+    def __init__(self, path: str, call: str) -> None:
+        super().__init__(path, f"was opened with read_only=True, and {call} writes: open it without, or leave that out")
+        self.call = call
 
 
 class QueueReplacedError(QueueConfigError):

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from fsqueue.consume import OnError, WorkLoop
     from fsqueue.engine.live import Live
     from fsqueue.engine.packing.pack import Packed
+    from fsqueue.engine.pausing import Paused
     from fsqueue.engine.states import RefState
     from fsqueue.stream.members import Role
     from fsqueue.stream.membership import Membership, OnSigterm
@@ -68,6 +69,7 @@ class _Opened:
         self.live: Live | None = None
 
     def close(self) -> None:
+        self.engine.holding.stop()
         try:
             self.engine.handle.close()
         finally:
@@ -80,16 +82,34 @@ class _Opened:
             self.stream.close()
 
 
+class _Kept:
+    """Hold what a queue object has open apart from the object, for when that is dropped without a close."""
+
+    def __init__(self) -> None:
+        self.opened: _Opened | None = None
+        self.pid = os.getpid()
+
+    def let_go(self) -> None:
+        """Give back what is leased; a forked child's copy has no part in that."""
+        opened, self.opened = self.opened, None
+        if opened is not None and self.pid == os.getpid():
+            from fsqueue.engine.dropped import let_go
+
+            opened.engine.holding.stop()
+            let_go(opened.engine.handle, opened.engine.limits)
+
+
 class FileSampleRefQueue(Generic[R]):
     """Share a durable, exclusive queue of sample refs in a directory with other processes and nodes.
 
     Several threads may use one handle. After a fork, its first use in the child makes it a handle of the child, with
-    an owner and descriptors of its own.
+    an owner and descriptors of its own. One that is dropped without a close gives back what it leases.
 
     Args:
         path: the queue's directory; created where it is missing or empty.
-        lease_timeout_s: seconds until an unrenewed lease expires; None takes the queue's stored value, and
-            stores "never" in a new queue. Another value than the stored one is refused.
+        lease_timeout_s: seconds until an unrenewed lease expires; None takes the queue's stored value. In a new queue
+            it stores "never": leases then end where their process is known to be gone, which on another node nobody
+            knows, and by hand; `configure` changes it. Another value than the stored one is refused.
         ref_type: the dataclass that put takes and get returns.
         owner: the first part of this handle's owner name; the host's name unless given.
         durable: put, ack, fail and release fsync, so that they survive a power cut.
@@ -110,6 +130,11 @@ class FileSampleRefQueue(Generic[R]):
         retry_delay_s: how long a ref that failed waits before it comes again, seconds; stored in a new queue.
         retry_backoff, retry_jitter: by how much longer after each further failure, and by which part, at most, longer
             by chance. A wait lasts for a day at most.
+        read_only: nothing is written, no owner's record, no heartbeat, no lock: for onlookers, and mounts without write
+            permission. The calls that count, look and tell work; those that write raise a ReadOnlyError. The queue
+            must be there already.
+        max_hold_s: for how long a handle may hold a ref, whatever beats or renews, before it goes back; stored in a new
+            queue. `progress` begins that time anew. None: for as long as its lease lasts.
         codec: for refs of a class that JSON cannot carry: it turns each into a record that JSON can carry, and back,
             which put tries out. Takes the place of ref_type.
 
@@ -147,6 +172,8 @@ class FileSampleRefQueue(Generic[R]):
         retry_backoff: float = RETRY_BACKOFF,
         retry_jitter: float = RETRY_JITTER,
         codec: RefCodec[R, Any] | None = None,
+        read_only: bool = False,
+        max_hold_s: float | None = None,
     ) -> None:
         self.path = absolute(path)
         self.ops = fileops.current()
@@ -162,12 +189,21 @@ class FileSampleRefQueue(Generic[R]):
             poll_interval_s,
             io_threads,
             codec,
+            read_only,
         )
         arguments.seconds("lease_timeout_s", lease_timeout_s)
+        arguments.seconds("max_hold_s", max_hold_s)
+        if retry_delay_s is None and (retry_backoff, retry_jitter) != (RETRY_BACKOFF, RETRY_JITTER):
+            raise QueueConfigError(
+                self.path,
+                "needs retry_delay_s beside retry_backoff or retry_jitter, which say how it grows: without one, refs "
+                "that failed do not wait",
+            )
         self.options.validate(self.path)
         self.options.validate_heartbeat(self.path, lease_timeout_s)
         self._codec = codec_of(ref_type, codec)
         self._opening = Mutex()
+        self._kept = _Kept()
         self._closed = False
         self._closing: _Opened | None = None
         settings = ensure_queue(
@@ -178,13 +214,24 @@ class FileSampleRefQueue(Generic[R]):
             run_id=run_id,
             now=clock or self.ops.time,
             create=create,
+            read_only=read_only,
             retry=None if retry_delay_s is None else Retry(retry_delay_s, retry_backoff, retry_jitter),
+            max_hold_s=max_hold_s,
         )
         self._settings = settings
         self.run_id = settings.run_id
         self.options.validate_heartbeat(self.path, settings.lease_timeout_s)
-        self._opened: _Opened | None = self._open()
+        self._opened = self._open()
+        weakref.finalize(self, self._kept.let_go).atexit = False
         _live.add(self)
+
+    @property
+    def _opened(self) -> _Opened | None:
+        return self._kept.opened
+
+    @_opened.setter
+    def _opened(self, opened: _Opened | None) -> None:
+        self._kept.opened = opened
 
     def _open(self) -> _Opened:
         return _Opened(Engine(self.ops, self.path, self._codec, self.options, self._settings))
@@ -217,6 +264,16 @@ class FileSampleRefQueue(Generic[R]):
     def engine(self) -> Engine:
         """Return this process's engine, for the modules of this package that work on a queue."""
         return self._here().engine
+
+    def _to_write(self, call: str) -> Engine:
+        """Return this process's engine for a call that writes.
+
+        Raises:
+            ReadOnlyError: the queue was opened to be looked at.
+        """
+        engine = self.engine
+        engine.handle.require_writable(call)
+        return engine
 
     @property
     def settings(self) -> Settings:
@@ -254,7 +311,7 @@ class FileSampleRefQueue(Generic[R]):
             RefTypeError: the queue holds refs of a class that ref_type does not fit.
             QueueIOError: the filesystem refused; calling put again with the same refs completes it.
         """
-        engine = self.engine
+        engine = self._to_write("put")
         contents: dict[str, bytes] = {}
         given = 0
         for _, stem, data in self._codec.encode_all(arguments.batch("put", refs), at_most=fileops.REF_LIMIT_BYTES):
@@ -301,6 +358,7 @@ class FileSampleRefQueue(Generic[R]):
             StreamEndedError: all consumers have left, with the watermark reached; nothing was put.
             StreamStalledError: no room was made for timeout_s seconds; nothing was put.
         """
+        self._to_write("put_when_below")
         for name, limit in (("high", high), ("low", low), ("high_bytes", high_bytes)):
             if limit is not None or name == "high":
                 arguments.integer(f"put_when_below({name}=)", limit)
@@ -309,7 +367,7 @@ class FileSampleRefQueue(Generic[R]):
         if opened.watermark is None:
             from fsqueue.stream.watermark import Watermark  # imported where needed, as below: few processes need all
 
-            opened.watermark = Watermark(self.ops, self.path, stream, self.depth)
+            opened.watermark = Watermark(self.ops, self.path, stream, opened.engine.pending.count)
         with self._reaching("putting refs into"):
             opened.watermark.wait(batch, high, low, high_bytes, timeout_s)
         return self.put(batch)
@@ -323,7 +381,7 @@ class FileSampleRefQueue(Generic[R]):
         partition: Partition | None = None,
         stop_event: StopEvent | None = None,
     ) -> list[R]:
-        """Lease up to max_refs refs, the oldest first; it may be fewer, or none.
+        """Lease up to max_refs refs, the oldest first; it may be fewer, or none, as it is while the queue is paused.
 
         Args:
             timeout_s: how long to wait where nothing is pending; None and 0.0 do not wait.
@@ -347,7 +405,7 @@ class FileSampleRefQueue(Generic[R]):
             arguments.partition("get", partition)
         if stop_event is not None:
             arguments.with_call("get(stop_event=)", "an event with is_set()", stop_event, "is_set")
-        engine = self.engine
+        engine = self._to_write("get")
         if max_refs <= 0:
             return []
         leased: list[Claim] = []
@@ -382,7 +440,8 @@ class FileSampleRefQueue(Generic[R]):
         Args:
             batch: how many refs to lease at a time.
             stop_event: an event with ``is_set()``, to end the loop from elsewhere.
-            idle_s: end after so many seconds without a ref; 0.0: as soon as nothing is pending. None: go on.
+            idle_s: end after so many seconds without a ref; 0.0: as soon as nothing is pending. None: go on. It does
+                not run while the queue is paused.
             retryable: what raised is tried again, as `max_attempts` says; False: it goes to failed/ at once.
             on_error: "raise": an exception of the work ends the loop, after its ref was failed.
         """
@@ -461,6 +520,22 @@ class FileSampleRefQueue(Generic[R]):
         """Start the lease timeout of refs anew; return the ids that this handle does not lease (any more)."""
         return self._on_leases("renewing leases in", "renew", refs, self.engine.settler.renew)
 
+    def progress(self, refs: Iterable[R] | None = None) -> None:
+        """Say that the work goes on: `max_hold_s` begins anew for these refs, or for all that this handle holds.
+
+        Call it from the thread that works, where a ref may take longer than that. It makes no file operation; a lease
+        is not renewed by it, and no renewal or heartbeat counts as progress, for they may come from another thread.
+        """
+        handle = self.handle
+        now = handle.ops.monotonic()
+        if refs is None:
+            claims: Iterable[Claim | None] = handle.held.all()
+        else:
+            claims = [handle.held.find(names.stem_of(i), ref) for ref, i in arguments.with_ids("progress", refs)]
+        for claim in claims:
+            if claim is not None and claim.state == "held":
+                claim.taken_at = now
+
     def hand_over(self, refs: Iterable[R], owner: str) -> list[str]:
         """Make leases another handle's, for it to `adopt`: a process that ends leaves its work to one that goes on.
 
@@ -490,9 +565,9 @@ class FileSampleRefQueue(Generic[R]):
             stem = names.stem_of(sample_id)
             ids[stem] = sample_id
             targets.append((stem, ref))
+        engine = self._to_write(call)
         if not targets:
             return []
-        engine = self.engine
         try:
             with reaching(what, engine.handle.layout):
                 lost = [ids[stem] for stem in act(targets)]
@@ -503,7 +578,7 @@ class FileSampleRefQueue(Generic[R]):
 
     def release_all(self) -> int:
         """Give back every ref leased in this handle's name, also those handed over to it; return how many."""
-        engine = self.engine
+        engine = self._to_write("release_all")
         try:
             with self._reaching("releasing refs in"):
                 count = engine.settler.release_all()
@@ -527,7 +602,7 @@ class FileSampleRefQueue(Generic[R]):
         A process that has just begun to run, or was stopped, first waits for as long as living owners may need to show
         up: at most one and a half of their beats and half a second, or one second where they keep no heartbeat.
         """
-        engine = self.engine
+        engine = self._to_write("reclaim")
         try:
             with self._reaching("reclaiming leases in"):
                 count = engine.reclaimer.reclaim()
@@ -704,6 +779,7 @@ class FileSampleRefQueue(Generic[R]):
         retry_delay_s: float = UNCHANGED,
         retry_backoff: float = UNCHANGED,
         retry_jitter: float = UNCHANGED,
+        max_hold_s: float | None = UNCHANGED,
     ) -> Settings:
         """Change what the queue stores, also while others use it; what is not given stays as it is.
 
@@ -713,6 +789,7 @@ class FileSampleRefQueue(Generic[R]):
         Args:
             lease_timeout_s: None: leases do not time out.
             retry_delay_s, retry_backoff, retry_jitter: as for a new queue.
+            max_hold_s: None: there is no limit but the lease's.
 
         Returns:
             What the queue stores from now on.
@@ -722,17 +799,53 @@ class FileSampleRefQueue(Generic[R]):
         """
         if lease_timeout_s is not UNCHANGED:
             arguments.seconds("configure(lease_timeout_s=)", lease_timeout_s)
+        if max_hold_s is not UNCHANGED:
+            arguments.seconds("configure(max_hold_s=)", max_hold_s)
         given = {
             "lease_timeout_s": lease_timeout_s,
             "retry_delay_s": retry_delay_s,
             "retry_backoff": retry_backoff,
             "retry_jitter": retry_jitter,
+            "max_hold_s": max_hold_s,
         }
+        handle = self._to_write("configure").handle
         with self._reaching("configuring"):
-            return configure(self.handle, given)
+            return configure(handle, given)
+
+    def pause(self, reason: str | None = None) -> Paused:
+        """Let nobody lease refs, until `resume`: within a second, every get returns none, or waits.
+
+        Puts, settlements and renewals go on, and leases end by their time. Loops, views and whoever waits for a ref
+        wait, and say so in the log; the queue is not drained meanwhile. A queue that is paused already gets the reason.
+
+        Returns:
+            Since when it is paused, by whom, and why.
+        """
+        from fsqueue.engine import pausing
+
+        handle = self._to_write("pause").handle
+        with self._reaching("pausing"):
+            stored = pausing.pause(handle.layout, handle.clock, reason)
+            handle.pause.look_now()
+        return stored
+
+    def resume(self) -> Paused | None:
+        """Let a paused queue go on; return what held it, None where it was not paused."""
+        from fsqueue.engine import pausing
+
+        handle = self._to_write("resume").handle
+        with self._reaching("resuming"):
+            stored = pausing.resume(handle.layout)
+            handle.pause.look_now()
+        return stored
+
+    def paused(self) -> Paused | None:
+        """Tell since when the queue is paused, by whom, and why; None: it is not."""
+        with self._reaching("looking at"):
+            return self.handle.pause.look_now()
 
     def drained(self) -> bool:
-        """Tell whether every producer has closed, nothing is pending and nothing is leased."""
+        """Tell whether every producer has closed, and nothing is pending, leased or held back by a pause."""
         opened = self._here()
         with self._reaching("looking at the stream of"):
             layout = opened.engine.handle.layout
@@ -763,7 +876,7 @@ class FileSampleRefQueue(Generic[R]):
             LeasesHeldError: another owner holds leases and force is not set.
             QueueConfigError: a controller has acknowledged refs through a ledger, which has to go back first.
         """
-        handle = self.handle
+        handle = self._to_write("rewind").handle
         if not isinstance(after_step, int) or after_step < 0:
             raise QueueConfigError(self.path, f"needs as after_step an integer of 0 or more, found {after_step!r}")
         with self._reaching("rewinding"):
@@ -787,8 +900,9 @@ class FileSampleRefQueue(Generic[R]):
         arguments.seconds("pack(older_than_s=)", older_than_s)
         from fsqueue.engine.packing.pack import pack
 
+        handle = self._to_write("pack").handle
         with self._reaching("packing"):
-            return pack(self.handle, older_than_s)
+            return pack(handle, older_than_s)
 
     def close(self) -> None:
         """Stop the heartbeat and close the descriptors; leases stay, and expire unless they are settled.
@@ -848,6 +962,7 @@ class FileSampleRefQueue(Generic[R]):
     def _after_fork_in_child(self) -> None:
         self._opening = Mutex()
         opened, self._opened, self._closing = self._opened or self._closing, None, None
+        self._kept.pid = os.getpid()
         if opened is not None:
             opened.abandon_in_child()
 

@@ -94,7 +94,8 @@ def apart() -> Iterator[Apart]:
 
 
 # The queue of whoever runs the tests is none of theirs.
-os.environ.pop("FSQUEUE_DIR", None)
+for _variable in ("FSQUEUE_DIR", "FSQUEUE_OWNER", "FSQUEUE_LOG"):
+    os.environ.pop(_variable, None)
 
 
 def pytest_collection_finish() -> None:

@@ -44,6 +44,11 @@ CASES: list[tuple[FsQueueError, tuple[type, ...], dict[str, Any]]] = [
         (ValueError, OSError, InvalidRefError),
         {"path": "/q", "sample_id": "s" * 60, "limit": 143, "longest_id": 48, "errno": errno.ENAMETOOLONG},
     ),
+    (
+        errors.CaseCollisionError("/q", "a", "A", "pending"),
+        (ValueError, InvalidRefError),
+        {"path": "/q", "sample_id": "a", "other": "A", "state": "pending"},
+    ),
     (CorruptRefError("cut short"), (ValueError,), {"reason": "cut short"}),
     (
         errors.UnreadableRefError("s", "m.Ref", "odd"),
@@ -69,6 +74,7 @@ CASES: list[tuple[FsQueueError, tuple[type, ...], dict[str, Any]]] = [
         (ValueError, QueueConfigError),
         {"path": "/q", "opened": "0123456789abcdef", "found": None},
     ),
+    (errors.ReadOnlyError("/q", "put"), (ValueError, QueueConfigError), {"path": "/q", "call": "put"}),
     (QueueClosedError("/q"), (ValueError,), {"path": "/q"}),
     (
         QueueIOError("writing", "/q/tmp/x", OSError(errno.ENOSPC, "full")),

@@ -20,6 +20,7 @@ from fsqueue.records import Put
 
 if TYPE_CHECKING:
     from fsqueue.engine.claim import Partition
+    from fsqueue.engine.pausing import Paused
     from fsqueue.queue import FileSampleRefQueue
 
 R = TypeVar("R")
@@ -101,6 +102,18 @@ class AsyncSampleRefQueue(Generic[R]):
         """Tell whether every producer has closed, nothing is pending and nothing is leased."""
         return await self._threads.call(self.queue.drained)
 
+    async def pause(self, reason: str | None = None) -> Paused:
+        """Let nobody lease refs; see `FileSampleRefQueue.pause`."""
+        return await self._threads.call(lambda: self.queue.pause(reason))
+
+    async def resume(self) -> Paused | None:
+        """Let the queue go on; see `FileSampleRefQueue.resume`."""
+        return await self._threads.call(self.queue.resume)
+
+    async def paused(self) -> Paused | None:
+        """Tell whether the queue is paused; see `FileSampleRefQueue.paused`."""
+        return await self._threads.call(self.queue.paused)
+
     async def consume(
         self,
         batch: int = 1,
@@ -137,12 +150,14 @@ class AsyncSampleRefQueue(Generic[R]):
     ) -> AsyncGenerator[list[R], None]:
         """Yield batches until there is a reason to end."""
         clock = asyncio.get_running_loop().time
-        since = clock()
+        since, paused = clock(), False
         while stop_event is None or not stop_event.is_set():
-            left_s = _LOOK_S if idle_s is None else since + idle_s - clock()
+            left_s = _LOOK_S if idle_s is None or paused else since + idle_s - clock()
             refs = await self.get(size, min(_LOOK_S, max(0.0, left_s)))
+            paused = not refs and self.queue.handle.pause.found is not None
             if refs:
                 yield refs
+            if refs or paused:
                 since = clock()
             elif left_s <= 0.0 or await self.drained():
                 return

@@ -8,15 +8,19 @@ there, with $FSQUEUE_DIR set, every argument is an id.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
 from fsqueue.engine.settings import SETTINGS
+
+if TYPE_CHECKING:
+    from fsqueue.operate import Predicate
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -38,6 +42,49 @@ def timeout(text: str) -> float | None:
     return None if text == "never" else duration(text)
 
 
+def _condition(text: str) -> Condition:
+    """Read KEY=VALUE or KEY!=VALUE; a dot in the key leads into an object."""
+    key, found, value = text.partition("=")
+    if not found or not key.rstrip("!"):
+        raise click.BadParameter(f"{text!r} is no condition: write KEY=VALUE or KEY!=VALUE, as in metadata.epoch=3")
+    return Condition(key.rstrip("!").split("."), value, not key.endswith("!"))
+
+
+class Condition(NamedTuple):
+    """Compare a field of a ref with a word: as text, or as JSON where it is no string."""
+
+    keys: list[str]
+    value: str
+    equal: bool
+
+    def __str__(self) -> str:
+        return f"{'.'.join(self.keys)}{'=' if self.equal else '!='}{self.value}"
+
+    def holds(self, ref: dict[str, Any] | None) -> bool:
+        """Tell whether it holds; a field that is not there equals nothing."""
+        found: Any = ref
+        for key in self.keys:
+            if not isinstance(found, dict) or key not in found:
+                return not self.equal and ref is not None
+            found = found[key]
+        text = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
+        return (text == self.value) is self.equal
+
+
+def predicate_of(conditions: tuple[Condition, ...]) -> Predicate | None:
+    """Return what chooses the refs for which all conditions hold; None where there are none."""
+    if not conditions:
+        return None
+    return lambda detail: all(condition.holds(detail.ref) for condition in conditions)
+
+
+where = click.option(
+    "--where",
+    type=_condition,
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Those with this field, or with KEY!=VALUE another one; may be given several times.",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 dry_run = click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
 

@@ -21,6 +21,7 @@ from fsqueue.operate.operator import operator
 @click.option("--retry-delay", type=duration, help="How long a ref that failed waits before it comes again.")
 @click.option("--retry-backoff", type=float, help="By how much longer after each further failure.")
 @click.option("--retry-jitter", type=float, help="By which part, at most, longer by chance.")
+@click.option("--max-hold", type=timeout, metavar="TIME", help="For how long a ref may be held, such as 1h, or never.")
 @dry_run
 @as_json
 @click.pass_context
@@ -31,7 +32,7 @@ def config(ctx: click.Context, /, queue: str, dry_run: bool, as_json: bool, **ch
     before a lease ends by it. What was leased under a longer timeout may rely on that for as long again.
     """
     given = {
-        f"{name}_s" if name in ("lease_timeout", "retry_delay") else name: value
+        f"{name}_s" if name in ("lease_timeout", "retry_delay", "max_hold") else name: value
         for name, value in changes.items()
         if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
     }
@@ -57,5 +58,7 @@ def _print(settings: Settings) -> None:
     data(f"lease timeout  {'never' if timeout_s is None else age(timeout_s)}")
     waits = f"{age(retry.first_s)}, {retry.backoff:g} times as long each time, up to {retry.jitter:.0%} more by chance"
     data(f"retry delay    {waits if retry.first_s else 'none'}")
+    if settings.max_hold_s is not None:
+        data(f"max hold       {age(settings.max_hold_s)}")
     data(f"lock           {settings.lock}")
     data(f"run            {settings.run_id or '-'}")

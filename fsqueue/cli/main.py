@@ -17,6 +17,8 @@ import click
 from fsqueue import __version__
 from fsqueue.errors import FsQueueError, NotAQueueError
 
+LOG_VARIABLE = "FSQUEUE_LOG"
+_LEVELS = ("debug", "info", "warning", "error")
 FAILED, NOT_A_QUEUE, TIMED_OUT, INTERRUPTED, CLOSED_PIPE = 1, 3, 4, 130, 141
 
 COMMANDS = {
@@ -28,8 +30,11 @@ COMMANDS = {
     "put": "Put refs from a JSON Lines file.",
     "capture": "Have a server's hidden states over prompts stored and put.",
     "requeue": "Move failed or done refs back to pending.",
+    "discard": "Move stale pending refs to failed.",
     "rewind": "Put back what was acked after a checkpoint.",
     "release": "Take the leases of a dead node back, now.",
+    "pause": "Let nobody lease refs, for a while.",
+    "resume": "Let a paused queue go on.",
     "purge": "Remove old files from done or failed.",
     "pack": "Put old done files together into few.",
     "check": "Find damage, and repair it.",
@@ -136,6 +141,19 @@ def cli(ctx: click.Context) -> None:
     """
     if os.environ.get("NO_COLOR"):
         ctx.color = False
+    _show_the_log(os.environ.get(LOG_VARIABLE))
+
+
+def _show_the_log(level: str | None) -> None:
+    """Print what the loggers say from a level on to stderr; warnings come there anyway."""
+    if not level:
+        return
+    if level.lower() not in _LEVELS:
+        raise click.UsageError(f"${LOG_VARIABLE} is {level!r}: use one of {', '.join(_LEVELS)}.")
+    import logging
+
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("fsqueue").setLevel(level.upper())
 
 
 def main() -> None:

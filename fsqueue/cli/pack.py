@@ -6,10 +6,10 @@ import dataclasses
 
 import click
 
+from fsqueue import operate
 from fsqueue.cli.arguments import as_json, dry_run, duration, takes_queue
 from fsqueue.cli.output import count, one_json, remark
 from fsqueue.cli.working import quiet, working
-from fsqueue.operate import operator
 
 
 @click.command(epilog="Example:  fsqueue pack /shared/queue --older-than 1h")
@@ -25,7 +25,7 @@ def pack(queue: str, older_than: float, dry_run: bool, quiet: bool, as_json: boo
     `purge` removes it. Safe while the queue is in use, and safe to kill. The age counts as for `purge`.
     """
     with working("packing", "ref", quiet, lambda work: f"{work.text()} packed; run it again for the others") as work:
-        packed = operator.pack(queue, older_than, dry_run=dry_run, progress=work.progress)
+        packed = operate.pack(queue, older_than, dry_run=dry_run, progress=work.progress)
     if as_json:
         one_json(dataclasses.asdict(packed))
     if not quiet:

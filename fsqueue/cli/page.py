@@ -13,7 +13,7 @@ from itertools import pairwise
 from fsqueue import __version__
 from fsqueue.cli.charts import Series, share, timeline
 from fsqueue.cli.output import age, count, shown
-from fsqueue.cli.status import MEMBERS, OWNERS, Columns, T, joined_text, quantum_text
+from fsqueue.cli.status import MEMBERS, OWNERS, Columns, T, joined_text, paused_text, quantum_text
 from fsqueue.operate.report import AGES, DeadReason, Report, Spread
 from fsqueue.operate.report.told import BOUNDS_S
 
@@ -76,7 +76,8 @@ def _head(report: Report) -> Iterator[str]:
     yield f"<title>{_text(seen.queue)}: a report</title>\n<style>{_STYLE}</style>\n</head>\n<body>"
     yield f"<h1>{_text(seen.queue)}</h1>"
     made = f"made {_date(report.created_at)}"
-    facts = [f"as of {_date(seen.at)} {zone}", *run, made, timeout, f"lock {seen.lock}"]
+    paused = [paused_text(seen)] if seen.paused else []
+    facts = [f"as of {_date(seen.at)} {zone}", *paused, *run, made, timeout, f"lock {seen.lock}"]
     yield f"<p>{escape(', '.join(facts))}</p>"
 
 

@@ -7,11 +7,11 @@ import time
 
 import click
 
+from fsqueue import operate
 from fsqueue.cli.arguments import as_json, dry_run, duration, takes_queue
 from fsqueue.cli.output import age, count, one_json, remark
 from fsqueue.cli.working import quiet, working
 from fsqueue.format.packed import refs_in
-from fsqueue.operate import operator
 
 
 @click.command(epilog="Example:  fsqueue purge /shared/queue --state done --older-than 2d")
@@ -39,7 +39,7 @@ def purge(queue: str, state: str, older_than: float, yes: bool, dry_run: bool, q
             if not as_json:
                 work.data(f"{state}/{name}")
 
-        operator.purge(queue, state, older_than, dry_run=dry_run, each=each, progress=work.progress)
+        operate.purge(queue, state, older_than, dry_run=dry_run, each=each, progress=work.progress)
     if as_json:
         one_json({"state": state, "refs": refs_in(removed), "removed": removed, "dry_run": dry_run})
     if not quiet:
@@ -53,7 +53,7 @@ def _asked(queue: str, state: str, older_than: float) -> float:
         ClickException: the answer is no.
     """
     began = time.monotonic()
-    found = operator.purge(queue, state, older_than, dry_run=True)
+    found = operate.purge(queue, state, older_than, dry_run=True).files
     if not found:
         return 0.0
     what = f"{_what(found)} in {queue}/{state}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fsqueue.operate.status import Status
+from fsqueue.operate import Status
 
 
 class Rates(NamedTuple):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
+from fsqueue import operate
 from fsqueue.cli.arguments import as_json, dry_run, takes_queue
 from fsqueue.cli.requeue import moving
 from fsqueue.cli.working import quiet
-from fsqueue.operate import operator
 
 
 @click.command(epilog="Example:  fsqueue release /shared/queue --owner node12")
@@ -25,4 +25,4 @@ def release(ctx: click.Context, queue: str, owner: str, force: bool, dry_run: bo
     process is known to run on this host. Prints the ids that were moved, as they are.
     """
     with moving(ctx, "releasing", "would release" if dry_run else "released", quiet, as_json) as moves:
-        operator.release(queue, owner, force=force, dry_run=dry_run, each=moves.each, progress=moves.work.progress)
+        operate.release(queue, owner, force=force, dry_run=dry_run, each=moves.each, progress=moves.work.progress)

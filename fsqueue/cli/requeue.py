@@ -9,11 +9,10 @@ from contextlib import contextmanager
 
 import click
 
-from fsqueue.cli.arguments import as_json, dry_run, takes_queue_and_ids
+from fsqueue import operate
+from fsqueue.cli.arguments import Condition, as_json, dry_run, duration, predicate_of, takes_queue_and_ids, where
 from fsqueue.cli.output import count, many_json, remark, shown
 from fsqueue.cli.working import Working, quiet, working
-from fsqueue.operate import operator
-from fsqueue.operate import requeue as requeueing
 
 
 @click.command(epilog="Example:  fsqueue requeue /shared/queue --failed")
@@ -21,6 +20,8 @@ from fsqueue.operate import requeue as requeueing
 @click.option("--failed", is_flag=True, help="All dead letters.")
 @click.option("--owner", help="The dead letters whose last event happened under this owner, or on this node.")
 @click.option("--reason", help="The dead letters whose reason this matches, by *, ? and [...], upper case or lower.")
+@click.option("--older-than", type=duration, help="The dead letters that failed so long ago, such as 2h.")
+@where
 @dry_run
 @quiet
 @as_json
@@ -32,6 +33,8 @@ def requeue(
     failed: bool,
     owner: str | None,
     reason: str | None,
+    older_than: float | None,
+    where: tuple[Condition, ...],
     dry_run: bool,
     quiet: bool,
     as_json: bool,
@@ -40,19 +43,28 @@ def requeue(
 
     Prints the ids that were moved, as they are. QUEUE is the first argument, unless --queue or $FSQUEUE_DIR names it:
     then all arguments are ids. - reads ids from standard input, one a line. Exits with 1 where a ref could not be
-    moved; the others are.
+    moved; the others are. Of --owner, --reason, --older-than and --where all that are given have to hold.
     """
-    if bool(ids) == (failed or owner is not None or reason is not None):
-        raise click.UsageError("Give either ids, or --failed, --owner or --reason.")
-    by_id = bool(ids)
+    chosen = failed or bool(where) or any(given is not None for given in (owner, reason, older_than))
+    if bool(ids) == chosen:
+        raise click.UsageError("Give either ids, or --failed, --owner, --reason, --older-than or --where.")
     if ids == ("-",):
         ids = tuple(line.decode().rstrip("\r\n") for line in sys.stdin.buffer if line.strip())
     with moving(ctx, "requeueing", "would requeue" if dry_run else "requeued", quiet, as_json) as moves:
-        told = {"dry_run": dry_run, "each": moves.each, "progress": moves.work.progress}
-        if by_id:
-            requeueing.requeue(queue, ids, **told)  # type: ignore[arg-type]
+        each, progress = moves.each, moves.work.progress
+        if chosen:
+            operate.requeue_failed(
+                queue,
+                owner=owner,
+                reason=reason,
+                older_than_s=older_than,
+                where=predicate_of(where),
+                dry_run=dry_run,
+                each=each,
+                progress=progress,
+            )
         else:
-            requeueing.requeue_failed(queue, owner=owner, reason=reason, **told)  # type: ignore[arg-type]
+            operate.requeue(queue, ids, dry_run=dry_run, each=each, progress=progress)
 
 
 class Moves:
@@ -60,10 +72,10 @@ class Moves:
 
     def __init__(self, work: Working, as_json: bool) -> None:
         self.work = work
-        self.outcomes: list[operator.Outcome] = []
+        self.outcomes: list[operate.Outcome] = []
         self._as_json = as_json
 
-    def each(self, outcome: operator.Outcome) -> None:
+    def each(self, outcome: operate.Outcome) -> None:
         """Print one."""
         self.outcomes.append(outcome)
         if not outcome.moved:

@@ -20,8 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fsqueue.cli.rates import Rates
-from fsqueue.cli.status import MEMBERS, OWNERS, Columns, count_rows, quantum_text
-from fsqueue.operate.status import Status
+from fsqueue.cli.status import MEMBERS, OWNERS, Columns, count_rows, paused_text, quantum_text
+from fsqueue.operate import Status
 
 T = TypeVar("T")
 
@@ -97,6 +97,7 @@ def _view(seen: Status, between: Rates | None, done_per_s: list[float], console:
     recent = done_per_s[-max(8, console.width - _BESIDE_BARS) :]
     parts: list[RenderableType] = [
         Text(_headline(seen.queue, f"  {when}  q quits", console.width), style="bold", no_wrap=True),
+        *([Text(paused_text(seen), style="yellow", no_wrap=True)] if seen.paused else []),
         _counts(seen, between, console.width),
         Text(f"done/s {sparkline(recent, bars)} {max(recent, default=0.0):.1f} at most", no_wrap=True),
         Text(),

@@ -11,12 +11,11 @@ from typing import Any, TypeVar
 
 import click
 
+from fsqueue import operate
 from fsqueue.cli.arguments import as_json, duration, takes_queue
 from fsqueue.cli.output import age, data, one_json, shown, table
 from fsqueue.cli.rates import Rates, rates
-from fsqueue.operate import status as look
-from fsqueue.operate.status import OwnerStatus, Status
-from fsqueue.operate.stream_status import MemberStatus, QuantumStatus, StreamStatus
+from fsqueue.operate import MemberStatus, OwnerStatus, QuantumStatus, Status, StreamStatus
 
 T = TypeVar("T")
 Columns = dict[str, Callable[[T], str]]
@@ -38,13 +37,13 @@ def status(queue: str, watch: float | None, count: int | None, as_json: bool) ->
     """
     if watch is None and count is not None:
         raise click.UsageError("--count goes with --watch: it says after how many looks to end.")
-    seen = look.status(queue)
+    seen = operate.status(queue)
     if watch is None:
         _show(seen, None, as_json)
         return
     for number in range(count) if count is not None else itertools.count():
         time.sleep(watch)
-        before, seen = seen, look.status(queue)
+        before, seen = seen, operate.status(queue)
         if number and not as_json:
             data()
         _show(seen, rates(before, seen), as_json)
@@ -70,6 +69,8 @@ def _print(seen: Status, between: Rates | None) -> None:
     timeout = "none" if seen.lease_timeout_s is None else age(seen.lease_timeout_s)
     run = f", run {shown(seen.run_id)}" if seen.run_id else ""
     data(f"{seen.queue}  lease timeout {timeout}, lock {seen.lock}{run}")
+    if seen.paused is not None:
+        data(paused_text(seen))
     for state, number, note in count_rows(seen):
         data(f"{state:<8}{number:>10}  {note}".rstrip())
     if between is not None:
@@ -83,6 +84,16 @@ def _print(seen: Status, between: Rates | None) -> None:
         if seen.stream.quantum is not None:
             data()
             data(f"quantum  {quantum_text(seen.stream.quantum)}")
+
+
+def paused_text(seen: Status) -> str:
+    """Say since when a paused queue is, by whom, and why; empty where it is not."""
+    paused = seen.paused
+    if paused is None:
+        return ""
+    since = "" if paused.at is None else f" for {age(max(0.0, seen.at - paused.at))}"
+    who, why = (f" by {shown(paused.by)}" if paused.by else ""), (f": {shown(paused.reason)}" if paused.reason else "")
+    return f"paused{since}{who}{why}"
 
 
 def _print_table(columns: Columns[T], rows: list[T]) -> None:

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 
 import click
 
+from fsqueue import operate
 from fsqueue.cli.arguments import as_json, duration, takes_queue
 from fsqueue.cli.output import age, data
 from fsqueue.cli.rates import Rates, rates
-from fsqueue.cli.status import as_dict
-from fsqueue.operate import status
-from fsqueue.operate.status import Status
+from fsqueue.cli.status import as_dict, paused_text
+from fsqueue.operate import Status
 
 _LEAST_S = 0.2  # what anybody can see; each look lists the queue's directories
 
@@ -50,7 +50,7 @@ def _looks(queue: str, count: int | None) -> Iterator[tuple[Status, Rates | None
     """Look again and again; each look comes with the rates since the one before."""
     before: Status | None = None
     for _ in itertools.repeat(None) if count is None else range(count):
-        seen = status.status(queue)
+        seen = operate.status(queue)
         yield seen, rates(before, seen) if before else None
         before = seen
 
@@ -60,7 +60,8 @@ def _line(seen: Status, between: Rates | None) -> str:
     counts = "  ".join(f"{state} {number}" for state, number in seen.counts._asdict().items())
     owners = sum(1 for owner in seen.owners if owner.leases)
     rest = f"owners {owners}  oldest lease {age(seen.oldest_lease_age_s)}{_members(seen)}"
-    return f"{when}  {counts}  {rest}" + (f"  {between}" if between else "")
+    paused = f"  {paused_text(seen)}" if seen.paused else ""
+    return f"{when}  {counts}  {rest}{paused}" + (f"  {between}" if between else "")
 
 
 def _members(seen: Status) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 
 import msgspec
 
@@ -121,16 +122,19 @@ class Claimer:
             stems = [stem for stem in stems if stem not in left_alone]
         monotonic = handle.ops.monotonic
         began_at = monotonic()
-        stamps = handle.overlap.ahead(handle.moves.stamp_pending, stems)
+        since: dict[str, float] = {}
+        stamp_pending = partial(self._stamp_noting, since) if handle.notes_ages else handle.moves.stamp_pending
+        stamps = handle.overlap.ahead(stamp_pending, stems)
         for stem, stamp in zip(stems, stamps, strict=True):
             if stem in held and self._still_leased(stem):
                 continue
             claim = new_claim(stem)
-            claim.stamped_at = began_at
+            claim.stamped_at = claim.taken_at = began_at
             leased.append(claim)
             try:
                 if stamp():
                     claim.stamped_by = monotonic()
+                    claim.pending_since = since.get(stem)
                     if move(claim):
                         held.add(claim)
                         continue
@@ -141,6 +145,13 @@ class Claimer:
                 self._refused.add(stem)
                 handle.strays.add([claim])
             leased.pop()
+
+    def _stamp_noting(self, since: dict[str, float], stem: str) -> bool:
+        """Note the stamp that a pending ref has, and stamp it anew."""
+        status = self._handle.ops.status(self._handle.layout.pending.fd, names.ref_file(stem))
+        if status is not None:
+            since[stem] = status.st_mtime
+        return self._handle.moves.stamp_pending(stem)
 
     def leave_alone(self, stem: str) -> None:
         """Note that a ref could not be read: it is left alone for longer each time, so that others come first."""

@@ -16,6 +16,7 @@ from fsqueue.disk.fileops import FileOps, silently_remove
 from fsqueue.disk.publish import own_name
 from fsqueue.engine.layout import ORDER, ORDER_FLAGS
 from fsqueue.engine.settings import SETTINGS
+from fsqueue.errors import ReadOnlyError
 
 _TRIES = 3
 _UNUSABLE = (
@@ -97,6 +98,23 @@ class FilesystemClock:
         except FileNotFoundError:
             return False
         return True
+
+
+class OnlookersClock:
+    """Tell about the time to somebody who may not write: this host's, or the newest stamp of what every get touches."""
+
+    injected = False
+
+    def __init__(self, ops: FileOps, root: Directory) -> None:
+        self._ops = ops
+        self._root = root
+
+    def now(self) -> float:
+        newest = self._ops.status(self._root.fd, ORDER)
+        return max(self._ops.time(), newest.st_mtime if newest else 0.0)
+
+    def stamp(self, directory: Directory, name: str) -> bool:
+        raise ReadOnlyError(directory.path, "a stamp")
 
 
 class InjectedClock:

@@ -48,7 +48,8 @@ def would_configure(layout: Layout, changes: dict[str, Any], now: float) -> Sett
     wanted = _with_timeout(layout.settings, changes, now)
     retry = {field: changes[option] for field, option in OPTION_OF.items() if option in changes}
     wanted = msgspec.structs.replace(wanted, retry=msgspec.structs.replace(wanted.retry, **retry))
-    validate(layout.path, wanted.lease_timeout_s, None, wanted.retry)
+    wanted = msgspec.structs.replace(wanted, max_hold_s=changes.get("max_hold_s", wanted.max_hold_s))
+    validate(layout.path, wanted.lease_timeout_s, None, wanted.retry, wanted.max_hold_s)
     if wanted != layout.settings:
         _require_beats(layout, wanted.lease_timeout_s)
     return wanted

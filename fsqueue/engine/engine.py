@@ -17,6 +17,7 @@ from fsqueue.engine.expire import Reclaimer
 from fsqueue.engine.get import Getter
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
+from fsqueue.engine.holding import HoldLimit
 from fsqueue.engine.layout import Layout, open_layout
 from fsqueue.engine.owners import new_owner
 from fsqueue.engine.put import Putter
@@ -59,6 +60,7 @@ class Options:
     poll_interval_s: float
     io_threads: IoThreads
     codec: RefCodec[Any, Any] | None = None
+    read_only: bool = False
 
     @property
     def limits(self) -> Limits:
@@ -69,6 +71,10 @@ class Options:
         for name, limit in (("max_attempts", self.max_attempts), ("max_deliveries", self.max_deliveries)):
             if limit is not None:
                 integer(name, limit)
+        if not isinstance(self.read_only, bool):
+            raise InvalidArgumentError("read_only", "True or False", self.read_only)
+        if self.read_only and self.heartbeat_s is not None:
+            raise QueueConfigError(path, "takes no heartbeat_s with read_only=True: an onlooker leases nothing")
         if self.owner is not None and not isinstance(self.owner, str):
             raise InvalidArgumentError("owner", "a string or None", self.owner)
         seconds("heartbeat_s", self.heartbeat_s)
@@ -105,7 +111,7 @@ class Engine:
         self, ops: FileOps, path: str, codec: Codec[Any], options: Options, same_as: Settings | None = None
     ) -> None:
         """Open the queue, which must be the one with these settings; it costs no listing."""
-        layout = open_layout(ops, path, make_missing=True, same_as=same_as)
+        layout = open_layout(ops, path, make_missing=not options.read_only, same_as=same_as)
         self.handle = handle = Handle(
             layout,
             owner=new_owner(options.owner, path),
@@ -113,16 +119,20 @@ class Engine:
             heartbeat_s=options.heartbeat_s,
             clock=options.clock,
             io_threads=options.io_threads,
+            read_only=options.read_only,
         )
         try:
-            with explained("locking", path):
-                handle.order_file.probe()
+            if not options.read_only:
+                with explained("locking", path):
+                    handle.order_file.probe()
         except BaseException:
             with suppress(OSError):  # the first error is the one to report
                 layout.close()
             raise
+        self.limits = options.limits
         self.settler = Settler(handle, keep_done=options.keep_done, limits=options.limits)
         self.reclaimer = Reclaimer(handle, options.limits)
+        self.holding = HoldLimit(handle, self.reclaimer)
         self.putter = Putter(handle)
         self.contents = Contents(layout, codec.ref_type)
         self.getter: Getter[Any] = Getter(
@@ -132,6 +142,7 @@ class Engine:
             self.settler,
             self.reclaimer,
             self.contents,
+            self.holding,
             options.poll_interval_s,
             options.max_attempts,
         )

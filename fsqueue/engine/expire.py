@@ -176,6 +176,21 @@ class Reclaimer:
             leases = [it for it in self._leases() if it.is_held and it.owner in owners and it.owner != handle.owner]
             return self._reclaim_all(sorted(it for it in leases if not it.is_timed_take_over), lambda it: _REPLACED)
 
+    def end_overdue(self, claims: Collection[Claim], reason: str) -> int:
+        """End leases of this handle that it has held for too long; return how many. Another thread's round goes first.
+
+        RACE: the take-over fences the thread off that works on one: what it settles later finds the lease lost.
+        """
+        handle = self._handle
+        if not handle.mutex.try_acquire():
+            return 0
+        try:
+            self._now = None
+            leases = filter(None, (names.parse_leased(claim.name) for claim in claims))
+            return self._reclaim_all(sorted(leases), lambda it: _End("expired", reason))
+        finally:
+            handle.mutex.release()
+
     def would_leave(self) -> set[str]:
         """Return the owners who would hold leases after a round; move nothing."""
         for _ in range(2):

@@ -17,6 +17,7 @@ from fsqueue.engine.contents import Contents
 from fsqueue.engine.expire import Reclaimer
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
+from fsqueue.engine.holding import HoldLimit
 from fsqueue.engine.put import Putter
 from fsqueue.engine.settle import Settler, bury
 from fsqueue.engine.unread import Unread
@@ -50,6 +51,7 @@ class Getter(Generic[R]):
         settler: Settler,
         reclaimer: Reclaimer,
         contents: Contents,
+        holding: HoldLimit,
         poll_interval_s: float,
         max_attempts: int | None,
     ) -> None:
@@ -59,6 +61,7 @@ class Getter(Generic[R]):
         self._settler = settler
         self._reclaimer = reclaimer
         self._contents = contents
+        self._holding = holding
         attempts = max_attempts or UNREADABLE_ATTEMPTS
         self._returner = Settler(
             handle, keep_done=True, limits=Limits(attempts, None)
@@ -106,7 +109,8 @@ class Getter(Generic[R]):
             refs = self._get_now(max_refs, partition, thorough, waiter, leased)
             if refs:
                 self._pace.waited_s = 0.0
-            if refs or waiter.expired() or (partition and self._claimer.anything_pending()):
+            paused = self._handle.pause.found is not None
+            if refs or waiter.expired() or (partition and not paused and self._claimer.anything_pending()):
                 return refs
             thorough = waiter.wait()
 
@@ -130,8 +134,11 @@ class Getter(Generic[R]):
         self, max_refs: int, partition: Partition | None, thorough: bool, waiter: Waiter, leased: list[Claim]
     ) -> list[R]:
         handle, started = self._handle, self._handle.ops.monotonic()
-        handle.presence.announce()
         handle.strays.recover()
+        if handle.pause.look() is not None:
+            return []
+        handle.presence.announce()
+        self._holding.watch()
         self._claimer.sweep_if_due()
         refs = self._renewed_if_slow(self._fill(max_refs, partition, thorough, leased), started)
         if handle.closed or waiter.stop is not None:

@@ -9,16 +9,17 @@ from fsqueue.disk.fileops import FileOps, despite_errors
 from fsqueue.disk.mutex import Mutex
 from fsqueue.disk.parallel import IoThreads, Overlap
 from fsqueue.engine.awake import Awake, gap_s
-from fsqueue.engine.clock import FilesystemClock, InjectedClock
+from fsqueue.engine.clock import Clock, FilesystemClock, InjectedClock, OnlookersClock
 from fsqueue.engine.counters import Counters
 from fsqueue.engine.held import Held
 from fsqueue.engine.layout import Layout
 from fsqueue.engine.lock import OrderFile
 from fsqueue.engine.moves import Moves
 from fsqueue.engine.order import Order
+from fsqueue.engine.pausing import PauseSign
 from fsqueue.engine.presence import Presence
 from fsqueue.engine.strays import Strays
-from fsqueue.errors import QueueClosedError
+from fsqueue.errors import QueueClosedError, ReadOnlyError
 
 
 class Use:
@@ -33,6 +34,9 @@ class Handle:
         mutex: held by the thread that reclaims, renews, or settles what this handle does not lease.
         held: what it leases.
         strays: what it may lease though nobody has it.
+        pause: whether the queue is paused.
+        notes_ages: a claim notes since when the ref was pending, which costs a stat of it.
+        read_only: it writes nothing; what would, raises.
         awake: since when its process has been running.
         counters: what it has done, in numbers.
         presence: its record and heartbeat.
@@ -48,19 +52,26 @@ class Handle:
         heartbeat_s: float | None = None,
         clock: Callable[[], float] | None = None,
         io_threads: IoThreads = "auto",
+        read_only: bool = False,
     ) -> None:
         self.ops: FileOps = layout.ops
         self.layout = layout
         self.owner = owner
         self.durable = durable
         self.mutex = Mutex()
-        self.clock = InjectedClock(self.ops, clock) if clock else FilesystemClock(self.ops, layout.root)
+        self.read_only = read_only
+        if clock is not None:
+            self.clock: Clock = InjectedClock(self.ops, clock)
+        else:
+            self.clock = (OnlookersClock if read_only else FilesystemClock)(self.ops, layout.root)
         self.counters = Counters()
         self.order_file = OrderFile(self.ops, layout.root, layout.settings.lock, layout.filesystem, self.counters)
         self.order = Order(self.ops, self.order_file)
         self.overlap = Overlap(self.ops, io_threads, layout.remote)
         self.moves = Moves(layout, self.clock, owner, durable, self.overlap)
         self.held = Held()
+        self.pause = PauseSign(layout)
+        self.notes_ages = False
         self.strays = Strays(self.moves, self.held, self.order, self.mutex)
         self.awake = Awake(self.ops, gap_s(heartbeat_s, layout.settings.lease_timeout_s))
         self.order_file.tick = self.awake.tick
@@ -68,6 +79,11 @@ class Handle:
         self.closed = False
         self._uses: dict[int, weakref.ref[Use]] = {}
         self._open = {"mark": True}
+
+    def require_writable(self, call: str) -> None:
+        """Raise a ReadOnlyError where this handle is to write nothing."""
+        if self.read_only:
+            raise ReadOnlyError(self.layout.path, call)
 
     def begin_use(self) -> Use:
         """Keep the descriptors open until `end_use`, or until the use is gone with the frame of an interrupted call."""

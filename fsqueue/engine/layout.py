@@ -83,6 +83,7 @@ class Layout:
         self._opened = [root]
         self._retired: list[int] = []
         self.reopening = Mutex()
+        self._make_missing = make_missing
         try:
             self.filesystem = root.filesystem
             self.remote = not self.filesystem.local
@@ -140,7 +141,7 @@ class Layout:
             require_same(self.path, self.settings, found)
             fds.append(root.exchange(-1))
             for directory in opened[1:]:
-                fds.append(_open_or_make(directory, fds[0]))
+                fds.append(_open_or_make(directory, fds[0]) if self._make_missing else directory.open_in(fds[0]))
         except BaseException:
             root.close()
             _close_quietly(ops, fds)
@@ -275,7 +276,9 @@ def ensure_queue(
     run_id: str | None,
     now: Callable[[], float],
     create: bool = True,
+    read_only: bool = False,
     retry: Retry | None = None,
+    max_hold_s: float | None = None,
 ) -> Settings:
     """Return the settings of a queue, which is created, unless told otherwise, where the directory is missing or empty.
 
@@ -283,32 +286,41 @@ def ensure_queue(
         NotAQueueError: the directory is not empty and holds no queue, or there is none and none is to be created.
         QueueConfigError: the queue's settings differ from the arguments given.
     """
-    validate(path, lease_timeout_s, lock, retry or NO_WAIT)
+    validate(path, lease_timeout_s, lock, retry or NO_WAIT, max_hold_s)
     with explained("opening queue", path):
-        settings = _read_settings(ops, path)
+        settings = _read_settings(ops, path, read_only=read_only)
         if settings is None:
-            if not create:
+            if not create or read_only:
                 raise _missing(ops, path)
             queue_id = secrets.token_hex(8)
-            wanted = Settings(FORMAT, now(), run_id, lease_timeout_s, lock or "flock", queue_id, retry or NO_WAIT)
+            wanted = Settings(
+                FORMAT,
+                now(),
+                run_id,
+                lease_timeout_s,
+                lock or "flock",
+                queue_id,
+                retry or NO_WAIT,
+                max_hold_s=max_hold_s,
+            )
             _create(ops, path, wanted)
             settings = _read_settings(ops, path, surely=True)
             if settings is None:
                 raise NotAQueueError(path, f"vanished while it was created: {SETTINGS} is gone")
-        compare(path, settings, lease_timeout_s=lease_timeout_s, lock=lock, run_id=run_id)
+        compare(path, settings, lease_timeout_s=lease_timeout_s, lock=lock, run_id=run_id, max_hold_s=max_hold_s)
         if retry is not None:
             compare(path, settings.retry, **msgspec.structs.asdict(retry))
         return settings
 
 
-def _read_settings(ops: FileOps, path: str, surely: bool = False) -> Settings | None:
+def _read_settings(ops: FileOps, path: str, surely: bool = False, read_only: bool = False) -> Settings | None:
     """Return the settings; None where there is no fsqueue.json (or no directory)."""
     root = _root(ops, path)
     if root is None:
         return None
     with closing(root):
         found = read_settings(root, surely)
-        if found is not None and await_creators(ops, root, SETTINGS):
+        if found is not None and not read_only and await_creators(ops, root, SETTINGS):
             found = read_settings(root, surely=True)
         return found
 

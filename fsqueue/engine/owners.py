@@ -20,6 +20,7 @@ from fsqueue.engine.layout import read_json
 from fsqueue.errors import QueueConfigError
 from fsqueue.format import names
 
+OWNER_VARIABLE = "FSQUEUE_OWNER"
 Liveness = Literal["alive", "dead", "unknown"]
 
 
@@ -70,11 +71,12 @@ def _liveness(pid: int, start_time: str) -> Liveness:
 
 
 def new_owner(name: str | None, path: str) -> str:
-    """Return a name for one handle: ``<name>.<pid>.<6 hex>``, name being the host's unless given.
+    """Return a name for one handle: ``<name>.<pid>.<6 hex>``, name being $FSQUEUE_OWNER, or the host's, unless given.
 
     Raises:
         QueueConfigError: the name is empty or longer than 64 bytes once escaped.
     """
+    name = name if name is not None else os.environ.get(OWNER_VARIABLE) or None
     if name is None:
         escaped = names.owner_name(os.uname().nodename or "host")[: names.OWNER_NAME_LIMIT]
     else:

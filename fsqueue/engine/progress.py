@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-Progress = Callable[[int, int | None], None]
+Progress = Callable[[int, int | None], object]
 """Called as ``progress(done, total)``; the total is None where it is not known."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fsqueue.disk.fileops import silently_remove
+from fsqueue.engine.casing import Casing
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.longnames import NameLimit
 from fsqueue.format import names
@@ -24,6 +25,7 @@ class Putter:
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
         self._name_limit = NameLimit(handle.layout, handle.owner)
+        self._casing = Casing(handle.layout, handle.owner)
         self._leased_names = 0  # in the last listing
 
     def put(self, contents: dict[str, bytes]) -> int:
@@ -34,6 +36,7 @@ class Putter:
         """
         handle, published, given = self._handle, 0, len(contents)
         self._name_limit.require(contents)
+        self._casing.require(contents)
         if handle.durable and not (handle.layout.remote and len(contents) <= _FEW):
             # An fsync costs more than asking, and a restarted controller puts again what is pending. On a shared mount
             # it costs nothing beside the write, and asking about a few refs costs as much as writing one.
@@ -88,6 +91,8 @@ class Putter:
         remote = handle.layout.remote
         if remote and len(stems) > _FEW:
             handle.order.header_locked()  # tells how long the backlog is
+        if self._casing.ignored:
+            self._casing.require(stems)  # RACE: another put may have come in between
         known = self.known(stems)
         published: list[str] = []
         seen = 0

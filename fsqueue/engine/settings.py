@@ -58,6 +58,7 @@ class Settings(msgspec.Struct, frozen=True, omit_defaults=True):
         lock: what orders the critical sections: "flock", "lease" (filelock's SoftFileLease) or "none".
         queue_id: tells this queue from others that lie at its path at another time; None in those made without one.
         retry: how long refs wait that have failed.
+        max_hold_s: for how long a handle may hold a ref whose work makes no progress; None: for as long as it lives.
         former_timeout_s, changed_at: the timeout that the present one took the place of, and when, by the filesystem's
             clock; what was leased under it may rely on it for as long again.
     """
@@ -71,6 +72,7 @@ class Settings(msgspec.Struct, frozen=True, omit_defaults=True):
     retry: Retry = NO_WAIT
     former_timeout_s: float | None = None
     changed_at: float = 0.0
+    max_hold_s: float | None = None
 
     @property
     def identity(self) -> object:
@@ -90,7 +92,9 @@ def require_same(path: str, before: Settings, found: Settings) -> None:
         raise QueueReplacedError(path, before.queue_id, found.queue_id)
 
 
-def validate(path: str, lease_timeout_s: float | None, lock: str | None, retry: Retry) -> None:
+def validate(
+    path: str, lease_timeout_s: float | None, lock: str | None, retry: Retry, max_hold_s: float | None = None
+) -> None:
     """Raise a QueueConfigError where a setting can mean nothing."""
     for name, value, least in (
         ("retry_delay_s", retry.first_s, 0.0),
@@ -99,8 +103,9 @@ def validate(path: str, lease_timeout_s: float | None, lock: str | None, retry: 
     ):
         if not isinstance(value, (int, float)) or not least <= value < float("inf"):
             raise QueueConfigError(path, f"needs {name} of {least:g} or more, found {value!r}")
-    if lease_timeout_s is not None and not 0 < lease_timeout_s < float("inf"):
-        raise QueueConfigError(path, f"needs a positive lease_timeout_s or None, found {lease_timeout_s!r}")
+    for name, longest in (("lease_timeout_s", lease_timeout_s), ("max_hold_s", max_hold_s)):
+        if longest is not None and not 0 < longest < float("inf"):
+            raise QueueConfigError(path, f"needs a positive {name} or None, found {longest!r}")
     if lock is not None and lock not in LOCK_MODES:
         raise QueueConfigError(path, f"needs lock to be one of {', '.join(LOCK_MODES)}, found {lock!r}")
 
@@ -117,7 +122,7 @@ def parse_settings(path: str, data: bytes) -> Settings:
         if isinstance(number, int) and number != FORMAT:
             raise UnsupportedFormatError(path, number, FORMAT)
         settings = msgspec.json.decode(data, type=Settings)
-        validate(path, settings.lease_timeout_s, settings.lock, settings.retry)
+        validate(path, settings.lease_timeout_s, settings.lock, settings.retry, settings.max_hold_s)
     except UNDECODABLE as error:
         raise NotAQueueError(path, f"has a damaged {SETTINGS} ({error}): FORMAT.md shows what belongs there") from None
     return settings

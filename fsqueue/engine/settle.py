@@ -86,10 +86,38 @@ class Settler:
     def _ack_late(self, late: dict[str, set[str]], step: int | None) -> None:
         """Finish refs that are pending, where these holders' leases ended in the same life."""
 
-        def finish(stem: str) -> None:
-            self._end_pending(stem, late[stem], lambda claim: self._finish_again(claim, step))
+        self._end_again(late, lambda claim: self._finish_again(claim, step))
 
-        despite_errors(finish, list(late))
+    def _end_again(self, late: dict[str, set[str]], end: Callable[[Claim], object]) -> None:
+        """Run end on refs that came back, to pending/ or to wait, after these holders' leases in the same life."""
+        waiting: list[str] = []
+
+        def end_one(stem: str) -> None:
+            if not self._end_pending(stem, late[stem], end):
+                waiting.append(stem)
+
+        despite_errors(end_one, list(late))
+        if waiting:
+            holders = self._handle.moves.holders()
+            despite_errors(lambda stem: self._end_waiting(holders.get(stem, []), late[stem], end), waiting)
+
+    def _end_waiting(self, leases: list[Lease], holders: set[str], end: Callable[[Claim], object]) -> None:
+        """Run end on a ref that waits to come again, where these holders leased it in this life.
+
+        RACE: once its time has come it is moved to pending/; then it is delivered again.
+        """
+        handle, leased = self._handle, self._handle.layout.leased
+        for lease in leases:
+            if lease.due is None or not self._was_leased(leased, lease.file, holders):
+                continue
+            handle.presence.announce()
+            claim = handle.moves.new_claim(lease.stem)
+            try:
+                if self._take_over(lease, claim):
+                    end(claim)
+            except BaseException:
+                handle.strays.add([claim])
+                raise
 
     def _finish_claim(self, claim: Claim, step: int | None) -> bool:
         leased = self._handle.layout.leased
@@ -114,7 +142,7 @@ class Settler:
 
         self._search(stems, finish_anywhere)
 
-    def _end_pending(self, stem: str, holders: set[str] | None, end: Callable[[Claim], bool]) -> bool:
+    def _end_pending(self, stem: str, holders: set[str] | None, end: Callable[[Claim], object]) -> bool:
         """Run end on a pending ref that these holders, or anybody, leased in this life; False where nothing is there.
 
         RACE: the file that was looked at may be leased, settled and put anew in the next instant. So it is made a
@@ -284,10 +312,7 @@ class Settler:
     def _end_late(self, late: dict[str, set[str]], end: Callable[[Claim, str], bool]) -> None:
         """Run end on refs that are pending, where these holders' leases ended in the same life."""
 
-        def end_one(stem: str) -> None:
-            self._end_pending(stem, late[stem], lambda claim: end(claim, claim.holder))
-
-        despite_errors(end_one, list(late))
+        self._end_again(late, lambda claim: end(claim, claim.holder))
 
     def _take_over_and_end(self, stems: list[str], end: Callable[[Claim, str], bool], from_pending: bool) -> list[str]:
         """Take refs over from whoever leases them, then run end on them; return those lost again meanwhile."""
@@ -394,6 +419,7 @@ class Settler:
             claim = held.find(stem)
             if mine and not (claim is not None and claim.state == "held" and claim.name in mine):
                 claim = Claim(stem, mine[0])
+                claim.taken_at = self._handle.ops.monotonic()
                 held.add(claim)
                 claim.hand_out(ref)
             if claim is None or claim.state not in ("held", "settled"):

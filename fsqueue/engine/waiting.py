@@ -68,6 +68,7 @@ class Waiter:
         self._seen = self._look() if self._deadline is not None else None
         self._by_names = handle.order_file.content.doubted
         self._names: set[str] = set()
+        self._pauses = handle.pause.changes
         self._over = self._deadline is None
         self._full_look_at = float("inf")
 
@@ -118,12 +119,22 @@ class Waiter:
             arrived = self._by_names and self._has_arrived()
             if arrived or self._seen != before:
                 self._rounds = 1
+            if self._pause_has_changed():
+                self._rounds, self._full_look_at = 1, now
             if now >= self._full_look_at or _is_another(self._seen, before):
                 self._full_look_at = float("inf")
                 self._rounds = min(self._rounds + 1, _MOST_ROUNDS)
                 return True
             if arrived or (self._seen != before and self._handle.order.may_name_some()):
                 return False
+
+    def _pause_has_changed(self) -> bool:
+        """Return whether the queue was paused or resumed, as far as this handle knows; look where it is paused."""
+        before, pause = self._pauses, self._handle.pause
+        if pause.found is not None:
+            pause.look()
+        self._pauses = pause.changes
+        return self._pauses != before
 
     def _has_arrived(self) -> bool:
         """Return whether pending/ shows a name that the last look did not show."""

@@ -59,7 +59,8 @@ UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Event(msgspec.Struct, omit_defaults=True):
-    """Say what happened to a ref once: expired, replaced, failed, requeued, released, rewound or repaired.
+    """Say what happened to a ref once: expired, replaced, failed, discarded, requeued, released, rewound or
+    repaired.
 
     Attributes:
         owner: whose lease ended, with its claim (``node12.4711.9f3a01+1f``); of other events, who caused it.

@@ -96,6 +96,7 @@ class _Metrics:
         self.up = GaugeMetricFamily("fsqueue_up", "Whether the queue could be looked at.", labels=["queue"])
         self.queue = InfoMetricFamily("fsqueue_queue", "What the queue stores of itself.", labels=["queue"])
         self.refs = GaugeMetricFamily("fsqueue_refs", "Refs in each state.", labels=["queue", "state"])
+        self.paused = GaugeMetricFamily("fsqueue_paused", "Whether the queue is paused.", labels=["queue"])
         self.delayed = GaugeMetricFamily(
             "fsqueue_delayed_refs", "Refs in leased/ that nobody holds: they have failed, and wait to come again.",
             labels=["queue"],
@@ -130,6 +131,7 @@ class _Metrics:
         self.queue.add_metric([path], {"run_id": seen.run_id or "", "lock": seen.lock})
         for state, count in seen.counts._asdict().items():
             self.refs.add_metric([path, state], count)
+        self.paused.add_metric([path], float(seen.paused is not None))
         self.delayed.add_metric([path], seen.delayed)
         for reason, count in dead.items():
             self.dead.add_metric([path, reason], count)

@@ -7,10 +7,12 @@ is gone, which the next get on this host takes back.
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import current, explained
@@ -27,9 +29,11 @@ from fsqueue.engine.packing.pack import Packed
 from fsqueue.engine.packing.revision import look
 from fsqueue.engine.progress import Progress, unheard
 from fsqueue.engine.settings import Settings
-from fsqueue.errors import QueueConfigError
-from fsqueue.format import names
+from fsqueue.errors import InvalidArgumentError, QueueConfigError
+from fsqueue.format import names, packed
 from fsqueue.format.untyped import place_of
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,21 @@ class Outcome:
     detail: str
 
 
+@dataclass(frozen=True)
+class Purged:
+    """Say what a purge removed, or would remove in a dry run.
+
+    Attributes:
+        files: the names in the state's directory.
+        refs: how many refs were in them; a segment of packed ones holds many.
+    """
+
+    files: list[str]
+    refs: int
+
+
 @contextmanager
-def operator(path: str, same_as: Settings | None = None) -> Iterator[Handle]:
+def operator(path: str | os.PathLike[str], same_as: Settings | None = None) -> Iterator[Handle]:
     """Open a handle of one's own, announced in owners/, for moves by hand.
 
     Args:
@@ -58,6 +75,7 @@ def operator(path: str, same_as: Settings | None = None) -> Iterator[Handle]:
         QueueReplacedError: there is another one than was looked at.
         QueueIOError: the filesystem refused.
     """
+    path = os.fspath(path)
     layout = open_layout(current(), path, same_as=same_as)
     handle = Handle(layout, owner=new_owner(None, path), durable=True, heartbeat_s=None, clock=None)
     with explained("changing", path), closing(handle):
@@ -108,22 +126,31 @@ def hand_in_all(handle: Handle, claims: list[Claim], change: Change) -> None:
 
 
 def release(
-    path: str,
+    path: str | os.PathLike[str],
     owner: str,
     *,
     force: bool = False,
     dry_run: bool = False,
-    each: Callable[[Outcome], None] | None = None,
+    each: Callable[[Outcome], object] | None = None,
     progress: Progress | None = None,
 ) -> list[Outcome]:
     """Move what an owner, or every owner of a node, leases to the tail of pending/; no attempt is counted.
 
     Args:
-        each: told of each ref at once.
+        owner: its name as `status` has it, or that of a node; "retry": the refs that wait to be tried again.
+        force: also from a process that runs on this host.
+        each: called with what became of each lease, at once.
+        progress: called as the work goes on, with how many leases were seen to, and of how many.
+
+    Returns:
+        What became of each lease: one that was settled meanwhile is not moved.
 
     Raises:
         QueueConfigError: there is no such owner, or its process runs on this host and force is not set.
+        NotAQueueError: there is no queue at this path.
+        QueueIOError: the filesystem refused; release again to complete it.
     """
+    path = os.fspath(path)
     with reading(path) as layout:
         leases = [lease for lease in map(names.parse_leased, layout.leased.listing()) if lease]
         recorded = filter(None, map(names.parse_owner, layout.owners.listing()))
@@ -140,10 +167,8 @@ def release(
             "stop it, or use --force to take its leases from it",
         )
     if dry_run or not leases:
-        outcomes: list[Outcome] = []
         would = [Outcome(names.id_of(held.stem) or held.stem, True, f"from {held.owner}") for held in sorted(leases)]
-        tell(outcomes, would, each)
-        return outcomes
+        return told([], would, each)
     with operator(path, layout.settings) as handle:
         return _release(handle, sorted(leases), each, progress)
 
@@ -151,7 +176,7 @@ def release(
 def _release(
     handle: Handle,
     leases: list[names.Lease],
-    each: Callable[[Outcome], None] | None,
+    each: Callable[[Outcome], object] | None,
     progress: Progress | None,
 ) -> list[Outcome]:
     outcomes: list[Outcome] = []
@@ -162,7 +187,7 @@ def _release(
             released = record("released", handle.clock.now(), lease.holder)
             moved = claim is not None and hand_in(handle, claim, released, back)
             detail = f"from {lease.owner}" if moved else f"{lease.owner} leases it no more"
-            tell(outcomes, [Outcome(names.id_of(lease.stem) or lease.stem, moved, detail)], each)
+            told(outcomes, [Outcome(names.id_of(lease.stem) or lease.stem, moved, detail)], each)
             if progress is not None:
                 progress(len(outcomes), len(leases))
     finally:
@@ -170,55 +195,62 @@ def _release(
     return outcomes
 
 
-def tell(outcomes: list[Outcome], more: list[Outcome], each: Callable[[Outcome], None] | None) -> None:
-    """Add outcomes to those that there are, and tell whoever wants to hear of each."""
+def told(outcomes: list[T], more: list[T], each: Callable[[T], object] | None) -> list[T]:
+    """Add outcomes to those that there are, tell whoever wants to hear of each, and return all."""
     outcomes += more
     if each is not None:
         for outcome in more:
             each(outcome)
+    return outcomes
 
 
 def purge(
-    path: str,
+    path: str | os.PathLike[str],
     state: str,
     older_than_s: float,
     *,
     dry_run: bool = False,
-    each: Callable[[str], None] | None = None,
+    each: Callable[[str], object] | None = None,
     progress: Progress | None = None,
-) -> list[str]:
-    """Remove the files in done/ or failed/ whose last stamp is older; returns their names.
+) -> Purged:
+    """Remove the files in done/ or failed/ whose last stamp is older.
 
     A file was stamped last when its ref was leased or renewed, or when history was added to it; a segment of packed
     refs is as old as the youngest of them.
 
     Args:
-        each: told of each name at once.
+        state: "done" or "failed".
+        older_than_s: seconds since the last stamp; 0: all.
+        each: called with each file's name, at once.
+        progress: called as the work goes on, with how many files were seen to, and of how many.
+
+    Raises:
+        InvalidArgumentError: it is another state, whose refs are not settled.
+        NotAQueueError: there is no queue at this path.
+        QueueIOError: the filesystem refused; purge again to complete it.
     """
+    if state not in ("done", "failed"):
+        raise InvalidArgumentError("purge(state)", "'done' or 'failed'", state)
     if dry_run:
         with reading(path) as layout:
             limit = time_there(layout) - older_than_s
             segments = packing.old_segments(layout, look(layout), limit) if state == "done" else []
-            found = segments + _old(directory_of(layout, state), state, limit)
-        if each is not None:
-            for name in found:
-                each(name)
-        return found
+            return _purged(told([], segments + _old(directory_of(layout, state), state, limit), each))
     with operator(path) as handle:
-        removed = packing.purge(handle, older_than_s) if state == "done" else []
+        removed = told([], packing.purge(handle, older_than_s) if state == "done" else [], each)
+        before = len(removed)
         directory = directory_of(handle.layout, state)
         old = _old(directory, state, handle.clock.now() - older_than_s)
-        if each is not None:
-            for name in removed:
-                each(name)
-        for number, name in enumerate(old, 1):
+        for seen, name in enumerate(old, before + 1):
             if handle.ops.remove(directory.fd, name):
-                removed.append(name)
-                if each is not None:
-                    each(name)
+                told(removed, [name], each)
             if progress is not None:
-                progress(number, len(old))
-        return removed
+                progress(seen, before + len(old))
+        return _purged(removed)
+
+
+def _purged(files: list[str]) -> Purged:
+    return Purged(files, packed.refs_in(files))
 
 
 def _old(directory: Directory, state: str, limit: float) -> list[str]:
@@ -234,10 +266,17 @@ def _is_older(directory: Directory, name: str, limit: float) -> bool:
     return stat.S_ISREG(status.st_mode) and status.st_mtime <= limit
 
 
-def pack(path: str, older_than_s: float, *, dry_run: bool = False, progress: Progress | None = None) -> Packed:
-    """Move done files whose last stamp is older into segments of up to 10,000 refs each.
+def pack(
+    path: str | os.PathLike[str], older_than_s: float, *, dry_run: bool = False, progress: Progress | None = None
+) -> Packed:
+    """Move done files whose last stamp is older into segments of up to 10,000 refs each; what is packed is still done.
+
+    Args:
+        older_than_s: seconds since the last stamp, as for `purge`; 0: all.
+        progress: called as the work goes on, with how many refs are on their way into segments, and of how many.
 
     Raises:
+        NotAQueueError: there is no queue at this path.
         QueueIOError: the filesystem refused; all refs are still done, and packing again completes it.
     """
     if dry_run:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import fnmatch
+import os
 from collections.abc import Callable, Iterable
 from itertools import chain
 
@@ -13,15 +13,17 @@ from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import LEDGER, Layout
 from fsqueue.engine.letters import letters_beside
-from fsqueue.engine.listing import File, files_in, owners_named, packed_in, reading, stamp_of
+from fsqueue.engine.listing import File, files_in, packed_in, reading, stamp_of
+from fsqueue.engine.onlooker import time_there
 from fsqueue.engine.packing.unpack import unpack
 from fsqueue.engine.progress import Progress
 from fsqueue.engine.put import Putter
 from fsqueue.errors import CorruptRefError, TooLongError
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping, Event
-from fsqueue.format.untyped import RefSight, sight
-from fsqueue.operate.operator import Outcome, fetch, hand_in_all, operator, tell
+from fsqueue.format.untyped import Place, RefSight, sight
+from fsqueue.operate.operator import Outcome, fetch, hand_in_all, operator, told
+from fsqueue.operate.show import Predicate, Wanted, detail_of
 
 _LOOKS = 3
 
@@ -56,20 +58,29 @@ class _Letter:
 
 
 def requeue(
-    path: str,
+    path: str | os.PathLike[str],
     ids: Iterable[str],
     *,
     dry_run: bool = False,
     ledger_agrees: bool = False,
-    each: Callable[[Outcome], None] | None = None,
+    each: Callable[[Outcome], object] | None = None,
     progress: Progress | None = None,
 ) -> list[Outcome]:
     """Move refs from failed/, or else done/, to the tail of pending/, with their attempts counted from 0 again.
 
     Args:
+        ids: their sample ids.
         ledger_agrees: the caller knows that the ledger over this queue, if there is one, has them as not
             acknowledged; otherwise what is done there stays, since a controller would settle it again.
-        each: told of each ref at once.
+        each: called with what became of each, at once.
+        progress: called as the work goes on, with how many were seen to, and of how many.
+
+    Returns:
+        What became of each: one that is live already, or nowhere, is not moved.
+
+    Raises:
+        NotAQueueError: there is no queue at this path.
+        QueueIOError: the filesystem refused; requeue again to complete it.
     """
     outcomes: list[Outcome] = []
     letters: dict[str, _Letter] = {}
@@ -103,20 +114,30 @@ def _why_not(layout: Layout, stem: str) -> str:
 
 
 def requeue_failed(
-    path: str,
+    path: str | os.PathLike[str],
     *,
     owner: str | None = None,
     reason: str | None = None,
+    older_than_s: float | None = None,
+    where: Predicate | None = None,
     dry_run: bool = False,
-    each: Callable[[Outcome], None] | None = None,
+    each: Callable[[Outcome], object] | None = None,
     progress: Progress | None = None,
 ) -> list[Outcome]:
-    """Requeue all dead letters, or some of them.
+    """Requeue all dead letters, or some of them; all that is given has to hold.
 
     Args:
-        owner: those whose last event happened under this owner, or on this node.
-        reason: those whose reason this matches as the shell matches file names, whatever the case.
-        each: told of each ref at once.
+        owner, reason, older_than_s, where: as for `dead_letters`.
+        each: called with what became of each, at once.
+        progress: called as the work goes on, with how many were seen to, and of how many; while they are read, of
+            None.
+
+    Returns:
+        What became of each that was chosen.
+
+    Raises:
+        NotAQueueError: there is no queue at this path.
+        QueueIOError: the filesystem refused; requeue again to complete it.
     """
     letters: dict[str, _Letter] = {}
     with reading(path) as layout:
@@ -127,17 +148,16 @@ def requeue_failed(
             letter = _read_letter(layout.failed, name) if stem else None
             if stem and letter:
                 letters[names.id_of(stem) or letter.ref.sample_id or stem] = letter
-        if owner is not None:
-            under = {sample_id: _failed_under(letter.ref.bookkeeping) for sample_id, letter in letters.items()}
-            wanted = owners_named(layout, owner, filter(None, under.values()))
-            letters = {sample_id: letter for sample_id, letter in letters.items() if under[sample_id] in wanted}
-        if reason is not None:
-            letters = {i: letter for i, letter in letters.items() if _matches(letter.ref.bookkeeping.reason, reason)}
-        return _requeue(layout, letters, dry_run, each, progress)
+        if any(chosen is not None for chosen in (owner, reason, older_than_s, where)):
+            wanted, now = Wanted(layout, owner, reason, older_than_s, where), time_there(layout)
+            letters = {i: letter for i, letter in letters.items() if _is_wanted(layout, letter, wanted, now)}
+        return _requeue(layout, letters, dry_run, each, progress, [])
 
 
-def _matches(reason: str | None, pattern: str) -> bool:
-    return fnmatch.fnmatchcase((reason or "").casefold(), pattern.casefold())
+def _is_wanted(layout: Layout, letter: _Letter, wanted: Wanted, now: float) -> bool:
+    file = File("failed", letter.file, Place(names.parse_ref(letter.file) or ""))
+    detail = detail_of(layout, file, now, letter.ref)
+    return detail is not None and wanted.has(detail)
 
 
 def _letters(layout: Layout, stems: list[str]) -> dict[str, _Letter]:
@@ -181,33 +201,27 @@ def _read_letter(directory: Directory, name: str, file: File | None = None) -> _
         return None
 
 
-def _failed_under(bookkeeping: Bookkeeping) -> str | None:
-    last = bookkeeping.history[-1].owner if bookkeeping.history else None
-    return names.owner_in(last) if last else None
-
-
 def _requeue(
     layout: Layout,
     letters: dict[str, _Letter],
     dry_run: bool,
-    each: Callable[[Outcome], None] | None,
+    each: Callable[[Outcome], object] | None,
     progress: Progress | None,
-    others: list[Outcome] | None = None,
+    others: list[Outcome],
 ) -> list[Outcome]:
-    outcomes: list[Outcome] = []
+    """Requeue letters; others are outcomes that are to be told before."""
     unfit = [Outcome(sample_id, False, letter.why_not) for sample_id, letter in letters.items() if letter.why_not]
-    tell(outcomes, [*(others or []), *unfit], each)
+    outcomes = told([], [*others, *unfit], each)
     good = [(sample_id, letter) for sample_id, letter in letters.items() if letter.why_not is None]
     if dry_run or not good:
-        tell(outcomes, [Outcome(sample_id, True, f"from {letter.where}") for sample_id, letter in good], each)
-        return outcomes
+        return told(outcomes, [Outcome(sample_id, True, f"from {letter.where}") for sample_id, letter in good], each)
     packed = {letter.name for _, letter in good if letter.file != letter.name}
     with operator(layout.path, layout.settings) as handle:
         if packed:
             unpack(handle, lambda stem, step: names.done_file(stem, step) in packed)
         size = handle.layout.batch_size
         for start in range(0, len(good), size):
-            tell(outcomes, _requeue_batch(handle, good[start : start + size]), each)
+            told(outcomes, _requeue_batch(handle, good[start : start + size]), each)
             if progress is not None:
                 progress(min(start + size, len(good)), len(good))
     return outcomes

@@ -11,10 +11,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from fsqueue.disk.counting import Counts
-from fsqueue.engine.layout import Layout
+from fsqueue.engine.layout import STATES, Layout
 from fsqueue.engine.listing import File, count_in, files_in, hinted, id_of, reading, stamp_of
 from fsqueue.engine.onlooker import time_there
 from fsqueue.engine.owners import read_record
+from fsqueue.engine.pausing import Paused, find_pause
 from fsqueue.format import names
 from fsqueue.operate.stream_status import StreamStatus, stream_status
 
@@ -48,6 +49,7 @@ class Status:
 
     Attributes:
         at: when that was, by the filesystem's clock.
+        paused: since when nobody may lease, by whom, and why; None: the queue is not paused.
         delayed: how many of the leased refs nobody holds: they have failed, and wait to come again.
         oldest_pending_age_s: how long the ref that comes next has been pending; None where nothing is.
         oldest_pending_is_estimate: the order names none of the pending refs: the oldest of a sample is given.
@@ -59,6 +61,7 @@ class Status:
     run_id: str | None
     lease_timeout_s: float | None
     lock: str
+    paused: Paused | None
     counts: Counts
     delayed: int
     oldest_pending_id: str | None
@@ -70,7 +73,12 @@ class Status:
 
 
 def status(path: str | os.PathLike[str]) -> Status:
-    """Look at a queue: one listing a directory, a stat of each lease and of one pending ref, a read of each member."""
+    """Look at a queue: one listing a directory, a stat of each lease and of one pending ref, a read of each member.
+
+    Raises:
+        NotAQueueError: there is no queue at this path.
+        QueueIOError: this user cannot read it.
+    """
     with reading(path) as layout:
         now = time_there(layout)
         listed = {state: files_in(layout, state) for state in ("pending", "leased")}
@@ -84,6 +92,7 @@ def status(path: str | os.PathLike[str]) -> Status:
             run_id=layout.settings.run_id,
             lease_timeout_s=layout.settings.lease_timeout_s,
             lock=layout.settings.lock,
+            paused=find_pause(layout),
             counts=Counts(
                 len(listed["pending"]), len(listed["leased"]), *(count_in(layout, s) for s in ("done", "failed"))
             ),
@@ -95,6 +104,17 @@ def status(path: str | os.PathLike[str]) -> Status:
             owners=owners,
             stream=stream_status(layout, now),
         )
+
+
+def counts(path: str | os.PathLike[str]) -> Counts:
+    """Count the refs in each state: one listing a directory, and nothing else.
+
+    Raises:
+        NotAQueueError: there is no queue at this path.
+        QueueIOError: this user cannot read it.
+    """
+    with reading(path) as layout:
+        return Counts(*(count_in(layout, state) for state in STATES))
 
 
 def elapsed_s(now: float, mtime: float) -> float:

@@ -16,6 +16,7 @@ from fsqueue.errors import QueueClosedError, StreamStalledError
 from fsqueue.records import id_of_ref
 from fsqueue.stream.agreement import Rendezvous
 from fsqueue.stream.membership import Membership
+from fsqueue.stream.sieve import Sieve
 from fsqueue.stream.stream import Stream
 
 R = TypeVar("R")
@@ -51,6 +52,7 @@ class Share(Generic[R]):
         partition: (rank, world size); None for a single rank.
         members: the name under which each rank is a consumer of the stream, by rank.
         closed: set once the view is closed.
+        sieve: takes out what is not to be worked on.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Share(Generic[R]):
         members: Sequence[str],
         idle_timeout_s: float | None,
         closed: threading.Event,
+        sieve: Sieve[R],
     ) -> None:
         self._queue = queue
         self._membership = membership
@@ -70,6 +73,7 @@ class Share(Generic[R]):
         self._members = members
         self._idle_timeout_s = idle_timeout_s
         self._closed = closed
+        self._sieve = sieve
         self._stream = queue.stream()
         self._ops = queue.handle.ops
         rank, self._world = partition or (0, 1)
@@ -116,7 +120,8 @@ class Share(Generic[R]):
                 self._look_around(self._looked_at - last_came, len(refs), wanted)
                 self._drop_lost(refs)
             found = self._lease(refs, wanted - len(refs), pause_s)
-            last_came = self._ops.monotonic() if found else last_came
+            if found or self._queue.handle.pause.look() is not None:
+                last_came = self._ops.monotonic()
             ended = has_ended(len(refs) == wanted, found)
             if ended is not None:
                 return not ended
@@ -136,6 +141,7 @@ class Share(Generic[R]):
         if len(refs) == before and self._world > 1:
             refs += self._queue.get(wanted)
         found = len(refs) > before
+        self._sieve.sift(refs, before)
         self._drop_leased_anew(refs, before)
         return found
 

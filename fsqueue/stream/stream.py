@@ -68,7 +68,7 @@ class Stream:
         self._bring_back = bring_back
         self._handle = handle
         self._ops: FileOps = handle.ops
-        self.directory = handle.layout.open(STREAM, make_missing=True)
+        self.directory = handle.layout.open(STREAM, make_missing=not handle.read_only)
         self._stood: tuple[tuple[int, int], float] = ((0, 0), 0.0)
         self._unchanged = Unchanged(self.directory, handle.layout.filesystem.directory_times, BEAT_S)
         self._watched_at = -1e9
@@ -107,6 +107,7 @@ class Stream:
         Raises:
             QueueConfigError: a member of this name is alive.
         """
+        self._handle.require_writable(role)
         record = Record(
             name=name,
             process=owners.describe_self(self._handle.owner, self._ops.time(), self.policy().beat_s),
@@ -255,9 +256,11 @@ class Stream:
         return closed >= set(names)
 
     def describe(self, role: Role) -> str:
-        """Say who was last seen when, for error messages."""
-        found = [member for member in self.members() if member.role == role]
-        return "; ".join(f"{m.describe()} is {m.standing}" for m in found) or f"no {role} has joined"
+        """Say who was last seen when, and whether the queue is paused, for error messages."""
+        found = [f"{m.describe()} is {m.standing}" for m in self.members() if m.role == role]
+        paused = self._handle.pause.look_now()
+        waits = [] if paused is None else [f"the queue is paused{paused} (`fsqueue resume` lets it go on)"]
+        return "; ".join([*(found or [f"no {role} has joined"]), *waits])
 
     def all_closed(self, role: Role) -> bool:
         """Tell whether every expected member of this role has joined and left; False before the first one joins.
@@ -283,6 +286,8 @@ class Stream:
     def drained(self, besides: frozenset[str] = frozenset()) -> bool:
         """Tell whether nothing will ever be delivered again: all producers closed, nothing pending, nothing leased.
 
+        A queue that is paused is not drained: somebody is about to do something with it.
+
         Args:
             besides: owners whose leases do not count, since it is they who ask.
 
@@ -294,9 +299,11 @@ class Stream:
             if not self.all_closed("producer") or self._any_live(besides):
                 return False
             if not self._handle.layout.filesystem.directory_times:
-                return not any(self._any_live_later(besides) for _ in range(_LOOKS))
-            stood = self._stand_still()
-            return not self._any_live(besides) and stood == self._changed_at_ns()
+                drained = not any(self._any_live_later(besides) for _ in range(_LOOKS))
+            else:
+                stood = self._stand_still()
+                drained = not self._any_live(besides) and stood == self._changed_at_ns()
+            return drained and self._handle.pause.look_now() is None
 
     def _any_live(self, besides: frozenset[str]) -> bool:
         pending = self._handle.layout.pending
@@ -341,6 +348,7 @@ class Stream:
         self._write(QUANTUM, quantum)
 
     def _write(self, name: str, content: msgspec.Struct) -> None:
+        self._handle.require_writable(f"writing {name}")
         self._handle.moves.write(msgspec.json.encode(content) + b"\n", self.directory, name, vital=True)
 
     def quantum(self) -> Quantum | None:

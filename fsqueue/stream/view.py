@@ -18,6 +18,7 @@ from fsqueue.records import id_of_ref
 from fsqueue.stream.agreement import Rendezvous
 from fsqueue.stream.membership import Membership, OnSigterm
 from fsqueue.stream.share import Share, StreamedQueue
+from fsqueue.stream.sieve import Accept, Sieve
 
 R = TypeVar("R")
 Ending = Literal["release", "ack", "fail", "return"]
@@ -52,7 +53,12 @@ class TrainerView(Generic[R]):
             last batch short, to a loader that settles it.
         session: names the group of all ranks, such as a launcher's run id. Ranks that are started again, as many of
             them or another number, take the places of those before them, once these are gone.
-        idle_timeout_s: how long to wait for a ref before `StreamStalledError` says who was last seen when.
+        idle_timeout_s: how long to wait for a ref before `StreamStalledError` says who was last seen when; it does not
+            run while the queue is paused.
+        max_age_s: refs that were put, or leased before, longer ago go to failed/, instead of being returned. It costs a
+            stat of each ref that this queue object leases from now on.
+        accept: returns True for a ref that is to be trained on; False, or a string that says why not, for one that
+            goes to failed/.
         required, attempt, on_sigterm: as for `FileSampleRefQueue.consumer`.
 
     Attributes:
@@ -72,6 +78,8 @@ class TrainerView(Generic[R]):
         rest: Ending | Callable[[TrainerView[R], list[R]], object] = "release",
         session: str = "",
         idle_timeout_s: float | None = None,
+        max_age_s: float | None = None,
+        accept: Accept[R] | None = None,
         required: bool = False,
         attempt: int | None = None,
         on_sigterm: OnSigterm = None,
@@ -82,6 +90,9 @@ class TrainerView(Generic[R]):
         arguments.at_least("TrainerView(batch=)", batch, 1)
         arguments.at_least("TrainerView(window=)", window, 1)
         arguments.patience("TrainerView(idle_timeout_s=)", idle_timeout_s)
+        arguments.patience("TrainerView(max_age_s=)", max_age_s)
+        if accept is not None and not callable(accept):
+            raise InvalidArgumentError("TrainerView(accept=)", "a function of a ref", accept)
         if not (callable(rest) or rest in get_args(Ending)):
             expected = f"a function of the view and refs, or one of {', '.join(map(repr, get_args(Ending)))}"
             raise InvalidArgumentError("TrainerView(rest=)", expected, rest)
@@ -96,6 +107,7 @@ class TrainerView(Generic[R]):
         stream = queue.stream()
         group = session or "trainer"
         members = [f"{group}-{k}" for k in range(self._world)]
+        self._sieve = Sieve(queue, max_age_s, accept)
         self._out: dict[str, R] = {}
         self._secured: list[R] = []  # leased, and not handed out yet
         self._size = 0  # refs in each batch of the window that is open
@@ -121,7 +133,7 @@ class TrainerView(Generic[R]):
             self._membership = joined[0]
             self._rendezvous = Rendezvous(handle, stream, rank, members, session)
             self._share = Share(
-                queue, self._membership, self._rendezvous, partition, members, idle_timeout_s, self._closed
+                queue, self._membership, self._rendezvous, partition, members, idle_timeout_s, self._closed, self._sieve
             )
             self._renewer = Renewer(queue, self._held)
             self._renewer.start()
@@ -132,6 +144,11 @@ class TrainerView(Generic[R]):
             for membership in joined:
                 membership.vanish()
             raise
+
+    @property
+    def discarded(self) -> int:
+        """Return how many refs this rank has leased that went to failed/: too old, or not accepted."""
+        return self._sieve.discarded
 
     def get(
         self,

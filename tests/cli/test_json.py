@@ -36,6 +36,9 @@ CALLS: dict[str, list[str]] = {
     "audit": [],
     "metrics": [],
     "report": [],
+    "discard": ["--older-than", "0", "--dry-run"],
+    "pause": ["--reason", "x"],
+    "resume": [],
     "doctor": [],
 }
 ELSEWHERE = {

@@ -59,7 +59,7 @@ def test_what_a_scrape_sees(path: Path) -> None:
     assert found == {
         "fsqueue_up": 1, 'fsqueue_queue_info flock the "run"': 1, "fsqueue_lease_timeout_seconds": 60,
         "fsqueue_refs pending": 4, "fsqueue_refs leased": 1, "fsqueue_refs done": 2, "fsqueue_refs failed": 3,
-        "fsqueue_delayed_refs": 0,
+        "fsqueue_paused": 0, "fsqueue_delayed_refs": 0,
         "fsqueue_dead_letters CUDA out of memory: tried # MiB": 3,
         "fsqueue_owners alive": 1, "fsqueue_owners dead": 0, "fsqueue_owners unknown": 0,
         "fsqueue_members producer closed": 1, "fsqueue_members_expected producer": 2,

@@ -301,7 +301,8 @@ def test_status_as_text(path: Path) -> None:
 def test_status_as_json_has_stable_keys(path: Path) -> None:
     seen = json.loads(run("status", path, "--json").stdout)
     assert list(seen) == [
-        "queue", "at", "run_id", "lease_timeout_s", "lock", "counts", "delayed", "oldest_pending_id",
+        "queue", "at", "run_id", "lease_timeout_s", "lock", "paused", "counts", "delayed",
+        "oldest_pending_id",
         "oldest_pending_age_s", "oldest_pending_is_estimate", "oldest_lease_age_s", "owners", "stream", "rates",
     ]  # fmt: skip
     assert seen["counts"] == {"pending": 2, "leased": 1, "done": 1, "failed": 1}

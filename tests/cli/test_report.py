@@ -140,6 +140,12 @@ def test_json_is_the_same_without_the_page(path: Path) -> None:
     assert dead["count"] == 3 and len(dead["examples"]) == 3
 
 
+def test_a_pause_is_told(path: Path) -> None:
+    assert run("pause", path, "--reason", EVIL).exit_code == 0
+    raw, page = page_of(path)
+    assert "paused for" in page.text and page.text.count(EVIL) > 1 and EVIL not in raw
+
+
 def test_slips(path: Path, tmp_path: Path) -> None:
     assert run("report", path).exit_code == 2
     result = run("report", path, "-o", tmp_path / "nowhere" / "run.html")

@@ -17,12 +17,15 @@ from fsqueue.engine import expire
 from fsqueue.engine.renewing import Renewer
 from fsqueue.engine.settings import LONGEST_DELAY_S, Retry
 from fsqueue.format import names
+from fsqueue.operate.check import check_queue, repair
+from fsqueue.operate.requeue import requeue
 from tests.support import (
     Child,
     FakeClock,
     Queue,
     Tap,
     assert_clean,
+    backdate,
     content,
     ids,
     lease_and_obey,
@@ -54,6 +57,59 @@ def test_a_ref_that_failed_comes_again_once_its_time_is_up(path: Path) -> None:
     clock.advance(0.2)
     assert ids(queue.get(5)) == ["second", "late"]
     assert content(path / "leased" / names_in(path, "leased")[1])["_fsqueue"]["attempts"] == 1
+    assert_clean(path)
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_late_ack_ends_a_ref_that_waits(path: Path, again: bool) -> None:
+    """As it ends one that is pending again, for the lease that failed; an explicit failure for good does, too."""
+    clock = FakeClock()
+    queue, other = two_handles(path, clock)
+    failed(queue, "a", "b", delay_s=3_600.0)
+    if again:
+        assert queue.ack(refs("a"), step=3) == []
+        assert queue.fail(refs("b"), "for good", retryable=False) == []
+        assert names_in(path, "done") == ["a@3.json"] and names_in(path, "failed") == ["b.json"]
+    else:
+        other.put(refs("c"))
+        assert other.ack(other.get(1)) == other.release(refs("a")) == []
+        assert queue.release(refs("b")) == [] and queue.states(["b"]) == {"b": "leased"}, "it was given back before"
+    assert_clean(path)
+
+
+def test_a_late_ack_ends_no_later_life_that_waits(path: Path) -> None:
+    """The ref was requeued since, leased by another handle, and failed there."""
+    clock = FakeClock()
+    queue, other = two_handles(path, clock)
+    queue.put(refs("a"))
+    mine = queue.get(1)
+    queue.fail(mine, "broken", retryable=False)
+    assert [each.moved for each in requeue(str(path), ["a"])] == [True]
+    other.fail(other.get(1), "not yet", retryable=True, delay_s=3_600.0)
+    queue.ack(mine)
+    assert queue.counts() == (0, 1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "given", [{"retry_backoff": 3.0}, {"retry_jitter": 0.5}, {"retry_backoff": 3.0, "create": False}]
+)
+def test_how_a_wait_grows_means_nothing_without_one(path: Path, given: Any) -> None:
+    with pytest.raises(QueueConfigError, match="retry_delay_s"):
+        FileSampleRefQueue(path, **given)
+    assert not path.exists()
+
+
+def test_what_a_killed_configure_or_pause_leaves_is_removed_by_a_repair(path: Path, queue: Queue) -> None:
+    """Once it is old: before that, somebody may be about to rename it."""
+    names_there = [".fsqueue.json.4711.0123456789ab", ".paused.json.4711.0123456789ab"]
+    for name in names_there:
+        (path / name).write_bytes(b"{}")
+    assert repair(path) == [] and all((path / name).exists() for name in names_there)
+    for name in names_there:
+        backdate(path / name, 7_200.0)
+    assert sorted(each.kind for each in check_queue(path, notes=True)) == ["leftover", "leftover"]
+    repair(path)
+    assert not any((path / name).exists() for name in names_there)
     assert_clean(path)
 
 

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from fsqueue import FileSampleRefQueue, SampleRef
+from fsqueue import FileSampleRefQueue, SampleRef, operate
 from fsqueue.cli.main import cli
 from fsqueue.disk.fileops import FileOps, using
 from fsqueue.engine import lock
@@ -24,7 +24,6 @@ from fsqueue.engine.packing import pack as packing
 from fsqueue.format import packed
 from fsqueue.format.codec import Codec
 from fsqueue.format.packed import Line, encode_line, whole_lines
-from fsqueue.operate import operator, status
 from fsqueue.operate.check import check_queue, repair
 from fsqueue.operate.requeue import requeue
 from fsqueue.operate.show import entries, show
@@ -96,7 +95,7 @@ def test_packed_refs_are_counted_listed_and_shown_as_before(path: Path, queue: Q
     assert queue.pack(older_than_s=0.0) == packing.Packed(refs=20, segments=1)
     (segment,) = segments_in(path)
     assert names_in(path, "done") == [segment.name]
-    assert queue.counts() == before == status.status(path).counts
+    assert queue.counts() == before == operate.status(path).counts
     assert {(entry.id, entry.step) for entry in entries(path, ["done"], details=True)} == listed
     (detail,) = show(path, "s00007")
     assert detail.path == str(segment)
@@ -109,7 +108,7 @@ def test_only_files_that_are_old_enough_are_packed(path: Path, queue: Queue) -> 
     """The age is that of the last stamp; a dry run says how many, and changes nothing."""
     acked(queue, refs("old", "young"), step=1)
     os.utime(path / "done" / "old@1.json", (LONG_AGO_S, LONG_AGO_S))
-    assert operator.pack(str(path), HOUR_S, dry_run=True) == packing.Packed(refs=1, segments=1)
+    assert operate.pack(str(path), HOUR_S, dry_run=True) == packing.Packed(refs=1, segments=1)
     assert names_in(path, "done") == ["old@1.json", "young@1.json"]
     assert queue.pack(older_than_s=HOUR_S) == packing.Packed(refs=1, segments=1)
     (segment,) = segments_in(path)
@@ -232,10 +231,10 @@ def test_purge_removes_whole_segments(path: Path, queue: Queue) -> None:
     os.utime(path / "done" / "a.json", (LONG_AGO_S, LONG_AGO_S))
     queue.pack(older_than_s=0.0)
     (segment,) = segments_in(path)
-    assert operator.purge(str(path), "done", HOUR_S) == []
+    assert operate.purge(str(path), "done", HOUR_S).files == []
     os.utime(segment, (LONG_AGO_S, LONG_AGO_S))
-    assert operator.purge(str(path), "done", HOUR_S, dry_run=True) == [segment.name]
-    assert operator.purge(str(path), "done", HOUR_S) == [segment.name]
+    assert operate.purge(str(path), "done", HOUR_S, dry_run=True).files == [segment.name]
+    assert operate.purge(str(path), "done", HOUR_S).files == [segment.name]
     assert names_in(path, "done") == [] and queue.counts().done == 0
 
 

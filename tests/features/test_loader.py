@@ -571,3 +571,15 @@ def test_misuse(site: Callable[..., Site], options: dict[str, Any]) -> None:
     """Arguments that make no sense are refused when the loader is made."""
     with pytest.raises(ValueError, match=r"FeatureDataLoader|needs"):
         site().loader(**options)
+
+
+def test_a_queue_s_own_wait_lets_features_come_later(site: Callable[..., Site]) -> None:
+    """Three attempts would be gone at once; with `retry_delay_s` the ref waits, and comes again."""
+    here = site("file", samples=1)
+    here.store.abort("s000")
+    here.queue.configure(retry_delay_s=0.2)
+    with pytest.raises(FeatureMissingError):
+        list(here.loader(on_error="raise"))
+    assert here.queue.counts() == (0, 1, 0, 0)
+    here.store.put("s000", tensors(0))
+    assert next(iter(here.loader(timeout_s=GUARD_S, batch_size=1))).ids == ["s000"]

@@ -126,7 +126,7 @@ def test_a_dry_run_lists_what_the_run_does(
         dry = pack(str(path), older_than_s, dry_run=True), purge(str(path), "failed", older_than_s, dry_run=True)
         run = pack(str(path), older_than_s), purge(str(path), "failed", older_than_s)
     assert dry == run
-    assert (run[0].refs, len(run[1])) == (found, found)
+    assert (run[0].refs, len(run[1].files)) == (found, found)
 
 
 @mounts

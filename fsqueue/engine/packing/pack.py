@@ -78,6 +78,9 @@ def pack(handle: Handle, older_than_s: float, progress: Progress = unheard) -> P
     A segment takes room before the files that went into it give theirs back. Where a full disk has none for a whole
     one, it begins with as much as there is room for, and goes on with four times as much each time.
 
+    Args:
+        progress: called after each segment, with how many refs were packed, and of how many.
+
     RACE: of two that pack at once, each takes what it can rename; only one that finds itself alone merges. A rewind
     or purge takes the licence away; then what was claimed goes back, and the next packing begins anew.
 

@@ -16,6 +16,7 @@ from fsqueue.engine.layout import DIRECTORIES, HEADER_BYTES, LEDGER, ORDER, REF_
 from fsqueue.engine.order import Header
 from fsqueue.engine.owners import read_record
 from fsqueue.engine.packing.revision import is_abandoned
+from fsqueue.engine.pausing import PAUSED
 from fsqueue.engine.settings import SETTINGS
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import names, packed
@@ -27,8 +28,8 @@ from fsqueue.operate.stream_status import open_stream
 
 LEFTOVER_S = 3600.0
 FUTURE_S = 3600.0
-_KNOWN = (SETTINGS, STREAM, LEDGER, REF_TYPE, *DIRECTORIES)
-_replaced_order = re.compile(rf"\.{re.escape(ORDER)}\.[0-9]+\.[0-9a-f]{{12}}\Z").match
+_KNOWN = (SETTINGS, PAUSED, STREAM, LEDGER, REF_TYPE, *DIRECTORIES)
+_unplaced = re.compile(rf"\.({'|'.join(map(re.escape, (ORDER, SETTINGS, PAUSED)))})\.[0-9]+\.[0-9a-f]{{12}}\Z").match
 
 Signature = tuple[int, int, int]
 
@@ -293,9 +294,9 @@ class Looks:
             yield from self._order(status)
         elif name == REF_TYPE:
             yield from self._ref_type(status)
-        elif _replaced_order(name):
+        elif unplaced := _unplaced(name):
             if self._now - status.st_mtime > LEFTOVER_S:
-                yield "leftover", "an order file that was never put in place"
+                yield "leftover", f"a {unplaced[1]} that was never put in place"
         elif name not in _KNOWN and not _ignored(name) and not name.startswith("order.lease"):
             yield "foreign", "nothing of the queue's"
 

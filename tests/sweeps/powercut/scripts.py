@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from fsqueue import FileSampleRefQueue, SampleRef
+from fsqueue import FileSampleRefQueue, SampleRef, operate
 from fsqueue.disk.fileops import using
-from fsqueue.operate import requeue as requeueing
 from fsqueue.stream.membership import Membership
 from simulation.script import make_ref
 from tests.sweeps.powercut.journal import Entries, Journal, Record, Synced, Truncate, Write
@@ -168,7 +167,7 @@ def requeue(stage: Stage) -> None:
     stage.settled("final fail", ["a"], queue.fail(queue.get(1), "a reason that is rather long", retryable=False))
     stage.journal.mark("return begins", ["a"])
     with using(stage.journal.ops):
-        requeueing.requeue(str(stage.base / QUEUE), ["a"])
+        operate.requeue(str(stage.base / QUEUE), ["a"])
 
 
 def rewind(stage: Stage) -> None:

@@ -14,10 +14,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-from fsqueue import FileSampleRefQueue, FsQueueError, SampleRef
+from fsqueue import FileSampleRefQueue, FsQueueError, SampleRef, operate
 from fsqueue.disk import fileops
 from fsqueue.disk.fileops import FileOps
-from fsqueue.operate import operator, status
 from fsqueue.operate.check import check_queue, repair
 from fsqueue.operate.requeue import requeue, requeue_failed
 from fsqueue.operate.show import entries, show
@@ -154,13 +153,13 @@ class Workout:
         path = str(self.path)
         for look in (
             lambda: check_queue(path, notes=True),
-            lambda: status.status(path),
+            lambda: operate.status(path),
             lambda: entries(path, ["pending", "leased", "done", "failed"], details=True),
             lambda: show(path, "victim"),
             lambda: requeue_failed(path),
             lambda: repair(path),
             lambda: requeue(path, ["victim"]),
-            lambda: operator.purge(path, "failed", 0.0),
+            lambda: operate.purge(path, "failed", 0.0),
         ):
             self._try(look)
 

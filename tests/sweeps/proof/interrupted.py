@@ -149,6 +149,7 @@ CALLS: dict[str, Call] = {
     "release by id": Call(lambda s: s.queue.release(s.batch), Scene.put_for_other, QUICK),
     "renew": Call(lambda s: s.queue.renew(s.batch)),
     "reclaim": Call(lambda s: s.queue.reclaim(), _expired, QUICK),
+    "a pause": Call(lambda s: (s.queue.pause("x"), s.get(1), s.queue.resume()), options=QUICK),
     "release_all": Call(lambda s: s.queue.release_all(), options=QUICK),
     "a loop over leases": Call(_loop, lambda s: s.put(s.batch), QUICK),
     "a leased batch": Call(_batch, lambda s: s.put(s.batch), QUICK),
@@ -183,6 +184,8 @@ def _check(scene: Scene) -> None:
     queue = scene.queue
     scene.settle()
     try:
+        scene.other.resume()
+        scene.queue.paused()
         scene.put([ref("p1")])
         scene.get(100)
     except QueueClosedError:

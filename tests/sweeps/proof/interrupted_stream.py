@@ -50,6 +50,11 @@ class StreamScene(Scene):
             self.put(self.batch)
         self.view = TrainerView(self.queue, batch=4, rest="ack")
 
+    def make_view_that_sifts(self) -> None:
+        self.put(self.batch)
+        refused = self.batch[0].sample_id
+        self.view = TrainerView(self.queue, batch=2, max_age_s=1e9, accept=lambda ref: ref.sample_id != refused)
+
     def get_batch(self) -> None:
         assert self.view is not None
         self.owned |= {each.sample_id: each for each in self.view.get()}
@@ -102,6 +107,7 @@ STREAM_CALLS: dict[str, Call] = {
     "taking part in vain": Call(StreamScene.take_part_in_vain, lambda s: None, QUICK),
     "making a view": Call(StreamScene.make_view, lambda s: None, QUICK),
     "a view's batch": Call(StreamScene.get_batch, StreamScene.put_and_view, QUICK),
+    "a view's batch, sifted": Call(StreamScene.get_batch, StreamScene.make_view_that_sifts, QUICK),
     "a view's next batch": Call(StreamScene.get_batch, StreamScene.make_view_in_window, QUICK),
     "a view's rest": Call(StreamScene.get_batch, StreamScene.make_view_before_its_rest, QUICK),
     "a view's ack": Call(

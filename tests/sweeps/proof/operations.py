@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from fsqueue import QueueIOError, SampleRef
+from fsqueue import QueueIOError, SampleRef, operate
 from fsqueue.engine.engine import reaching
 from fsqueue.operate import operator
 from fsqueue.operate.check import check_queue, repair
@@ -88,6 +88,18 @@ def _fail_to_wait(stage: Stage) -> list[str]:
 
 def _configure(stage: Stage) -> None:
     stage.queue.configure(retry_delay_s=0.001)
+
+
+def _pause(stage: Stage) -> None:
+    stage.queue.pause("the store moves")
+
+
+def _resume(stage: Stage) -> None:
+    stage.queue.resume()
+
+
+def _discard(stage: Stage) -> None:
+    operate.discard(str(stage.path), "stale", where=lambda it: it.sample_id in ids(stage.batch))
 
 
 def _fail_for_good(stage: Stage) -> list[str]:
@@ -242,10 +254,15 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("ack-unlink", stages.leased, _ack, _OR_GONE, GONE, _UNLINK),
     Operation("ack-by-id", stages.leased_by_another, _ack, _OR_DONE, DONE),
     Operation("ack-pending", stages.returned, _ack, _OR_DONE, DONE),
+    Operation("ack-waiting", stages.waiting, _ack, _OR_DONE, DONE),
     Operation("fail", stages.leased, _fail, _STAYS, LIVE),
     Operation("fail-to-wait", stages.leased, _fail_to_wait, _STAYS, LIVE, keeps=True),
     Operation("wait-is-over", stages.waiting, _reclaim, _STAYS, LIVE),
     Operation("configure", stages.leased, _configure, _STAYS, LIVE, keeps=True),
+    Operation("pause", stages.leased, _pause, _STAYS, LIVE, keeps=True),
+    Operation("pause-again", stages.paused, _pause, _STAYS, LIVE, keeps=True),
+    Operation("resume", stages.paused, _resume, _STAYS, LIVE, keeps=True),
+    Operation("discard", stages.pending, _discard, _OR_FAILED, FAILED, by_operator=True),
     Operation("fail-by-id", stages.leased_by_another, _fail, _STAYS, LIVE),
     Operation("fail-for-good", stages.leased, _fail_for_good, _OR_FAILED, FAILED),
     Operation("fail-for-good-pending", stages.pending, _fail_for_good, _OR_FAILED, FAILED),

@@ -133,6 +133,12 @@ def leased(stage: Stage) -> None:
     assert ids(stage.queue.get(len(stage.batch))) == ids(stage.batch)
 
 
+def paused(stage: Stage) -> None:
+    """The batch is leased, and the queue paused since."""
+    leased(stage)
+    stage.queue.pause()
+
+
 def returned(stage: Stage) -> None:
     """The batch is pending again, after leases whose end the history tells."""
     leased(stage)

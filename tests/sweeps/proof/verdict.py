@@ -14,6 +14,7 @@ from typing import Any
 from fsqueue import CorruptRefError, FileSampleRefQueue, SampleRef
 from fsqueue.disk import fileops
 from fsqueue.disk.fileops import FileOps
+from fsqueue.engine.pausing import PAUSED
 from fsqueue.format import names, packed
 from fsqueue.format.codec import Codec
 from tests.support import ids
@@ -133,7 +134,12 @@ class Drained:
 
 
 def drain(queue: FileSampleRefQueue[SampleRef], clock: StoppedClock, expected: int) -> Drained:
-    """Get everything there is; where something is late, let time pass up to the documented bound."""
+    """Get everything there is; where something is late, let time pass up to the documented bound.
+
+    What was paused is resumed first, as a person would.
+    """
+    if os.path.lexists(os.path.join(queue.path, PAUSED)):
+        queue.resume()
     refs: list[SampleRef] = []
     started = clock.seconds
     while True:
