@@ -37,6 +37,11 @@ def duration(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
+def timeout(text: str) -> float | None:
+    """Read a length of time in seconds; None: never."""
+    return None if text == "never" else duration(text)
+
+
 def _condition(text: str) -> Condition:
     """Read KEY=VALUE or KEY!=VALUE; a dot in the key leads into an object."""
     key, found, value = text.partition("=")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from fsqueue import operate
-from fsqueue.cli.arguments import Condition, dry_run, duration, predicate_of, takes_queue, where
-from fsqueue.cli.requeue import print_outcomes
+from fsqueue.cli.arguments import Condition, as_json, dry_run, duration, predicate_of, takes_queue, where
+from fsqueue.cli.requeue import moving
+from fsqueue.cli.working import quiet
 
 
 @click.command(epilog="Example:  fsqueue discard /shared/queue --older-than 2h --where draft_weight_version=v6")
@@ -15,6 +16,8 @@ from fsqueue.cli.requeue import print_outcomes
 @where
 @click.option("--reason", help="Stands in the files; unless given, what they were chosen by.")
 @dry_run
+@quiet
+@as_json
 @click.pass_context
 def discard(
     ctx: click.Context,
@@ -23,20 +26,24 @@ def discard(
     where: tuple[Condition, ...],
     reason: str | None,
     dry_run: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Move refs from pending to failed that are too old to be worked on, or were made by an older model.
 
-    All that is given has to hold. What is leased stays with its holder. Prints the ids that were moved; `fsqueue
-    requeue` brings them back.
+    All that is given has to hold. What is leased stays with its holder. Prints the ids that were moved, as they
+    are; `fsqueue requeue` brings them back.
     """
     if older_than is None and not where:
         raise click.UsageError("Say which: give --older-than or --where; --older-than 0 discards all that is pending.")
     chosen = [*([] if older_than is None else [f"older than {older_than:g} s"]), *map(str, where)]
-    outcomes = operate.discard(
-        queue,
-        f"discarded: {reason or ', '.join(chosen)}",
-        older_than_s=older_than,
-        where=predicate_of(where),
-        dry_run=dry_run,
-    )
-    print_outcomes(ctx, outcomes, "would discard" if dry_run else "discarded")
+    with moving(ctx, "discarding", "would discard" if dry_run else "discarded", quiet, as_json) as moves:
+        operate.discard(
+            queue,
+            f"discarded: {reason or ', '.join(chosen)}",
+            older_than_s=older_than,
+            where=predicate_of(where),
+            dry_run=dry_run,
+            each=moves.each,
+            progress=moves.work.progress,
+        )

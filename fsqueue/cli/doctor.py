@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import click
@@ -11,8 +12,9 @@ import click
 from fsqueue.cli.arguments import as_json
 from fsqueue.cli.ending import sigterm_as_exit
 from fsqueue.cli.output import data, one_json
+from fsqueue.cli.working import Working, quiet, working
 from fsqueue.errors import QueueIOError
-from fsqueue.operate.doctor.diagnosis import diagnose
+from fsqueue.operate.doctor.diagnosis import STEPS, diagnose
 from fsqueue.operate.doctor.findings import Diagnosis
 from fsqueue.operate.doctor.peer import PeerError
 from fsqueue.operate.doctor.races import LockFindings, RaceFindings
@@ -68,6 +70,7 @@ def _chosen(context: click.Context, option: click.Parameter, text: str | None) -
 @click.option(
     "--only", metavar="CHECKS", callback=_chosen, help=f"Some of the checks of two sides: {', '.join(CHECKS)}."
 )
+@quiet
 @as_json
 def doctor(
     directory: str,
@@ -75,6 +78,7 @@ def doctor(
     peer_python: str | None,
     second_mount: str | None,
     only: list[str] | None,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Find out what the filesystem under DIR can do for a queue, and what settings suit it.
@@ -99,11 +103,11 @@ def doctor(
         raise click.UsageError("--peer-python and --only are about two sides: give --peer or --second-mount as well")
     report: Report | None = None
     try:
-        with sigterm_as_exit():
-            found = diagnose(directory, progress=_progress)
-            _progress("")
+        with sigterm_as_exit(), working("starting", "step", quiet, _ended) as work:
+            work.total = STEPS + (len(only or CHECKS) + 1 if two_sides else 0)
+            found = diagnose(directory, progress=work.step)
             if not as_json:
-                data("\n".join(_lines(found, two_sides)))
+                work.data("\n".join(_lines(found, two_sides)))
             if two_sides and found.fit:
                 report = verify(
                     directory,
@@ -111,14 +115,12 @@ def doctor(
                     peer=peer,
                     peer_python=peer_python,
                     checks=only or list(CHECKS),
-                    progress=_progress,
-                    said=_ignore if as_json else _say,
-                    met=_ignore if as_json else _introduce,
+                    progress=work.step,
+                    said=_ignore if as_json else partial(_say, work),
+                    met=_ignore if as_json else partial(_introduce, work),
                 )
     except (QueueIOError, PeerError) as error:
         raise click.ClickException(str(error)) from None
-    finally:
-        _progress("")
     if as_json:
         one_json({**found.as_json(), "two_sides": report.as_json() if report else None})
     elif report:
@@ -130,20 +132,22 @@ def _ignore(what: object) -> None:
     """Say nothing."""
 
 
-def _introduce(sides: dict[str, dict[str, Any]]) -> None:
+def _ended(work: Working) -> str:
+    return f"{work.text()} done, and nothing is left behind; run it again"
+
+
+def _introduce(work: Working, sides: dict[str, dict[str, Any]]) -> None:
     """Print what the two sides are."""
-    _progress("")
-    data("\nbetween two sides")
+    work.data("\nbetween two sides")
     for name, side in sides.items():
         where = f"{side['filesystem']} ({side['source']} on {side['mount_point']})"
-        data(f"  {name}: {side['host']}, fsqueue {side['fsqueue']}, Python {side['python']}, {where}")
+        work.data(f"  {name}: {side['host']}, fsqueue {side['fsqueue']}, Python {side['python']}, {where}")
 
 
-def _say(verdict: Verdict) -> None:
+def _say(work: Working, verdict: Verdict) -> None:
     """Print one verdict as soon as it is known."""
-    _progress("")
     weaker = f" [{', '.join(verdict.weakens)}]" if verdict.weakens else ""
-    data(f"  {_MARKS[verdict.judgement]:<7}{verdict.promise:<36}{verdict.text}{weaker}")
+    work.data(f"  {_MARKS[verdict.judgement]:<7}{verdict.promise:<36}{verdict.text}{weaker}")
 
 
 def _summary(report: Report) -> str:
@@ -262,10 +266,3 @@ def _advice(found: Diagnosis) -> Iterator[str]:
     )
     for remark in advice.remarks:
         yield f"  - {remark}"
-
-
-def _progress(what: str) -> None:
-    """Show what is being tried, on one line of stderr, where that is a terminal."""
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[K{what}" + (" ..." if what else ""))
-        sys.stderr.flush()

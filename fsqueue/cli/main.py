@@ -39,6 +39,7 @@ COMMANDS = {
     "pack": "Put old done files together into few.",
     "check": "Find damage, and repair it.",
     "audit": "Which samples are in a checkpoint, and how often.",
+    "report": "A page on how a run went.",
     "metrics": "Export queues to Prometheus.",
     "top": "Watch a queue live.",
     "doctor": "Find out what the filesystem can do for a queue.",

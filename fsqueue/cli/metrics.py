@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fsqueue.cli.arguments import VARIABLE
-from fsqueue.cli.output import remark
+from fsqueue.cli.arguments import VARIABLE, as_json
+from fsqueue.cli.output import many_json, remark
 from fsqueue.errors import install_command
 
 if TYPE_CHECKING:
@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 @click.argument("queues", metavar="[QUEUE]...", nargs=-1, type=click.Path())
 @click.option("--textfile", metavar="PATH", help="Write them there, for node_exporter; the file is replaced at once.")
 @click.option("--listen", metavar="HOST:PORT", help="Serve them at /metrics until stopped.")
+@as_json
 @click.pass_context
-def metrics(ctx: click.Context, queues: tuple[str, ...], textfile: str | None, listen: str | None) -> None:
+def metrics(
+    ctx: click.Context, queues: tuple[str, ...], textfile: str | None, listen: str | None, as_json: bool
+) -> None:
     """Print counts, ages, dead letters by reason, owners and members of queues as OpenMetrics text.
 
     Takes no lock and writes nothing in a queue; on some shared mounts it touches order.lock, to read the time. A queue
@@ -34,13 +37,16 @@ def metrics(ctx: click.Context, queues: tuple[str, ...], textfile: str | None, l
     queues = queues or tuple(filter(None, [os.environ.get(VARIABLE)]))
     if not queues:
         raise click.UsageError(f"Missing argument QUEUE. Name queues as arguments, or one in ${VARIABLE}.")
-    if textfile is not None and listen is not None:
-        raise click.UsageError("Give --textfile or --listen, not both.")
+    if (textfile is not None) + (listen is not None) + as_json > 1:
+        raise click.UsageError("Give --textfile, --listen or --json, not both.")
     exporter, registry = _made(queues)
     if listen is not None:
         _serve(registry, listen)
         return
-    _print(registry, textfile)
+    if as_json:
+        _print_json(registry)
+    else:
+        _print(registry, textfile)
     for path, error in exporter.errors.items():
         remark(f"{path}: {error}")
     ctx.exit(1 if exporter.errors else 0)
@@ -72,6 +78,11 @@ def _print(registry: CollectorRegistry, textfile: str | None) -> None:
         write_to_textfile(textfile, registry)
     except OSError as error:
         raise click.ClickException(f"cannot write {textfile}: {error.strerror}") from None
+
+
+def _print_json(registry: CollectorRegistry) -> None:
+    samples = (sample for family in registry.collect() for sample in family.samples)
+    many_json({"name": each.name, "labels": each.labels, "value": each.value} for each in samples)
 
 
 def _serve(registry: CollectorRegistry, listen: str) -> None:

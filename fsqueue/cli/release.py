@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from fsqueue import operate
-from fsqueue.cli.arguments import dry_run, takes_queue
-from fsqueue.cli.requeue import print_outcomes
+from fsqueue.cli.arguments import as_json, dry_run, takes_queue
+from fsqueue.cli.requeue import moving
+from fsqueue.cli.working import quiet
 
 
 @click.command(epilog="Example:  fsqueue release /shared/queue --owner node12")
@@ -14,12 +15,14 @@ from fsqueue.cli.requeue import print_outcomes
 @click.option("--owner", required=True, help="An owner as `fsqueue status` names it, or a node: all that run on it.")
 @click.option("--force", is_flag=True, help="Also from a process that runs on this host.")
 @dry_run
+@quiet
+@as_json
 @click.pass_context
-def release(ctx: click.Context, queue: str, owner: str, force: bool, dry_run: bool) -> None:
+def release(ctx: click.Context, queue: str, owner: str, force: bool, dry_run: bool, quiet: bool, as_json: bool) -> None:
     """Move an owner's leases to the tail of pending without waiting for them to expire.
 
     No attempt is counted. An owner that still works finds its leases lost when it acks. Refused where the owner's
-    process is known to run on this host. Prints the ids that were moved.
+    process is known to run on this host. Prints the ids that were moved, as they are.
     """
-    outcomes = operate.release(queue, owner, force=force, dry_run=dry_run)
-    print_outcomes(ctx, outcomes, "would release" if dry_run else "released")
+    with moving(ctx, "releasing", "would release" if dry_run else "released", quiet, as_json) as moves:
+        operate.release(queue, owner, force=force, dry_run=dry_run, each=moves.each, progress=moves.work.progress)

@@ -9,10 +9,11 @@ import termios
 import time
 import tty
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -28,6 +29,11 @@ _BARS, _ASCII_BARS = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
 _HISTORY = 60
 _OTHER_LINES = 12
 _LEFT_OUT = ("HOST", "PID", "KIND")
+_GIVE_WAY = ("REASON", "HEARTBEAT", "LAST SEEN", "ROLE", "PROCESS", "OLDEST")
+"""Columns that are left out where a screen is too narrow, the first one first; REASON also where there is none."""
+_SHORTENED = ("NAME", "OWNER")
+_GAP = 2
+_BESIDE_BARS = 24
 _WIDTHS = {"REASON": 28}
 _STYLED = ("PROCESS", "STATE")
 _STYLES = {
@@ -88,24 +94,26 @@ def _keys() -> Iterator[_Wait]:
 def _view(seen: Status, between: Rates | None, done_per_s: list[float], console: Console) -> RenderableType:
     when = time.strftime("%H:%M:%S", time.localtime(seen.at))
     bars = _ASCII_BARS if console.options.ascii_only else _BARS
+    recent = done_per_s[-max(8, console.width - _BESIDE_BARS) :]
     parts: list[RenderableType] = [
-        Text(f"{seen.queue}  {when}  q quits", style="bold", no_wrap=True),
+        Text(_headline(seen.queue, f"  {when}  q quits", console.width), style="bold", no_wrap=True),
         *([Text(paused_text(seen), style="yellow", no_wrap=True)] if seen.paused else []),
-        _counts(seen, between),
-        Text(f"done/s {sparkline(done_per_s, bars)} {max(done_per_s, default=0.0):.1f} at most", no_wrap=True),
+        _counts(seen, between, console.width),
+        Text(f"done/s {sparkline(recent, bars)} {max(recent, default=0.0):.1f} at most", no_wrap=True),
         Text(),
     ]
     room = max(2, console.size.height - _OTHER_LINES)
     members = seen.stream.members if seen.stream else []
     if members:
         shown = members[: room // 2]
-        parts += [_table(MEMBERS, shown), Text()]
+        parts += [_table(MEMBERS, shown, console.width), Text()]
         room -= len(shown) + 2
     if seen.stream and seen.stream.quantum:
-        parts += [Text(f"quantum  {quantum_text(seen.stream.quantum)}", no_wrap=True), Text()]
+        quantum = f"quantum  {quantum_text(seen.stream.quantum)}"
+        parts += [Text(quantum, no_wrap=True, overflow="ellipsis"), Text()]
         room -= 2
     busiest = sorted(seen.owners, key=lambda each: (-each.leases, each.owner))
-    parts.append(_table(OWNERS, busiest[: max(1, room)]))
+    parts.append(_table(OWNERS, busiest[: max(1, room)], console.width))
     return Group(*parts)
 
 
@@ -117,24 +125,46 @@ def sparkline(values: list[float], bars: str = _BARS) -> str:
     return "".join(bars[round(value / top * (len(bars) - 1))] for value in values)
 
 
-def _counts(seen: Status, between: Rates | None) -> Table:
-    grid = Table.grid(padding=(0, 2))
-    for justify in ("left", "right", "right", "left"):
-        grid.add_column(no_wrap=True, justify=justify)
+def _counts(seen: Status, between: Rates | None, width: int) -> Table:
+    grid = Table.grid(padding=(0, _GAP, 0, 0))
     changes = between.texts() if between else {}
-    for state, number, note in count_rows(seen):
-        grid.add_row(*map(Text, (state, number, changes.get(state, ""), note)))
-    grid.add_row(*map(Text, ("put", "", changes.get("put", ""), "")))
+    rows = [(state, number, changes.get(state, ""), note) for state, number, note in count_rows(seen)]
+    rows.append(("put", "", changes.get("put", ""), ""))
+    widths = [max(cell_len(row[column]) for row in rows) for column in range(4)]
+    widths[3] = min(widths[3], max(width - sum(widths[:3]) - 3 * _GAP, 1))  # notes give way, numbers do not
+    grid.add_column(no_wrap=True, width=widths[0])
+    grid.add_column(no_wrap=True, width=widths[1], justify="right")
+    grid.add_column(no_wrap=True, width=widths[2], justify="right")
+    grid.add_column(no_wrap=True, width=widths[3])
+    for row in rows:
+        grid.add_row(*map(Text, row))
     return grid
 
 
-def _table(columns: Columns[T], rows: Iterable[T]) -> Table:
+def _headline(queue: str, rest: str, width: int) -> str:
+    """Return a line of this width; of a long path, its end is what tells it from others."""
+    room = max(width - len(rest), 8)
+    return (queue if len(queue) <= room else f"…{queue[1 - room :]}") + rest
+
+
+def _table(columns: Columns[T], rows: Sequence[T], width: int) -> Table:
     """Lay out a table of `fsqueue status` without the columns that a screen has no room for."""
-    kept = {name: cell for name, cell in columns.items() if name not in _LEFT_OUT}
+    cells = {name: [cell(row) for row in rows] for name, cell in columns.items() if name not in _LEFT_OUT}
+    widths = {name: min(max(map(cell_len, [name, *texts])), _WIDTHS.get(name, width)) for name, texts in cells.items()}
+    for name in _GIVE_WAY:
+        if name in cells and (
+            sum(widths[each] + _GAP for each in cells) - _GAP > width or (name == "REASON" and not any(cells[name]))
+        ):
+            del cells[name]
+    shortened = next((name for name in _SHORTENED if name in cells), "")
+    others = sum(widths[name] + _GAP for name in cells if name != shortened)
+    if shortened:
+        widths[shortened] = min(widths[shortened], max(width - others, _GAP))
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in kept:
-        table.add_column(name, no_wrap=True, max_width=_WIDTHS.get(name))
-    for row in rows:
-        cells = ((name, cell(row)) for name, cell in kept.items())
-        table.add_row(*(Text(text, style=_STYLES[text] if name in _STYLED else "") for name, text in cells))
+    for name in cells:
+        table.add_column(name, no_wrap=True, width=widths[name])
+    for row in zip(*cells.values(), strict=True):
+        table.add_row(
+            *(Text(text, style=_STYLES[text] if name in _STYLED else "") for name, text in zip(cells, row, strict=True))
+        )
     return table

@@ -18,10 +18,14 @@ from fsqueue.cli.rates import Rates, rates
 from fsqueue.cli.status import as_dict, paused_text
 from fsqueue.operate import Status
 
+_LEAST_S = 0.2  # what anybody can see; each look lists the queue's directories
+
 
 @click.command(epilog="Example:  fsqueue top /shared/queue --interval 5s")
 @takes_queue
-@click.option("--interval", type=duration, default="1s", show_default=True, help="Time between two looks.")
+@click.option(
+    "--interval", type=duration, default="1s", show_default=True, help="Time between two looks, at least 200ms."
+)
 @click.option("--count", type=click.IntRange(min=1), help="End after so many looks.")
 @as_json
 def top(queue: str, interval: float, count: int | None, as_json: bool) -> None:
@@ -30,7 +34,7 @@ def top(queue: str, interval: float, count: int | None, as_json: bool) -> None:
     Where the output is no terminal, prints one line a look; with --json, a line of JSON as `fsqueue status` has it.
     Takes no lock and writes nothing; on some shared mounts it touches order.lock, to read the time.
     """
-    looks = _looks(queue, count)
+    looks, interval = _looks(queue, count), max(interval, _LEAST_S)
     if sys.stdout.isatty() and not as_json:
         from fsqueue.cli.screen import watch
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any, NamedTuple, TypedDict
@@ -32,6 +32,7 @@ from fsqueue.engine.handle import Handle
 from fsqueue.engine.letters import letters_beside
 from fsqueue.engine.listing import files_in, packed_in
 from fsqueue.engine.owners import Liveness, read_record
+from fsqueue.engine.progress import Progress, unheard
 from fsqueue.errors import LeasesHeldError
 from fsqueue.format import names
 from fsqueue.operate import operator
@@ -106,7 +107,14 @@ class Rewound(NamedTuple):
     missing: list[str]
 
 
-def rewind(side: ContractSide, store: MetadataStore[Any], after_step: int, force: bool) -> Rewound:
+def rewind(
+    side: ContractSide,
+    store: MetadataStore[Any],
+    after_step: int,
+    force: bool,
+    progress: Progress = unheard,
+    each: Callable[[str], None] | None = None,
+) -> Rewound:
     """Take back every acknowledgement of a later step, first in the ledger, then in the queue.
 
     CRASH: doing it again completes it, as does `reconcile`.
@@ -118,7 +126,7 @@ def rewind(side: ContractSide, store: MetadataStore[Any], after_step: int, force
     if not force:
         side.refuse_while_leased()
     forgotten = store.forget_acks(after_step=after_step)
-    returned = side.rewind(after_step)
+    returned = side.rewind(after_step, progress, each)
     side.look()
     return Rewound(returned, side.missing(forgotten))
 
@@ -136,7 +144,9 @@ class ContractSide:
     def refuse_while_leased(self) -> None:
         """Refuse nothing: the contract tells nothing about owners."""
 
-    def rewind(self, after_step: int) -> list[str]:
+    def rewind(
+        self, after_step: int, progress: Progress = unheard, each: Callable[[str], None] | None = None
+    ) -> list[str]:
         """Return nothing: the contract knows no steps, and what the ledger forgot is put anew."""
         return []
 
@@ -232,10 +242,12 @@ class FileSide(ContractSide):
         if owners:
             raise LeasesHeldError(self._files.path, sorted(owners))
 
-    def rewind(self, after_step: int) -> list[str]:
+    def rewind(
+        self, after_step: int, progress: Progress = unheard, each: Callable[[str], None] | None = None
+    ) -> list[str]:
         """Let the queue put back what it knows the step of, and note in each ref's history why."""
         with explained("rewinding", self._files.path):
-            return rewinding.rewind(self._files.handle, after_step, force=True)
+            return rewinding.rewind(self._files.handle, after_step, True, progress, each)
 
     def look(self) -> None:
         """List what is live. What moves from one directory to the other meanwhile is seen in one of them."""

@@ -45,6 +45,7 @@ def bury_telling(handle: Handle, claim: Claim, reason: str) -> bool:
     """Move a ref that this handle leases to failed/, and log it; False where the lease is gone."""
     buried = handle.moves.bury(claim)
     if buried:
+        handle.counters.add("dead")
         tell(__name__, "warning", handle.layout.path, "%s is a dead letter: %s", claim.stem, first_line(reason))
     return buried
 

@@ -13,6 +13,7 @@ import msgspec
 
 from fsqueue.disk.publish import replace_file
 from fsqueue.engine.handle import Handle
+from fsqueue.engine.layout import Layout
 from fsqueue.engine.owners import read_record
 from fsqueue.engine.settings import OPTION_OF, SETTINGS, Settings, validate
 from fsqueue.errors import QueueConfigError
@@ -32,19 +33,26 @@ def configure(handle: Handle, changes: dict[str, Any]) -> Settings:
         QueueConfigError: a value is not valid, or a handle that lives beats too seldom for the timeout.
     """
     layout = handle.layout
-    changes = {name: value for name, value in changes.items() if value is not UNCHANGED}
     with handle.order_file.soon:
         layout.reread()
-        wanted = _with_timeout(layout.settings, changes, handle.clock.now())
-        retry = {field: changes[option] for field, option in OPTION_OF.items() if option in changes}
-        wanted = msgspec.structs.replace(wanted, retry=msgspec.structs.replace(wanted.retry, **retry))
-        wanted = msgspec.structs.replace(wanted, max_hold_s=changes.get("max_hold_s", wanted.max_hold_s))
-        validate(layout.path, wanted.lease_timeout_s, None, wanted.retry, wanted.max_hold_s)
+        wanted = would_configure(layout, changes, handle.clock.now())
         if wanted != layout.settings:
-            _require_beats(handle, wanted.lease_timeout_s)
             replace_file(layout.ops, layout.root, SETTINGS, msgspec.json.encode(wanted) + b"\n", durable=True)
             layout.reread()
     return layout.settings
+
+
+def would_configure(layout: Layout, changes: dict[str, Any], now: float) -> Settings:
+    """Return what would hold after these changes; raise what `configure` would."""
+    changes = {name: value for name, value in changes.items() if value is not UNCHANGED}
+    wanted = _with_timeout(layout.settings, changes, now)
+    retry = {field: changes[option] for field, option in OPTION_OF.items() if option in changes}
+    wanted = msgspec.structs.replace(wanted, retry=msgspec.structs.replace(wanted.retry, **retry))
+    wanted = msgspec.structs.replace(wanted, max_hold_s=changes.get("max_hold_s", wanted.max_hold_s))
+    validate(layout.path, wanted.lease_timeout_s, None, wanted.retry, wanted.max_hold_s)
+    if wanted != layout.settings:
+        _require_beats(layout, wanted.lease_timeout_s)
+    return wanted
 
 
 def _with_timeout(before: Settings, changes: dict[str, Any], now: float) -> Settings:
@@ -57,9 +65,8 @@ def _with_timeout(before: Settings, changes: dict[str, Any], now: float) -> Sett
     return msgspec.structs.replace(before, lease_timeout_s=timeout_s, former_timeout_s=former_s, changed_at=now)
 
 
-def _require_beats(handle: Handle, timeout_s: float | None) -> None:
+def _require_beats(layout: Layout, timeout_s: float | None) -> None:
     """Refuse a timeout under which the leases of a handle that lives would end between two of its beats."""
-    layout = handle.layout
     for owner in filter(None, map(names.parse_owner, layout.owners.listing())):
         record = read_record(layout.owners, owner)
         if record is None or record.heartbeat_s is None or timeout_s is None or record.heartbeat_s <= timeout_s / 2:

@@ -270,6 +270,7 @@ class Reclaimer:
             despite_errors(reclaim, expired)
         finally:
             self._handle.order.append_soon(back)
+            self._handle.counters.add("reclaimed", len(moved))
             self._tell(moved, how)
         return len(moved)
 

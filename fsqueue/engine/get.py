@@ -88,7 +88,9 @@ class Getter(Generic[R]):
             self._contents.agree_to_get()
         use = self._handle.begin_use()
         try:
-            return self._get(max_refs, partition, Waiter(self._handle, timeout_s, self._pace, stop), leased)
+            refs = self._get(max_refs, partition, Waiter(self._handle, timeout_s, self._pace, stop), leased)
+            self._handle.counters.add("leased", len(refs))
+            return refs
         except BaseException as error:
             self._handle.strays.add(leased)
             if isinstance(error, (StoppedError, RefTypeError)):
@@ -191,7 +193,8 @@ class Getter(Generic[R]):
             self._claimer.leave_alone(claim.stem)
             return False
         try:
-            self._handle.moves.bury(claim)  # as it is: bytes that were not read are never overwritten
+            buried = self._handle.moves.bury(claim)  # as it is: bytes that were not read are never overwritten
+            self._handle.counters.add("dead", int(buried))
         except OSError:
             return False
         self._handle.held.end(claim, "settled")

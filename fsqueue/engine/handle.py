@@ -10,6 +10,7 @@ from fsqueue.disk.mutex import Mutex
 from fsqueue.disk.parallel import IoThreads, Overlap
 from fsqueue.engine.awake import Awake, gap_s
 from fsqueue.engine.clock import Clock, FilesystemClock, InjectedClock, OnlookersClock
+from fsqueue.engine.counters import Counters
 from fsqueue.engine.held import Held
 from fsqueue.engine.layout import Layout
 from fsqueue.engine.lock import OrderFile
@@ -37,6 +38,7 @@ class Handle:
         notes_ages: a claim notes since when the ref was pending, which costs a stat of it.
         read_only: it writes nothing; what would, raises.
         awake: since when its process has been running.
+        counters: what it has done, in numbers.
         presence: its record and heartbeat.
         closed: once True, a get ends with a QueueClosedError, and leases nothing.
     """
@@ -62,7 +64,8 @@ class Handle:
             self.clock: Clock = InjectedClock(self.ops, clock)
         else:
             self.clock = (OnlookersClock if read_only else FilesystemClock)(self.ops, layout.root)
-        self.order_file = OrderFile(self.ops, layout.root, layout.settings.lock, layout.filesystem)
+        self.counters = Counters()
+        self.order_file = OrderFile(self.ops, layout.root, layout.settings.lock, layout.filesystem, self.counters)
         self.order = Order(self.ops, self.order_file)
         self.overlap = Overlap(self.ops, io_threads, layout.remote)
         self.moves = Moves(layout, self.clock, owner, durable, self.overlap)

@@ -135,7 +135,7 @@ class Layout:
         opened = [self.root, *(directory for directory in self._opened[1:] if directory.fd >= 0)]
         fds: list[int] = []
         try:
-            found = _settings_in(root)
+            found = read_settings(root)
             if found is None:
                 raise FileNotFoundError(errno.ENOENT, "no queue", self.path)
             require_same(self.path, self.settings, found)
@@ -156,7 +156,7 @@ class Layout:
     def reread(self) -> bool:
         """Take up settings that were changed since this queue was opened; return whether they were."""
         try:
-            found = _settings_in(self.root)
+            found = read_settings(self.root)
         except QueueConfigError:
             return False  # damaged by hand: what was read before holds
         if found is None or found == self.settings or found.identity != self.settings.identity:
@@ -230,11 +230,11 @@ def open_root(ops: FileOps, path: str, same_as: Settings | None = None) -> tuple
     path = os.path.expanduser(path)
     root = _root(ops, path)
     if root is None:
-        raise _missing(path)
+        raise _missing(ops, path)
     try:
-        settings = _settings_in(root)
+        settings = read_settings(root)
         if settings is None:
-            raise _missing(path)
+            raise _missing(ops, path)
         if same_as is not None:
             require_same(path, same_as, settings)
     except BaseException:
@@ -243,8 +243,28 @@ def open_root(ops: FileOps, path: str, same_as: Settings | None = None) -> tuple
     return root, settings
 
 
-def _missing(path: str) -> NotAQueueError:
-    return NotAQueueError(path, f"does not exist: there is no {SETTINGS} in it; `fsqueue init` creates one")
+def _missing(ops: FileOps, path: str) -> NotAQueueError:
+    """Say what there is in a queue's place."""
+    root = _root(ops, path)
+    if root is None:
+        return NotAQueueError(
+            path, "does not exist: look if the path is right and the share mounted; `fsqueue init` creates one"
+        )
+    with closing(root):
+        state = state_with_files(ops, root)
+    if state is None:
+        return NotAQueueError(
+            path, f"is no queue: there is no {SETTINGS} in this directory; `fsqueue init` creates one"
+        )
+    return _lost(path, state)
+
+
+def _lost(path: str, state: str) -> NotAQueueError:
+    return NotAQueueError(
+        path,
+        f"has files in {state}/ but no {SETTINGS}: `fsqueue check --repair --lease-timeout TIME` writes it anew; or "
+        "move the files away",
+    )
 
 
 def ensure_queue(
@@ -271,7 +291,7 @@ def ensure_queue(
         settings = _read_settings(ops, path, read_only=read_only)
         if settings is None:
             if not create or read_only:
-                raise _missing(path)
+                raise _missing(ops, path)
             queue_id = secrets.token_hex(8)
             wanted = Settings(
                 FORMAT,
@@ -299,9 +319,9 @@ def _read_settings(ops: FileOps, path: str, surely: bool = False, read_only: boo
     if root is None:
         return None
     with closing(root):
-        found = _settings_in(root, surely)
+        found = read_settings(root, surely)
         if found is not None and not read_only and await_creators(ops, root, SETTINGS):
-            found = _settings_in(root, surely=True)
+            found = read_settings(root, surely=True)
         return found
 
 
@@ -314,7 +334,12 @@ def _root(ops: FileOps, path: str) -> Directory | None:
         raise NotAQueueError(path, "is a file: a queue is a directory") from None
 
 
-def _settings_in(root: Directory, surely: bool = False) -> Settings | None:
+def read_settings(root: Directory, surely: bool = False) -> Settings | None:
+    """Return what a directory's fsqueue.json says; None where there is none.
+
+    Raises:
+        NotAQueueError: it is damaged, or of another format.
+    """
     path = root.path
     try:
         data = read_replaced(root, SETTINGS, surely=surely)
@@ -356,17 +381,25 @@ def refuse_strangers(root: Directory) -> None:
 
 def _refuse_orphans(ops: FileOps, root: Directory) -> None:
     """Refuse to take a queue that lost its fsqueue.json for a new one while there are refs in it."""
+    state = state_with_files(ops, root)
+    if state is None:
+        return
+    root.refresh()  # NFS: that there is no such file may be remembered from before
+    if read_settings(root, surely=True) is None:
+        raise _lost(root.path, state)
+
+
+def state_with_files(ops: FileOps, root: Directory) -> str | None:
+    """Return the first state whose directory holds anything; None where none does."""
     for state in STATES:
-        with closing(Directory(ops, os.path.join(root.path, state), root)) as directory:
-            found = [name for name in ops.listdir(directory.fd) if not name.startswith(".")]
-        if not found:
+        try:
+            directory = Directory(ops, os.path.join(root.path, state), root)
+        except (FileNotFoundError, NotADirectoryError):
             continue
-        root.refresh()  # NFS: that there is no such file may be remembered from before
-        if _settings_in(root, surely=True) is None:
-            raise NotAQueueError(
-                root.path,
-                f"has files in {state}/ but no {SETTINGS}: restore it (FORMAT.md shows one), or move the files away",
-            )
+        with closing(directory):
+            if any(not name.startswith(".") for name in ops.listdir(directory.fd)):
+                return state
+    return None
 
 
 def is_remote(ops: FileOps, path: str) -> bool:

@@ -23,6 +23,7 @@ from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps
 from fsqueue.disk.filesystems import Filesystem
 from fsqueue.engine import order_access
+from fsqueue.engine.counters import Counters
 from fsqueue.engine.layout import ORDER
 from fsqueue.engine.order_access import Shown, put_fresh
 from fsqueue.engine.order_content import STUCK_FOR_S, OrderContent, StaleLockWarning
@@ -78,9 +79,12 @@ class OrderFile:
         tick: called with every look at a lock that is not free: who waits is not stopped.
     """
 
-    def __init__(self, ops: FileOps, root: Directory, mode: str, filesystem: Filesystem) -> None:
+    def __init__(
+        self, ops: FileOps, root: Directory, mode: str, filesystem: Filesystem, counters: Counters | None = None
+    ) -> None:
         self.ops = ops
         self.root = root
+        self._counters = counters or Counters()
         self.content = OrderContent(ops, root, filesystem, mode == "flock")
         self._remote = not filesystem.local
         self._mode = mode
@@ -149,7 +153,7 @@ class OrderFile:
             if self._lease is None and self._try_lock(0.0) and self.content.is_current(to_take):
                 self._pause_s = max(_FIRST_PAUSE_S, self._pause_s / 4)
                 return True
-            if self._take_within(patience_s):
+            if self._take_counting(patience_s):
                 return True
             self._leave(thread)
             return False
@@ -239,6 +243,16 @@ class OrderFile:
         """Return what a holder that moves on changes, without the lock; None where it cannot be read just now."""
         return order_access.look(self.ops, self.root)
 
+    def _take_counting(self, patience_s: float) -> bool:
+        """Do as `_take_within`, and count that and for how long the lock was waited for."""
+        began, counters = self.ops.monotonic(), self._counters
+        counters.add("lock_waits")
+        taken = self._take_within(patience_s)
+        counters.add("lock_wait_s", max(0.0, self.ops.monotonic() - began))
+        if not taken:
+            counters.add("lock_not_had")
+        return taken
+
     def _take_within(self, patience_s: float) -> bool:
         """Take the lock, or return False when its holder has not moved on for patience_s seconds."""
         monotonic = self.ops.monotonic
@@ -321,6 +335,7 @@ class OrderFile:
             self.content.drop()
             return
         put_fresh(self.ops, self.root)
+        self._counters.add("lock_replaced")
         self.content.drop()
         path = os.path.join(self.root.path, ORDER)
         warnings.warn(

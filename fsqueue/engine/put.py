@@ -34,7 +34,7 @@ class Putter:
         CRASH: before a rename, a file in tmp/ that nobody sees; after it, a pending ref, which a sweep finds
         where its line in the order is missing.
         """
-        handle, published = self._handle, 0
+        handle, published, given = self._handle, 0, len(contents)
         self._name_limit.require(contents)
         self._casing.require(contents)
         if handle.durable and not (handle.layout.remote and len(contents) <= _FEW):
@@ -48,6 +48,7 @@ class Putter:
             # Also where all refs were there already: the put of them may have died before its own sync.
             handle.layout.pending.sync()
             handle.layout.leased.sync()
+        handle.counters.add("skipped", given - published)
         return published
 
     def _write_and_publish(self, contents: dict[str, bytes]) -> int:
@@ -109,6 +110,7 @@ class Putter:
                     break  # RACE: meanwhile the others may have come into the queue: they are looked for again
         finally:
             if published:
+                handle.counters.add("put", len(published))
                 handle.order.append_locked(published)
         return seen
 

@@ -7,7 +7,7 @@ checkpoint of step s with the parameters of step s, so every ref acked later has
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from fsqueue.engine.listing import files_in, packed_in
 from fsqueue.engine.owners import new_owner
 from fsqueue.engine.packing.revision import Pauses
 from fsqueue.engine.packing.unpack import unpack
+from fsqueue.engine.progress import Progress, unheard
 from fsqueue.engine.put import Putter
 from fsqueue.errors import LeasesHeldError
 from fsqueue.format import names
@@ -32,13 +33,22 @@ _Acked = tuple[int, str, str]
 """An acknowledgement's step, the ref's stem, and the file's name in done/."""
 
 
-def rewind(handle: Handle, after_step: int, force: bool) -> list[str]:
+def rewind(
+    handle: Handle,
+    after_step: int,
+    force: bool,
+    progress: Progress = unheard,
+    each: Callable[[str], None] | None = None,
+) -> list[str]:
     """Put every ref acked after a step back into pending/, in the order of steps; return their ids.
 
     Attempts are not counted; the history says why. What is live again already is left alone.
 
     CRASH: a ref is in done/, leased to the process that died, or pending; the next rewind does the rest, and
     what was leased comes back when that lease is reclaimed.
+
+    Args:
+        each: told of each id at once.
 
     Raises:
         LeasesHeldError: another owner holds leases, whose acks would carry steps of the run that crashed.
@@ -54,8 +64,14 @@ def rewind(handle: Handle, after_step: int, force: bool) -> list[str]:
     for look in itertools.count(1):
         # RACE: a packing may claim a file while it is listed, or afterwards: look twice, then for what was missed.
         later = [e for e in _acked_later(handle, after_step) if e not in settled and (look <= _LOOKS or e in missed)]
+        total = len(settled) + len(later)
         for batch in _batches(later, handle.layout.batch_size):
+            before = len(returned)
             settled |= _put_back(handle, batch, after_step, returned)
+            if each is not None:
+                for stem in returned[before:]:
+                    each(names.id_of(stem) or stem)
+            progress(len(settled), total)
         missed = set(later) - settled
         if look >= _LOOKS and not missed:
             break

@@ -121,7 +121,10 @@ class Settler:
 
     def _finish_claim(self, claim: Claim, step: int | None) -> bool:
         leased = self._handle.layout.leased
-        return self._handle.moves.finish(leased, claim.name, claim.stem, step, self._keep_done, claim)
+        done = self._handle.moves.finish(leased, claim.name, claim.stem, step, self._keep_done, claim)
+        if done:
+            self._handle.counters.add("acked")
+        return done
 
     def _finish_again(self, claim: Claim, step: int | None) -> bool:
         claim.was_done = True  # it may have been, in an earlier life that this handle knows nothing of
@@ -134,6 +137,7 @@ class Settler:
         def finish_anywhere(stem: str, leases: list[Lease]) -> bool:
             finish = self._handle.moves.finish
             finished = [lease for lease in leases if finish(leased, lease.file, stem, step, keep)]
+            self._handle.counters.add("acked", len(finished))
             return bool(finished) or self._end_pending(stem, None, lambda claim: self._finish_again(claim, step))
 
         self._search(stems, finish_anywhere)
@@ -208,14 +212,18 @@ class Settler:
 
         def retry(claim: Claim, holder: str) -> bool:
             counted = record("failed", now, holder, reason, attempt=True)
-            return return_or_bury(handle, claim, counted, reason, self._limits, back, put_off)
+            return counting(return_or_bury(handle, claim, counted, reason, self._limits, back, put_off))
 
         def put_off(attempts: int) -> float | None:
             wait_s = layout.settings.retry.delay_s(attempts, handle.ops.random()) if delay_s is None else delay_s
             return now + wait_s if wait_s > 0 else None
 
         def give_up(claim: Claim, holder: str) -> bool:
-            return bury(handle, claim, record("failed", now, holder, reason, attempt=True), reason)
+            return counting(bury(handle, claim, record("failed", now, holder, reason, attempt=True), reason))
+
+        def counting(failed: bool) -> bool:
+            handle.counters.add("failed", int(failed))
+            return failed
 
         changed = layout.pending, layout.failed, layout.leased
         if retryable:
@@ -237,6 +245,7 @@ class Settler:
                 raise
             if given:
                 back.append(claim.stem)
+                handle.counters.add("released")
             return given
 
         return self._end_leases(targets, give_back, "returned", back, layout.pending, layout.leased)
@@ -295,6 +304,7 @@ class Settler:
         """Return the stems whose leases were lost, having logged them."""
         found = list(lost)
         if found:
+            self._handle.counters.add("lost", len(found))
             path, ids = self._handle.layout.path, some(found)
             tell(__name__, "warning", path, "the leases of %s were lost before they were settled", ids)
         return found

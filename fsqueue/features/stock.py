@@ -20,7 +20,8 @@ def stems_stored(path: str | os.PathLike[str]) -> set[str]:
     """
     root_path, ops = absolute(path), current()
     if not os.path.exists(os.path.join(root_path, SETTINGS)):
-        raise FeatureStoreError(root_path, f"does not exist: there is no {SETTINGS} in it; name the store of this run")
+        what = "is no feature store" if os.path.isdir(root_path) else "does not exist"
+        raise FeatureStoreError(root_path, f"{what}: there is no {SETTINGS} in it; name the store of this run")
     stems: set[str] = set()
     with explained("reading feature store", root_path):
         root = StoreRoot(ops, root_path)

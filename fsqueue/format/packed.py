@@ -149,6 +149,11 @@ def parse_segment(name: str) -> Segment | None:
     return Segment(name, match[1], int(match[2]), tuple(match[3].split("-")[1:])) if match else None
 
 
+def refs_in(files: Iterable[str]) -> int:
+    """Count the refs in files of done/ or failed/, by their names: a segment holds many."""
+    return sum(segment.refs if (segment := parse_segment(name)) else 1 for name in files)
+
+
 def parse_licence(name: str) -> Licence | None:
     match = _parse_licence(name)
     return Licence(name, match[1], match[2]) if match and names.is_owner(match[2]) else None

@@ -21,8 +21,9 @@ from __future__ import annotations
 
 from fsqueue.engine.packing.pack import Packed
 from fsqueue.engine.pausing import Paused
+from fsqueue.engine.progress import Progress
 from fsqueue.operate.discarding import discard
-from fsqueue.operate.operator import Outcome, Progress, Purged, pack, purge, release
+from fsqueue.operate.operator import Outcome, Purged, pack, purge, release
 from fsqueue.operate.pausing import pause, resume
 from fsqueue.operate.requeue import requeue, requeue_failed
 from fsqueue.operate.show import Detail, Entry, Predicate, dead_letters, entries, iterate, peek

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 from fsqueue.engine.annotations import Change
@@ -10,10 +11,11 @@ from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import Layout
 from fsqueue.engine.listing import File, Stamp, files_in, id_of, reading, stamp_of
 from fsqueue.engine.onlooker import time_there
+from fsqueue.engine.progress import Progress
 from fsqueue.errors import InvalidArgumentError
 from fsqueue.format.codec import Bookkeeping, Event
 from fsqueue.log import some, tell
-from fsqueue.operate.operator import Outcome, Progress, fetch, operator
+from fsqueue.operate.operator import Outcome, fetch, operator, told
 from fsqueue.operate.show import Predicate, detail_of
 from fsqueue.operate.status import elapsed_s
 
@@ -33,6 +35,7 @@ def discard(
     older_than_s: float | None = None,
     where: Predicate | None = None,
     dry_run: bool = False,
+    each: Callable[[Outcome], object] | None = None,
     progress: Progress | None = None,
 ) -> list[Outcome]:
     """Move pending refs to failed/ that are too old, or made by an older model; all that is given has to hold.
@@ -44,6 +47,7 @@ def discard(
         reason: why; it stands in the file, as that of any dead letter.
         older_than_s: those whose last stamp is so long ago, seconds: when they were put, or leased last. 0: all.
         where: those for which it returns True, as ``lambda it: it.ref["draft_weight_version"] != "v7"``.
+        each: called with each that was discarded, at once.
         progress: called as the work goes on, with how many were seen to, and of how many.
 
     Returns:
@@ -59,12 +63,12 @@ def discard(
     with reading(path) as layout:
         stale = _stale_in(layout, older_than_s, where)
     if dry_run or not stale:
-        return [Outcome(found.sample_id, True, "from pending/") for found in stale]
-    outcomes = []
+        return told([], [Outcome(found.sample_id, True, "from pending/") for found in stale], each)
+    outcomes: list[Outcome] = []
     with operator(path, layout.settings) as handle:
         for seen, found in enumerate(stale, 1):
             if _discard(handle, found, reason):
-                outcomes.append(Outcome(found.sample_id, True, "from pending/"))
+                told(outcomes, [Outcome(found.sample_id, True, "from pending/")], each)
             if progress is not None:
                 progress(seen, len(stale))
     tell(

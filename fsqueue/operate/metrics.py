@@ -6,7 +6,6 @@ Needs the prometheus-client library, which only `fsqueue metrics` imports.
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -18,12 +17,11 @@ from fsqueue.engine.listing import reading
 from fsqueue.errors import CorruptRefError, FsQueueError
 from fsqueue.format import names
 from fsqueue.format.untyped import sight
+from fsqueue.operate.reasons import kind_of_reason
 from fsqueue.operate.status import Status, status
 
 _READS_A_LOOK = 500
 _REASONS = 20
-_REASON_LIMIT = 80
-_numbers = re.compile(r"\d+").sub
 
 OTHER, UNREAD = "(other)", "(not read yet)"
 
@@ -56,16 +54,11 @@ class DeadLetters:
                     continue  # one file that cannot be read is no reason to call the queue down: it stays unread
                 else:
                     self._reasons[name] = sight(data).bookkeeping.reason or ""
-        found = Counter(_kind_of(reason) for reason in self._reasons.values())
+        found = Counter(kind_of_reason(reason) for reason in self._reasons.values())
         kept = Counter(dict(found.most_common(_REASONS)))
         kept[OTHER] = found.total() - kept.total()
         kept[UNREAD] = len(there) - found.total()
         return +kept
-
-
-def _kind_of(reason: str) -> str:
-    first = reason.partition("\n")[0].strip()
-    return _numbers("#", first)[:_REASON_LIMIT] or "(none given)"
 
 
 class Exporter:

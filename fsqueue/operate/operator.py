@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import current, explained
@@ -26,13 +27,13 @@ from fsqueue.engine.owners import new_owner, read_record
 from fsqueue.engine.packing import pack as packing
 from fsqueue.engine.packing.pack import Packed
 from fsqueue.engine.packing.revision import look
+from fsqueue.engine.progress import Progress, unheard
 from fsqueue.engine.settings import Settings
 from fsqueue.errors import InvalidArgumentError, QueueConfigError
 from fsqueue.format import names, packed
 from fsqueue.format.untyped import place_of
 
-Progress = Callable[[int, int], object]
-"""Hear how long work goes on: how much is done, and of how much."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ def release(
     *,
     force: bool = False,
     dry_run: bool = False,
+    each: Callable[[Outcome], object] | None = None,
     progress: Progress | None = None,
 ) -> list[Outcome]:
     """Move what an owner, or every owner of a node, leases to the tail of pending/; no attempt is counted.
@@ -137,6 +139,7 @@ def release(
     Args:
         owner: its name as `status` has it, or that of a node; "retry": the refs that wait to be tried again.
         force: also from a process that runs on this host.
+        each: called with what became of each lease, at once.
         progress: called as the work goes on, with how many leases were seen to, and of how many.
 
     Returns:
@@ -164,12 +167,18 @@ def release(
             "stop it, or use --force to take its leases from it",
         )
     if dry_run or not leases:
-        return [Outcome(names.id_of(lease.stem) or lease.stem, True, f"from {lease.owner}") for lease in sorted(leases)]
+        would = [Outcome(names.id_of(held.stem) or held.stem, True, f"from {held.owner}") for held in sorted(leases)]
+        return told([], would, each)
     with operator(path, layout.settings) as handle:
-        return _release(handle, sorted(leases), progress)
+        return _release(handle, sorted(leases), each, progress)
 
 
-def _release(handle: Handle, leases: list[names.Lease], progress: Progress | None) -> list[Outcome]:
+def _release(
+    handle: Handle,
+    leases: list[names.Lease],
+    each: Callable[[Outcome], object] | None,
+    progress: Progress | None,
+) -> list[Outcome]:
     outcomes: list[Outcome] = []
     back: list[str] = []
     try:
@@ -178,11 +187,20 @@ def _release(handle: Handle, leases: list[names.Lease], progress: Progress | Non
             released = record("released", handle.clock.now(), lease.holder)
             moved = claim is not None and hand_in(handle, claim, released, back)
             detail = f"from {lease.owner}" if moved else f"{lease.owner} leases it no more"
-            outcomes.append(Outcome(names.id_of(lease.stem) or lease.stem, moved, detail))
+            told(outcomes, [Outcome(names.id_of(lease.stem) or lease.stem, moved, detail)], each)
             if progress is not None:
                 progress(len(outcomes), len(leases))
     finally:
         handle.order.append_soon(back)
+    return outcomes
+
+
+def told(outcomes: list[T], more: list[T], each: Callable[[T], object] | None) -> list[T]:
+    """Add outcomes to those that there are, tell whoever wants to hear of each, and return all."""
+    outcomes += more
+    if each is not None:
+        for outcome in more:
+            each(outcome)
     return outcomes
 
 
@@ -192,6 +210,7 @@ def purge(
     older_than_s: float,
     *,
     dry_run: bool = False,
+    each: Callable[[str], object] | None = None,
     progress: Progress | None = None,
 ) -> Purged:
     """Remove the files in done/ or failed/ whose last stamp is older.
@@ -202,6 +221,7 @@ def purge(
     Args:
         state: "done" or "failed".
         older_than_s: seconds since the last stamp; 0: all.
+        each: called with each file's name, at once.
         progress: called as the work goes on, with how many files were seen to, and of how many.
 
     Raises:
@@ -215,23 +235,22 @@ def purge(
         with reading(path) as layout:
             limit = time_there(layout) - older_than_s
             segments = packing.old_segments(layout, look(layout), limit) if state == "done" else []
-            return _purged(segments, _old(directory_of(layout, state), state, limit))
+            return _purged(told([], segments + _old(directory_of(layout, state), state, limit), each))
     with operator(path) as handle:
-        segments = packing.purge(handle, older_than_s) if state == "done" else []
+        removed = told([], packing.purge(handle, older_than_s) if state == "done" else [], each)
+        before = len(removed)
         directory = directory_of(handle.layout, state)
         old = _old(directory, state, handle.clock.now() - older_than_s)
-        removed = []
-        for seen, name in enumerate(old, 1):
+        for seen, name in enumerate(old, before + 1):
             if handle.ops.remove(directory.fd, name):
-                removed.append(name)
+                told(removed, [name], each)
             if progress is not None:
-                progress(len(segments) + seen, len(segments) + len(old))
-        return _purged(segments, removed)
+                progress(seen, before + len(old))
+        return _purged(removed)
 
 
-def _purged(segments: list[str], files: list[str]) -> Purged:
-    packed_refs = sum(segment.refs for segment in map(packed.parse_segment, segments) if segment)
-    return Purged(segments + files, packed_refs + len(files))
+def _purged(files: list[str]) -> Purged:
+    return Purged(files, packed.refs_in(files))
 
 
 def _old(directory: Directory, state: str, limit: float) -> list[str]:
@@ -254,7 +273,7 @@ def pack(
 
     Args:
         older_than_s: seconds since the last stamp, as for `purge`; 0: all.
-        progress: called after each segment, with how many refs were packed, and of how many.
+        progress: called as the work goes on, with how many refs are on their way into segments, and of how many.
 
     Raises:
         NotAQueueError: there is no queue at this path.
@@ -264,7 +283,7 @@ def pack(
         with reading(path) as layout:
             return packing.would_pack(layout, older_than_s)
     with operator(path) as handle:
-        return packing.pack(handle, older_than_s, progress)
+        return packing.pack(handle, older_than_s, progress or unheard)
 
 
 def name_stranded(path: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
 
 from fsqueue.disk.directory import Directory
@@ -16,12 +16,13 @@ from fsqueue.engine.letters import letters_beside
 from fsqueue.engine.listing import File, files_in, packed_in, reading, stamp_of
 from fsqueue.engine.onlooker import time_there
 from fsqueue.engine.packing.unpack import unpack
+from fsqueue.engine.progress import Progress
 from fsqueue.engine.put import Putter
 from fsqueue.errors import CorruptRefError, TooLongError
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping, Event
 from fsqueue.format.untyped import Place, RefSight, sight
-from fsqueue.operate.operator import Outcome, Progress, fetch, hand_in_all, operator
+from fsqueue.operate.operator import Outcome, fetch, hand_in_all, operator, told
 from fsqueue.operate.show import Predicate, Wanted, detail_of
 
 _LOOKS = 3
@@ -62,6 +63,7 @@ def requeue(
     *,
     dry_run: bool = False,
     ledger_agrees: bool = False,
+    each: Callable[[Outcome], object] | None = None,
     progress: Progress | None = None,
 ) -> list[Outcome]:
     """Move refs from failed/, or else done/, to the tail of pending/, with their attempts counted from 0 again.
@@ -70,6 +72,7 @@ def requeue(
         ids: their sample ids.
         ledger_agrees: the caller knows that the ledger over this queue, if there is one, has them as not
             acknowledged; otherwise what is done there stays, since a controller would settle it again.
+        each: called with what became of each, at once.
         progress: called as the work goes on, with how many were seen to, and of how many.
 
     Returns:
@@ -93,7 +96,7 @@ def requeue(
                 outcomes.append(Outcome(sample_id, False, "done, also in its ledger: `fsqueue rewind` takes both back"))
             else:
                 letters[sample_id] = letter
-        return outcomes + _requeue(layout, letters, dry_run, progress)
+        return _requeue(layout, letters, dry_run, each, progress, outcomes)
 
 
 def _why_not(layout: Layout, stem: str) -> str:
@@ -118,13 +121,16 @@ def requeue_failed(
     older_than_s: float | None = None,
     where: Predicate | None = None,
     dry_run: bool = False,
+    each: Callable[[Outcome], object] | None = None,
     progress: Progress | None = None,
 ) -> list[Outcome]:
     """Requeue all dead letters, or some of them; all that is given has to hold.
 
     Args:
         owner, reason, older_than_s, where: as for `dead_letters`.
-        progress: called as the work goes on, with how many were seen to, and of how many.
+        each: called with what became of each, at once.
+        progress: called as the work goes on, with how many were seen to, and of how many; while they are read, of
+            None.
 
     Returns:
         What became of each that was chosen.
@@ -136,6 +142,8 @@ def requeue_failed(
     letters: dict[str, _Letter] = {}
     with reading(path) as layout:
         for name in sorted(layout.failed.listing()):
+            if progress is not None:
+                progress(0, None)  # reading them may take long, too
             stem = names.parse_ref(name)
             letter = _read_letter(layout.failed, name) if stem else None
             if stem and letter:
@@ -143,7 +151,7 @@ def requeue_failed(
         if any(chosen is not None for chosen in (owner, reason, older_than_s, where)):
             wanted, now = Wanted(layout, owner, reason, older_than_s, where), time_there(layout)
             letters = {i: letter for i, letter in letters.items() if _is_wanted(layout, letter, wanted, now)}
-        return _requeue(layout, letters, dry_run, progress)
+        return _requeue(layout, letters, dry_run, each, progress, [])
 
 
 def _is_wanted(layout: Layout, letter: _Letter, wanted: Wanted, now: float) -> bool:
@@ -193,18 +201,27 @@ def _read_letter(directory: Directory, name: str, file: File | None = None) -> _
         return None
 
 
-def _requeue(layout: Layout, letters: dict[str, _Letter], dry_run: bool, progress: Progress | None) -> list[Outcome]:
-    outcomes = [Outcome(sample_id, False, letter.why_not) for sample_id, letter in letters.items() if letter.why_not]
+def _requeue(
+    layout: Layout,
+    letters: dict[str, _Letter],
+    dry_run: bool,
+    each: Callable[[Outcome], object] | None,
+    progress: Progress | None,
+    others: list[Outcome],
+) -> list[Outcome]:
+    """Requeue letters; others are outcomes that are to be told before."""
+    unfit = [Outcome(sample_id, False, letter.why_not) for sample_id, letter in letters.items() if letter.why_not]
+    outcomes = told([], [*others, *unfit], each)
     good = [(sample_id, letter) for sample_id, letter in letters.items() if letter.why_not is None]
     if dry_run or not good:
-        return outcomes + [Outcome(sample_id, True, f"from {letter.where}") for sample_id, letter in good]
+        return told(outcomes, [Outcome(sample_id, True, f"from {letter.where}") for sample_id, letter in good], each)
     packed = {letter.name for _, letter in good if letter.file != letter.name}
     with operator(layout.path, layout.settings) as handle:
         if packed:
             unpack(handle, lambda stem, step: names.done_file(stem, step) in packed)
         size = handle.layout.batch_size
         for start in range(0, len(good), size):
-            outcomes += _requeue_batch(handle, good[start : start + size])
+            told(outcomes, _requeue_batch(handle, good[start : start + size]), each)
             if progress is not None:
                 progress(min(start + size, len(good)), len(good))
     return outcomes

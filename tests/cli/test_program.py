@@ -755,6 +755,7 @@ def test_colour_on_a_terminal_unless_no_color_is_set(path: Path, environment: di
 
 def test_put_shows_a_progress_bar_on_a_terminal_only(path: Path, tmp_path: Path) -> None:
     file = lines(tmp_path / "in", *numbered(50))
-    with Terminal([*PROGRAM, "put", str(path), str(file)]) as terminal:
+    at_once = "from fsqueue.cli import main, working; working.BAR_AFTER_S = 0.0; main.main()"
+    with Terminal([sys.executable, "-c", at_once, "put", str(path), str(file)]) as terminal:
         assert "checking" in terminal.end()
     assert "checking" not in program("put", path, file).stderr

@@ -11,8 +11,8 @@ import pytest
 
 from fsqueue import FileSampleRefQueue
 from fsqueue.cli.screen import sparkline
-from tests.support import Child, lease_and_obey, refs
-from tests.support.program import PROGRAM
+from tests.support import Child, lease_and_obey, numbered, refs
+from tests.support.program import PROGRAM, run
 from tests.support.terminal import Terminal
 
 TOP = [*PROGRAM, "top"]
@@ -95,6 +95,37 @@ def test_count_ends_it(path: Path) -> None:
     with watch(path, "--interval", "10ms", "--count", "3") as terminal:
         terminal.end()
         assert terminal.process.returncode == 0
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_every_number_is_whole_on_a_narrow_terminal_and_on_a_wide_one(tmp_path: Path, columns: int) -> None:
+    """What does not fit is left out by the column, or cut where it is a name."""
+    path = tmp_path / "a-queue-whose-path-is-as-long-as-paths-are-where-many-people-share-a-filesystem"
+    owner = "trainer-0-under-a-name"
+    with FileSampleRefQueue(path, durable=False, owner=owner, heartbeat_s=5.0) as queue:
+        queue.put(numbered(1500))
+        queue.ack(queue.get(1234))
+        queue.get(100)
+        queue.publish_quantum(dp_size=4, batch_size=8, accumulation_steps=2)
+        command = [*TOP, str(path), "--interval", "10ms", "--count", "2"]
+        with queue.producer("rollout-0"), Terminal(command, columns=columns) as terminal:
+            frame = terminal.end().split(LEAVE_SCREEN)[0].split("\x1b[H")[-1]
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", frame).replace("\r", "").splitlines()
+    assert max(map(len, shown)) <= columns
+    text = "\n".join(shown)
+    assert shown[0].rstrip().endswith("filesystem" + shown[0].rstrip()[-19:]) and shown[0].rstrip().endswith("q quits")
+    for state, number in (("pending", "166"), ("leased", "100"), ("done", "1,234"), ("failed", "0")):
+        assert re.search(rf"^{state}\s+{number}\b", text, re.MULTILINE), text
+    assert "rollout-0" in text and "joined" in text and "64 refs at a time" in text
+    assert re.search(rf"{owner[:20]}\S*( +alive)? +100\b", text), text
+    assert "LEASES" in text and ("HEARTBEAT" in text) == (columns > 40)
+
+
+def test_it_never_looks_more_than_a_few_times_a_second(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("fsqueue.cli.top.time.sleep", slept.append)
+    assert run("top", path, "--interval", "0", "--count", "3").exit_code == 0
+    assert slept == [0.2, 0.2]
 
 
 def test_off_a_terminal_it_prints_plain_lines(path: Path) -> None:

@@ -55,7 +55,7 @@ def test_what_is_leased_meanwhile_is_left_to_its_holder(path: Path, queue: Queue
     """Also a ref that was leased, acknowledged and put anew since it was looked at."""
     queue.put(refs("a", "b", "c"))
 
-    def meddle(done: int, total: int) -> None:
+    def meddle(done: int, total: int | None) -> None:
         if done == 1:
             queue.ack(queue.get(1))
             queue.put(refs("b"))

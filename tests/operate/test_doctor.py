@@ -163,6 +163,13 @@ class TestCommand:
         result = self.run("--json", FSQUEUE_DIR=str(tmp_path))
         assert json.loads(result.stdout)["directory"] == str(tmp_path)
 
+    def test_a_relative_path_is_the_same_for_the_processes_that_race(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path.parent)
+        result = self.run(tmp_path.name, "--json")
+        assert result.exit_code == 0 and json.loads(result.stdout)["problems"] == []
+
     def test_a_mount_that_breaks_a_promise_exits_with_1(self, tmp_path: Path, lying_peers: Any) -> None:
         lying_peers("FileOps.rename = staticmethod(os.link)")
         result = self.run(str(tmp_path))
@@ -180,11 +187,11 @@ class TestCommand:
 PAUSED = """
 import importlib, signal, sys
 command = importlib.import_module("fsqueue.cli.doctor")
-def pause(what):
+def pause(work, what):
     if what == "a race for renames":
         print("racing", flush=True)
         signal.pause()
-command._progress = pause
+command.Working.step = pause
 command.doctor([sys.argv[1]])
 """
 

@@ -14,21 +14,28 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 GUARD_S = 60.0
+_OURS = ("NO_COLOR", "FSQUEUE_DIR", "COLUMNS", "LINES")
 
 
 class Terminal:
-    """A process on a terminal of 30 lines and 120 columns; killed if need be, and reaped, at the end of `with`.
+    """A process on a terminal, of 30 lines unless told; killed if need be, and reaped, at the end of `with`.
 
     Attributes:
         text: everything that it has written so far.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        columns: int = 120,
+        lines: int = 30,
+    ) -> None:
         self._fd, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 120, 0, 0))
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         self.before = termios.tcgetattr(theirs)
         self._theirs = theirs
-        plain = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FSQUEUE_DIR")}
+        plain = {key: value for key, value in os.environ.items() if key not in _OURS}
         self.process = subprocess.Popen(
             command,
             stdin=theirs,

@@ -73,8 +73,9 @@ def noted_ledger(path: str) -> str | None:
 def require_ledger(path: str) -> None:
     """Raise LedgerFormatError where a directory is no ledger; opening one there would make it one."""
     if not os.path.exists(os.path.join(path, SETTINGS)):
+        what = "is no ledger" if os.path.isdir(path) else "does not exist"
         raise LedgerFormatError(
-            path, f"does not exist: there is no {SETTINGS} in it; name the ledger of this run, as with --ledger"
+            path, f"{what}: there is no {SETTINGS} in it; name the ledger of this run, as with --ledger"
         )
 
 

@@ -11,12 +11,14 @@ import stat
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from fsqueue.disk.fileops import REF_LIMIT_BYTES
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import Layout
 from fsqueue.engine.onlooker import time_there
 from fsqueue.engine.packing.revision import Pauses, Revision, look, read_segment, recover, recover_quietly
+from fsqueue.engine.progress import Progress, unheard
 from fsqueue.engine.reserve import FREED_S, is_full
 from fsqueue.errors import CorruptRefError, QueueIOError
 from fsqueue.format import names, packed
@@ -67,7 +69,7 @@ def would_pack(layout: Layout, older_than_s: float) -> Packed:
     return Packed(refs, -(-refs // SEGMENT_REFS))
 
 
-def pack(handle: Handle, older_than_s: float, progress: Callable[[int, int], object] | None = None) -> Packed:
+def pack(handle: Handle, older_than_s: float, progress: Progress = unheard) -> Packed:
     """Move done files whose last stamp is older into segments.
 
     Segments that are not full are merged, with each other and with what is new. Costs a stat of every done file and,
@@ -82,6 +84,9 @@ def pack(handle: Handle, older_than_s: float, progress: Callable[[int, int], obj
     RACE: of two that pack at once, each takes what it can rename; only one that finds itself alone merges. A rewind
     or purge takes the licence away; then what was claimed goes back, and the next packing begins anew.
 
+    Args:
+        progress: told how many files are on their way into segments, and in the end how many are in one.
+
     Raises:
         QueueIOError: there is no room even for one file's line; all is as it was.
     """
@@ -92,8 +97,9 @@ def pack(handle: Handle, older_than_s: float, progress: Callable[[int, int], obj
     refs = written = 0
     size_bytes = _first_size(handle)
     while True:
+        total = refs + len(old)
         try:
-            packed = _pack_one(handle, old, size_bytes)
+            packed = _pack_one(handle, old, size_bytes, partial(_tell, progress, refs, total))
         except OSError as error:
             # On a full disk others' licences go too: one of a process that died without a record keeps its room.
             recover_quietly(handle, alone=is_full(error))
@@ -103,15 +109,22 @@ def pack(handle: Handle, older_than_s: float, progress: Callable[[int, int], obj
             old = deque(old_files(handle.layout, limit))  # what was claimed has its own name again
             size_bytes = _smaller(handle, old, size_bytes, error)
             continue
+        except BaseException:
+            recover_quietly(handle)
+            progress(refs, total)  # what was claimed has gone back
+            raise
         recover(handle, alone=False)
         if packed is None:
             return Packed(refs, written)
         refs, written = refs + packed, written + 1
-        if progress is not None:
-            progress(refs, refs + len(old))
+        progress(refs, refs + len(old))
         size_bytes = min(_GROWTH * size_bytes, SEGMENT_BYTES)
         if not old:
             return Packed(refs, written)
+
+
+def _tell(progress: Progress, before: int, total: int, claimed: int) -> None:
+    progress(before + claimed, total)
 
 
 def _first_size(handle: Handle) -> int:
@@ -138,7 +151,9 @@ def _smaller(handle: Handle, old: deque[tuple[int, str, int]], size_bytes: int, 
     return max(least, min(size_bytes // _SHRINKAGE, free // 2 or size_bytes))
 
 
-def _pack_one(handle: Handle, old: deque[tuple[int, str, int]], size_bytes: int) -> int | None:
+def _pack_one(
+    handle: Handle, old: deque[tuple[int, str, int]], size_bytes: int, claiming: Callable[[int], None]
+) -> int | None:
     """Write one segment of about this size; return how many files went into it, None where none was written.
 
     Where it is to be smaller than usual, its room is taken before anything is claimed: on a full disk, the directory
@@ -152,7 +167,7 @@ def _pack_one(handle: Handle, old: deque[tuple[int, str, int]], size_bytes: int)
         batch = _Batch(handle, revision, size_bytes)
         if len(done.licences) == 1:
             batch.carry_over(done, size_bytes - (old[0][2] + _FRAME_BYTES if old else 0))
-        claimed = batch.fill(old)
+        claimed = batch.fill(old, claiming)
         return claimed if batch.commit() else None
 
 
@@ -200,7 +215,7 @@ class _Batch:
         self._revision.write(b"".join(self._buffer))
         self._buffer.clear()
 
-    def fill(self, old: deque[tuple[int, str, int]]) -> int:
+    def fill(self, old: deque[tuple[int, str, int]], claiming: Callable[[int], None]) -> int:
         """Claim files until the segment is full, and add their lines; return how many."""
         while old and self._count < SEGMENT_REFS and self._size + old[0][2] + _FRAME_BYTES <= self._limit_bytes:
             name = old[0][1]
@@ -219,6 +234,7 @@ class _Batch:
             else:
                 self._add(packed.encode_line(line), 1, line.mtime_ns)
                 self._claimed += 1
+                claiming(self._claimed)
         return self._claimed
 
     def commit(self) -> bool:

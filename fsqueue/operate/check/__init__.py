@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from contextlib import closing
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, current, explained
 from fsqueue.engine.layout import DIRECTORIES, open_layout
+from fsqueue.engine.progress import Progress, unheard
 from fsqueue.errors import QueueIOError
 from fsqueue.operate.check.examine import examine
 from fsqueue.operate.check.mend import Mended, mend_all
@@ -26,7 +28,9 @@ __all__ = ["Mended", "Violation", "check_queue", "repair"]
 _PASSES = 4
 
 
-def check_queue(path: str | os.PathLike[str], *, notes: bool = False) -> list[Violation]:
+def check_queue(
+    path: str | os.PathLike[str], *, notes: bool = False, progress: Progress | None = None
+) -> list[Violation]:
     """Return what is wrong with a queue: nothing when it is clean.
 
     A state that a running queue passes through, or that a kill at any instant leaves, is no damage. Takes no lock
@@ -35,6 +39,7 @@ def check_queue(path: str | os.PathLike[str], *, notes: bool = False) -> list[Vi
 
     Args:
         notes: include what costs nothing, such as leftovers of killed processes and a damaged order hint.
+        progress: told how many of the queue's files were looked at.
 
     Raises:
         NotAQueueError: there is no queue at this path, or its fsqueue.json is damaged.
@@ -50,14 +55,23 @@ def check_queue(path: str | os.PathLike[str], *, notes: bool = False) -> list[Vi
             raise
         return missing
     with explained("checking", path), closing(layout):
-        return [found for found in examine(layout) if notes or found.severity == "damage"]
+        return [found for found in examine(layout, progress or unheard) if notes or found.severity == "damage"]
 
 
-def repair(path: str | os.PathLike[str]) -> list[Mended]:
+def repair(
+    path: str | os.PathLike[str],
+    *,
+    each: Callable[[Mended], None] | None = None,
+    progress: Progress | None = None,
+) -> list[Mended]:
     """Mend what `check_queue` finds, notes included, and what comes to light by that; report on each.
 
     No ref is lost by it. Safe on a running queue: refs are moved as its handles move them, one rename each. What one
     remedy uncovers is mended too: a file that a packing had in hand is looked into once it is a done file again.
+
+    Args:
+        each: told of each violation at once.
+        progress: told how many of the queue's files were looked at, then how many of the violations, and so on.
 
     Raises:
         QueueIOError: the filesystem refused; what was mended before that stays mended.
@@ -66,11 +80,16 @@ def repair(path: str | os.PathLike[str]) -> list[Mended]:
     mended: list[Mended] = []
     left_alone: set[tuple[str, str]] = set()
     for _ in range(_PASSES):
-        found = [each for each in check_queue(path, notes=True) if (each.path, each.kind) not in left_alone]
-        if not any(each.mendable for each in found):
+        seen = check_queue(path, notes=True, progress=progress)
+        found = [wrong for wrong in seen if (wrong.path, wrong.kind) not in left_alone]
+        if not any(wrong.mendable for wrong in found):
             break
-        tried = _create(ops, found) if found[0].kind == "missing-directory" else mend_all(path, found)
-        left_alone |= {(each.violation.path, each.violation.kind) for each in tried if not each.done}
+        creating = found[0].kind == "missing-directory"
+        tried = _create(ops, found) if creating else mend_all(path, found, each, progress or unheard)
+        if creating and each is not None:
+            for created in tried:
+                each(created)
+        left_alone |= {(one.violation.path, one.violation.kind) for one in tried if not one.done}
         mended += tried
     return mended
 

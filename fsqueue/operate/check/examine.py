@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing
 
 from fsqueue.engine.layout import Layout
+from fsqueue.engine.progress import Progress, unheard
 from fsqueue.operate.check.duplicates import duplicates, twins
 from fsqueue.operate.check.looks import Look, Looks
 from fsqueue.operate.check.violations import Violation
@@ -18,12 +19,11 @@ _LOOKS = 5
 _PAUSE_S = 0.1
 
 
-def examine(layout: Layout) -> list[Violation]:
+def examine(layout: Layout, progress: Progress = unheard) -> list[Violation]:
     """Return everything that is wrong with an open queue, notes included, sorted by path."""
     with closing(Looks(layout)) as looks:
         looks.refresh()
-        seen = (looks.look(where, name) for where in looks.directories for name in looks.names_in(where))
-        suspects = [look for look in seen if look.found]
+        suspects = [look for look in _look_at_all(looks, progress) if look.found]
         several = [list(copies) for copies in looks.live.values() if len(copies) > 1]
         found = [*looks.unfit_directories(), *_confirmed(looks, suspects)]
         for copies in several:
@@ -31,6 +31,20 @@ def examine(layout: Layout) -> list[Violation]:
         dropped = {violation.path for violation in found if violation.kind == "duplicate"}
         found += (violation for violation in twins(looks) if violation.path not in dropped)
         return sorted(found, key=lambda violation: (violation.path, violation.kind))
+
+
+def _look_at_all(looks: Looks, progress: Progress) -> Iterator[Look]:
+    """Look at every name of every directory, as it is listed when its turn comes."""
+    left = {where: len(looks.names_in(where)) for where in looks.directories} if progress is not unheard else {}
+    done = 0
+    for where in looks.directories:
+        left.pop(where, None)
+        listed = looks.names_in(where)
+        total = done + len(listed) + sum(left.values())
+        for name in listed:
+            yield looks.look(where, name)
+            done += 1
+            progress(done, total)
 
 
 def _confirmed(looks: Looks, suspects: list[Look]) -> Iterator[Violation]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -23,6 +23,7 @@ from fsqueue.engine.order import Header
 from fsqueue.engine.owners import read_record
 from fsqueue.engine.packing.revision import recover
 from fsqueue.engine.packing.unpack import mend_segment
+from fsqueue.engine.progress import Progress, unheard
 from fsqueue.engine.settle import bury
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import names
@@ -56,14 +57,25 @@ class Mended:
     outcome: str
 
 
-def mend_all(path: str, violations: list[Violation]) -> list[Mended]:
+def mend_all(
+    path: str,
+    violations: list[Violation],
+    each: Callable[[Mended], None] | None = None,
+    progress: Progress = unheard,
+) -> list[Mended]:
     """Mend those that can be; each is looked at again first."""
     with operator(path) as handle:
         mender = Mender(handle)
         try:
-            mended = [mender.mend(violation) for violation in violations if violation.mendable]
-            for each in mended:
-                tell(__name__, "info", handle.layout.path, "repair of %s: %s", each.violation.path, each.outcome)
+            mended: list[Mended] = []
+            wanted = [violation for violation in violations if violation.mendable]
+            for number, violation in enumerate(wanted, 1):
+                mended.append(mender.mend(violation))
+                outcome = mended[-1].outcome
+                tell(__name__, "info", handle.layout.path, "repair of %s: %s", violation.path, outcome)
+                if each is not None:
+                    each(mended[-1])
+                progress(number, len(wanted))
             return mended
         finally:
             mender.finish()

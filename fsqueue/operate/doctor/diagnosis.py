@@ -24,6 +24,8 @@ from fsqueue.operate.doctor.scratch import scratch_directory
 T = TypeVar("T")
 
 _ANSWER_S = 30.0
+STEPS = 10
+"""How many things a diagnosis tries."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ def diagnose(
     Raises:
         QueueIOError: nothing can be written there.
     """
-    ops = fileops.current()
-    found = Diagnosis(os.path.abspath(directory), mount_of(directory), kind=ops.filesystem_type(directory))
+    ops, directory = fileops.current(), os.path.abspath(directory)  # others, elsewhere, are told where it is
+    found = Diagnosis(directory, mount_of(directory), kind=ops.filesystem_type(directory))
     found.mount_notes = notes(found.mount) if found.mount else []
     if reason := refusal(found.kind):
         found.problems.append(reason)
