@@ -51,7 +51,8 @@ def discard(
         progress: called as the work goes on, with how many were seen to, and of how many.
 
     Returns:
-        What was discarded; what somebody has leased meanwhile is left out.
+        What was discarded, and what the storage does not give, so that the predicate could not be asked; what
+        somebody has leased meanwhile is left out.
 
     Raises:
         InvalidArgumentError: neither older_than_s nor where is given.
@@ -61,10 +62,11 @@ def discard(
     if older_than_s is None and where is None:
         raise InvalidArgumentError("discard(older_than_s=, where=)", "at least one of them, 0 for all", None)
     with reading(path) as layout:
-        stale = _stale_in(layout, older_than_s, where)
+        unread: list[Outcome] = []
+        stale = _stale_in(layout, older_than_s, where, unread)
+    outcomes = told([], unread, each)
     if dry_run or not stale:
-        return told([], [Outcome(found.sample_id, True, "from pending/") for found in stale], each)
-    outcomes: list[Outcome] = []
+        return told(outcomes, [Outcome(found.sample_id, True, "from pending/") for found in stale], each)
     with operator(path, layout.settings) as handle:
         for seen, found in enumerate(stale, 1):
             if _discard(handle, found, reason):
@@ -76,14 +78,17 @@ def discard(
         "info",
         layout.path,
         "discarded %d refs, %s: %s",
-        len(outcomes),
+        sum(it.moved for it in outcomes),
         reason,
-        some(each.sample_id for each in outcomes),
+        some(it.sample_id for it in outcomes if it.moved),
     )
     return outcomes
 
 
-def _stale_in(layout: Layout, older_than_s: float | None, where: Predicate | None) -> list[_Stale]:
+def _stale_in(
+    layout: Layout, older_than_s: float | None, where: Predicate | None, unread: list[Outcome]
+) -> list[_Stale]:
+    """Find what is stale; those of which that cannot be known go into unread."""
     now, found = time_there(layout), []
     for file in sorted(files_in(layout, "pending")):
         stamp = stamp_of(layout, file)
@@ -91,8 +96,12 @@ def _stale_in(layout: Layout, older_than_s: float | None, where: Predicate | Non
             continue
         if where is None:
             found.append(_Stale(file, stamp, id_of(layout, file)))
-        elif (detail := detail_of(layout, file, now)) is not None and where(detail):
-            found.append(_Stale(file, stamp, detail.sample_id))
+        elif (detail := detail_of(layout, file, now)) is not None:
+            if where(detail):
+                found.append(_Stale(file, stamp, detail.sample_id))
+        elif stamp_of(layout, file) is not None:
+            why = f"pending/{file.name} cannot be read (EIO): look what the disk or the server says, and try again"
+            unread.append(Outcome(id_of(layout, file), False, why))
     return found
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from fsqueue import FileSampleRefQueue, NotAQueueError, UnsupportedFormatError
+from fsqueue import FileSampleRefQueue, NotAQueueError, UnsupportedFormatError, operate
 from fsqueue.disk.fileops import FileOps, using, wrapped
 from fsqueue.engine.owners import describe_self
 from fsqueue.format import names
@@ -545,6 +545,10 @@ def test_a_ref_that_the_storage_cannot_read(path: Path, state: str) -> None:
         assert found.path.endswith(f"{state}/bad.json") and "cannot be read: EIO" in found.problem
         assert found.severity == ("note" if state == "failed" else "damage")
         assert {"bad", "good"} <= {entry.id for entry in entries(path, [state], details=True)}
+        if state == "pending":
+            heard: list[operate.Outcome] = []
+            operate.discard(path, "stale", where=lambda it: False, each=heard.append)
+            assert [(it.sample_id, it.moved) for it in heard] == [("bad", False)] and "(EIO)" in heard[0].detail
         if state == "failed":
             outcomes = {outcome.sample_id: outcome for outcome in requeue(str(path), ["bad", "good"])}
             assert outcomes["good"].moved and "cannot be read (EIO)" in outcomes["bad"].detail

@@ -19,7 +19,6 @@ from fsqueue import QueueIOError, SampleRef, operate
 from fsqueue.engine.engine import reaching
 from fsqueue.operate import operator
 from fsqueue.operate.check import check_queue, repair
-from fsqueue.operate.requeue import requeue
 from tests.support import ids
 from tests.sweeps.proof import stages
 from tests.sweeps.proof.stages import LEASE_S, Stage
@@ -99,7 +98,7 @@ def _resume(stage: Stage) -> None:
 
 
 def _discard(stage: Stage) -> None:
-    operate.discard(str(stage.path), "stale", where=lambda it: it.sample_id in ids(stage.batch))
+    _raise_unread(stage, operate.discard(str(stage.path), "stale", where=lambda it: it.sample_id in ids(stage.batch)))
 
 
 def _fail_for_good(stage: Stage) -> list[str]:
@@ -127,7 +126,12 @@ def _reclaim(stage: Stage) -> None:
 
 
 def _requeue(stage: Stage) -> None:
-    for outcome in requeue(str(stage.path), ids(stage.batch)):
+    _raise_unread(stage, operate.requeue(str(stage.path), ids(stage.batch)))
+
+
+def _raise_unread(stage: Stage, outcomes: list[operate.Outcome]) -> None:
+    """Make an error of it where the storage did not give a ref, which is told among the others."""
+    for outcome in outcomes:
         if "(EIO)" in outcome.detail:
             raise QueueIOError(outcome.detail, str(stage.path), OSError(errno.EIO, "told"))
 
