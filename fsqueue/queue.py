@@ -873,7 +873,8 @@ class FileSampleRefQueue(Generic[R]):
             The ids put back, in the order of their steps; for one too long to be a file's name, its name's stem.
 
         Raises:
-            LeasesHeldError: another owner holds leases and force is not set.
+            LeasesHeldError: another owner holds leases and force is not set. Leases that have expired, or whose owners
+            are proven to be dead, are reclaimed first, and stand in nobody's way.
             QueueConfigError: a controller has acknowledged refs through a ledger, which has to go back first.
         """
         handle = self._to_write("rewind").handle
@@ -887,7 +888,7 @@ class FileSampleRefQueue(Generic[R]):
                 )
             from fsqueue.engine.rewind import rewind
 
-            return rewind(handle, after_step, force)
+            return rewind(handle, self.engine.reclaimer, after_step, force)
 
     def pack(self, *, older_than_s: float) -> Packed:
         """Move done files whose last stamp is older into segments of up to 10,000 refs, which take one inode each.
