@@ -14,6 +14,7 @@ from functools import partial
 
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, silently_remove
+from fsqueue.errors import InvalidArgumentError
 
 WriteAt = Callable[[bytes | memoryview, int], None]
 
@@ -29,8 +30,15 @@ VOLUME_NAMES = ("lost+found", "$RECYCLE.BIN", "System Volume Information", "@eaD
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
-    """Return a path from the root of the filesystem, with ``~`` as the home directory, which no shell has expanded."""
-    return os.path.abspath(os.path.expanduser(path))
+    """Return a path from the root of the filesystem, with ``~`` as the home directory, which no shell has expanded.
+
+    Raises:
+        InvalidArgumentError: it is no path; an empty one would be the current directory, which nobody has named.
+    """
+    found = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(found, str) or not found or "\0" in found:
+        raise InvalidArgumentError("path", "a path, as a string that is not empty or an os.PathLike", path)
+    return os.path.abspath(os.path.expanduser(found))
 
 
 def make_within(ops: FileOps, directory: Directory, name: str) -> None:

@@ -14,17 +14,50 @@ R = TypeVar("R")
 
 
 def integer(call: str, value: Any, advice: str = "") -> int:
-    """Return a count as an int."""
+    """Return a count as an int; True and False are none."""
     try:
+        if isinstance(value, bool):
+            raise TypeError
         return operator.index(value)
     except TypeError:
         raise InvalidArgumentError(call, "an integer", value, advice) from None
+
+
+def flag(call: str, value: Any) -> None:
+    """Refuse what is neither true nor false: of the words that are given instead, "no" would be taken for True."""
+    if type(value).__name__ not in ("bool", "bool_") and not (isinstance(value, int) and value in (0, 1)):
+        raise InvalidArgumentError(call, "True or False", value)
+
+
+def text(call: str, value: Any, advice: str = "") -> None:
+    """Refuse what is no string, and one that has no bytes in UTF-8."""
+    try:
+        if isinstance(value, str):
+            value.encode()
+            return
+    except UnicodeEncodeError:
+        advice = ": half a surrogate pair, or a byte that is no UTF-8, is in it"
+    raise InvalidArgumentError(call, "a string", value, advice)
+
+
+def call_or_none(call: str, value: Any) -> None:
+    """Refuse what is neither a function nor None."""
+    if value is not None and not callable(value):
+        raise InvalidArgumentError(call, "a function or None", value)
 
 
 def seconds(call: str, value: Any) -> None:
     """Refuse what is neither a number of seconds nor None."""
     if value is not None and (not isinstance(value, Real) or isinstance(value, bool)):
         raise InvalidArgumentError(call, "a number of seconds or None", value)
+
+
+def stored_seconds(call: str, value: Any) -> float | None:
+    """Return seconds as a number that JSON has: an int or a float, whatever class of numbers it comes from."""
+    seconds(call, value)
+    if value is None or type(value) in (int, float):
+        return value  # type: ignore[no-any-return]
+    return float(value)
 
 
 def wait(call: str, value: Any, longest_s: float) -> None:

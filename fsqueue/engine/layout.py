@@ -22,6 +22,7 @@ from fsqueue.disk.filesystems import UnfitFilesystemWarning, filesystem, refusal
 from fsqueue.disk.mutex import Mutex
 from fsqueue.disk.once import await_creators, publish_once
 from fsqueue.disk.publish import make_directory, make_within, read_replaced, refusal_of, strangers_in, sync_parent
+from fsqueue.engine import arguments
 from fsqueue.engine.reserve import Reserve
 from fsqueue.engine.settings import (
     FORMAT,
@@ -283,10 +284,13 @@ def ensure_queue(
     """Return the settings of a queue, which is created, unless told otherwise, where the directory is missing or empty.
 
     Raises:
+        InvalidArgumentError: run_id is no string; nothing was written.
         NotAQueueError: the directory is not empty and holds no queue, or there is none and none is to be created.
         QueueConfigError: the queue's settings differ from the arguments given.
     """
     validate(path, lease_timeout_s, lock, retry or NO_WAIT, max_hold_s)
+    if run_id is not None:
+        arguments.text("run_id", run_id, ": str() makes one of a job's number" if isinstance(run_id, int) else "")
     with explained("opening queue", path):
         settings = _read_settings(ops, path, read_only=read_only)
         if settings is None:
