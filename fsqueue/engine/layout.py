@@ -249,13 +249,16 @@ def _missing(ops: FileOps, path: str) -> NotAQueueError:
     root = _root(ops, path)
     if root is None:
         return NotAQueueError(
-            path, "does not exist: look if the path is right and the share mounted; `fsqueue init` creates one"
+            path,
+            "does not exist: look if the path is right, and the share mounted on this node; `fsqueue init` creates one",
         )
     with closing(root):
         state = state_with_files(ops, root)
     if state is None:
         return NotAQueueError(
-            path, f"is no queue: there is no {SETTINGS} in this directory; `fsqueue init` creates one"
+            path,
+            f"is no queue: there is no {SETTINGS} in this directory; look if the share is mounted on this node; "
+            "`fsqueue init` creates one",
         )
     return _lost(path, state)
 
