@@ -453,8 +453,6 @@ class FileSampleRefQueue(Generic[R]):
         if stop_event is not None:
             arguments.with_call("consume(stop_event=)", "an event with is_set()", stop_event, "is_set")
         arguments.flag("consume(retryable=)", retryable)
-        if on_error not in ("fail", "raise"):
-            raise InvalidArgumentError("consume(on_error=)", "'fail' or 'raise'", on_error)
         return WorkLoop(self, batch, stop_event, idle_s, retryable, on_error)
 
     def leased(
@@ -905,7 +903,7 @@ class FileSampleRefQueue(Generic[R]):
         Raises:
             QueueIOError: the filesystem refused; all refs are still done, and packing again completes it.
         """
-        arguments.wait("pack(older_than_s=)", older_than_s, float("inf"))
+        arguments.age("pack(older_than_s=)", older_than_s)
         from fsqueue.engine.packing.pack import pack
 
         handle = self._to_write("pack").handle

@@ -66,6 +66,13 @@ def wait(call: str, value: Any, longest_s: float) -> None:
         raise InvalidArgumentError(call, f"seconds from 0 to {longest_s:g}", value)
 
 
+def age(call: str, value: Any) -> None:
+    """Refuse what is no number of seconds; a negative one means a time to come."""
+    seconds(call, value)
+    if value is None:
+        raise InvalidArgumentError(call, "a number of seconds", value)
+
+
 def patience(call: str, value: Any) -> None:
     """Refuse what is no time to wait."""
     seconds(call, value)
