@@ -112,7 +112,7 @@ class Layout:
             if not make_missing:
                 raise
             # An empty directory was removed by hand, or its making was reported done and was not.
-            make_within(self.ops, self.root, name)
+            self.reserve.retrying(lambda: make_within(self.ops, self.root, name))
             directory = self.within(name)
         self._opened.append(directory)
         return directory

@@ -19,6 +19,7 @@ from fsqueue import (
     QueueIOError,
     UnsupportedFormatError,
 )
+from fsqueue.engine.reserve import INODES
 from tests.support import (
     Child,
     FakeClock,
@@ -63,6 +64,7 @@ def test_golden_tree(tmp_path: Path) -> None:
     found = tree(path)
     assert owner.startswith(f"node%2f1.{os.getpid()}.")
     order = found.pop("order.lock")
+    assert [found.pop(name) for name in INODES] == [b""] * len(INODES)
     assert len(found.pop(".reserve")) == (path / ".reserve").stat().st_size > 0
     record = found.pop(f"owners/{owner}.json")
     held = found.pop("type.json")
