@@ -21,7 +21,15 @@ from fsqueue.disk.fileops import FileOps, despite_errors, explained, without_del
 from fsqueue.disk.filesystems import UnfitFilesystemWarning, filesystem, refusal
 from fsqueue.disk.mutex import Mutex
 from fsqueue.disk.once import await_creators, publish_once
-from fsqueue.disk.publish import make_directory, make_within, read_replaced, refusal_of, strangers_in, sync_parent
+from fsqueue.disk.publish import (
+    file_above,
+    make_directory,
+    make_within,
+    read_replaced,
+    refusal_of,
+    strangers_in,
+    sync_parent,
+)
 from fsqueue.engine import arguments
 from fsqueue.engine.reserve import Reserve
 from fsqueue.engine.settings import (
@@ -338,7 +346,9 @@ def _root(ops: FileOps, path: str) -> Directory | None:
     except FileNotFoundError:
         return None
     except NotADirectoryError:
-        raise NotAQueueError(path, "is a file: a queue is a directory") from None
+        file = file_above(ops, path)
+        what = "is a file" if file == path else f"cannot be one: {file} is a file"
+        raise NotAQueueError(path, f"{what}, and a queue is a directory") from None
 
 
 def read_settings(root: Directory, surely: bool = False) -> Settings | None:
