@@ -11,12 +11,15 @@ from fsqueue.disk.directory import Directory
 from fsqueue.errors import QueueIOError
 
 DENIED = (errno.EACCES, errno.EPERM)
-_MEND = "Users who share a queue need a common group, umask 002 and setgid; `chmod g+rw` mends what is there"
+_MEND = "Check the owner and mode; users who share a queue need a common group, umask 002 and setgid"
 
 
 def told(what: str, directory: Directory, name: str, error: OSError) -> OSError:
-    """Return an error that names the file, and its owner where this process was denied it; others as they are."""
-    if error.errno not in DENIED or isinstance(error, QueueIOError):
+    """Return an error that names the file, and its owner where this process was denied it; others as they are.
+
+    A rename that is denied is denied by its directories.
+    """
+    if error.errno not in DENIED or isinstance(error, QueueIOError) or error.filename2 is not None:
         return error
     status = None
     with suppress(OSError):

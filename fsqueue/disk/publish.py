@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing, suppress
 from functools import partial
 
-from fsqueue.disk.directory import Directory
+from fsqueue.disk.directory import Directory, located, locating
 from fsqueue.disk.fileops import FileOps, silently_remove
 from fsqueue.errors import InvalidArgumentError, QueueIOError
 
@@ -192,7 +192,8 @@ def _sync_and_close(ops: FileOps, fds: list[int], syncs: int) -> None:
 def replace_file(ops: FileOps, directory: Directory, name: str, data: bytes, durable: bool) -> None:
     """Put a file in the place of an older one of this name, if there is one: readers see either, whole."""
     tmp_name = own_name(ops, f".{name}")
-    write_file(ops, directory.fd, tmp_name, data, durable)
+    with locating(directory):
+        write_file(ops, directory.fd, tmp_name, data, durable)
     try:
         ops.rename(tmp_name, name, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
     except OSError as error:
@@ -200,6 +201,7 @@ def replace_file(ops: FileOps, directory: Directory, name: str, data: bytes, dur
         # NFS: where the name is gone, which is nobody else's, a retransmitted rename was done.
         if not isinstance(error, FileNotFoundError) or ops.exists(directory.fd, tmp_name):
             silently_remove(ops, directory.fd, [tmp_name])
+            located(error, directory)
             raise
     if durable:
         directory.sync()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -132,6 +133,15 @@ def test_a_slip_on_a_queue_of_files(tmp_path: Path, slip: Callable[[Any], object
         with pytest.raises(InvalidArgumentError, match=words):
             slip(queue)
         assert queue.stream().members() == [], "nobody has joined"
+
+
+@pytest.mark.parametrize("step", ["7", -1, 1.5])
+def test_a_step_that_is_none_is_shown(tmp_path: Path, step: Any) -> None:
+    with FileSampleRefQueue(tmp_path / "q", durable=False) as queue:
+        with pytest.raises(QueueConfigError, match=re.escape(f"found {step!r}")):
+            queue.ack([], step=step)
+        with pytest.raises(QueueConfigError, match=re.escape(f"found {step!r}")):
+            queue.rewind(after_step=step)
 
 
 @pytest.mark.parametrize("slip", ["3", 0, -1])

@@ -211,7 +211,7 @@ def test_a_mkdir_that_never_finds_a_parent_ends_with_an_error(tmp_path: Path) ->
     def mkdir(path: str, mode: int, **where: Any) -> None:
         raise FileNotFoundError(errno.ENOENT, "injected", path)
 
-    ops.mkdir = mkdir  # type: ignore[assignment,method-assign]
+    ops.mkdir = mkdir  # type: ignore[assignment]
     with using(ops), pytest.raises(QueueIOError, match="making directory"):
         FileSampleRefQueue(tmp_path / "a" / "b" / "q")
 
