@@ -227,7 +227,7 @@ class Membership:
 
     def _note(self, error: BaseException, failed: OSError) -> None:
         """Say with what ended the block that the others were not told, on a disk that went read-only for instance."""
-        text = f"{self._role} {self.name!r} could not say how it ended, so that the others wait for it: {failed}"
+        text = f"{self.role} {self.name!r} could not say how it ended, so that the others wait for it: {failed}"
         if hasattr(error, "add_note"):  # Python 3.11
             error.add_note(text)
         tell(__name__, "warning", self._handle.layout.path, "%s", text)
