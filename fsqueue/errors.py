@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import errno as _errno
 import os
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 _SHOWN = 60
+_RUNS = "alive: the process runs on this host"
+_DOUBTED = "not known to be dead from this host"
 DISTRIBUTION = "fsqueue-shared"  # on PyPI, `fsqueue` is somebody else's package
 
 
@@ -335,15 +338,21 @@ class LeasesHeldError(FsQueueError, RuntimeError):
     Attributes:
         path: the queue's directory.
         owners: who holds them.
+        alive: those of them whose processes run on this host; of the others it is not known that they are dead.
     """
 
-    def __init__(self, path: str, owners: list[str]) -> None:
+    def __init__(self, path: str, owners: list[str], alive: Collection[str] = ()) -> None:
+        doubted = [owner for owner in owners if owner not in alive]
+        who = [
+            f"{', '.join(found[:5])} ({what})" for found, what in ((list(alive), _RUNS), (doubted, _DOUBTED)) if found
+        ]
         super().__init__(
-            f"queue {path} is not rewound while others hold leases, namely {', '.join(owners[:5])}: stop them first, "
-            "take their leases away with `fsqueue release --owner`, or force it"
+            f"queue {path} is not rewound while others hold leases: {'; '.join(who)}. Stop them first, wait until "
+            "their leases expire, take these away with `fsqueue release --owner`, or force it"
         )
         self.path = path
         self.owners = owners
+        self.alive = list(alive)
 
 
 class MemberFailedError(FsQueueError, RuntimeError):

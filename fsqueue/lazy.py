@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -31,4 +32,21 @@ def lazily(package: str, homes: Mapping[str, str], name: str, extra_of: Mapping[
             raise
         raise ImportError(
             f"{package}.{name} needs {error.name}, which is not installed: {install_command(extra)}", name=error.name
+        ) from error
+
+
+@contextmanager
+def needed_by(module: str, extra: str, *libraries: str) -> Iterator[None]:
+    """Import libraries in a block; where one of them is missing, say which extra of this distribution installs it.
+
+    Raises:
+        ModuleNotFoundError: a library is not installed; it says how to.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in libraries:
+            raise
+        raise ModuleNotFoundError(
+            f"{module} needs {error.name}, which is not installed: {install_command(extra)}", name=error.name
         ) from error

@@ -191,8 +191,9 @@ class FileSampleRefQueue(Generic[R]):
             codec,
             read_only,
         )
-        arguments.seconds("lease_timeout_s", lease_timeout_s)
-        arguments.seconds("max_hold_s", max_hold_s)
+        lease_timeout_s = arguments.stored_seconds("lease_timeout_s", lease_timeout_s)
+        max_hold_s = arguments.stored_seconds("max_hold_s", max_hold_s)
+        arguments.flag("create", create)
         if retry_delay_s is None and (retry_backoff, retry_jitter) != (RETRY_BACKOFF, RETRY_JITTER):
             raise QueueConfigError(
                 self.path,
@@ -451,6 +452,7 @@ class FileSampleRefQueue(Generic[R]):
         arguments.patience("consume(idle_s=)", idle_s)
         if stop_event is not None:
             arguments.with_call("consume(stop_event=)", "an event with is_set()", stop_event, "is_set")
+        arguments.flag("consume(retryable=)", retryable)
         return WorkLoop(self, batch, stop_event, idle_s, retryable, on_error)
 
     def leased(
@@ -482,12 +484,13 @@ class FileSampleRefQueue(Generic[R]):
         A ref that a get of this handle returned stands for the lease that it was returned with, and one that was
         built anew for the latest lease on its id; the same holds for fail, release, renew and hand_over.
         """
+        given = step
         try:
             step = None if step is None else operator.index(step) + 0
         except TypeError:
             step = -1
         if step is not None and step < 0:
-            raise QueueConfigError(self.path, "needs as step an integer of 0 or more, or None")
+            raise QueueConfigError(self.path, f"needs as step an integer of 0 or more, or None, found {given!r}")
         return self._on_leases(
             "acknowledging refs in", "ack", refs, lambda found: self._here().engine.settler.ack(found, step)
         )
@@ -729,6 +732,7 @@ class FileSampleRefQueue(Generic[R]):
     ) -> Membership:
         if not isinstance(name, str) or not name:
             raise InvalidArgumentError(f"{role}(name)", "a name, a string that is not empty", name)
+        arguments.flag(f"{role}(required=)", required)
         arguments.at_least(f"{role}(expected=)", expected, 0)
         joined: list[Membership] = []
         try:
@@ -798,9 +802,9 @@ class FileSampleRefQueue(Generic[R]):
             QueueConfigError: a value is not valid, or a handle that may live beats too seldom for the timeout.
         """
         if lease_timeout_s is not UNCHANGED:
-            arguments.seconds("configure(lease_timeout_s=)", lease_timeout_s)
+            lease_timeout_s = arguments.stored_seconds("configure(lease_timeout_s=)", lease_timeout_s)
         if max_hold_s is not UNCHANGED:
-            arguments.seconds("configure(max_hold_s=)", max_hold_s)
+            max_hold_s = arguments.stored_seconds("configure(max_hold_s=)", max_hold_s)
         given = {
             "lease_timeout_s": lease_timeout_s,
             "retry_delay_s": retry_delay_s,
@@ -873,10 +877,12 @@ class FileSampleRefQueue(Generic[R]):
             The ids put back, in the order of their steps; for one too long to be a file's name, its name's stem.
 
         Raises:
-            LeasesHeldError: another owner holds leases and force is not set.
+            LeasesHeldError: another owner holds leases and force is not set. Leases that have expired, or whose owners
+            are proven to be dead, are reclaimed first, and stand in nobody's way.
             QueueConfigError: a controller has acknowledged refs through a ledger, which has to go back first.
         """
         handle = self._to_write("rewind").handle
+        arguments.flag("rewind(force=)", force)
         if not isinstance(after_step, int) or after_step < 0:
             raise QueueConfigError(self.path, f"needs as after_step an integer of 0 or more, found {after_step!r}")
         with self._reaching("rewinding"):
@@ -887,7 +893,7 @@ class FileSampleRefQueue(Generic[R]):
                 )
             from fsqueue.engine.rewind import rewind
 
-            return rewind(handle, after_step, force)
+            return rewind(handle, self.engine.reclaimer, after_step, force)
 
     def pack(self, *, older_than_s: float) -> Packed:
         """Move done files whose last stamp is older into segments of up to 10,000 refs, which take one inode each.
@@ -897,7 +903,7 @@ class FileSampleRefQueue(Generic[R]):
         Raises:
             QueueIOError: the filesystem refused; all refs are still done, and packing again completes it.
         """
-        arguments.seconds("pack(older_than_s=)", older_than_s)
+        arguments.age("pack(older_than_s=)", older_than_s)
         from fsqueue.engine.packing.pack import pack
 
         handle = self._to_write("pack").handle

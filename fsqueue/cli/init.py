@@ -11,6 +11,7 @@ from fsqueue.cli.arguments import as_json, dry_run, duration, takes_queue
 from fsqueue.cli.output import one_json, remark
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import current
+from fsqueue.disk.publish import absolute
 from fsqueue.engine.layout import ensure_queue, refuse_strangers
 from fsqueue.engine.settings import LOCK_MODES, SETTINGS
 from fsqueue.errors import NotAQueueError
@@ -33,6 +34,7 @@ def init(
 
     For a queue that exists, check that these are its settings.
     """
+    path = absolute(queue)
     existed = os.path.exists(os.path.join(queue, SETTINGS))
     if dry_run and not existed:
         _refuse_other_contents(queue)
@@ -41,7 +43,7 @@ def init(
         remark(f"would create a queue in {queue}")
         return
     ops = current()
-    found = ensure_queue(ops, queue, lease_timeout_s=lease_timeout, lock=lock, run_id=run_id, now=ops.time)
+    found = ensure_queue(ops, path, lease_timeout_s=lease_timeout, lock=lock, run_id=run_id, now=ops.time)
     if not dry_run:
         FileSampleRefQueue(queue).close()  # finds out whether the mount has the lock
     if as_json:

@@ -70,9 +70,10 @@ def rewind(
 def _rewind(queue: str, after_step: int, ledger: str | None, force: bool, progress: Progress, each: Each) -> Rewound:
     with FileSampleRefQueue(queue) as handle:
         if ledger is None:
-            handle.reclaim()
+            handle.reclaim()  # also with force
             with explained("rewinding", queue):
-                return Rewound(rewind_queue(handle.handle, after_step, force, progress, each), [])
+                reclaimer = handle.engine.reclaimer
+                return Rewound(rewind_queue(handle.handle, reclaimer, after_step, force, progress, each), [])
         store: FileMetadataStore[SampleRef] = FileMetadataStore(ledger)
         with store, side_of(handle, store) as side:
             return rewind_both(side, store, after_step, force, progress, each)

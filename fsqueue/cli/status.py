@@ -17,6 +17,7 @@ from fsqueue.cli.output import age, data, one_json, shown, table
 from fsqueue.cli.rates import Rates, rates
 from fsqueue.operate import MemberStatus, OwnerStatus, QuantumStatus, Status, StreamStatus
 
+LEAST_S = 0.2  # between two looks: what anybody can see; each lists the queue's directories
 T = TypeVar("T")
 Columns = dict[str, Callable[[T], str]]
 """The cells of a table's rows, by the header of their column."""
@@ -24,7 +25,11 @@ Columns = dict[str, Callable[[T], str]]
 
 @click.command(epilog="Example:  fsqueue status /shared/queue --watch 10s")
 @takes_queue
-@click.option("--watch", type=duration, help="Look again and again, so far apart, with the rates since the last look.")
+@click.option(
+    "--watch",
+    type=duration,
+    help="Look again and again, so far apart, at least 200ms, with the rates since the last look.",
+)
 @click.option("--count", type=click.IntRange(min=1), help="With --watch: end after so many looks with rates.")
 @as_json
 def status(queue: str, watch: float | None, count: int | None, as_json: bool) -> None:
@@ -42,7 +47,7 @@ def status(queue: str, watch: float | None, count: int | None, as_json: bool) ->
         _show(seen, None, as_json)
         return
     for number in range(count) if count is not None else itertools.count():
-        time.sleep(watch)
+        time.sleep(max(watch, LEAST_S))
         before, seen = seen, operate.status(queue)
         if number and not as_json:
             data()

@@ -15,10 +15,8 @@ from fsqueue import operate
 from fsqueue.cli.arguments import as_json, duration, takes_queue
 from fsqueue.cli.output import age, data
 from fsqueue.cli.rates import Rates, rates
-from fsqueue.cli.status import as_dict, paused_text
+from fsqueue.cli.status import LEAST_S, as_dict, paused_text
 from fsqueue.operate import Status
-
-_LEAST_S = 0.2  # what anybody can see; each look lists the queue's directories
 
 
 @click.command(epilog="Example:  fsqueue top /shared/queue --interval 5s")
@@ -34,7 +32,7 @@ def top(queue: str, interval: float, count: int | None, as_json: bool) -> None:
     Where the output is no terminal, prints one line a look; with --json, a line of JSON as `fsqueue status` has it.
     Takes no lock and writes nothing; on some shared mounts it touches order.lock, to read the time.
     """
-    looks, interval = _looks(queue, count), max(interval, _LEAST_S)
+    looks, interval = _looks(queue, count), max(interval, LEAST_S)
     if sys.stdout.isatty() and not as_json:
         from fsqueue.cli.screen import watch
 

@@ -76,9 +76,14 @@ class DataFlowController(Generic[R]):
         for name, given, call in (
             ("sample_queue", sample_queue, "put"),
             ("metadata_store", metadata_store, "is_committed"),
+            ("backpressure", backpressure, "should_pause_prompts"),
         ):
             if given is not None:
                 arguments.with_call(f"DataFlowController({name}=)", f"an object with {call}()", given, call)
+        arguments.text("DataFlowController(run_id)", run_id)
+        arguments.flag("DataFlowController(enable_sample_queue=)", enable_sample_queue)
+        if max_prompt_attempts is not None:
+            arguments.at_least("DataFlowController(max_prompt_attempts=)", max_prompt_attempts, 1)
         if sample_queue is not None and not enable_sample_queue:
             raise InvalidArgumentError(
                 "DataFlowController(sample_queue=)", "None, as enable_sample_queue is False", sample_queue

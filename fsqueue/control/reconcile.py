@@ -33,7 +33,6 @@ from fsqueue.engine.letters import letters_beside
 from fsqueue.engine.listing import files_in, packed_in
 from fsqueue.engine.owners import Liveness, read_record
 from fsqueue.engine.progress import Progress, unheard
-from fsqueue.errors import LeasesHeldError
 from fsqueue.format import names
 from fsqueue.operate import operator
 from fsqueue.operate.requeue import requeue
@@ -239,15 +238,15 @@ class FileSide(ContractSide):
     def refuse_while_leased(self) -> None:
         """Raise LeasesHeldError where another owner leases refs."""
         owners = self._handle.moves.owners_holding() - {self._files.owner, self._handle.owner}
-        if owners:
-            raise LeasesHeldError(self._files.path, sorted(owners))
+        rewinding.refuse_while_held(self._handle.layout, owners)
 
     def rewind(
         self, after_step: int, progress: Progress = unheard, each: Callable[[str], None] | None = None
     ) -> list[str]:
         """Let the queue put back what it knows the step of, and note in each ref's history why."""
         with explained("rewinding", self._files.path):
-            return rewinding.rewind(self._files.handle, after_step, True, progress, each)
+            reclaimer = self._files.engine.reclaimer
+            return rewinding.rewind(self._files.handle, reclaimer, after_step, True, progress, each)
 
     def look(self) -> None:
         """List what is live. What moves from one directory to the other meanwhile is seen in one of them."""

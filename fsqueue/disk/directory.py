@@ -124,3 +124,35 @@ class Directory:
             self.close()
         except (OSError, AttributeError):  # a handle that was dropped without close()
             pass
+
+
+def located(error: BaseException, source: Directory, target: Directory | None = None) -> None:
+    """Have an error name its files with the directories that they are in, relative to the one above.
+
+    Args:
+        target: where a rename leads to.
+    """
+    if isinstance(error, OSError):
+        error.filename = _within(source, error.filename)
+        if error.filename2 is not None:
+            error.filename2 = _within(target or source, error.filename2)
+
+
+def _within(directory: Directory, name: object) -> object:
+    return f"{directory.name}/{name}" if isinstance(name, str) and "/" not in name and directory.name != "." else name
+
+
+class locating:
+    """Do so with what a block raises."""
+
+    __slots__ = ("_source", "_target")
+
+    def __init__(self, source: Directory, target: Directory | None = None) -> None:
+        self._source, self._target = source, target
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            located(error, self._source, self._target)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing, suppress
 from functools import partial
 
-from fsqueue.disk.directory import Directory
+from fsqueue.disk.directory import Directory, located, locating
 from fsqueue.disk.fileops import FileOps, silently_remove
+from fsqueue.errors import InvalidArgumentError, QueueIOError
 
 WriteAt = Callable[[bytes | memoryview, int], None]
 
@@ -24,13 +26,30 @@ _FIRST_PAUSE_S = 0.01
 _LONGEST_PAUSE_S = 0.2
 
 
+_MAKING = "making directory"
+_NOWHERE = (
+    ": the current directory was removed, or moved out of reach; go to one that is there, or give an absolute path"
+)
+_ELSEWHERE = "choose another place, or mount what belongs there"
 VOLUME_NAMES = ("lost+found", "$RECYCLE.BIN", "System Volume Information", "@eaDir")
 """What filesystems and servers keep in the root of a volume."""
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
-    """Return a path from the root of the filesystem, with ``~`` as the home directory, which no shell has expanded."""
-    return os.path.abspath(os.path.expanduser(path))
+    """Return a path from the root of the filesystem, with ``~`` as the home directory, which no shell has expanded.
+
+    Raises:
+        InvalidArgumentError: it is no path; an empty one would be the current directory, which nobody has named.
+        QueueIOError: it is relative, and the current directory is gone.
+    """
+    found = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if not isinstance(found, str) or not found or "\0" in found:
+        raise InvalidArgumentError("path", "a path, as a string that is not empty or an os.PathLike", path)
+    expanded = os.path.expanduser(found)
+    try:
+        return os.path.abspath(expanded)
+    except FileNotFoundError as error:
+        raise QueueIOError("finding", expanded, error, _NOWHERE) from error
 
 
 def make_within(ops: FileOps, directory: Directory, name: str) -> None:
@@ -40,17 +59,43 @@ def make_within(ops: FileOps, directory: Directory, name: str) -> None:
 
 
 def make_directory(ops: FileOps, path: str) -> None:
-    """Make a directory and those above it, where they are missing."""
+    """Make a directory and those above it, where they are missing.
+
+    Raises:
+        QueueIOError: a part of the path is a file, or the directory above lets nobody make one: /proc, or the root of
+            an automounter's map.
+    """
     try:
-        ops.mkdir(path, 0o777)
-    except FileExistsError:
-        pass
+        _make_one(ops, path)
+    except NotADirectoryError as error:
+        raise QueueIOError(_MAKING, path, error, f": {file_above(ops, path)} is a file, and no directory") from error
     except FileNotFoundError:
         parent = os.path.dirname(os.path.abspath(path))
-        if parent == path:
-            raise
-        make_directory(ops, parent)
-        make_directory(ops, path)
+        if parent != path:
+            make_directory(ops, parent)
+        try:
+            _make_one(ops, path)
+        except FileNotFoundError as error:
+            raise QueueIOError(_MAKING, path, error, f": {parent} is there, and makes none; {_ELSEWHERE}") from error
+
+
+def _make_one(ops: FileOps, path: str) -> None:
+    with suppress(FileExistsError):
+        ops.mkdir(path, 0o777)
+
+
+def file_above(ops: FileOps, path: str) -> str:
+    """Return the first part of a path that is there and no directory; all of it where each part is one."""
+    parts = [path]
+    while (parent := os.path.dirname(parts[-1])) not in (parts[-1], ""):
+        parts.append(parent)
+    for part in reversed(parts):
+        try:
+            if not stat.S_ISDIR(ops.stat(part).st_mode):
+                return part
+        except OSError:
+            break
+    return path
 
 
 def strangers_in(root: Directory, ours: Collection[str]) -> list[str]:
@@ -147,7 +192,8 @@ def _sync_and_close(ops: FileOps, fds: list[int], syncs: int) -> None:
 def replace_file(ops: FileOps, directory: Directory, name: str, data: bytes, durable: bool) -> None:
     """Put a file in the place of an older one of this name, if there is one: readers see either, whole."""
     tmp_name = own_name(ops, f".{name}")
-    write_file(ops, directory.fd, tmp_name, data, durable)
+    with locating(directory):
+        write_file(ops, directory.fd, tmp_name, data, durable)
     try:
         ops.rename(tmp_name, name, src_dir_fd=directory.fd, dst_dir_fd=directory.fd)
     except OSError as error:
@@ -155,6 +201,7 @@ def replace_file(ops: FileOps, directory: Directory, name: str, data: bytes, dur
         # NFS: where the name is gone, which is nobody else's, a retransmitted rename was done.
         if not isinstance(error, FileNotFoundError) or ops.exists(directory.fd, tmp_name):
             silently_remove(ops, directory.fd, [tmp_name])
+            located(error, directory)
             raise
     if durable:
         directory.sync()

@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import partial
 
 from fsqueue.disk import fileops
+from fsqueue.disk.directory import located, locating
 from fsqueue.disk.fileops import explained, silently_remove
 from fsqueue.disk.publish import write_file
 from fsqueue.engine.arrival import is_gone, patiently
@@ -49,6 +50,7 @@ class Annotations:
             if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
                 return self._replace(claim, b"", change)
             if not is_gone(self._layout, leased, name, error):
+                located(error, leased)
                 raise
             return None
         try:
@@ -108,12 +110,14 @@ class Annotations:
         claim.begin_stamp(self._ops.monotonic())
         tmp_name = next(self._tmp_names)
         write = partial(write_file, self._ops, self._layout.tmp.fd, tmp_name, data, self._durable)
-        self._layout.reserve.retrying(write)
+        with locating(self._layout.tmp):
+            self._layout.reserve.retrying(write)
         try:
             self._ops.rename(tmp_name, claim.name, src_dir_fd=self._layout.tmp.fd, dst_dir_fd=self._layout.leased.fd)
         except OSError as error:
             silently_remove(self._ops, self._layout.tmp.fd, [tmp_name])
             if error.errno not in NO_SUCH_REPLACEMENT:  # a directory in the file's place moves as it is
+                located(error, self._layout.tmp, self._layout.leased)
                 raise
 
 

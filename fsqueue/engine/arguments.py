@@ -14,11 +14,36 @@ R = TypeVar("R")
 
 
 def integer(call: str, value: Any, advice: str = "") -> int:
-    """Return a count as an int."""
+    """Return a count as an int; True and False are none."""
     try:
+        if isinstance(value, bool):
+            raise TypeError
         return operator.index(value)
     except TypeError:
         raise InvalidArgumentError(call, "an integer", value, advice) from None
+
+
+def flag(call: str, value: Any) -> None:
+    """Refuse what is neither true nor false: of the words that are given instead, "no" would be taken for True."""
+    if type(value).__name__ not in ("bool", "bool_") and not (isinstance(value, int) and value in (0, 1)):
+        raise InvalidArgumentError(call, "True or False", value)
+
+
+def text(call: str, value: Any, advice: str = "") -> None:
+    """Refuse what is no string, and one that has no bytes in UTF-8."""
+    try:
+        if isinstance(value, str):
+            value.encode()
+            return
+    except UnicodeEncodeError:
+        advice = ": half a surrogate pair, or a byte that is no UTF-8, is in it"
+    raise InvalidArgumentError(call, "a string", value, advice)
+
+
+def call_or_none(call: str, value: Any) -> None:
+    """Refuse what is neither a function nor None."""
+    if value is not None and not callable(value):
+        raise InvalidArgumentError(call, "a function or None", value)
 
 
 def seconds(call: str, value: Any) -> None:
@@ -27,10 +52,25 @@ def seconds(call: str, value: Any) -> None:
         raise InvalidArgumentError(call, "a number of seconds or None", value)
 
 
+def stored_seconds(call: str, value: Any) -> float | None:
+    """Return seconds as a number that JSON has: an int or a float, whatever class of numbers it comes from."""
+    seconds(call, value)
+    if value is None or type(value) in (int, float):
+        return value  # type: ignore[no-any-return]
+    return float(value)
+
+
 def wait(call: str, value: Any, longest_s: float) -> None:
     """Refuse what is no length of time to wait, from 0 to so many seconds."""
     if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) <= longest_s:
         raise InvalidArgumentError(call, f"seconds from 0 to {longest_s:g}", value)
+
+
+def age(call: str, value: Any) -> None:
+    """Refuse what is no number of seconds; a negative one means a time to come."""
+    seconds(call, value)
+    if value is None:
+        raise InvalidArgumentError(call, "a number of seconds", value)
 
 
 def patience(call: str, value: Any) -> None:

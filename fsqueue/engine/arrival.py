@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
-from fsqueue.disk.directory import Directory
+from fsqueue.disk.directory import Directory, located
 from fsqueue.disk.fileops import FileOps
 from fsqueue.engine.clock import FilesystemClock
 from fsqueue.engine.layout import Layout
@@ -148,6 +148,7 @@ def refusal(error: OSError, source: Directory, target: Directory) -> OSError:
     """Return what to raise for a move that was refused: EXDEV means two filesystems only where there are two."""
     if error.errno == errno.EXDEV and source.mount() != target.mount():
         return QueueIOError("moving a ref to", target.path, error, _TWO_MOUNTS)
+    located(error, source, target)
     return error
 
 

@@ -8,6 +8,7 @@ from functools import partial
 import msgspec
 
 from fsqueue.disk.counting import Unchanged
+from fsqueue.disk.denied import told
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import read_json
@@ -41,13 +42,21 @@ class Refused:
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
-        self._of: dict[str, tuple[int, float]] = {}
+        self._of: dict[str, tuple[int, float, Exception]] = {}
 
-    def add(self, stem: str) -> None:
-        """Note that this ref could not be claimed."""
-        times = self._of.get(stem, (0, 0.0))[0] + 1
+    def add(self, stem: str, error: Exception) -> None:
+        """Note that this ref could not be claimed, and why."""
+        times = self._of[stem][0] + 1 if stem in self._of else 1
         pause_s = min(_REFUSED_S * 2.0 ** (times - 2), SWEEP_S) if times > 1 else 0.0
-        self._of[stem] = times, self._monotonic() + pause_s
+        self._of[stem] = times, self._monotonic() + pause_s, error.with_traceback(None)
+
+    def discard(self, stem: str) -> None:
+        """Note that it could be, after all."""
+        self._of.pop(stem, None)
+
+    def why(self) -> dict[str, Exception]:
+        """Return what was said of each when it was tried last."""
+        return {stem: error for stem, (_, _, error) in self._of.items()}
 
     def __bool__(self) -> bool:
         return bool(self._of)
@@ -55,8 +64,8 @@ class Refused:
     def now(self) -> set[str]:
         """Return the stems of those that are to be left alone now; forget those that have been for long enough."""
         time = self._monotonic()
-        self._of = {stem: (times, until) for stem, (times, until) in self._of.items() if until > time - 2 * SWEEP_S}
-        return {stem for stem, (_, until) in self._of.items() if until > time}
+        self._of = {stem: found for stem, found in self._of.items() if found[1] > time - 2 * SWEEP_S}
+        return {stem for stem, (_, until, _) in self._of.items() if until > time}
 
 
 class Claimer:
@@ -137,12 +146,15 @@ class Claimer:
                     claim.pending_since = since.get(stem)
                     if move(claim):
                         held.add(claim)
+                        if self._refused:
+                            self._refused.discard(stem)
                         continue
                 if len(self._missed) < _MISSED:
                     self._missed[stem] = began_at
             except OSError as error:
+                error = told("leasing", handle.layout.pending, names.ref_file(stem), error)
                 errors.append(error)
-                self._refused.add(stem)
+                self._refused.add(stem, error)
                 handle.strays.add([claim])
             leased.pop()
 
@@ -153,9 +165,20 @@ class Claimer:
             since[stem] = status.st_mtime
         return self._handle.moves.stamp_pending(stem)
 
-    def leave_alone(self, stem: str) -> None:
+    def leave_alone(self, stem: str, error: Exception) -> None:
         """Note that a ref could not be read: it is left alone for longer each time, so that others come first."""
-        self._refused.add(stem)
+        self._refused.add(stem, error)
+
+    def raise_of_refused(self, partition: Partition | None) -> None:
+        """Raise what was said of a ref that is pending, and is left alone, where a get would say that there is none."""
+        pending = self._handle.layout.pending
+        for stem, error in self._refused.why().items() if self._refused else ():
+            if partition is not None and not self._belongs(stem, partition):
+                continue
+            file = names.ref_file(stem)
+            if self._handle.ops.is_there(pending.fd, file) and self._handle.moves.holds(pending, file):
+                raise error.with_traceback(None)
+            self._refused.discard(stem)
 
     def _still_leased(self, stem: str) -> bool:
         """Return whether a ref that is pending, and that this handle holds, is leased too: then it was queued twice."""

@@ -10,7 +10,7 @@ from typing import Any
 from fsqueue.disk.counting import NameCount
 from fsqueue.disk.fileops import FileOps, explained
 from fsqueue.disk.parallel import IoThreads
-from fsqueue.engine.arguments import integer, seconds
+from fsqueue.engine.arguments import call_or_none, flag, integer, seconds, text
 from fsqueue.engine.attempts import Limits
 from fsqueue.engine.contents import Contents
 from fsqueue.engine.expire import Reclaimer
@@ -23,7 +23,7 @@ from fsqueue.engine.owners import new_owner
 from fsqueue.engine.put import Putter
 from fsqueue.engine.settings import Settings
 from fsqueue.engine.settle import Settler
-from fsqueue.errors import FsQueueError, InvalidArgumentError, QueueConfigError
+from fsqueue.errors import FsQueueError, QueueConfigError
 from fsqueue.format import names
 from fsqueue.format.codec import Codec
 from fsqueue.format.wire import RefCodec
@@ -71,12 +71,14 @@ class Options:
         for name, limit in (("max_attempts", self.max_attempts), ("max_deliveries", self.max_deliveries)):
             if limit is not None:
                 integer(name, limit)
-        if not isinstance(self.read_only, bool):
-            raise InvalidArgumentError("read_only", "True or False", self.read_only)
+        flag("read_only", self.read_only)
         if self.read_only and self.heartbeat_s is not None:
             raise QueueConfigError(path, "takes no heartbeat_s with read_only=True: an onlooker leases nothing")
-        if self.owner is not None and not isinstance(self.owner, str):
-            raise InvalidArgumentError("owner", "a string or None", self.owner)
+        if self.owner is not None:
+            text("owner", self.owner)
+        flag("durable", self.durable)
+        flag("keep_done", self.keep_done)
+        call_or_none("clock", self.clock)
         seconds("heartbeat_s", self.heartbeat_s)
         seconds("poll_interval_s", self.poll_interval_s)
         for name, limit in (("max_attempts", self.max_attempts), ("max_deliveries", self.max_deliveries)):
@@ -84,9 +86,11 @@ class Options:
                 raise QueueConfigError(path, f"needs {name} of at least 1 or None, found {limit}")
         if not (self.poll_interval_s or 0) > 0:
             raise QueueConfigError(path, f"needs a positive poll_interval_s, found {self.poll_interval_s}")
-        if self.heartbeat_s is not None and not self.heartbeat_s > 0:
+        if self.heartbeat_s is not None and not 0 < self.heartbeat_s < float("inf"):
             raise QueueConfigError(path, f"needs a positive heartbeat_s or None, found {self.heartbeat_s}")
-        if self.io_threads != "auto" and not (isinstance(self.io_threads, int) and self.io_threads > 0):
+        if isinstance(self.io_threads, bool) or not (
+            self.io_threads == "auto" or (isinstance(self.io_threads, int) and self.io_threads > 0)
+        ):
             raise QueueConfigError(path, f"needs io_threads of at least 1 or 'auto', found {self.io_threads!r}")
         new_owner(self.owner, path)
 

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from fsqueue.disk.denied import told as told_of
 from fsqueue.engine.annotations import record
 from fsqueue.engine.attempts import Limits
 from fsqueue.engine.claim import Claimer, Partition
@@ -111,6 +112,8 @@ class Getter(Generic[R]):
                 self._pace.waited_s = 0.0
             paused = self._handle.pause.found is not None
             if refs or waiter.expired() or (partition and not paused and self._claimer.anything_pending()):
+                if not refs and not paused:
+                    self._claimer.raise_of_refused(partition)
                 return refs
             thorough = waiter.wait()
 
@@ -172,9 +175,10 @@ class Getter(Generic[R]):
                     continue
                 except (OSError, MemoryError) as error:
                     self._handle.strays.add(leased[known:])
-                    if self._gave_up(leased[index], error):
+                    told = self._told(leased[index], error)
+                    if self._gave_up(leased[index], told):
                         continue
-                    first = first or error
+                    first = first or told
                     self._handle.strays.add([leased[index]])
                     continue
                 if ref is not None:
@@ -187,10 +191,16 @@ class Getter(Generic[R]):
             raise first
         return refs
 
+    def _told(self, claim: Claim, error: OSError | MemoryError) -> OSError | MemoryError:
+        """Return an error of a ref's file; where this process was denied it, one that names the file and its owner."""
+        if not isinstance(error, OSError):
+            return error
+        return told_of("reading", self._handle.layout.leased, claim.name, error)
+
     def _gave_up(self, claim: Claim, error: OSError | MemoryError) -> bool:
         """Bury a ref whose file could not be read as often as it may fail; False where it is to be tried again."""
         if not isinstance(error, OSError) or not self._unread.is_used_up(claim.stem):
-            self._claimer.leave_alone(claim.stem)
+            self._claimer.leave_alone(claim.stem, error)
             return False
         try:
             buried = self._handle.moves.bury(claim)  # as it is: bytes that were not read are never overwritten

@@ -21,7 +21,16 @@ from fsqueue.disk.fileops import FileOps, despite_errors, explained, without_del
 from fsqueue.disk.filesystems import UnfitFilesystemWarning, filesystem, refusal
 from fsqueue.disk.mutex import Mutex
 from fsqueue.disk.once import await_creators, publish_once
-from fsqueue.disk.publish import make_directory, make_within, read_replaced, refusal_of, strangers_in, sync_parent
+from fsqueue.disk.publish import (
+    file_above,
+    make_directory,
+    make_within,
+    read_replaced,
+    refusal_of,
+    strangers_in,
+    sync_parent,
+)
+from fsqueue.engine import arguments
 from fsqueue.engine.reserve import Reserve
 from fsqueue.engine.settings import (
     FORMAT,
@@ -111,7 +120,7 @@ class Layout:
             if not make_missing:
                 raise
             # An empty directory was removed by hand, or its making was reported done and was not.
-            make_within(self.ops, self.root, name)
+            self.reserve.retrying(lambda: make_within(self.ops, self.root, name))
             directory = self.within(name)
         self._opened.append(directory)
         return directory
@@ -248,13 +257,16 @@ def _missing(ops: FileOps, path: str) -> NotAQueueError:
     root = _root(ops, path)
     if root is None:
         return NotAQueueError(
-            path, "does not exist: look if the path is right and the share mounted; `fsqueue init` creates one"
+            path,
+            "does not exist: look if the path is right, and the share mounted on this node; `fsqueue init` creates one",
         )
     with closing(root):
         state = state_with_files(ops, root)
     if state is None:
         return NotAQueueError(
-            path, f"is no queue: there is no {SETTINGS} in this directory; `fsqueue init` creates one"
+            path,
+            f"is no queue: there is no {SETTINGS} in this directory; look if the share is mounted on this node; "
+            "`fsqueue init` creates one",
         )
     return _lost(path, state)
 
@@ -283,10 +295,13 @@ def ensure_queue(
     """Return the settings of a queue, which is created, unless told otherwise, where the directory is missing or empty.
 
     Raises:
+        InvalidArgumentError: run_id is no string; nothing was written.
         NotAQueueError: the directory is not empty and holds no queue, or there is none and none is to be created.
         QueueConfigError: the queue's settings differ from the arguments given.
     """
     validate(path, lease_timeout_s, lock, retry or NO_WAIT, max_hold_s)
+    if run_id is not None:
+        arguments.text("run_id", run_id, ": str() makes one of a job's number" if isinstance(run_id, int) else "")
     with explained("opening queue", path):
         settings = _read_settings(ops, path, read_only=read_only)
         if settings is None:
@@ -331,7 +346,9 @@ def _root(ops: FileOps, path: str) -> Directory | None:
     except FileNotFoundError:
         return None
     except NotADirectoryError:
-        raise NotAQueueError(path, "is a file: a queue is a directory") from None
+        file = file_above(ops, path)
+        what = "is a file" if file == path else f"cannot be one: {file} is a file"
+        raise NotAQueueError(path, f"{what}, and a queue is a directory") from None
 
 
 def read_settings(root: Directory, surely: bool = False) -> Settings | None:

@@ -64,6 +64,13 @@ class MemorySampleRefQueue(Generic[R]):
         poll_interval_s: float = 0.05,
         codec: RefCodec[R, Any] | None = None,
     ) -> None:
+        for name, seconds in (("lease_timeout_s", lease_timeout_s), ("poll_interval_s", poll_interval_s)):
+            arguments.seconds(name, seconds)
+        for name, limit in (("max_attempts", max_attempts), ("max_deliveries", max_deliveries)):
+            if limit is not None:
+                arguments.at_least(name, limit, 1)
+        arguments.flag("keep_done", keep_done)
+        arguments.call_or_none("clock", clock)
         self._codec: Codec[R] | None = None
         if ref_type is not None or codec is not None:
             self._codec = codec_of(cast(Any, ref_type), codec)

@@ -29,7 +29,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 
-from fsqueue.disk.directory import Directory
+from fsqueue.disk.directory import Directory, located
 from fsqueue.disk.fileops import silently_remove
 from fsqueue.disk.parallel import Overlap
 from fsqueue.disk.publish import write_file, write_together
@@ -119,6 +119,7 @@ class Moves:
             return self._ops.remove(directory.fd, name)
         except OSError as error:
             if not self.is_gone(directory, name, error):
+                located(error, directory)
                 raise
             return False
 
@@ -132,8 +133,9 @@ class Moves:
             else:
                 syncs = self._overlap.syncs if self._durable else None
                 write_together(self._ops, self._layout.tmp, named, syncs)
-        except BaseException:
+        except BaseException as error:
             silently_remove(self._ops, self._layout.tmp.fd, [name for name, _ in named])
+            located(error, self._layout.tmp)
             raise
         return [name for name, _ in named]
 

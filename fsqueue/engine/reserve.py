@@ -3,7 +3,8 @@
 A rename may need a block for the directory that it leads to, a packing an inode for its segment. So a queue has a file
 of no use, ``.reserve``, made while there is room. Whoever finds the disk full, or a quota used up, while it takes refs
 out of the queue frees half of that file and tries again, at last all of it with its inode. It is made anew once there
-is room. A put may not have it: it would only fill the disk further.
+is room. A put may not have it: it would only fill the disk further. Beside it lie empty files, ``.reserve-1`` and so
+on, which give an inode each: to consumers that join the stream, for instance.
 
 It is a help and no promise: somebody else's file may get the blocks first.
 """
@@ -24,6 +25,7 @@ from fsqueue.disk.fileops import FileOps
 T = TypeVar("T")
 
 RESERVE = ".reserve"
+INODES = tuple(f"{RESERVE}-{number}" for number in range(1, 8))
 BASE_BYTES = 1 << 20  # XFS grows a directory by a block only where about 65 are free
 MEMORY_BASE_BYTES = 1 << 16  # where a directory takes no blocks
 LIMIT_BYTES = 1 << 26
@@ -81,10 +83,17 @@ class Reserve:
         status = self._ops.status(self._root.fd, RESERVE)
         size = status.st_size if status else 0
         free, inodes = self._ops.room(self._root.fd)
+        if inodes >= _SPARE_INODES:
+            self._keep_inodes()
         if size < wanted and inodes >= _SPARE_INODES:
             self._grow(size, size + min(wanted - size, free // _SHARE // _BLOCK_BYTES * _BLOCK_BYTES))
         elif size > 4 * wanted:
             self._change(lambda fd: self._ops.ftruncate(fd, wanted))
+
+    def _keep_inodes(self) -> None:
+        """Make those of the empty files that are missing."""
+        for name in sorted(set(INODES).difference(self._root.listing())):
+            self._ops.close_read(self._ops.open(name, _FLAGS | os.O_CREAT, 0o666, dir_fd=self._root.fd))
 
     def _grow(self, size: int, wanted: int) -> None:
         """Write what is missing."""
@@ -108,23 +117,33 @@ class Reserve:
             self._ops.close_written(fd)
 
     def give_up(self) -> bool:
-        """Free half of the reserve, or what is left of it with its inode; False where there is none.
+        """Free half of the reserve's blocks, or one of its inodes where there is no other; False where there is none.
 
         RACE: of two processes that do so at once, both may free the same half: each then finds less to free.
         """
+        if self._lacks_inodes() and self._give_an_inode():
+            return True
         try:
             if self._change(self._halve):
                 return True
-        except FileNotFoundError:
-            return False
         except OSError:
-            pass  # made by a user who let nobody else write it
-        try:
-            removed = self._ops.remove(self._root.fd, RESERVE)
-        except OSError:
-            return False
-        self._ops.sleep(FREED_S)
-        return removed
+            pass  # there is none, or it was made by a user who let nobody else write it
+        return self._give_an_inode()
+
+    def _lacks_inodes(self) -> bool:
+        """Tell whether inodes are what a full disk has none of, as far as it says; of a quota, nobody can tell."""
+        with suppress(OSError):
+            return self._ops.room(self._root.fd)[1] == 0
+        return False
+
+    def _give_an_inode(self) -> bool:
+        """Remove one of the files, the one with the blocks as the last one."""
+        for name in (*INODES, RESERVE):
+            with suppress(OSError):
+                if self._ops.remove(self._root.fd, name):
+                    self._ops.sleep(FREED_S)
+                    return True
+        return False
 
     def _halve(self, fd: int) -> bool:
         size = self._ops.fstat(fd).st_size

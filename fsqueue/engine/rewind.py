@@ -7,7 +7,7 @@ checkpoint of step s with the parameters of step s, so every ref acked later has
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import closing
 from typing import NamedTuple
 
@@ -17,9 +17,9 @@ from fsqueue.engine.attempts import Limits
 from fsqueue.engine.expire import Reclaimer
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
-from fsqueue.engine.layout import open_layout
+from fsqueue.engine.layout import Layout, open_layout
 from fsqueue.engine.listing import files_in, packed_in
-from fsqueue.engine.owners import new_owner
+from fsqueue.engine.owners import new_owner, read_record
 from fsqueue.engine.packing.revision import Pauses
 from fsqueue.engine.packing.unpack import unpack
 from fsqueue.engine.progress import Progress, unheard
@@ -35,6 +35,7 @@ _Acked = tuple[int, str, str]
 
 def rewind(
     handle: Handle,
+    reclaimer: Reclaimer,
     after_step: int,
     force: bool,
     progress: Progress = unheard,
@@ -42,10 +43,11 @@ def rewind(
 ) -> list[str]:
     """Put every ref acked after a step back into pending/, in the order of steps; return their ids.
 
-    Attempts are not counted; the history says why. What is live again already is left alone.
+    Attempts are not counted; the history says why. What is live again already is left alone. Where others hold leases,
+    those that have expired, or whose owners are proven to be dead, are reclaimed first.
 
     CRASH: a ref is in done/, leased to the process that died, or pending; the next rewind does the rest, and
-    what was leased comes back when that lease is reclaimed.
+    reclaims what was leased.
 
     Args:
         each: told of each id at once.
@@ -53,9 +55,9 @@ def rewind(
     Raises:
         LeasesHeldError: another owner holds leases, whose acks would carry steps of the run that crashed.
     """
-    others = handle.moves.owners_holding() - {handle.owner}
-    if others and not force:
-        raise LeasesHeldError(handle.layout.path, sorted(others))
+    if not force and handle.moves.owners_holding() - {handle.owner}:
+        reclaimer.reclaim()
+        refuse_while_held(handle.layout, handle.moves.owners_holding() - {handle.owner})
     handle.presence.announce()
     returned: list[str] = []
     settled: set[_Acked] = set()
@@ -78,6 +80,14 @@ def rewind(
         if missed:
             pauses.wait()
     return [names.id_of(stem) or stem for stem in returned]
+
+
+def refuse_while_held(layout: Layout, owners: Collection[str]) -> None:
+    """Raise a LeasesHeldError where owners hold leases; it says who of them lives, as far as can be seen from here."""
+    if owners:
+        records = {owner: read_record(layout.owners, owner) for owner in sorted(owners)}
+        alive = [owner for owner, found in records.items() if found is not None and found.liveness() == "alive"]
+        raise LeasesHeldError(layout.path, list(records), alive)
 
 
 def _acked_later(handle: Handle, after_step: int) -> list[_Acked]:
@@ -115,9 +125,8 @@ def outlook(path: str, after_step: int, force: bool) -> Outlook:
     layout = open_layout(current(), path)
     handle = Handle(layout, owner=new_owner(None, path), durable=False, heartbeat_s=None, clock=None)
     with explained("reading", path), closing(handle):
-        others = set() if force else Reclaimer(handle, Limits(None, None)).would_leave()
-        if others:
-            raise LeasesHeldError(path, sorted(others))
+        if not force:
+            refuse_while_held(layout, Reclaimer(handle, Limits(None, None)).would_leave())
         done = [*files_in(layout, "done"), *packed_in(layout)]
         live = {file.place.stem for state in ("pending", "leased") for file in files_in(layout, state)}
         steps = ((file.place.step, file) for file in done if file.place.stem not in live)

@@ -16,6 +16,7 @@ RETRY_JITTER = 0.1
 OPTION_OF = {"first_s": "retry_delay_s", "backoff": "retry_backoff", "jitter": "retry_jitter"}
 """What a queue's options call the fields of `Retry`."""
 _MOST_DOUBLINGS = 64
+_LARGEST = 1e18  # whatever is larger, JSON may not carry
 
 
 class Retry(msgspec.Struct, frozen=True):
@@ -95,16 +96,16 @@ def require_same(path: str, before: Settings, found: Settings) -> None:
 def validate(
     path: str, lease_timeout_s: float | None, lock: str | None, retry: Retry, max_hold_s: float | None = None
 ) -> None:
-    """Raise a QueueConfigError where a setting can mean nothing."""
+    """Raise a QueueConfigError where a setting can mean nothing, or would be written so that nobody can read it."""
     for name, value, least in (
         ("retry_delay_s", retry.first_s, 0.0),
         ("retry_backoff", retry.backoff, 1.0),
         ("retry_jitter", retry.jitter, 0.0),
     ):
-        if not isinstance(value, (int, float)) or not least <= value < float("inf"):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= _LARGEST:
             raise QueueConfigError(path, f"needs {name} of {least:g} or more, found {value!r}")
     for name, longest in (("lease_timeout_s", lease_timeout_s), ("max_hold_s", max_hold_s)):
-        if longest is not None and not 0 < longest < float("inf"):
+        if longest is not None and not 0 < longest <= _LARGEST:
             raise QueueConfigError(path, f"needs a positive {name} or None, found {longest!r}")
     if lock is not None and lock not in LOCK_MODES:
         raise QueueConfigError(path, f"needs lock to be one of {', '.join(LOCK_MODES)}, found {lock!r}")

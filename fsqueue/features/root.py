@@ -47,7 +47,10 @@ class StoreRoot:
         self._reopening = Mutex()
         self._retired_fd = -1
         make_directory(ops, path)
-        self.directory = Directory(ops, path)
+        try:
+            self.directory = Directory(ops, path)
+        except NotADirectoryError:
+            raise FeatureStoreError(path, "is a file: a feature store is a directory") from None
         try:
             self.settings = self._settled() or self._create()
         except BaseException:

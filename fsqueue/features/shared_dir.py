@@ -19,6 +19,7 @@ from torch import Tensor
 from fsqueue.disk.directory import UNREACHABLE
 from fsqueue.disk.fileops import current, explained, silently_remove
 from fsqueue.disk.publish import WriteAt, absolute, fill_file
+from fsqueue.engine import arguments
 from fsqueue.engine.layout import is_remote
 from fsqueue.engine.owners import new_owner
 from fsqueue.errors import CorruptRefError, InvalidArgumentError
@@ -58,6 +59,7 @@ class SharedDirFeatureStore:
         verify: get compares the content with its generation, which reads all of it.
 
     Raises:
+        InvalidArgumentError: an argument is of a kind that cannot be meant.
         FeatureStoreError: the directory is not empty and no store.
         QueueIOError: the filesystem refused.
     """
@@ -65,6 +67,10 @@ class SharedDirFeatureStore:
     def __init__(
         self, root: str | os.PathLike[str], *, durable: bool = True, mapped: bool | None = None, verify: bool = False
     ) -> None:
+        arguments.flag("durable", durable)
+        arguments.flag("verify", verify)
+        if mapped is not None:
+            arguments.flag("mapped", mapped)
         self.root = absolute(root)
         self._durable = durable
         self._given_mapped = mapped

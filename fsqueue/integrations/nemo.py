@@ -24,15 +24,17 @@ from types import TracebackType
 from typing import Any
 from weakref import WeakValueDictionary
 
-import torch
-from nemo_automodel.components.speculative.streaming.queue import Lease, VisibilityTimeout
-from nemo_automodel.components.speculative.streaming.refs import FeatureAlgorithm, FeatureSpec, SampleRef
-
 from fsqueue.errors import FsQueueError, InvalidArgumentError, NotAQueueError
 from fsqueue.format import names
 from fsqueue.format.codec import split
+from fsqueue.lazy import needed_by
 from fsqueue.queue import FileSampleRefQueue
 from fsqueue.stream.membership import Membership
+
+with needed_by(__name__, "nemo", "nemo_automodel", "torch"):
+    import torch
+    from nemo_automodel.components.speculative.streaming.queue import Lease, VisibilityTimeout
+    from nemo_automodel.components.speculative.streaming.refs import FeatureAlgorithm, FeatureSpec, SampleRef
 
 _logger = logging.getLogger(__name__)
 _ABORTED = "was aborted during shutdown"

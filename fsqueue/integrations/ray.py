@@ -24,13 +24,15 @@ import warnings
 from contextlib import ExitStack
 from typing import Any, Generic, TypeVar
 
-import ray
-
 from fsqueue.engine.settings import require_same
+from fsqueue.lazy import needed_by
 from fsqueue.queue import FileSampleRefQueue
 from fsqueue.stream.members import Role
 from fsqueue.stream.membership import Membership
 from fsqueue.stream.view import TrainerView
+
+with needed_by(__name__, "ray", "ray"):
+    import ray
 
 R = TypeVar("R")
 

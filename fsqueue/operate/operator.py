@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from fsqueue.disk.directory import Directory
+from fsqueue.disk.directory import Directory, locating
 from fsqueue.disk.fileops import current, explained
 from fsqueue.engine.annotations import Change, record
 from fsqueue.engine.claim import Claimer
@@ -242,7 +242,9 @@ def purge(
         directory = directory_of(handle.layout, state)
         old = _old(directory, state, handle.clock.now() - older_than_s)
         for seen, name in enumerate(old, before + 1):
-            if handle.ops.remove(directory.fd, name):
+            with locating(directory):
+                is_mine = handle.ops.remove(directory.fd, name)
+            if is_mine:
                 told(removed, [name], each)
             if progress is not None:
                 progress(seen, before + len(old))

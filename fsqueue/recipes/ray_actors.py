@@ -2,7 +2,8 @@
 
     python ray_actors.py RUN [--rollouts N] [--ranks W] [--samples K]
 
-The work is that of rollout.py and trainer.py, which lie beside this file; the nodes share RUN.
+The work is that of rollout.py and trainer.py, which lie beside this file; the nodes share RUN, in which prepare.py has
+made the queue.
 """
 
 import argparse
@@ -68,9 +69,10 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=100)
     given = parser.parse_args()
     run = given.run.absolute()
+    # Only prepare.py creates: where this node lacks the share, a second queue would be made beside it.
+    queue = FileSampleRefQueue(run / "queue", ref_type=Sample, heartbeat_s=5, create=False)
     beside = {"PYTHONPATH": str(Path(__file__).parent)}
     ray.init(include_dashboard=False, namespace="fsqueue", runtime_env={"env_vars": beside})
-    queue = FileSampleRefQueue(run / "queue", ref_type=Sample, lease_timeout_s=60, heartbeat_s=5)
     actor = ray.remote(max_restarts=-1, max_task_retries=-1)(Rollout)
     rollouts = [
         actor.options(name=f"rollout-{index}").remote(queue, index, given.rollouts) for index in range(given.rollouts)

@@ -43,7 +43,8 @@ def main() -> None:
     parser.add_argument("--attempt", type=int, help="how often this one was started again, where Slurm does not say")
     given = parser.parse_args()
     name = f"rollout-{given.index}"
-    queue = FileSampleRefQueue(given.run / "queue", ref_type=Sample, lease_timeout_s=60, heartbeat_s=5)
+    # Only prepare.py creates: where this node lacks the share, a second queue would be made beside it.
+    queue = FileSampleRefQueue(given.run / "queue", ref_type=Sample, heartbeat_s=5, create=False)
     with queue.producer(name, expected=given.rollouts, attempt=given.attempt, on_sigterm="withdraw"):
         put_rest(queue, name, given.samples)
 

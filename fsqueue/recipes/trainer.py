@@ -100,7 +100,8 @@ def main() -> None:
     given = parser.parse_args()
     rank = launched("RANK", "SLURM_PROCID") or 0
     world = launched("WORLD_SIZE", "SLURM_NTASKS") or 1
-    queue = FileSampleRefQueue(given.run / "queue", ref_type=Sample, lease_timeout_s=60, heartbeat_s=5)
+    # Only prepare.py creates: where this node lacks the share, a second queue would be made beside it.
+    queue = FileSampleRefQueue(given.run / "queue", ref_type=Sample, heartbeat_s=5, create=False)
     warnings.simplefilter("ignore", PartialWindowWarning)
     with TrainerView(
         queue, partition=(rank, world), batch=given.batch, attempt=given.attempt, on_sigterm="withdraw"

@@ -212,8 +212,10 @@ class Membership:
     ) -> None:
         try:
             self._leave(error)
-        except OSError:
-            raise
+        except OSError as failed:
+            if error is None:
+                raise
+            self._note(error, failed)
         except BaseException:
             with suppress(OSError):
                 self._leave(error)  # nobody else will: an interrupt here would leave a member that lives for ever
@@ -222,6 +224,13 @@ class Membership:
             if self._before is not None and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, self._before)
                 self._before = None
+
+    def _note(self, error: BaseException, failed: OSError) -> None:
+        """Say with what ended the block that the others were not told, on a disk that went read-only for instance."""
+        text = f"{self.role} {self.name!r} could not say how it ended, so that the others wait for it: {failed}"
+        if hasattr(error, "add_note"):  # Python 3.11
+            error.add_note(text)
+        tell(__name__, "warning", self._handle.layout.path, "%s", text)
 
     def _leave(self, error: BaseException | None) -> None:
         if error is not None and not is_no_failure(error):

@@ -134,6 +134,7 @@ def test_slips_are_told(folder: Path, vllm: FakeVllm, tmp_path: Path) -> None:
     assert "transformers needs --model" in run(*base, "--source", "transformers").stderr
     assert "'2/2' is no part" in run(*command(folder, vllm.url, "--part", "2/2")).stderr
     assert run("capture", tmp_path / "none", *command(folder, vllm.url)[2:]).exit_code == 3
+    assert not (folder / "features").exists(), "where no share is mounted, no store is made"
     layers = run(*command(folder, vllm.url, "--layers", "2,2"))
     assert layers.exit_code == 1 and "layers expected layers, each once" in layers.stderr
     away = run(*command(folder, "http://127.0.0.1:9", "--patience", "0s"))

@@ -320,6 +320,17 @@ def test_status_with_watch_gives_the_rates_between_two_looks(path: Path) -> None
     assert "--watch" in run("status", path, "--count", 3).stderr
 
 
+@pytest.mark.parametrize("arguments", [["status", "--watch"], ["top", "--interval"]], ids=lambda it: it[0])
+def test_two_looks_are_apart_whatever_is_asked_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    """None at all would keep a processor and the file server busy for nothing."""
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    assert run(arguments[0], path, *arguments[1:], "0", "--count", 2).exit_code == 0
+    assert slept and min(slept) >= 0.2
+
+
 def test_status_with_watch_goes_on_until_it_is_stopped(path: Path) -> None:
     command = [*PROGRAM, "status", str(path), "--watch", "10ms"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

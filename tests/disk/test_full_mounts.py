@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
-from fsqueue import FileSampleRefQueue, QueueIOError
+from fsqueue import FileSampleRefQueue, QueueIOError, TrainerView
 from fsqueue.engine.reserve import RESERVE
 from fsqueue.operate.operator import pack, purge
 from fsqueue.operate.requeue import requeue_failed
@@ -138,6 +138,30 @@ def test_leases_of_a_process_killed_on_a_full_disk_come_back(tmp_path: Path, kin
             assert queue.reclaim() == 10
             assert sorted(drain(queue)) == ids(numbered(COUNT))
         assert_clean(full.path)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "no stream"])
+@pytest.mark.parametrize(("kind", "what"), EVERYTHING)
+def test_several_consumers_join_on_a_full_disk(tmp_path: Path, kind: str, what: str, stream: bool) -> None:
+    """Each takes an inode for its file, and the first one another for stream/: the reserve has them."""
+
+    def prepare(path: Path) -> None:
+        with_pending(path)
+        if stream:
+            with FileSampleRefQueue(path) as queue:
+                queue.configure_stream(silence_s=30)
+
+    with full_disk(tmp_path, kind, what, prepare) as full, ExitStack() as at_work:
+        got: list[str] = []
+        for number in range(5):
+            queue = at_work.enter_context(FileSampleRefQueue(full.path))
+            at_work.enter_context(queue.consumer(f"c{number}"))
+            got += ids(batch := queue.get(8))
+            assert queue.ack(batch) == []
+        view = at_work.enter_context(TrainerView(at_work.enter_context(FileSampleRefQueue(full.path)), batch=8))
+        got += ids(batch := view.get())
+        assert view.ack(batch, step=1) == []
+        assert len(got) == 48 and len(queue.stream().members()) == 6
 
 
 def acknowledge_and_pack(pipe: Connection, path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import os
 import re
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,15 @@ from typing import Any
 import pytest
 
 from fsqueue import (
+    FileMetadataStore,
     FileSampleRefQueue,
     NotAQueueError,
     QueueConfigError,
     QueueIOError,
     UnsupportedFormatError,
 )
+from fsqueue.disk.fileops import FileOps, using
+from fsqueue.engine.reserve import INODES
 from tests.support import (
     Child,
     FakeClock,
@@ -31,6 +36,7 @@ from tests.support import (
     ref,
     refs,
 )
+from tests.support.program import run
 
 STATES = ("pending", "leased", "done", "failed")
 
@@ -63,6 +69,7 @@ def test_golden_tree(tmp_path: Path) -> None:
     found = tree(path)
     assert owner.startswith(f"node%2f1.{os.getpid()}.")
     order = found.pop("order.lock")
+    assert [found.pop(name) for name in INODES] == [b""] * len(INODES)
     assert len(found.pop(".reserve")) == (path / ".reserve").stat().st_size > 0
     record = found.pop(f"owners/{owner}.json")
     held = found.pop("type.json")
@@ -176,6 +183,51 @@ def test_a_file_is_no_queue(tmp_path: Path) -> None:
     (tmp_path / "q").write_text("")
     with pytest.raises(NotAQueueError, match="is a file"):
         FileSampleRefQueue(tmp_path / "q")
+
+
+@pytest.mark.parametrize("below", ["file/q", "file/a/b/q", "link/q"])
+@pytest.mark.parametrize("create", [True, False])
+def test_a_path_below_a_file_names_that_file(tmp_path: Path, below: str, create: bool) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to("file")
+    with pytest.raises(NotAQueueError, match=re.escape(f"{tmp_path / below.partition('/')[0]} is a file")):
+        FileSampleRefQueue(tmp_path / below, create=create)
+    with pytest.raises(QueueIOError, match=re.escape(f"{tmp_path / below.partition('/')[0]} is a file")):
+        FileMetadataStore(tmp_path / below)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="there is no /proc")
+@pytest.mark.parametrize("make", [FileSampleRefQueue, FileMetadataStore], ids=lambda it: it.__name__)
+@pytest.mark.parametrize("path", ["/proc/queue", "/proc/a/b/c/queue"])
+def test_where_the_directory_above_makes_none_the_error_names_it(make: Callable[[str], object], path: str) -> None:
+    """There mkdir says ENOENT, and the parent is there."""
+    with pytest.raises(QueueIOError, match=r"making directory /proc/(queue|a) failed.* /proc is there, and makes"):
+        make(path)
+
+
+def test_a_mkdir_that_never_finds_a_parent_ends_with_an_error(tmp_path: Path) -> None:
+    ops = FileOps()
+
+    def mkdir(path: str, mode: int, **where: Any) -> None:
+        raise FileNotFoundError(errno.ENOENT, "injected", path)
+
+    ops.mkdir = mkdir  # type: ignore[assignment]
+    with using(ops), pytest.raises(QueueIOError, match="making directory"):
+        FileSampleRefQueue(tmp_path / "a" / "b" / "q")
+
+
+@pytest.mark.parametrize("make", [FileSampleRefQueue, FileMetadataStore], ids=lambda it: it.__name__)
+def test_a_relative_path_where_the_current_directory_is_gone_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[str], object]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(QueueIOError, match=r"finding queue failed: ENOENT .*the current directory was removed"):
+        make("queue")
+    result = run("init", "queue")
+    assert result.exit_code == 1 and "the current directory was removed" in result.stderr
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize(

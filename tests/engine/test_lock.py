@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from fsqueue import FileSampleRefQueue, QueueIOError, StaleLockWarning
 from fsqueue.engine import lock
+from fsqueue.engine.reserve import INODES, RESERVE
 from tests.support import (
     GUARD_S,
     Child,
@@ -205,7 +206,8 @@ def test_put_replaces_a_lock_that_does_not_come_free(path: Path, impatient: None
         assert ids(a.get(10)) == ["first", "second", "third", "fourth"]
         assert sorted(os.listdir(path)) == sorted(
             [
-                ".reserve",
+                RESERVE,
+                *INODES,
                 "fsqueue.json",
                 "type.json",
                 "order.lock",
@@ -243,7 +245,7 @@ def test_a_replacement_that_the_filesystem_gets_wrong(path: Path, impatient: Non
             tap.after = fail
             with pytest.warns(StaleLockWarning):
                 queue.put(refs("b"))
-        assert [name for name in os.listdir(path) if name.startswith(".")] == [".reserve"]
+        assert [name for name in os.listdir(path) if name.startswith(".") and name not in INODES] == [RESERVE]
         tap.before = tap.after = None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", StaleLockWarning)

@@ -126,6 +126,16 @@ class TestDiagnosis:
         assert "s3fs" in seen.problems[0] and "keep it on" in seen.problems[0]
         assert result.exit_code == 1 and "NOT FIT" in result.stdout and "between two sides" not in result.stdout
 
+    @pytest.mark.parametrize("named", ["queues", "./queues", "queues/../queues", "."])
+    def test_a_relative_path_is_the_current_directory_s_in_every_process(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
+    ) -> None:
+        (tmp_path / "queues").mkdir()
+        monkeypatch.chdir(tmp_path)
+        seen = diagnose(named, SMALL)
+        assert seen.fit and seen.problems == [] and seen.directory == os.path.normpath(tmp_path / named)
+        assert [path.name for path in tmp_path.iterdir()] == ["queues"] and not any((tmp_path / "queues").iterdir())
+
     def test_a_queue_is_not_touched(self, tmp_path: Path) -> None:
         with FileSampleRefQueue(tmp_path / "q") as queue:
             queue.put([SampleRef("s1", "run", None, "file:///f", {}, {}, "eagle3")])

@@ -262,6 +262,17 @@ class TestCommand:
         assert tail[3].startswith("  holds  a rename decides a race") and tail[4].startswith("  holds  an id is queued")
         assert tail[-1] == "fit: a queue's promises hold between the two sides"
 
+    @pytest.mark.parametrize("arguments", [["shared", "--second-mount", "./shared"], ["--second-mount", "../q/shared"]])
+    def test_relative_paths_are_the_current_directory_s_in_every_process(
+        self, shared: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+    ) -> None:
+        monkeypatch.chdir(shared.parent if len(arguments) == 3 else shared)
+        monkeypatch.delenv("FSQUEUE_DIR", raising=False)
+        arguments = [each.replace("../q", f"../../{shared.parent.name}") for each in arguments]
+        result = self.run(*arguments, "--only", "rename,torture")
+        assert result.exit_code == 0 and "NOT FIT" not in result.stdout, result.output
+        assert list(shared.iterdir()) == []
+
     def test_json_has_the_verdicts_under_stable_keys(self, shared: Path) -> None:
         result = self.run(str(shared), "--second-mount", str(shared), "--only", "create", "--json")
         two = json.loads(result.stdout)["two_sides"]

@@ -2,7 +2,8 @@
 
 A ```python block is a program. What it prints is the ```text block that follows at once, or else what its comments
 `# prints ...` say. A ```console block is a transcript: `$ ` begins a command, `> ` continues it, and the lines below
-are what it prints. Each runs in a fresh folder, unless a comment on the line before says otherwise:
+are what it prints. All of a page run in one folder, in order, as a reader types them, unless a comment on the line
+before says otherwise:
 
     <!-- test: folder=NAME -->               in the folder of that name, which the page's other blocks of it share
     <!-- test: folder=NAME file=work.py -->  not run, but saved there under that name
@@ -25,6 +26,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,14 @@ class Scene:
     name: str
     blocks: list[Block] = field(default_factory=list)
 
+    def without_what_is_missing(self) -> Scene:
+        """Return the blocks that can be run here; skip the test where one lacks a package, and others rely on it."""
+        lacking = [b for b in self.blocks if "needs" in b.marks and find_spec(b.marks["needs"]) is None]
+        rest = [block for block in self.blocks if block not in lacking]
+        if not rest or any("file" in block.marks for block in lacking):
+            pytest.skip(f"{', '.join(sorted({block.marks['needs'] for block in lacking}))} is not installed")
+        return Scene(self.name, rest)
+
 
 def pages() -> list[Path]:
     """Return every Markdown page of the project, README first."""
@@ -109,7 +119,7 @@ def scenes_of(blocks: list[Block]) -> list[Scene]:
     scenes: dict[str, Scene] = {}
     for block in blocks:
         if block.language in ("python", "console") or "file" in block.marks:
-            folder = block.marks.get("folder", f"line-{block.line}")
+            folder = block.marks.get("folder", "page")
             scenes.setdefault(folder, Scene(f"{block.page}-{folder}")).blocks.append(block)
     return list(scenes.values())
 

@@ -72,3 +72,18 @@ def test_owners_times_and_this_host_are_alike_on_every_machine() -> None:
 def test_a_transcript_is_commands_and_what_they_print() -> None:
     text = "$ one \\\n> more\nx\n> y\n$ two\n"
     assert list(commands_of(text)) == [("one \\\nmore", "x\n> y\n"), ("two", "")]
+
+
+def test_what_a_program_leaves_behind_is_there_for_those_after_it(tmp_path: Path) -> None:
+    """As it is for a reader, who has one folder."""
+    page = '```python\nopen("x", "x").close()\n```\n\nand then\n\n' * 2
+    with pytest.raises(pytest.fail.Exception, match="FileExistsError"):
+        run(page, tmp_path)
+
+
+def test_a_block_that_lacks_a_package_is_left_out_and_the_others_run(tmp_path: Path) -> None:
+    page = "<!-- test: needs=nobody_has_this -->\n```python\nraise SystemExit(1)\n```\n\n```console\n$ echo x\nx\n```\n"
+    (scene,) = scenes_of(blocks_of(page, "page.md"))
+    play(scene.without_what_is_missing(), tmp_path / "folder")
+    with pytest.raises(pytest.skip.Exception, match="nobody_has_this"):
+        scenes_of(blocks_of(page.replace(" -->", " file=x.py -->"), "page.md"))[0].without_what_is_missing()

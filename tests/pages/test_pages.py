@@ -18,10 +18,7 @@ LANGUAGES = {"python", "console", "text", "sh", "json", ""}
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
 def test_the_page_s_blocks_run_as_they_stand(scene: Scene, tmp_path: Path) -> None:
     """Programs end by themselves with 0, and print what follows them; transcripts are what a shell shows."""
-    for block in scene.blocks:
-        if "needs" in block.marks:
-            pytest.importorskip(block.marks["needs"])
-    play(scene, tmp_path / "folder")
+    play(scene.without_what_is_missing(), tmp_path / "folder")
 
 
 @pytest.mark.parametrize("page", TEXTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -54,6 +55,15 @@ def test_ci_runs_readme_s_test_command() -> None:
 
 def test_readme_names_every_command() -> None:
     assert set(COMMAND.findall(README)) == set(COMMANDS)
+
+
+def test_every_command_has_json_and_what_changes_a_queue_a_dry_run_as_readme_says() -> None:
+    assert "Each command has\n`--json`" in README and "`--dry-run`, but for\n`capture`" in README
+    commands = {name: getattr(importlib.import_module(f"fsqueue.cli.{name}"), name) for name in COMMANDS}
+    options = {name: {each for param in command.params for each in param.opts} for name, command in commands.items()}
+    assert [name for name, found in options.items() if "--json" not in found] == []
+    only_look = {"status", "ls", "show", "audit", "report", "metrics", "top", "doctor", "demo"}
+    assert {name for name, found in options.items() if "--dry-run" not in found} == only_look | {"capture"}
 
 
 @pytest.mark.parametrize("name", sorted({name for text in TEXTS.values() for name in COMMAND.findall(text)}))

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,3 +172,25 @@ def test_the_recipes_need_nothing_beside_them(run: Small) -> None:
     for recipe in run.folder.glob("*.*"):
         if recipe.is_file():
             assert os.fspath(Path(__file__).parents[2]) not in recipe.read_text()
+
+
+@pytest.mark.parametrize(
+    "program",
+    [["rollout.py", "--index=0", "--rollouts=1", "--samples=2"], ["trainer.py"], ["ray_actors.py"]],
+    ids=lambda program: program[0],
+)
+def test_on_a_node_without_the_share_a_program_says_so_and_makes_nothing(
+    run: Small, tmp_path: Path, program: list[str]
+) -> None:
+    """The mount point is there, and bare: a queue made in it would be another one than the run's."""
+    if program[0] == "ray_actors.py":
+        pytest.importorskip("ray")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    command = [sys.executable, program[0], str(bare / "run"), *program[1:]]
+    done = subprocess.run(
+        command, cwd=run.folder, env=run.full_environment, capture_output=True, text=True, timeout=GUARD_S, check=False
+    )
+    assert done.returncode == 1
+    assert f"queue {bare / 'run' / 'queue'} does not exist" in done.stderr and "mounted on this node" in done.stderr
+    assert list(bare.iterdir()) == []

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fsqueue import FileSampleRefQueue, MemberFailedError, PartialWindowWarning, TrainerView
+from fsqueue import FileSampleRefQueue, MemberFailedError, PartialWindowWarning, QueueIOError, TrainerView
 from tests.support import GUARD_S, Child, Tap, open_tapped, ref
 
 SILENCE_S = 6.0  # so that a busy machine is not taken for one that stalls
@@ -171,3 +174,43 @@ def test_watching_reads_no_member_because_ranks_agree_on_windows(tmp_path: Path)
         assert tap.counts["listdir"] == 3
         assert tap.counts["read"] == tap.counts["utime"] == 0, tap.counts
         child.kill()
+
+
+@pytest.mark.parametrize("role", ["producer", "consumer"])
+@pytest.mark.parametrize("first", [QueueIOError, SystemExit, KeyboardInterrupt])
+def test_on_a_disk_that_has_become_read_only_the_first_error_is_raised_and_the_second_noted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, role: str, first: type[BaseException]
+) -> None:
+    """What ended the block tells what is wrong; that the others could not be told follows from it."""
+    tap = Tap()
+    queue = open_tapped(tap, tmp_path / "q", durable=False)
+
+    def refuse(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if name in ("rename", "unlink", "mkdir", "utime") or (name == "open" and args[1] & os.O_CREAT):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with pytest.raises(first) as caught, getattr(queue, role)("m"):
+        tap.before = refuse
+        if first is QueueIOError:
+            queue.put([ref("a")])
+        raise first
+    tap.before = None
+    if first is QueueIOError:
+        assert str(caught.value).startswith("putting refs into ")
+    told = [record.getMessage() for record in caplog.records if "could not say how it ended" in record.getMessage()]
+    assert len(told) == 1 and f"{role} 'm'" in told[0] and "EROFS" in told[0]
+    if sys.version_info >= (3, 11):
+        assert any("could not say how it ended" in note for note in caught.value.__notes__)
+
+
+def test_a_block_that_ends_well_on_such_a_disk_raises_what_closing_says(tmp_path: Path) -> None:
+    tap = Tap()
+    queue = open_tapped(tap, tmp_path / "q", durable=False)
+
+    def refuse(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if name == "rename":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with pytest.raises(QueueIOError, match="leaving"), queue.producer("m"):
+        tap.before = refuse
+    tap.before = None

@@ -67,6 +67,7 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
             blocks the ledger until the file server frees its lock.
 
     Raises:
+        InvalidArgumentError: an argument is of a kind that cannot be meant.
         LedgerFormatError: the directory is no ledger, or one of another format.
         LedgerLockUnsupportedError: the mount has no flock.
         QueueIOError: the filesystem refused.
@@ -80,6 +81,8 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
         durable: bool = True,
         lock_timeout_s: float = LOCK_TIMEOUT_S,
     ) -> None:
+        arguments.flag("durable", durable)
+        arguments.wait("lock_timeout_s", lock_timeout_s, float("inf"))
         self.path = absolute(path)
         self._ops = fileops.current()
         self._codec: Codec[R] = Codec(ref_type)

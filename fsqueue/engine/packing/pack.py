@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+from fsqueue.disk.directory import locating
 from fsqueue.disk.fileops import REF_LIMIT_BYTES
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import Layout
@@ -315,4 +316,5 @@ def purge(handle: Handle, older_than_s: float) -> list[str]:
     done = recover(handle, alone=True)
     old = old_segments(handle.layout, done, handle.clock.now() - older_than_s)
     handle.layout.done.sync()  # CRASH: what these replaced is gone for good, and does not come into force again
-    return [name for name in old if handle.ops.remove(handle.layout.done.fd, name)]
+    with locating(handle.layout.done):
+        return [name for name in old if handle.ops.remove(handle.layout.done.fd, name)]

@@ -25,6 +25,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 
+from fsqueue.disk.directory import locating
 from fsqueue.disk.fileops import FileOps, silently_remove
 from fsqueue.disk.publish import write_together
 from fsqueue.engine.arrival import is_gone
@@ -130,7 +131,8 @@ class Revision:
 
     def __enter__(self) -> Revision:
         reserve = self._handle.layout.reserve
-        self._fd = reserve.retrying(lambda: self._ops.create(self._done.fd, self._licence, b""))
+        with locating(self._done):
+            self._fd = reserve.retrying(lambda: self._ops.create(self._done.fd, self._licence, b""))
         return self
 
     def __exit__(self, *exc_info: object) -> None:

@@ -12,11 +12,14 @@ Any number of producers and ranks are processes on any nodes, and any of them ma
 ledger and stream: there is no distributor, no inbox and no rank whose files the others need. Made for SpecForge 0.2.
 """
 
-from fsqueue.integrations.specforge.consumer import build_online_consumer
-from fsqueue.integrations.specforge.controller import ConsumerSetupError, OnlineController
-from fsqueue.integrations.specforge.refs import Publication, RefChannel, channel
-from fsqueue.integrations.specforge.rollout import RolloutSource
-from fsqueue.integrations.specforge.store import NoFeaturesError, SharedFeatureStore
+from fsqueue.lazy import needed_by
+
+with needed_by(__name__, "specforge", "specforge", "torch"):
+    from fsqueue.integrations.specforge.consumer import build_online_consumer
+    from fsqueue.integrations.specforge.controller import ConsumerSetupError, OnlineController
+    from fsqueue.integrations.specforge.refs import Publication, RefChannel, channel
+    from fsqueue.integrations.specforge.rollout import RolloutSource
+    from fsqueue.integrations.specforge.store import NoFeaturesError, SharedFeatureStore
 
 __all__ = [
     "ConsumerSetupError",

@@ -13,6 +13,7 @@ from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import FileOps, explained
 from fsqueue.disk.filesystems import refusal
 from fsqueue.disk.mounts import mount_of
+from fsqueue.disk.publish import absolute
 from fsqueue.operate.doctor import probes, races
 from fsqueue.operate.doctor.advice import advise
 from fsqueue.operate.doctor.costs import measure_costs
@@ -59,7 +60,7 @@ def diagnose(
     Raises:
         QueueIOError: nothing can be written there.
     """
-    ops, directory = fileops.current(), os.path.abspath(directory)  # others, elsewhere, are told where it is
+    ops, directory = fileops.current(), absolute(directory)
     found = Diagnosis(directory, mount_of(directory), kind=ops.filesystem_type(directory))
     found.mount_notes = notes(found.mount) if found.mount else []
     if reason := refusal(found.kind):

@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fsqueue.disk.publish import absolute
+
 _REMOVAL_S = 30.0
 _PAUSE_S = 0.5
 
@@ -16,9 +18,10 @@ _PAUSE_S = 0.5
 def scratch_directory(parent: str, prefix: str) -> Iterator[str]:
     """Make a directory inside parent; it is removed with everything in it on leaving the block, whatever happens.
 
-    The prefix should begin with a dot: in a queue's directory, names that do are nobody's business.
+    The prefix should begin with a dot: in a queue's directory, names that do are nobody's business. What it yields is
+    absolute, for processes that are started elsewhere.
     """
-    path = tempfile.mkdtemp(prefix=prefix, dir=parent)
+    path = tempfile.mkdtemp(prefix=prefix, dir=absolute(parent))
     try:
         yield path
     finally:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from fsqueue.disk.fileops import explained
 from fsqueue.disk.mounts import mount_of
+from fsqueue.disk.publish import absolute
 from fsqueue.errors import FsQueueError
 from fsqueue.operate.doctor.peer import PeerError, PeerGoneError
 from fsqueue.operate.doctor.scratch import scratch_directory
@@ -114,11 +115,10 @@ def verify(
     """
     command = remote_command(peer, peer_python or sys.executable) if peer else None
     with explained("verifying", directory), scratch_directory(directory, ".fsqueue-doctor-") as scratch:
-        here = os.path.abspath(scratch)
-        there = os.path.join(os.path.abspath(second_mount or directory), os.path.basename(scratch))
-        mount = mount_of(here)
+        there = os.path.join(absolute(second_mount or directory), os.path.basename(scratch))
+        mount = mount_of(scratch)
         progress("the other side starts")
-        with closing(Sides(here, there, command, options or Options(), mount.kind if mount else None)) as sides:
+        with closing(Sides(scratch, there, command, options or Options(), mount.kind if mount else None)) as sides:
             report = Report(sides.describe())
             met(report.sides)
             for name in checks:
