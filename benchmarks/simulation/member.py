@@ -30,7 +30,7 @@ from simulation.world import Died, Machine, World
 _REQUEUE_S = (0.5, 8.0)
 _REBOOT_S = (8.0, 16.0)
 _STARTS = 12
-_HIGH, _LOW, _BATCH = 6, 3, 2
+_BATCH = 2
 _LOOK_S = 0.5
 
 
@@ -42,7 +42,7 @@ class MemberScript:
     """Runs one member, start after start.
 
     Args:
-        instead_of: whose place it takes while that one is stopped; None: it has a place of its own.
+        instead_of: whose place it takes while that one is stopped, or at work; None: it has a place of its own.
     """
 
     def __init__(
@@ -92,20 +92,25 @@ class MemberScript:
                 break
             self.ended = self._live()
             self._truth.moved()
-        self._truth.at_work.pop(self._part.name, None)
-        self._truth.ended.add(self._part.name)
+        if not self._taken_over:
+            self._truth.at_work.pop(self._part.name, None)
+            self._truth.ended.add(self._part.name)
         self._world.say(f"{self.name}  == {self.ended}")
 
     def _wait_for_its_cue(self, other: MemberScript) -> bool:
-        while not other.is_stopped:
+        while not (self._handled_enough(other) if other._part.twin_after else other.is_stopped):
             if other.ended is not None or self._truth.is_over:
                 return False
             self._world.wait(_LOOK_S)
         if other._part.name not in self._truth.at_work:
-            return False  # it is stopped before it has joined
+            return False  # it is stopped before it has joined, or about to be started again
         self.starts = other.starts
         other._taken_over = True
         return True
+
+    @staticmethod
+    def _handled_enough(other: MemberScript) -> bool:
+        return other._handled >= other._part.twin_after
 
     def _live(self) -> str | None:
         """Run one process; returns how the member ended for good, None where it is started again."""
@@ -140,6 +145,8 @@ class MemberScript:
             other = self._instead_of
             if other.is_stopped if other is not None else not self._taken_over:
                 self._truth.problems.append(f"refused: {error}")
+            if other is not None:
+                other._taken_over = False
             self._truth.refusals += 1
             return "was refused, since the other one lives"
         except FsQueueError as error:
@@ -223,9 +230,9 @@ class MemberScript:
         there = queue.states(self._part.ids)
         for sample_id in self._part.ids:
             if sample_id not in there:
-                self._spend(0.5)
+                self._spend(3.0 / self._plan.high)
                 self._truth.put.add(sample_id)
-                queue.put_when_below([make_ref(sample_id)], high=_HIGH, low=_LOW)
+                queue.put_when_below([make_ref(sample_id)], high=self._plan.high)
                 self._truth.moved()
                 self._leave_if_told()
         self._truth.closed.add(self._part.name)

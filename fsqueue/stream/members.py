@@ -103,7 +103,16 @@ class Member(NamedTuple):
 
 def member_file(role: Role, record: Record, state: State) -> str:
     """Return the name of a member's file."""
-    return f"{role}@{names.owner_name(record.name)}-{record.process.owner}@{state}{names.SUFFIX}"
+    return _file(role, record.name, record.process.owner, state)
+
+
+def open_file(role: Role, name: str, owner: str) -> str:
+    """Return the name of a member's file while it has not left."""
+    return _file(role, name, owner, "open")
+
+
+def _file(role: Role, name: str, owner: str, state: State) -> str:
+    return f"{role}@{names.owner_name(name)}-{owner}@{state}{names.SUFFIX}"
 
 
 def parse_member(name: str) -> tuple[Role, State] | None:

@@ -78,6 +78,7 @@ class Stream:
         self._mine: WeakSet[Membership] = WeakSet()
         self._doubts = Doubts(handle.awake)
         self._beat_s = BEAT_S
+        self._voices = 0
 
     def close(self) -> None:
         self.directory.close()
@@ -281,13 +282,29 @@ class Stream:
         expected = max((member.record.expected for member in mine), default=1)
         return len(mine) >= max(1, expected) and all(member.state == "closed" for member in mine)
 
-    def open_owners(self, role: Role) -> dict[str, str]:
-        """Map names to owners, for the members of this role that have not left."""
-        return {
-            member.record.name: member.record.process.owner
+    def open_owners(self, role: Role, names: Container[str]) -> list[str]:
+        """Return the owners of those members that have not left, among these names."""
+        return [
+            member.record.process.owner
             for member in self.members()
-            if (member.role, member.state) == (role, "open")
-        }
+            if (member.role, member.state) == (role, "open") and member.record.name in names
+        ]
+
+    def owner_in_place(self, role: Role, name: str, before: str | None) -> str | None:
+        """Return who has a member's place: the only one that is open, or else who had it before.
+
+        One that has closed since this handle was opened had it.
+        """
+        found = [member for member in self.members() if (member.role, member.record.name) == (role, name)]
+        there = [member.record.process.owner for member in found if member.state == "open"]
+        if before is None and not there:
+            there = [it.record.process.owner for it in found if it.state == "closed" and not self._happened_before(it)]
+        return there[0] if len(there) == 1 else before
+
+    def new_voice(self) -> str:
+        """Return a name for one view of this handle, by which its words are told from those of its earlier views."""
+        self._voices += 1
+        return self._handle.owner if self._voices == 1 else f"{self._handle.owner}+{self._voices}"
 
     def drained(self, besides: frozenset[str] = frozenset()) -> bool:
         """Tell whether nothing will ever be delivered again: all producers closed, nothing pending, nothing leased.

@@ -387,8 +387,13 @@ def test_ranks_whose_windows_have_come_apart_meet_again(path: Path) -> None:
         queues = [stack.enter_context(FileSampleRefQueue(path, durable=False)) for _ in range(4)]
         gone = queues[3].consumer(names[0])
         decided = json.dumps({"owners": [queues[3].owner, "x.1.aaaaaa", "x.2.bbbbbb"]})
-        (path / "stream" / "verdict@run@1.go.json").write_text(decided)
+        (path / "stream" / f"verdict@run.{queues[3].owner}@1.go.json").write_text(decided)
+        for rank in (1, 2):
+            stack.enter_context(queues[rank].consumer(names[rank]))
         ranks = [Rendezvous(each.handle, each.stream(), k, names, "run") for k, each in enumerate(queues[:3])]
+        (path / "stream" / f"rank@run.0.3.{queues[3].owner}@2.ready.json").write_text(
+            json.dumps({"owner": queues[3].owner, "leader": queues[3].owner})
+        )
         ranks[1].post("ready")
         gone.vanish()
         with queues[0].consumer(names[0]):

@@ -22,7 +22,7 @@ from fsqueue.stream.policy import POLICY, StreamPolicy
 from fsqueue.stream.stream import QUANTUM, read_quantum
 
 _is_agreement = re.compile(
-    r"(?:rank@[^@]+\.\d+\.\d+@\d+\.(?:ready|starved)|verdict@[^@]+@\d+\.(?:go|end))\.json\Z"
+    r"(?:rank@[^@]+\.\d+\.\d+(?:\.[^@]+)?@\d+\.(?:ready|starved)|verdict@[^@]+@\d+\.(?:go|end))\.json\Z"
 ).match
 
 
@@ -122,7 +122,7 @@ class StreamLooks:
         except (FileNotFoundError, CorruptRefError, *UNDECODABLE):
             return False
         there = {member.record.process.owner for member in self._members.values() if member.state == "open"}
-        return not there.isdisjoint([signed.owner, *signed.owners])
+        return not there.isdisjoint(voice.partition("+")[0] for voice in (signed.owner, *signed.owners))
 
 
 def _what_follows(silent: Member) -> str:
