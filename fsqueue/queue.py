@@ -309,9 +309,13 @@ class FileSampleRefQueue(Generic[R]):
         Raises:
             InvalidRefError: a ref holds a tensor, an unusable id or a value that JSON would change; it says which.
             RefTypeError: the queue holds refs of a class that ref_type does not fit.
+            MemberReplacedError: another process has taken the place of this handle's producer; nothing was put.
             QueueIOError: the filesystem refused; calling put again with the same refs completes it.
         """
         engine = self._to_write("put")
+        opened = self._here()
+        if opened.stream is not None:
+            opened.stream.raise_if_replaced("producer")
         contents: dict[str, bytes] = {}
         given = 0
         for _, stem, data in self._codec.encode_all(arguments.batch("put", refs), at_most=fileops.REF_LIMIT_BYTES):
@@ -355,6 +359,8 @@ class FileSampleRefQueue(Generic[R]):
         Raises:
             QueueConfigError: high is below the published quantum, or low is above high.
             MemberFailedError: a consumer failed or died; nothing was put.
+            MemberReplacedError: another process has taken the place of this handle's producer, a heartbeat ago at
+                most; nothing was put.
             StreamEndedError: all consumers have left, with the watermark reached; nothing was put.
             StreamStalledError: no room was made for timeout_s seconds; nothing was put.
         """

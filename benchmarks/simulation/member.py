@@ -70,6 +70,7 @@ class MemberScript:
         self._withdraws = [] if instead_of else list(part.withdraws)
         self._handled = 0
         self._taken_over = False
+        self._has_joined = False
         self._cache = self._new_cache()
         self._machine: Machine | None = None
 
@@ -79,6 +80,9 @@ class MemberScript:
     @property
     def is_stopped(self) -> bool:
         return self._machine is not None and self._machine.stopped
+
+    def was_stopped_all_along(self, since: float) -> bool:
+        return self._machine is not None and self._machine.stopped and self._machine.stopped_at <= since
 
     def run(self) -> None:
         if self._instead_of is not None and not self._wait_for_its_cue(self._instead_of):
@@ -114,6 +118,7 @@ class MemberScript:
 
     def _live(self) -> str | None:
         """Run one process; returns how the member ended for good, None where it is started again."""
+        began_at = self._world.now
         self._machine = self._boot()
         try:
             with using(self._machine.ops):
@@ -143,9 +148,9 @@ class MemberScript:
             return "came back too late" if self._truth.ended.issuperset(others) else self._after_a_while()
         except QueueConfigError as error:
             other = self._instead_of
-            if other.is_stopped if other is not None else not self._taken_over:
+            if other.was_stopped_all_along(began_at) if other is not None else not self._taken_over:
                 self._truth.problems.append(f"refused: {error}")
-            if other is not None:
+            if other is not None and not self._has_joined:
                 other._taken_over = False
             self._truth.refusals += 1
             return "was refused, since the other one lives"
@@ -220,11 +225,15 @@ class MemberScript:
         since = self._world.now
         join = queue.producer if self._part.role == "producer" else queue.consumer
         with join(self._part.name, expected=len(self._plan.of(self._part.role)), **facts) as member:
-            self._truth.joined(member, since)
+            self._joined(member, since)
             if self._part.role == "producer":
                 self._produce(queue)
             else:
                 self._consume(queue, member)
+
+    def _joined(self, member: Membership, since: float) -> None:
+        self._has_joined = True
+        self._truth.joined(member, since)
 
     def _produce(self, queue: FileSampleRefQueue[SampleRef]) -> None:
         there = queue.states(self._part.ids)
@@ -260,7 +269,7 @@ class MemberScript:
         rank = ranks.index(self._part)
         partition = (rank, len(ranks)) if len(ranks) > 1 else None
         with TrainerView(queue, partition=partition, batch=_BATCH, session="trainer", **facts) as view:
-            self._truth.joined(view._membership, since)
+            self._joined(view._membership, since)
             while refs := view.get():
                 self._look_around(queue)
                 self._train(refs, view.ack)
@@ -291,5 +300,5 @@ class MemberScript:
         self._handled += 1
         if self._withdraws and self._handled >= self._withdraws[0]:
             self._withdraws.pop(0)
-            self._truth.at_work.pop(self._part.name, None)
+            self._truth.leaves(self._part.name)
             raise Preempted("preempted")

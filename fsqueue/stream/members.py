@@ -26,7 +26,8 @@ Role = Literal["producer", "consumer"]
 State = Literal["open", "withdrawn", "closed", "failed"]
 Standing = Literal["joined", "silent", "withdrawn", "closed", "failed"]
 
-STATES = ("open", "withdrawn", "closed", "failed")
+LEFT: tuple[State, ...] = ("withdrawn", "closed", "failed")
+STATES: tuple[State, ...] = ("open", *LEFT)
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,14 +127,34 @@ def parse_member(name: str) -> tuple[Role, State] | None:
     return role, state  # type: ignore[return-value]
 
 
+def has_namesake_in(directory: Directory, file: str, role: Role, record: Record) -> bool:
+    """Tell whether a file is that of another open member of this name."""
+    if parse_member(file) != (role, "open") or file == member_file(role, record, "open"):
+        return False
+    if not file.startswith(f"{role}@{names.owner_name(record.name)}-"):
+        return False
+    other = read_json(directory, file, Record)
+    return other is not None and other.name == record.name
+
+
 def without_leaving(found: Iterable[tuple[str, Member]]) -> list[tuple[str, Member]]:
     """Drop the open file of a member that is failing or withdrawing: what it wrote last counts.
 
     CRASH: one that dies between the two steps leaves both.
+
+    Drop all files of one whose launcher has started another in its place, by proof, also the mark that it is making.
     """
     members = list(found)
     left = {_identity(member) for _, member in members if member.state != "open"}
-    return [(file, m) for file, m in members if m.state != "open" or _identity(m) not in left]
+    launches: dict[tuple[Role, str], list[Launch]] = {}
+    for _, member in members:
+        launches.setdefault((member.role, member.record.name), []).append(member.record.launch)
+    return [
+        (file, m)
+        for file, m in members
+        if (m.state != "open" or _identity(m) not in left)
+        and not any(it.succeeds(m.record.launch) for it in launches[m.role, m.record.name])
+    ]
 
 
 def _identity(member: Member) -> tuple[str, str, str]:

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Literal, NoReturn
@@ -22,7 +22,7 @@ from fsqueue.engine.layout import open_root
 from fsqueue.errors import InvalidArgumentError, MemberFailedError, MemberReplacedError
 from fsqueue.format.codec import tidy
 from fsqueue.log import tell
-from fsqueue.stream.members import Record, Role, State, member_file
+from fsqueue.stream.members import Record, Role, State, has_namesake_in, member_file
 
 OnSigterm = Literal["withdraw"] | None
 
@@ -40,6 +40,7 @@ class Membership:
         on_sigterm: "withdraw": in the block, SIGTERM runs the handler that was there before, or where that was the
             default one, raises SystemExit, once; the member withdraws, however the block is left. In the main thread
             only.
+        before_it: the files of those whose place it takes.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Membership:
         record: Record,
         release: Callable[[], object] = lambda: None,
         on_sigterm: OnSigterm = None,
+        before_it: Collection[str] = (),
     ) -> None:
         if on_sigterm is not None:
             _require_sigterm(on_sigterm)
@@ -59,9 +61,11 @@ class Membership:
         self._record = record
         self._release = release
         self._on_sigterm = on_sigterm
+        self._before_it = before_it
         self._before: Callable[[int, FrameType | None], object] | int | None = None
         self._told_to_stop = False
         self._replaced = False
+        self._has_left = False
         self._ended = False
         self._beat_key: int | None = None
         try:
@@ -93,24 +97,43 @@ class Membership:
 
     def raise_if_replaced(self) -> None:
         """Raise a MemberReplacedError where a successor has taken this member's place."""
-        if self._replaced:
+        if self._replaced and self._record.process.pid == os.getpid():
             raise MemberReplacedError(self._handle.layout.path, self.role, self.name)
 
     def close(self) -> None:
-        """Leave, having produced, or consumed, all there is for this member."""
-        if self.is_over():
-            return
-        with explained("leaving", self._directory.path), self._opened() as directory, suppress(FileNotFoundError):
+        """Leave, having produced, or consumed, all there is for this member.
+
+        Raises:
+            MemberReplacedError: a successor has taken its place, so that it was not this one to say so; raised once.
+        """
+        if not self.is_over():
+            with explained("leaving", self._directory.path), self._opened() as directory:
+                self._replaced = not self._has_closed_in(directory)
+            self._end()
+        if not self._has_left:
+            self._has_left = True
+            self.raise_if_replaced()
+            self._tell("closed")
+
+    def _has_closed_in(self, directory: Directory) -> bool:
+        """Make the member's file say that it closed; False where that file is gone.
+
+        NFS: a rename that was made may be answered by ENOENT, where the request was sent again.
+        """
+        try:
             fd = directory.fd
             self._handle.ops.rename(self._file("open"), self._file("closed"), src_dir_fd=fd, dst_dir_fd=fd)
-        self._end()
-        self._tell("closed")
+        except FileNotFoundError:
+            directory.refresh()
+            return self._file("closed") in directory.listing()
+        return True
 
     def withdraw(self, reason: str = "withdrew") -> None:
         """Leave before the end: leases go back without counting an attempt, and the place is kept for a successor.
 
         The others wait for that one, unless this member is required.
         """
+        self._has_left = True
         if self.is_over():
             return
         try:
@@ -125,13 +148,18 @@ class Membership:
 
         CRASH: between the two steps the member is both open and failed, and failed counts.
         """
+        self._has_left = True
         if self.is_over():
             return
         record = msgspec.structs.replace(self._record, reason=tidy(reason), traceback=tidy(trace) if trace else None)
         self._replace_by("failed", record, "marking a failure in")
 
     def _replace_by(self, state: State, record: Record, what: str) -> None:
-        """Show another state; a member whose place a successor has taken leaves no mark of its own any more."""
+        """Show another state; a member whose place a successor has taken leaves no mark of its own any more.
+
+        RACE: the successor may take the place between the look and the mark. It looks for such a mark once it has
+        joined, and this member looks for the successor once it has made the mark: one of them sees the other.
+        """
         with explained(what, self._directory.path), self._opened() as directory:
             directory.refresh()
             if not self._handle.ops.exists(directory.fd, self._file("open")):
@@ -145,6 +173,29 @@ class Membership:
                 data = msgspec.json.encode(record) + b"\n"
                 replace_file(self._handle.ops, directory, self._file(state), data, self._handle.durable)
             self._remove_from(directory)
+            if self._has_successor(directory):
+                silently_remove(self._handle.ops, directory.fd, [self._file(state)])
+
+    def _has_successor(self, directory: Directory) -> bool:
+        listing = directory.listing()
+        return any(
+            name not in self._before_it and has_namesake_in(directory, name, self.role, self._record)
+            for name in listing
+        )
+
+    @property
+    def file(self) -> str:
+        """Return the name of its file while it has not left."""
+        return self._file("open")
+
+    @property
+    def place(self) -> tuple[Role, str]:
+        return self.role, self.name
+
+    @property
+    def has_left(self) -> bool:
+        """True where it has said how its part ended, or has heard that it was replaced, or has no part."""
+        return self._has_left or (self.is_over() and not self._replaced)
 
     def is_over(self) -> bool:
         """Tell whether this member has left, or belongs to the process that this one was forked from."""
@@ -155,6 +206,7 @@ class Membership:
 
     def vanish(self) -> None:
         """Be a member no longer, as if this one had never joined."""
+        self._has_left = True
         self._remove_from(self._directory)
 
     def _remove_from(self, directory: Directory) -> None:
@@ -212,7 +264,7 @@ class Membership:
     ) -> None:
         try:
             self._leave(error)
-        except OSError:
+        except (OSError, MemberReplacedError):
             raise
         except BaseException:
             with suppress(OSError):

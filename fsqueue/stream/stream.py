@@ -27,7 +27,16 @@ from fsqueue.errors import MemberFailedError, MemberMissingError, QueueConfigErr
 from fsqueue.format import names
 from fsqueue.stream.joining import Places
 from fsqueue.stream.launch import launch
-from fsqueue.stream.members import Member, Record, Role, member_file, parse_member, read_members, without_leaving
+from fsqueue.stream.members import (
+    LEFT,
+    Member,
+    Record,
+    Role,
+    member_file,
+    parse_member,
+    read_members,
+    without_leaving,
+)
 from fsqueue.stream.membership import Membership, OnSigterm
 from fsqueue.stream.policy import BEAT_S, POLICY, StreamPolicy, read_policy
 
@@ -124,11 +133,26 @@ class Stream:
         gone = {it.record.process.owner for _, it in earlier if record.launch.succeeds(it.record.launch)}
         if gone:
             self._bring_back(gone)
-        joined.append(Membership(self._handle, self.directory, role, record, release, on_sigterm))
-        self._mine.add(joined[-1])
+        before = [file for file, _ in earlier]
+        joined.append(Membership(self._handle, self.directory, role, record, release, on_sigterm, before))
+        self._stands_for(joined[-1])
         mine = member_file(role, record, "open")  # which a handle may have left behind itself
         self._seen.add(mine)
-        silently_remove(self._ops, self.directory.fd, [file for file, _ in earlier if file != mine])
+        silently_remove(self._ops, self.directory.fd, [file for file in before if file != mine])
+        if earlier:
+            self._remove_marks_of([member for _, member in earlier])
+
+    def _stands_for(self, member: Membership) -> None:
+        """Note that it is this handle's, in the place of one that was so before."""
+        for former in list(self._mine):
+            if former.place == member.place:
+                self._mine.discard(former)
+        self._mine.add(member)
+
+    def _remove_marks_of(self, replaced: list[Member]) -> None:
+        """Remove how they say that they have left, where they have just said so."""
+        marks = {member_file(it.role, it.record, state) for it in replaced for state in LEFT}
+        silently_remove(self._ops, self.directory.fd, marks.intersection(self.directory.listing()))
 
     def _left_behind(self, member: Member) -> bool:
         """Tell whether a member is this handle's and nobody stands for it: where it joined, a server did not answer."""
@@ -163,17 +187,24 @@ class Stream:
                     return found
 
     def greet(self, listing: list[str]) -> None:
-        """Show newcomers that are in a listing of stream/ that this handle's members live.
+        """Show newcomers that are in a listing of stream/ that this handle's members live, and see who was replaced.
 
         A newcomer takes one whose last sign is older than itself for a member of an earlier run, for which nobody
         stops: so one that is killed soon after it came would be waited for as if a successor were due.
         """
         at_work = {name for name in listing if (parse_member(name) or ("", ""))[1] == "open"}
-        if not at_work <= self._seen:
+        mine = {membership.file for membership in list(self._mine) if not membership.is_over()}
+        if not (at_work <= self._seen and mine <= at_work):
             with suppress(OSError):  # the heartbeat comes later, and says more
                 for membership in list(self._mine):
                     membership.beat()
         self._seen = at_work
+
+    def raise_if_replaced(self, role: Role) -> None:
+        """Raise a MemberReplacedError where a successor has taken the place of one of this handle's own members."""
+        for membership in list(self._mine):
+            if membership.place[0] == role and not membership.has_left:
+                membership.raise_if_replaced()
 
     def raise_failures(self, role: Role, among: Container[str] | None = None) -> None:
         """Raise the error of a member of this role without which the others cannot go on, if there is one.

@@ -32,11 +32,12 @@ class Rank:
 class Group:
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.ranks: list[Rank] = []
         FileSampleRefQueue(path, durable=False).close()
         self.zero, self.one = self.start(0), self.start(1)
 
     def start(self, rank: int, attempt: int = 0) -> Rank:
-        self.ranks = [*getattr(self, "ranks", []), Rank(self.path, rank, attempt)]
+        self.ranks.append(Rank(self.path, rank, attempt))
         return self.ranks[-1]
 
     def all_ready(self, *ranks: Rank, standing: str = "ready") -> None:
