@@ -47,8 +47,9 @@ if TYPE_CHECKING:
     from fsqueue.engine.pausing import Paused
     from fsqueue.engine.states import RefState
     from fsqueue.stream.members import Role
-    from fsqueue.stream.membership import Membership, OnSigterm
+    from fsqueue.stream.membership import Membership
     from fsqueue.stream.policy import StreamPolicy
+    from fsqueue.stream.sigterm import OnSigterm
     from fsqueue.stream.stream import Stream
     from fsqueue.stream.watermark import Watermark
 
@@ -702,7 +703,7 @@ class FileSampleRefQueue(Generic[R]):
             attempt: how often its launcher has started it again: a higher one takes the place at once, and what the
                 former process leases comes back. None: as the environment of Slurm or torchrun says.
             on_sigterm: "withdraw": SIGTERM raises SystemExit in the block, or runs the handler that was there before,
-                and the member withdraws in either case.
+                and the member withdraws in either case. While this waits to join, it ends that with SystemExit.
 
         Raises:
             QueueConfigError: a producer of this name is alive.
@@ -735,7 +736,9 @@ class FileSampleRefQueue(Generic[R]):
     ) -> Membership:
         if not isinstance(name, str) or not name:
             raise InvalidArgumentError(f"{role}(name)", "a name, a string that is not empty", name)
-        arguments.at_least(f"{role}(expected=)", expected, 0)
+        expected = arguments.count(f"{role}(expected=)", expected)
+        attempt = arguments.attempt(role, attempt)
+        arguments.flag(f"{role}(required=)", required)
         joined: list[Membership] = []
         try:
             with self._reaching(f"joining as {role}"):

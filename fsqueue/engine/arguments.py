@@ -104,6 +104,27 @@ def at_least(call: str, value: Any, least: int) -> int:
     return number
 
 
+def count(call: str, value: Any, advice: str = "") -> int:
+    """Return a count of 0 or more as an int; refuse True and False, too, which JSON tells from numbers."""
+    if isinstance(value, bool):
+        raise InvalidArgumentError(call, "an integer of 0 or more", value, advice)
+    if integer(call, value, advice) < 0:
+        raise InvalidArgumentError(call, "an integer of 0 or more", value, advice)
+    return operator.index(value)
+
+
+def attempt(call: str, value: Any) -> int | None:
+    """Return how often a launcher has started a process again; None where it does not say."""
+    advice = ": write int(...)" if isinstance(value, str) else ""
+    return None if value is None else count(f"{call}(attempt=)", value, advice)
+
+
+def flag(call: str, value: Any) -> None:
+    """Refuse what is neither True nor False."""
+    if not isinstance(value, bool):
+        raise InvalidArgumentError(call, "True or False", value)
+
+
 def with_call(call: str, expected: str, value: Any, *names: str) -> None:
     """Refuse an object without these methods: a path, for instance, where what lies there is wanted."""
     if not all(callable(getattr(value, name, None)) for name in names):

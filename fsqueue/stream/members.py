@@ -61,6 +61,7 @@ class Member(NamedTuple):
         age_s: seconds since its last heartbeat, or since it left, by the filesystem's clock.
         beat_at: when that was.
         policy: what the stream's members have agreed on.
+        unreadable: its file holds no record; all that is known is what the file's name says.
     """
 
     role: Role
@@ -69,6 +70,7 @@ class Member(NamedTuple):
     age_s: float
     beat_at: float
     policy: StreamPolicy
+    unreadable: bool = False
 
     @property
     def standing(self) -> Standing:
@@ -95,7 +97,18 @@ class Member(NamedTuple):
     def silence_s(self) -> float:
         return self.policy.silence_of(self.record.process.heartbeat_s)
 
+    def may_be_called(self, name: str) -> bool:
+        """Tell whether this is its name; of one that cannot be read, as far as its file's name says."""
+        if self.unreadable:
+            return self.record.name.startswith(f"{names.owner_name(name)}-")
+        return self.record.name == name
+
     def describe(self) -> str:
+        if self.unreadable:
+            return (
+                f"{self.role} whose file in stream/, for {self.record.name!r}, cannot be read "
+                f"(last seen {self.age_s:.0f} s ago)"
+            )
         process = self.record.process
         return (
             f"{self.role} {self.record.name!r} (pid {process.pid} on {process.host}, last seen {self.age_s:.0f} s ago)"
@@ -162,7 +175,10 @@ def _identity(member: Member) -> tuple[str, str, str]:
 
 
 def read_members(ops: FileOps, directory: Directory, listing: list[str], now: float) -> Iterator[tuple[str, Member]]:
-    """Yield each member that a listing of stream/ names, with its file, unless it is gone or holds no record."""
+    """Yield each member that a listing of stream/ names, with its file, unless it is gone.
+
+    One whose file holds no record is a member all the same: the stream must not end while it works.
+    """
     policy = read_policy(directory)
     for name in listing:
         parsed = parse_member(name)
@@ -172,3 +188,12 @@ def read_members(ops: FileOps, directory: Directory, listing: list[str], now: fl
         record = read_json(directory, name, Record)
         if record is not None:
             yield name, Member(*parsed, record, now - (beat or 0.0), beat or 0.0, policy)
+        elif beat is not None and ops.exists(directory.fd, name):
+            yield name, Member(*parsed, _unread(name), now - beat, beat, policy, unreadable=True)
+
+
+def _unread(file: str) -> Record:
+    """Return what a file's name says of a member: name and owner are not told apart there."""
+    who = file.split("@")[1]
+    nobody = OwnerRecord(who, "an unknown host", None, None, 0, None, 0.0)
+    return Record(name=who, process=nobody)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 import traceback
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager, suppress
-from types import FrameType, TracebackType
-from typing import Literal, NoReturn
+from types import TracebackType
+from typing import NoReturn
 
 import msgspec
 
@@ -19,12 +17,11 @@ from fsqueue.disk.publish import replace_file
 from fsqueue.engine import heartbeat
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import open_root
-from fsqueue.errors import InvalidArgumentError, MemberFailedError, MemberReplacedError
+from fsqueue.errors import MemberFailedError, MemberReplacedError
 from fsqueue.format.codec import tidy
 from fsqueue.log import tell
 from fsqueue.stream.members import Record, Role, State, has_namesake_in, member_file
-
-OnSigterm = Literal["withdraw"] | None
+from fsqueue.stream.sigterm import SigtermHandler
 
 
 class Membership:
@@ -37,9 +34,8 @@ class Membership:
 
     Args:
         release: gives back what the member leases, where it withdraws.
-        on_sigterm: "withdraw": in the block, SIGTERM runs the handler that was there before, or where that was the
-            default one, raises SystemExit, once; the member withdraws, however the block is left. In the main thread
-            only.
+        sigterm: has SIGTERM run the handler that was there before, or where that was the default one, raise
+            SystemExit, once; the member withdraws then, however the block is left.
         before_it: the files of those whose place it takes.
     """
 
@@ -50,20 +46,17 @@ class Membership:
         role: Role,
         record: Record,
         release: Callable[[], object] = lambda: None,
-        on_sigterm: OnSigterm = None,
+        sigterm: SigtermHandler | None = None,
         before_it: Collection[str] = (),
     ) -> None:
-        if on_sigterm is not None:
-            _require_sigterm(on_sigterm)
         self._handle = handle
         self._directory = directory
         self.role: Role = role
         self._record = record
         self._release = release
-        self._on_sigterm = on_sigterm
+        self._sigterm = sigterm or SigtermHandler(None)
         self._before_it = before_it
-        self._before: Callable[[int, FrameType | None], object] | int | None = None
-        self._told_to_stop = False
+        self._is_in_block = False
         self._replaced = False
         self._has_left = False
         self._ended = False
@@ -111,9 +104,15 @@ class Membership:
                 self._replaced = not self._has_closed_in(directory)
             self._end()
         if not self._has_left:
-            self._has_left = True
+            self._leaves()
             self.raise_if_replaced()
             self._tell("closed")
+
+    def _leaves(self) -> None:
+        """Note that it has said how its part ends; in its block, SIGTERM still has the handler up to the end."""
+        self._has_left = True
+        if not self._is_in_block:
+            self._sigterm.restore()
 
     def _has_closed_in(self, directory: Directory) -> bool:
         """Make the member's file say that it closed; False where that file is gone.
@@ -133,7 +132,7 @@ class Membership:
 
         The others wait for that one, unless this member is required.
         """
-        self._has_left = True
+        self._leaves()
         if self.is_over():
             return
         try:
@@ -148,7 +147,7 @@ class Membership:
 
         CRASH: between the two steps the member is both open and failed, and failed counts.
         """
-        self._has_left = True
+        self._leaves()
         if self.is_over():
             return
         record = msgspec.structs.replace(self._record, reason=tidy(reason), traceback=tidy(trace) if trace else None)
@@ -206,7 +205,7 @@ class Membership:
 
     def vanish(self) -> None:
         """Be a member no longer, as if this one had never joined."""
-        self._has_left = True
+        self._leaves()
         self._remove_from(self._directory)
 
     def _remove_from(self, directory: Directory) -> None:
@@ -248,16 +247,8 @@ class Membership:
         )
 
     def __enter__(self) -> Membership:
-        if self._on_sigterm == "withdraw" and not self.is_over():
-            self._before = signal.signal(signal.SIGTERM, self._stop)
+        self._is_in_block = True
         return self
-
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        again, self._told_to_stop = self._told_to_stop, True
-        if callable(self._before):
-            self._before(number, frame)
-        elif self._before == signal.SIG_DFL and not again:  # Slurm sends two: the second cuts nothing short
-            raise SystemExit(128 + number)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -271,24 +262,15 @@ class Membership:
                 self._leave(error)  # nobody else will: an interrupt here would leave a member that lives for ever
             raise
         finally:
-            if self._before is not None and threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, self._before)
-                self._before = None
+            self._sigterm.restore()
 
     def _leave(self, error: BaseException | None) -> None:
         if error is not None and not is_no_failure(error):
             self.fail(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
-        elif error is not None or self._told_to_stop:
+        elif error is not None or self._sigterm.told_to_stop:
             self.withdraw(_why(error))
         else:
             self.close()
-
-
-def _require_sigterm(on_sigterm: object) -> None:
-    if on_sigterm != "withdraw":
-        raise InvalidArgumentError("on_sigterm", "'withdraw' or None", on_sigterm)
-    if threading.current_thread() is not threading.main_thread():
-        raise InvalidArgumentError("on_sigterm", "None outside the main thread, which handles signals", on_sigterm)
 
 
 def is_no_failure(error: BaseException) -> bool:

@@ -66,6 +66,10 @@ class Grammar:
     def verdict(self, said: VerdictName) -> str:
         return f"verdict@{self._session}.{said.leader}@{said.window}.{said.verdict}{names.SUFFIX}"
 
+    def longest_name(self, owner: str) -> str:
+        """Return a name as long as any that this handle gives."""
+        return self.post(PostName(self._world, owner, 10**9, "starved"))
+
     def is_of_rank(self, name: str, rank: int) -> bool:
         """Tell whether a post is this rank's, of whatever handle, also where it bears no owner, as posts once did."""
         head = f"rank@{self._session}.{rank}.{self._world}"

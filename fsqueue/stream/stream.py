@@ -23,7 +23,7 @@ from fsqueue.engine.awake import Doubts, grace_s
 from fsqueue.engine.engine import reaching
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import STREAM, read_json
-from fsqueue.errors import MemberFailedError, MemberMissingError, QueueConfigError
+from fsqueue.errors import InvalidArgumentError, MemberFailedError, MemberMissingError, QueueConfigError
 from fsqueue.format import names
 from fsqueue.stream.joining import Places
 from fsqueue.stream.launch import launch
@@ -37,8 +37,9 @@ from fsqueue.stream.members import (
     read_members,
     without_leaving,
 )
-from fsqueue.stream.membership import Membership, OnSigterm
+from fsqueue.stream.membership import Membership
 from fsqueue.stream.policy import BEAT_S, POLICY, StreamPolicy, read_policy
+from fsqueue.stream.sigterm import OnSigterm, SigtermHandler
 
 QUANTUM = "quantum.json"
 _LOOKS = 4
@@ -117,6 +118,7 @@ class Stream:
 
         Raises:
             QueueConfigError: a member of this name is alive.
+            SystemExit: SIGTERM came while it waited, with on_sigterm.
         """
         self._handle.require_writable(role)
         record = Record(
@@ -128,13 +130,21 @@ class Stream:
             launch=launch(attempt),
             group=group,
         )
-        places = Places(self._handle, self._files, self._doubted_s, self._left_behind)
-        earlier = places.taken_by(role, record, frozenset(ranks))
-        gone = {it.record.process.owner for _, it in earlier if record.launch.succeeds(it.record.launch)}
-        if gone:
-            self._bring_back(gone)
-        before = [file for file, _ in earlier]
-        joined.append(Membership(self._handle, self.directory, role, record, release, on_sigterm, before))
+        if len(member_file(role, record, "withdrawn")) > names.FILE_NAME_LIMIT:
+            raise InvalidArgumentError(f"{role}(name)", "a shorter name, since file names hold it", name)
+        sigterm = SigtermHandler(on_sigterm)
+        sigterm.install()
+        try:
+            places = Places(self._handle, self._files, self._doubted_s, self._left_behind, sigterm.raise_if_told)
+            earlier = places.taken_by(role, record, frozenset(ranks))
+            gone = {it.record.process.owner for _, it in earlier if record.launch.succeeds(it.record.launch)}
+            if gone:
+                self._bring_back(gone)
+            before = [file for file, _ in earlier]
+            joined.append(Membership(self._handle, self.directory, role, record, release, sigterm, before))
+        except BaseException:
+            sigterm.restore()
+            raise
         self._stands_for(joined[-1])
         mine = member_file(role, record, "open")  # which a handle may have left behind itself
         self._seen.add(mine)
@@ -414,7 +424,8 @@ def _what_became_of(member: Member) -> str:
         return f"failed: {member.record.reason or 'it does not say why'}"
     if member.state == "withdrawn":
         return member.record.reason or "withdrew"
-    return f"its process is gone or silent: no heartbeat for {member.age_s:.0f} s"
+    silent = f"its process is gone or silent: no heartbeat for {member.age_s:.0f} s"
+    return f"{silent}; `fsqueue check --repair` removes a file that cannot be read" if member.unreadable else silent
 
 
 def read_quantum(directory: Directory) -> Quantum | None:

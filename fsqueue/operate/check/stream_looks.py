@@ -53,7 +53,8 @@ class StreamLooks:
         """Read all members anew: what is wrong with a file may depend on the others."""
         listing = self._directory.listing()
         self._now = self._time([name for name in listing if _may_be_silent(name)])
-        self._members = dict(read_members(self._ops, self._directory, listing, self._now))
+        found = read_members(self._ops, self._directory, listing, self._now)
+        self._members = {name: member for name, member in found if not member.unreadable}
 
     def _time(self, silent: list[str]) -> float:
         """Return the time by the clock that stamped these files; asked for once, with a touch of the order file.
@@ -97,7 +98,7 @@ class StreamLooks:
     def _member(self, name: str) -> Iterator[Problem]:
         found = self._members.get(name)
         if found is None:
-            yield "member-unreadable", "holds no record of a member, so that nobody sees it"
+            yield "member-unreadable", "holds no record of a member: the others take it for one at work"
             return
         if self._replaced(found):
             yield "leftover", f"{found.record.name!r} has failed, or was started again"
