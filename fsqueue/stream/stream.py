@@ -89,6 +89,7 @@ class Stream:
         self._doubts = Doubts(handle.awake)
         self._beat_s = BEAT_S
         self._voices = 0
+        self._came: dict[Role, tuple[int, float]] = {}  # how many have come, and since when that was not enough
 
     def close(self) -> None:
         self.directory.close()
@@ -228,7 +229,9 @@ class Stream:
         Raises:
             MemberFailedError: names the member and its reason.
         """
-        looked_at = [m for m in self.members() if m.role == role and (among is None or m.record.name in among)]
+        looked_at = [
+            m for m in self.members() if m.role == role and (among is None or m.unreadable or m.record.name in among)
+        ]
         at_work = any(member.standing == "joined" for member in looked_at)
         awaited: MemberFailedError | None = None
         for member in looked_at:
@@ -238,6 +241,8 @@ class Stream:
             if error is not None:
                 raise error
             awaited = awaited or self._awaited_in_vain(member)
+        absent = self._absent_for_too_long(role, looked_at, waits=among is not None or not at_work)
+        awaited = awaited or absent
         if awaited is not None and (among is not None or not at_work):
             raise awaited
 
@@ -267,6 +272,20 @@ class Stream:
         if waited_s <= member.policy.await_s or self._doubted_s(member):
             return None
         return MemberMissingError(member.describe(), _what_became_of(member), waited_s)
+
+    def _absent_for_too_long(self, role: Role, found: list[Member], waits: bool) -> MemberFailedError | None:
+        """Return the error about members that never came, counted from when those who did left the others waiting.
+
+        Where none has come yet, nobody knows how many there are to be: their launcher may start them much later.
+        """
+        now = self._ops.monotonic()
+        came, since = self._came.get(role, (-1, now))
+        self._came[role] = len(found), (since if waits and came == len(found) else now)
+        absent, waited_s = _wanted(role, found) - len(found), now - self._came[role][1]
+        if not found or absent <= 0 or waited_s <= found[0].policy.await_s:
+            return None
+        never_came = f"{absent} never came, and {'was' if absent == 1 else 'were'} awaited for {waited_s:.0f} s"
+        return MemberMissingError(_described(role, found), never_came, waited_s, absent)
 
     def watch(self, role: Role) -> None:
         """Do as `raise_failures` for a caller who asks often: look at the directory's mtime, and list after a change.
@@ -305,10 +324,10 @@ class Stream:
 
     def describe(self, role: Role) -> str:
         """Say who was last seen when, and whether the queue is paused, for error messages."""
-        found = [f"{m.describe()} is {m.standing}" for m in self.members() if m.role == role]
+        found = _described(role, [member for member in self.members() if member.role == role])
         paused = self._handle.pause.look_now()
         waits = [] if paused is None else [f"the queue is paused{paused} (`fsqueue resume` lets it go on)"]
-        return "; ".join([*(found or [f"no {role} has joined"]), *waits])
+        return "; ".join([found, *waits])
 
     def all_closed(self, role: Role) -> bool:
         """Tell whether every expected member of this role has joined and left; False before the first one joins.
@@ -417,6 +436,18 @@ class Stream:
 
     def quantum(self) -> Quantum | None:
         return read_quantum(self.directory)
+
+
+def _wanted(role: Role, found: list[Member]) -> int:
+    """Return how many members of a role there have to be, as far as those who have come say."""
+    quorum = found[0].policy.quorum if found and role == "producer" else 0
+    return quorum or max((member.record.expected for member in found), default=0)
+
+
+def _described(role: Role, found: list[Member]) -> str:
+    wanted = _wanted(role, found)
+    counted = f"{len(found)} of {wanted} {role}s joined: " if 0 < len(found) < wanted else ""
+    return counted + ("; ".join(f"{m.describe()} is {m.standing}" for m in found) or f"no {role} has joined")
 
 
 def _what_became_of(member: Member) -> str:
