@@ -378,25 +378,28 @@ class MemberMissingError(MemberFailedError):
 
     Attributes:
         waited_s: for how long it was awaited, seconds; None where it is required, and nobody waits.
+        absent: how many expected members never came; `member` says then who did. 0: it is one that came.
     """
 
-    def __init__(self, member: str, reason: str, waited_s: float | None) -> None:
+    def __init__(self, member: str, reason: str, waited_s: float | None, absent: int = 0) -> None:
         waited = "it is required" if waited_s is None else f"it was awaited for {waited_s:.0f} s"
         advice = (
             "make it replaceable for the others to wait"
             if waited_s is None
             else "to wait longer, configure_stream(await_s=...)"
         )
-        FsQueueError.__init__(
-            self, f"{member} is missing: {reason}; {waited}. Start it again under the same name; {advice}"
-        )
+        text = f"{member} is missing: {reason}; {waited}. Start it again under the same name; {advice}"
+        if absent:
+            text = f"{member}; {reason}. Start what is missing, or expect fewer; {advice}"
+        FsQueueError.__init__(self, text)
         self.member = member
         self.reason = reason
         self.traceback = None
         self.waited_s = waited_s
+        self.absent = absent
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.member, self.reason, self.waited_s)
+        return type(self), (self.member, self.reason, self.waited_s, self.absent)
 
 
 class MemberReplacedError(FsQueueError, RuntimeError):

@@ -47,8 +47,9 @@ if TYPE_CHECKING:
     from fsqueue.engine.pausing import Paused
     from fsqueue.engine.states import RefState
     from fsqueue.stream.members import Role
-    from fsqueue.stream.membership import Membership, OnSigterm
+    from fsqueue.stream.membership import Membership
     from fsqueue.stream.policy import StreamPolicy
+    from fsqueue.stream.sigterm import OnSigterm
     from fsqueue.stream.stream import Stream
     from fsqueue.stream.watermark import Watermark
 
@@ -310,9 +311,13 @@ class FileSampleRefQueue(Generic[R]):
         Raises:
             InvalidRefError: a ref holds a tensor, an unusable id or a value that JSON would change; it says which.
             RefTypeError: the queue holds refs of a class that ref_type does not fit.
+            MemberReplacedError: another process has taken the place of this handle's producer; nothing was put.
             QueueIOError: the filesystem refused; calling put again with the same refs completes it.
         """
         engine = self._to_write("put")
+        opened = self._here()
+        if opened.stream is not None:
+            opened.stream.raise_if_replaced("producer")
         contents: dict[str, bytes] = {}
         given = 0
         for _, stem, data in self._codec.encode_all(arguments.batch("put", refs), at_most=fileops.REF_LIMIT_BYTES):
@@ -356,6 +361,8 @@ class FileSampleRefQueue(Generic[R]):
         Raises:
             QueueConfigError: high is below the published quantum, or low is above high.
             MemberFailedError: a consumer failed or died; nothing was put.
+            MemberReplacedError: another process has taken the place of this handle's producer, a heartbeat ago at
+                most; nothing was put.
             StreamEndedError: all consumers have left, with the watermark reached; nothing was put.
             StreamStalledError: no room was made for timeout_s seconds; nothing was put.
         """
@@ -699,7 +706,7 @@ class FileSampleRefQueue(Generic[R]):
             attempt: how often its launcher has started it again: a higher one takes the place at once, and what the
                 former process leases comes back. None: as the environment of Slurm or torchrun says.
             on_sigterm: "withdraw": SIGTERM raises SystemExit in the block, or runs the handler that was there before,
-                and the member withdraws in either case.
+                and the member withdraws in either case. While this waits to join, it ends that with SystemExit.
 
         Raises:
             QueueConfigError: a producer of this name is alive.
@@ -732,8 +739,9 @@ class FileSampleRefQueue(Generic[R]):
     ) -> Membership:
         if not isinstance(name, str) or not name:
             raise InvalidArgumentError(f"{role}(name)", "a name, a string that is not empty", name)
-        arguments.flag(f"{role}(required=)", required)
-        arguments.at_least(f"{role}(expected=)", expected, 0)
+        expected = arguments.count(f"{role}(expected=)", expected)
+        attempt = arguments.attempt(role, attempt)
+        required = arguments.flag(f"{role}(required=)", required)
         joined: list[Membership] = []
         try:
             with self._reaching(f"joining as {role}"):

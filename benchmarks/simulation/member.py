@@ -30,7 +30,7 @@ from simulation.world import Died, Machine, World
 _REQUEUE_S = (0.5, 8.0)
 _REBOOT_S = (8.0, 16.0)
 _STARTS = 12
-_HIGH, _LOW, _BATCH = 6, 3, 2
+_BATCH = 2
 _LOOK_S = 0.5
 
 
@@ -42,7 +42,7 @@ class MemberScript:
     """Runs one member, start after start.
 
     Args:
-        instead_of: whose place it takes while that one is stopped; None: it has a place of its own.
+        instead_of: whose place it takes while that one is stopped, or at work; None: it has a place of its own.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class MemberScript:
         self._withdraws = [] if instead_of else list(part.withdraws)
         self._handled = 0
         self._taken_over = False
+        self._has_joined = False
         self._cache = self._new_cache()
         self._machine: Machine | None = None
 
@@ -79,6 +80,9 @@ class MemberScript:
     @property
     def is_stopped(self) -> bool:
         return self._machine is not None and self._machine.stopped
+
+    def was_stopped_all_along(self, since: float) -> bool:
+        return self._machine is not None and self._machine.stopped and self._machine.stopped_at <= since
 
     def run(self) -> None:
         if self._instead_of is not None and not self._wait_for_its_cue(self._instead_of):
@@ -92,23 +96,29 @@ class MemberScript:
                 break
             self.ended = self._live()
             self._truth.moved()
-        self._truth.at_work.pop(self._part.name, None)
-        self._truth.ended.add(self._part.name)
+        if not self._taken_over:
+            self._truth.at_work.pop(self._part.name, None)
+            self._truth.ended.add(self._part.name)
         self._world.say(f"{self.name}  == {self.ended}")
 
     def _wait_for_its_cue(self, other: MemberScript) -> bool:
-        while not other.is_stopped:
+        while not (self._handled_enough(other) if other._part.twin_after else other.is_stopped):
             if other.ended is not None or self._truth.is_over:
                 return False
             self._world.wait(_LOOK_S)
         if other._part.name not in self._truth.at_work:
-            return False  # it is stopped before it has joined
+            return False  # it is stopped before it has joined, or about to be started again
         self.starts = other.starts
         other._taken_over = True
         return True
 
+    @staticmethod
+    def _handled_enough(other: MemberScript) -> bool:
+        return other._handled >= other._part.twin_after
+
     def _live(self) -> str | None:
         """Run one process; returns how the member ended for good, None where it is started again."""
+        began_at = self._world.now
         self._machine = self._boot()
         try:
             with using(self._machine.ops):
@@ -138,8 +148,10 @@ class MemberScript:
             return "came back too late" if self._truth.ended.issuperset(others) else self._after_a_while()
         except QueueConfigError as error:
             other = self._instead_of
-            if other.is_stopped if other is not None else not self._taken_over:
+            if other.was_stopped_all_along(began_at) if other is not None else not self._taken_over:
                 self._truth.problems.append(f"refused: {error}")
+            if other is not None and not self._has_joined:
+                other._taken_over = False
             self._truth.refusals += 1
             return "was refused, since the other one lives"
         except FsQueueError as error:
@@ -213,19 +225,23 @@ class MemberScript:
         since = self._world.now
         join = queue.producer if self._part.role == "producer" else queue.consumer
         with join(self._part.name, expected=len(self._plan.of(self._part.role)), **facts) as member:
-            self._truth.joined(member, since)
+            self._joined(member, since)
             if self._part.role == "producer":
                 self._produce(queue)
             else:
                 self._consume(queue, member)
 
+    def _joined(self, member: Membership, since: float) -> None:
+        self._has_joined = True
+        self._truth.joined(member, since)
+
     def _produce(self, queue: FileSampleRefQueue[SampleRef]) -> None:
         there = queue.states(self._part.ids)
         for sample_id in self._part.ids:
             if sample_id not in there:
-                self._spend(0.5)
+                self._spend(3.0 / self._plan.high)
                 self._truth.put.add(sample_id)
-                queue.put_when_below([make_ref(sample_id)], high=_HIGH, low=_LOW)
+                queue.put_when_below([make_ref(sample_id)], high=self._plan.high)
                 self._truth.moved()
                 self._leave_if_told()
         self._truth.closed.add(self._part.name)
@@ -253,7 +269,7 @@ class MemberScript:
         rank = ranks.index(self._part)
         partition = (rank, len(ranks)) if len(ranks) > 1 else None
         with TrainerView(queue, partition=partition, batch=_BATCH, session="trainer", **facts) as view:
-            self._truth.joined(view._membership, since)
+            self._joined(view._membership, since)
             while refs := view.get():
                 self._look_around(queue)
                 self._train(refs, view.ack)
@@ -284,5 +300,5 @@ class MemberScript:
         self._handled += 1
         if self._withdraws and self._handled >= self._withdraws[0]:
             self._withdraws.pop(0)
-            self._truth.at_work.pop(self._part.name, None)
+            self._truth.leaves(self._part.name)
             raise Preempted("preempted")

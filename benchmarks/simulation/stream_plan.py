@@ -27,6 +27,8 @@ class Part:
         proof: it says as the how manieth attempt it was started.
         withdraws: after so many refs it is told to leave, each time once.
         understudy: while it is stopped, its scheduler starts another process in its place.
+        twin_after: after so many refs its launcher starts another process in its place, with proof, though it still
+            works, or was stopped and will wake; 0: it does not.
         gone: it does not come back after it died or withdrew.
     """
 
@@ -38,18 +40,24 @@ class Part:
     withdraws: tuple[int, ...] = ()
     faults: tuple[Fault, ...] = ()
     understudy: bool = False
+    twin_after: int = 0
     gone: bool = False
 
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """One run."""
+    """One run.
+
+    Attributes:
+        high: the producers' watermark; half of it is the low one.
+    """
 
     seed: int
     rules: Rules
     parts: tuple[Part, ...]
     await_s: float = LONG_AWAIT_S
     quorum: int = 0
+    high: int = 6
     lock: str = "flock"
 
     def of(self, role: str) -> list[Part]:
@@ -99,7 +107,9 @@ def make_stream_plan(seed: int, mount: str | None = None) -> StreamPlan:
     parts += [_part(rng, f"trainer-{n}", kind) for n in range(trainers)]
     await_s = RANKS_AWAIT_S if kind == "rank" and trainers > 1 else LONG_AWAIT_S
     plan = StreamPlan(seed, rules, tuple(parts), await_s, lock=rng.choice(("flock", "flock", "none")))
-    return _with_losses(plan, rng) if rng.random() < 0.25 else plan
+    plan = _with_losses(plan, rng) if rng.random() < 0.25 else plan
+    rng = random.Random(f"{seed}/twins")
+    return _twins(plan, rng) if rng.random() < 0.25 else plan
 
 
 def _part(rng: random.Random, name: str, role: str) -> Part:
@@ -117,6 +127,22 @@ def _part(rng: random.Random, name: str, role: str) -> Part:
     )
 
 
+def _twins(plan: StreamPlan, rng: random.Random) -> StreamPlan:
+    """The same run with two or three ranks, of whom some are replaced while they work, and plenty of work for them."""
+    ranks = [_part(rng, f"trainer-{number}", "rank") for number in range(rng.choice((2, 2, 3)))]
+    replaced = rng.sample(range(len(ranks)), rng.choice((1, 1, 2)))
+    for number, part in enumerate(ranks):
+        twin_after = rng.randint(1, 4) if number in replaced else 0
+        ranks[number] = replace(
+            part, proof=bool(twin_after) or part.proof, understudy=not twin_after, twin_after=twin_after
+        )
+    producers = [
+        replace(part, ids=tuple(f"{part.name}-{number}" for number in range(rng.randint(16, 30))))
+        for part in plan.of("producer")
+    ]
+    return replace(plan, parts=(*producers, *ranks), await_s=RANKS_AWAIT_S, high=40)
+
+
 def _fault(rng: random.Random) -> Fault:
     kind = rng.choice(("pause", "pause", "process", "process", "node"))
     return Fault(rng.randint(30, 700), kind, round(rng.uniform(1.0, 40.0), 1) if kind == "pause" else 0.0)
@@ -131,6 +157,6 @@ def _with_losses(plan: StreamPlan, rng: random.Random) -> StreamPlan:
         if rng.random() < 0.5
         else {"faults": (Fault(rng.randint(60, 200), "node"),)}
     )
-    parts[victim] = replace(parts[victim], gone=True, understudy=False, **end)
+    parts[victim] = replace(parts[victim], gone=True, understudy=False, twin_after=0, **end)
     enough = parts[victim].role == "producer" and len(plan.of("producer")) > 1 and rng.random() < 0.6
     return replace(plan, parts=tuple(parts), await_s=SHORT_AWAIT_S, quorum=1 if enough else 0)

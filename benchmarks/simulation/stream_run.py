@@ -77,7 +77,7 @@ class _Run:
         for part in plan.parts:
             script = MemberScript(world, plan, part, self._truth, hearts)
             self._scripts.append(script)
-            if part.understudy:
+            if part.understudy or part.twin_after:
                 self._scripts.append(MemberScript(world, plan, part, self._truth, hearts, instead_of=script))
 
     def outcome(self) -> StreamOutcome:

@@ -45,6 +45,7 @@ class Truth:
         self._observer = observer
         self._beats: dict[str, list[float]] = defaultdict(list)
         self._seen: dict[str, float] = {}
+        self._leaving: set[str] = set()
 
     def moved(self) -> None:
         self.moved_at = self._world.now
@@ -54,7 +55,12 @@ class Truth:
         member = getattr(beat, "__self__", None)
         if isinstance(member, Membership):
             self._beats[member._record.process.owner].append(self._world.now - ago_s)
-            self._seen[member.name] = self._world.now - ago_s
+            if member._record.process.owner not in self._leaving:
+                self._seen[member.name] = self._world.now - ago_s
+
+    def leaves(self, name: str) -> None:
+        """Note that one begins to withdraw; its later beats do not say that it is at work."""
+        self._leaving.add(self.at_work.pop(name, ""))
 
     def joined(self, member: Membership, since: float) -> None:
         """Note that one has joined, which it began at that time."""

@@ -141,7 +141,7 @@ class Machine:
 
     Attributes:
         pulse: its heartbeat thread; None where it has none.
-        stopped: it is, for now.
+        stopped: it is, for now, since stopped_at.
     """
 
     def __init__(
@@ -154,6 +154,7 @@ class Machine:
         self.calls = 0
         self.pulse: Pulse | None = None
         self.stopped = False
+        self.stopped_at = 0.0
         self._world = world
         self._skew_s = skew_s
         self._faults = {fault.call: fault for fault in faults}
@@ -222,7 +223,7 @@ class Machine:
     def _suffer(self, fault: Fault) -> None:
         self._world.say(f"{self.name}  ** {fault.kind} {fault.seconds or ''} before call {self.calls}")
         if fault.kind == "pause":
-            self.stopped = True
+            self.stopped, self.stopped_at = True, self._world.now
             self._world.wait(fault.seconds)
             self.stopped = False
             return

@@ -128,9 +128,16 @@ def _oldest_pending(seen: Status) -> str:
 def joined_text(stream: StreamStatus) -> str:
     """Say how many of the expected members are at work, and for how long the others are awaited."""
     roles = [role for role in ("producer", "consumer") if any(member.role == role for member in stream.members)]
-    counted = ", ".join(f"{stream.joined(role)} of {stream.expected(role)} {role}s joined" for role in roles)
+    counted = ", ".join(_counted(stream, role) for role in roles)
     silence, awaited = (age(stream.policy[key]) for key in ("silence_s", "await_s"))
     return f"{counted}; silent after {silence}, awaited for {awaited}"
+
+
+def _counted(stream: StreamStatus, role: str) -> str:
+    """Say how many of a role have come and are there, or are done."""
+    closed = stream.closed(role)
+    done = f" ({closed} closed)" if closed else ""
+    return f"{stream.joined(role) + closed} of {stream.expected(role)} {role}s joined{done}"
 
 
 def quantum_text(quantum: QuantumStatus) -> str:

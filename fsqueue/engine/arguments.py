@@ -23,10 +23,11 @@ def integer(call: str, value: Any, advice: str = "") -> int:
         raise InvalidArgumentError(call, "an integer", value, advice) from None
 
 
-def flag(call: str, value: Any) -> None:
-    """Refuse what is neither true nor false: of the words that are given instead, "no" would be taken for True."""
+def flag(call: str, value: Any) -> bool:
+    """Return a flag as a bool; refuse what is neither: of the words that are given instead, "no" would be True."""
     if type(value).__name__ not in ("bool", "bool_") and not (isinstance(value, int) and value in (0, 1)):
         raise InvalidArgumentError(call, "True or False", value)
+    return bool(value)
 
 
 def text(call: str, value: Any, advice: str = "") -> None:
@@ -142,6 +143,21 @@ def at_least(call: str, value: Any, least: int) -> int:
     if number < least:
         raise InvalidArgumentError(call, f"an integer of {least} or more", value)
     return number
+
+
+def count(call: str, value: Any, advice: str = "") -> int:
+    """Return a count of 0 or more as an int; refuse True and False, too, which JSON tells from numbers."""
+    if isinstance(value, bool):
+        raise InvalidArgumentError(call, "an integer of 0 or more", value, advice)
+    if integer(call, value, advice) < 0:
+        raise InvalidArgumentError(call, "an integer of 0 or more", value, advice)
+    return operator.index(value)
+
+
+def attempt(call: str, value: Any) -> int | None:
+    """Return how often a launcher has started a process again; None where it does not say."""
+    advice = ": write int(...)" if isinstance(value, str) else ""
+    return None if value is None else count(f"{call}(attempt=)", value, advice)
 
 
 def with_call(call: str, expected: str, value: Any, *names: str) -> None:

@@ -20,7 +20,8 @@ from fsqueue.errors import InvalidRefError
 SUFFIX = ".json"
 STEM_LIMIT = 160
 OWNER_NAME_LIMIT = 64
-LEASED_EXTRA = 255 - STEM_LIMIT
+FILE_NAME_LIMIT = 255
+LEASED_EXTRA = FILE_NAME_LIMIT - STEM_LIMIT
 """How many bytes a leased name has besides the stem, at most."""
 TIMED_OUT = "t"
 RETURNED = "r"

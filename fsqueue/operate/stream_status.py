@@ -72,6 +72,10 @@ class StreamStatus:
         """Return how many members of a role are at work."""
         return sum(member.role == role and member.state == "joined" for member in self.members)
 
+    def closed(self, role: str) -> int:
+        """Return how many members of a role have come and have closed their end."""
+        return sum(member.role == role and member.state == "closed" for member in self.members)
+
 
 def open_stream(layout: Layout) -> Directory | None:
     """Open the directory of a queue's stream; None where it has none."""

@@ -18,6 +18,7 @@ class Places:
         files: reads each member of the stream with its file.
         doubted_s: returns for how many seconds more a member's silence proves nothing.
         left_behind: tells of a member whether this handle has left it behind, where joining was cut short.
+        raise_if_told: ends the wait where this process was told to stop.
     """
 
     def __init__(
@@ -26,11 +27,13 @@ class Places:
         files: Callable[[], list[tuple[str, Member]]],
         doubted_s: Callable[[Member], float],
         left_behind: Callable[[Member], bool],
+        raise_if_told: Callable[[], None] = lambda: None,
     ) -> None:
         self._handle = handle
         self._files = files
         self._doubted_s = doubted_s
         self._left_behind = left_behind
+        self._raise_if_told = raise_if_told
 
     def taken_by(self, role: Role, record: Record, group: frozenset[str]) -> list[tuple[str, Member]]:
         """Return those who make room for a new member, with their files, once they all have.
@@ -56,12 +59,13 @@ class Places:
                 if alive or seen.setdefault(file, member.beat_at) != member.beat_at:
                     raise QueueConfigError(self._handle.layout.path, self._refusal(member, record))
             self._handle.ops.sleep(min(_LOOK_S, *(self._left_s(member) for _, member in staying)))
+            self._raise_if_told()
 
     def _in_the_way(self, role: Role, record: Record, group: frozenset[str]) -> Iterator[tuple[str, Member]]:
         for file, member in self._files():
             other = member.record
             of_earlier_group = record.group is not None and other.group == record.group and other.name not in group
-            if member.role == role and (other.name == record.name or of_earlier_group):
+            if member.role == role and (member.may_be_called(record.name) or of_earlier_group):
                 yield file, member
 
     def _has_gone(self, member: Member, record: Record) -> bool:
@@ -77,6 +81,6 @@ class Places:
 
     def _refusal(self, member: Member, record: Record) -> str:
         advice = "give this one another name, or end that one"
-        if member.record.name != record.name:
+        if not member.may_be_called(record.name):
             advice = f"it is of an earlier group of session {record.group!r}: end it, or take another session"
         return f"has a {member.describe()}: {advice}"

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager, suppress
-from types import FrameType, TracebackType
-from typing import Literal, NoReturn
+from types import TracebackType
+from typing import NoReturn
 
 import msgspec
 
@@ -19,12 +17,11 @@ from fsqueue.disk.publish import replace_file
 from fsqueue.engine import heartbeat
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import open_root
-from fsqueue.errors import InvalidArgumentError, MemberFailedError, MemberReplacedError
+from fsqueue.errors import MemberFailedError, MemberReplacedError
 from fsqueue.format.codec import tidy
 from fsqueue.log import tell
-from fsqueue.stream.members import Record, Role, State, member_file
-
-OnSigterm = Literal["withdraw"] | None
+from fsqueue.stream.members import Record, Role, State, has_namesake_in, member_file
+from fsqueue.stream.sigterm import SigtermHandler
 
 
 class Membership:
@@ -37,9 +34,9 @@ class Membership:
 
     Args:
         release: gives back what the member leases, where it withdraws.
-        on_sigterm: "withdraw": in the block, SIGTERM runs the handler that was there before, or where that was the
-            default one, raises SystemExit, once; the member withdraws, however the block is left. In the main thread
-            only.
+        sigterm: has SIGTERM run the handler that was there before, or where that was the default one, raise
+            SystemExit, once; the member withdraws then, however the block is left.
+        before_it: the files of those whose place it takes.
     """
 
     def __init__(
@@ -49,19 +46,19 @@ class Membership:
         role: Role,
         record: Record,
         release: Callable[[], object] = lambda: None,
-        on_sigterm: OnSigterm = None,
+        sigterm: SigtermHandler | None = None,
+        before_it: Collection[str] = (),
     ) -> None:
-        if on_sigterm is not None:
-            _require_sigterm(on_sigterm)
         self._handle = handle
         self._directory = directory
         self.role: Role = role
         self._record = record
         self._release = release
-        self._on_sigterm = on_sigterm
-        self._before: Callable[[int, FrameType | None], object] | int | None = None
-        self._told_to_stop = False
+        self._sigterm = sigterm or SigtermHandler(None)
+        self._before_it = before_it
+        self._is_in_block = False
         self._replaced = False
+        self._has_left = False
         self._ended = False
         self._beat_key: int | None = None
         try:
@@ -93,24 +90,49 @@ class Membership:
 
     def raise_if_replaced(self) -> None:
         """Raise a MemberReplacedError where a successor has taken this member's place."""
-        if self._replaced:
+        if self._replaced and self._record.process.pid == os.getpid():
             raise MemberReplacedError(self._handle.layout.path, self.role, self.name)
 
     def close(self) -> None:
-        """Leave, having produced, or consumed, all there is for this member."""
-        if self.is_over():
-            return
-        with explained("leaving", self._directory.path), self._opened() as directory, suppress(FileNotFoundError):
+        """Leave, having produced, or consumed, all there is for this member.
+
+        Raises:
+            MemberReplacedError: a successor has taken its place, so that it was not this one to say so; raised once.
+        """
+        if not self.is_over():
+            with explained("leaving", self._directory.path), self._opened() as directory:
+                self._replaced = not self._has_closed_in(directory)
+            self._end()
+        if not self._has_left:
+            self._leaves()
+            self.raise_if_replaced()
+            self._tell("closed")
+
+    def _leaves(self) -> None:
+        """Note that it has said how its part ends; in its block, SIGTERM still has the handler up to the end."""
+        self._has_left = True
+        if not self._is_in_block:
+            self._sigterm.restore()
+
+    def _has_closed_in(self, directory: Directory) -> bool:
+        """Make the member's file say that it closed; False where that file is gone.
+
+        NFS: a rename that was made may be answered by ENOENT, where the request was sent again.
+        """
+        try:
             fd = directory.fd
             self._handle.ops.rename(self._file("open"), self._file("closed"), src_dir_fd=fd, dst_dir_fd=fd)
-        self._end()
-        self._tell("closed")
+        except FileNotFoundError:
+            directory.refresh()
+            return self._file("closed") in directory.listing()
+        return True
 
     def withdraw(self, reason: str = "withdrew") -> None:
         """Leave before the end: leases go back without counting an attempt, and the place is kept for a successor.
 
         The others wait for that one, unless this member is required.
         """
+        self._leaves()
         if self.is_over():
             return
         try:
@@ -125,13 +147,18 @@ class Membership:
 
         CRASH: between the two steps the member is both open and failed, and failed counts.
         """
+        self._leaves()
         if self.is_over():
             return
         record = msgspec.structs.replace(self._record, reason=tidy(reason), traceback=tidy(trace) if trace else None)
         self._replace_by("failed", record, "marking a failure in")
 
     def _replace_by(self, state: State, record: Record, what: str) -> None:
-        """Show another state; a member whose place a successor has taken leaves no mark of its own any more."""
+        """Show another state; a member whose place a successor has taken leaves no mark of its own any more.
+
+        RACE: the successor may take the place between the look and the mark. It looks for such a mark once it has
+        joined, and this member looks for the successor once it has made the mark: one of them sees the other.
+        """
         with explained(what, self._directory.path), self._opened() as directory:
             directory.refresh()
             if not self._handle.ops.exists(directory.fd, self._file("open")):
@@ -145,6 +172,29 @@ class Membership:
                 data = msgspec.json.encode(record) + b"\n"
                 replace_file(self._handle.ops, directory, self._file(state), data, self._handle.durable)
             self._remove_from(directory)
+            if self._has_successor(directory):
+                silently_remove(self._handle.ops, directory.fd, [self._file(state)])
+
+    def _has_successor(self, directory: Directory) -> bool:
+        listing = directory.listing()
+        return any(
+            name not in self._before_it and has_namesake_in(directory, name, self.role, self._record)
+            for name in listing
+        )
+
+    @property
+    def file(self) -> str:
+        """Return the name of its file while it has not left."""
+        return self._file("open")
+
+    @property
+    def place(self) -> tuple[Role, str]:
+        return self.role, self.name
+
+    @property
+    def has_left(self) -> bool:
+        """True where it has said how its part ended, or has heard that it was replaced, or has no part."""
+        return self._has_left or (self.is_over() and not self._replaced)
 
     def is_over(self) -> bool:
         """Tell whether this member has left, or belongs to the process that this one was forked from."""
@@ -155,6 +205,7 @@ class Membership:
 
     def vanish(self) -> None:
         """Be a member no longer, as if this one had never joined."""
+        self._leaves()
         self._remove_from(self._directory)
 
     def _remove_from(self, directory: Directory) -> None:
@@ -196,22 +247,16 @@ class Membership:
         )
 
     def __enter__(self) -> Membership:
-        if self._on_sigterm == "withdraw" and not self.is_over():
-            self._before = signal.signal(signal.SIGTERM, self._stop)
+        self._is_in_block = True
         return self
-
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        again, self._told_to_stop = self._told_to_stop, True
-        if callable(self._before):
-            self._before(number, frame)
-        elif self._before == signal.SIG_DFL and not again:  # Slurm sends two: the second cuts nothing short
-            raise SystemExit(128 + number)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
             self._leave(error)
+        except MemberReplacedError:
+            raise
         except OSError as failed:
             if error is None:
                 raise
@@ -221,9 +266,7 @@ class Membership:
                 self._leave(error)  # nobody else will: an interrupt here would leave a member that lives for ever
             raise
         finally:
-            if self._before is not None and threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, self._before)
-                self._before = None
+            self._sigterm.restore()
 
     def _note(self, error: BaseException, failed: OSError) -> None:
         """Say with what ended the block that the others were not told, on a disk that went read-only for instance."""
@@ -235,17 +278,10 @@ class Membership:
     def _leave(self, error: BaseException | None) -> None:
         if error is not None and not is_no_failure(error):
             self.fail(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
-        elif error is not None or self._told_to_stop:
+        elif error is not None or self._sigterm.told_to_stop:
             self.withdraw(_why(error))
         else:
             self.close()
-
-
-def _require_sigterm(on_sigterm: object) -> None:
-    if on_sigterm != "withdraw":
-        raise InvalidArgumentError("on_sigterm", "'withdraw' or None", on_sigterm)
-    if threading.current_thread() is not threading.main_thread():
-        raise InvalidArgumentError("on_sigterm", "None outside the main thread, which handles signals", on_sigterm)
 
 
 def is_no_failure(error: BaseException) -> bool:

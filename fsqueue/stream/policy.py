@@ -20,6 +20,7 @@ POLICY = "policy.json"
 BEAT_S = 5.0
 _BEATS_A_SILENCE = 6
 _FEWEST_BEATS = 3
+_LEAST_SILENCE_S = 0.1
 
 
 class StreamPolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,10 +53,12 @@ class StreamPolicy(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("silence_s", "await_s", "restart_s"):
             value = getattr(self, name)
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-            if not is_number or value < 0 or (name == "silence_s" and value == 0):
-                least = "above 0" if name == "silence_s" else "of 0 or more"
-                raise QueueConfigError(path, f"needs as {name} a number of seconds {least}, found {value!r}")
-        if not isinstance(self.quorum, int) or self.quorum < 0:
+            least = _LEAST_SILENCE_S if name == "silence_s" else 0
+            if not is_number or value < least:
+                raise QueueConfigError(
+                    path, f"needs as {name} a number of seconds of {least:g} or more, found {value!r}"
+                )
+        if not isinstance(self.quorum, int) or isinstance(self.quorum, bool) or self.quorum < 0:
             raise QueueConfigError(path, f"needs as quorum a number of producers, 0 for all, found {self.quorum!r}")
 
 

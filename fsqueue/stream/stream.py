@@ -23,13 +23,23 @@ from fsqueue.engine.awake import Doubts, grace_s
 from fsqueue.engine.engine import reaching
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import STREAM, read_json
-from fsqueue.errors import MemberFailedError, MemberMissingError, QueueConfigError
+from fsqueue.errors import InvalidArgumentError, MemberFailedError, MemberMissingError, QueueConfigError
 from fsqueue.format import names
 from fsqueue.stream.joining import Places
 from fsqueue.stream.launch import launch
-from fsqueue.stream.members import Member, Record, Role, member_file, parse_member, read_members, without_leaving
-from fsqueue.stream.membership import Membership, OnSigterm
+from fsqueue.stream.members import (
+    LEFT,
+    Member,
+    Record,
+    Role,
+    member_file,
+    parse_member,
+    read_members,
+    without_leaving,
+)
+from fsqueue.stream.membership import Membership
 from fsqueue.stream.policy import BEAT_S, POLICY, StreamPolicy, read_policy
+from fsqueue.stream.sigterm import OnSigterm, SigtermHandler
 
 QUANTUM = "quantum.json"
 _LOOKS = 4
@@ -78,6 +88,8 @@ class Stream:
         self._mine: WeakSet[Membership] = WeakSet()
         self._doubts = Doubts(handle.awake)
         self._beat_s = BEAT_S
+        self._voices = 0
+        self._came: dict[Role, tuple[int, float]] = {}  # how many have come, and since when that was not enough
 
     def close(self) -> None:
         self.directory.close()
@@ -107,6 +119,7 @@ class Stream:
 
         Raises:
             QueueConfigError: a member of this name is alive.
+            SystemExit: SIGTERM came while it waited, with on_sigterm.
         """
         self._handle.require_writable(role)
         record = Record(
@@ -118,16 +131,39 @@ class Stream:
             launch=launch(attempt),
             group=group,
         )
-        places = Places(self._handle, self._files, self._doubted_s, self._left_behind)
-        earlier = places.taken_by(role, record, frozenset(ranks))
-        gone = {it.record.process.owner for _, it in earlier if record.launch.succeeds(it.record.launch)}
-        if gone:
-            self._bring_back(gone)
-        joined.append(Membership(self._handle, self.directory, role, record, release, on_sigterm))
-        self._mine.add(joined[-1])
+        if len(member_file(role, record, "withdrawn")) > names.FILE_NAME_LIMIT:
+            raise InvalidArgumentError(f"{role}(name)", "a shorter name, since file names hold it", name)
+        sigterm = SigtermHandler(on_sigterm)
+        sigterm.install()
+        try:
+            places = Places(self._handle, self._files, self._doubted_s, self._left_behind, sigterm.raise_if_told)
+            earlier = places.taken_by(role, record, frozenset(ranks))
+            gone = {it.record.process.owner for _, it in earlier if record.launch.succeeds(it.record.launch)}
+            if gone:
+                self._bring_back(gone)
+            before = [file for file, _ in earlier]
+            joined.append(Membership(self._handle, self.directory, role, record, release, sigterm, before))
+        except BaseException:
+            sigterm.restore()
+            raise
+        self._stands_for(joined[-1])
         mine = member_file(role, record, "open")  # which a handle may have left behind itself
         self._seen.add(mine)
-        silently_remove(self._ops, self.directory.fd, [file for file, _ in earlier if file != mine])
+        silently_remove(self._ops, self.directory.fd, [file for file in before if file != mine])
+        if earlier:
+            self._remove_marks_of([member for _, member in earlier])
+
+    def _stands_for(self, member: Membership) -> None:
+        """Note that it is this handle's, in the place of one that was so before."""
+        for former in list(self._mine):
+            if former.place == member.place:
+                self._mine.discard(former)
+        self._mine.add(member)
+
+    def _remove_marks_of(self, replaced: list[Member]) -> None:
+        """Remove how they say that they have left, where they have just said so."""
+        marks = {member_file(it.role, it.record, state) for it in replaced for state in LEFT}
+        silently_remove(self._ops, self.directory.fd, marks.intersection(self.directory.listing()))
 
     def _left_behind(self, member: Member) -> bool:
         """Tell whether a member is this handle's and nobody stands for it: where it joined, a server did not answer."""
@@ -162,17 +198,24 @@ class Stream:
                     return found
 
     def greet(self, listing: list[str]) -> None:
-        """Show newcomers that are in a listing of stream/ that this handle's members live.
+        """Show newcomers that are in a listing of stream/ that this handle's members live, and see who was replaced.
 
         A newcomer takes one whose last sign is older than itself for a member of an earlier run, for which nobody
         stops: so one that is killed soon after it came would be waited for as if a successor were due.
         """
         at_work = {name for name in listing if (parse_member(name) or ("", ""))[1] == "open"}
-        if not at_work <= self._seen:
+        mine = {membership.file for membership in list(self._mine) if not membership.is_over()}
+        if not (at_work <= self._seen and mine <= at_work):
             with suppress(OSError):  # the heartbeat comes later, and says more
                 for membership in list(self._mine):
                     membership.beat()
         self._seen = at_work
+
+    def raise_if_replaced(self, role: Role) -> None:
+        """Raise a MemberReplacedError where a successor has taken the place of one of this handle's own members."""
+        for membership in list(self._mine):
+            if membership.place[0] == role and not membership.has_left:
+                membership.raise_if_replaced()
 
     def raise_failures(self, role: Role, among: Container[str] | None = None) -> None:
         """Raise the error of a member of this role without which the others cannot go on, if there is one.
@@ -186,7 +229,9 @@ class Stream:
         Raises:
             MemberFailedError: names the member and its reason.
         """
-        looked_at = [m for m in self.members() if m.role == role and (among is None or m.record.name in among)]
+        looked_at = [
+            m for m in self.members() if m.role == role and (among is None or m.unreadable or m.record.name in among)
+        ]
         at_work = any(member.standing == "joined" for member in looked_at)
         awaited: MemberFailedError | None = None
         for member in looked_at:
@@ -196,6 +241,8 @@ class Stream:
             if error is not None:
                 raise error
             awaited = awaited or self._awaited_in_vain(member)
+        absent = self._absent_for_too_long(role, looked_at, waits=among is not None or not at_work)
+        awaited = awaited or absent
         if awaited is not None and (among is not None or not at_work):
             raise awaited
 
@@ -225,6 +272,20 @@ class Stream:
         if waited_s <= member.policy.await_s or self._doubted_s(member):
             return None
         return MemberMissingError(member.describe(), _what_became_of(member), waited_s)
+
+    def _absent_for_too_long(self, role: Role, found: list[Member], waits: bool) -> MemberFailedError | None:
+        """Return the error about members that never came, counted from when those who did left the others waiting.
+
+        Where none has come yet, nobody knows how many there are to be: their launcher may start them much later.
+        """
+        now = self._ops.monotonic()
+        came, since = self._came.get(role, (-1, now))
+        self._came[role] = len(found), (since if waits and came == len(found) else now)
+        absent, waited_s = _wanted(role, found) - len(found), now - self._came[role][1]
+        if not found or absent <= 0 or waited_s <= found[0].policy.await_s:
+            return None
+        never_came = f"{absent} never came, and {'was' if absent == 1 else 'were'} awaited for {waited_s:.0f} s"
+        return MemberMissingError(_described(role, found), never_came, waited_s, absent)
 
     def watch(self, role: Role) -> None:
         """Do as `raise_failures` for a caller who asks often: look at the directory's mtime, and list after a change.
@@ -263,10 +324,10 @@ class Stream:
 
     def describe(self, role: Role) -> str:
         """Say who was last seen when, and whether the queue is paused, for error messages."""
-        found = [f"{m.describe()} is {m.standing}" for m in self.members() if m.role == role]
+        found = _described(role, [member for member in self.members() if member.role == role])
         paused = self._handle.pause.look_now()
         waits = [] if paused is None else [f"the queue is paused{paused} (`fsqueue resume` lets it go on)"]
-        return "; ".join([*(found or [f"no {role} has joined"]), *waits])
+        return "; ".join([found, *waits])
 
     def all_closed(self, role: Role) -> bool:
         """Tell whether every expected member of this role has joined and left; False before the first one joins.
@@ -281,13 +342,29 @@ class Stream:
         expected = max((member.record.expected for member in mine), default=1)
         return len(mine) >= max(1, expected) and all(member.state == "closed" for member in mine)
 
-    def open_owners(self, role: Role) -> dict[str, str]:
-        """Map names to owners, for the members of this role that have not left."""
-        return {
-            member.record.name: member.record.process.owner
+    def open_owners(self, role: Role, names: Container[str]) -> list[str]:
+        """Return the owners of those members that have not left, among these names."""
+        return [
+            member.record.process.owner
             for member in self.members()
-            if (member.role, member.state) == (role, "open")
-        }
+            if (member.role, member.state) == (role, "open") and member.record.name in names
+        ]
+
+    def owner_in_place(self, role: Role, name: str, before: str | None) -> str | None:
+        """Return who has a member's place: the only one that is open, or else who had it before.
+
+        One that has closed since this handle was opened had it.
+        """
+        found = [member for member in self.members() if (member.role, member.record.name) == (role, name)]
+        there = [member.record.process.owner for member in found if member.state == "open"]
+        if before is None and not there:
+            there = [it.record.process.owner for it in found if it.state == "closed" and not self._happened_before(it)]
+        return there[0] if len(there) == 1 else before
+
+    def new_voice(self) -> str:
+        """Return a name for one view of this handle, by which its words are told from those of its earlier views."""
+        self._voices += 1
+        return self._handle.owner if self._voices == 1 else f"{self._handle.owner}+{self._voices}"
 
     def drained(self, besides: frozenset[str] = frozenset()) -> bool:
         """Tell whether nothing will ever be delivered again: all producers closed, nothing pending, nothing leased.
@@ -361,12 +438,25 @@ class Stream:
         return read_quantum(self.directory)
 
 
+def _wanted(role: Role, found: list[Member]) -> int:
+    """Return how many members of a role there have to be, as far as those who have come say."""
+    quorum = found[0].policy.quorum if found and role == "producer" else 0
+    return quorum or max((member.record.expected for member in found), default=0)
+
+
+def _described(role: Role, found: list[Member]) -> str:
+    wanted = _wanted(role, found)
+    counted = f"{len(found)} of {wanted} {role}s joined: " if 0 < len(found) < wanted else ""
+    return counted + ("; ".join(f"{m.describe()} is {m.standing}" for m in found) or f"no {role} has joined")
+
+
 def _what_became_of(member: Member) -> str:
     if member.state == "failed":
         return f"failed: {member.record.reason or 'it does not say why'}"
     if member.state == "withdrawn":
         return member.record.reason or "withdrew"
-    return f"its process is gone or silent: no heartbeat for {member.age_s:.0f} s"
+    silent = f"its process is gone or silent: no heartbeat for {member.age_s:.0f} s"
+    return f"{silent}; `fsqueue check --repair` removes a file that cannot be read" if member.unreadable else silent
 
 
 def read_quantum(directory: Directory) -> Quantum | None:

@@ -14,11 +14,14 @@ from fsqueue.engine.engine import reaching
 from fsqueue.engine.renewing import Renewer
 from fsqueue.engine.waiting import StopEvent
 from fsqueue.errors import InvalidArgumentError, OtherProcessError
+from fsqueue.format import names
 from fsqueue.records import id_of_ref
 from fsqueue.stream.agreement import Rendezvous
-from fsqueue.stream.membership import Membership, OnSigterm
+from fsqueue.stream.membership import Membership
+from fsqueue.stream.posts import Grammar
 from fsqueue.stream.share import Share, StreamedQueue
 from fsqueue.stream.sieve import Accept, Sieve
+from fsqueue.stream.sigterm import OnSigterm
 
 R = TypeVar("R")
 Ending = Literal["release", "ack", "fail", "return"]
@@ -93,6 +96,10 @@ class TrainerView(Generic[R]):
         arguments.patience("TrainerView(max_age_s=)", max_age_s)
         if accept is not None and not callable(accept):
             raise InvalidArgumentError("TrainerView(accept=)", "a function of a ref", accept)
+        attempt = arguments.attempt("TrainerView", attempt)
+        required = arguments.flag("TrainerView(required=)", required)
+        if not isinstance(session, str):
+            raise InvalidArgumentError("TrainerView(session=)", "a name, a string", session)
         if not (callable(rest) or rest in get_args(Ending)):
             expected = f"a function of the view and refs, or one of {', '.join(map(repr, get_args(Ending)))}"
             raise InvalidArgumentError("TrainerView(rest=)", expected, rest)
@@ -102,8 +109,10 @@ class TrainerView(Generic[R]):
         self._batch = batch
         self._window = window
         self._rest = rest
-        rank, self._world = partition or (0, 1)
+        rank, self._world = (int(partition[0]), int(partition[1])) if partition is not None else (0, 1)
         self._handle = handle = queue.handle
+        if len(Grammar(session, self._world).longest_name(handle.owner)) > names.FILE_NAME_LIMIT:
+            raise InvalidArgumentError("TrainerView(session=)", "a shorter name, since file names hold it", session)
         stream = queue.stream()
         group = session or "trainer"
         members = [f"{group}-{k}" for k in range(self._world)]

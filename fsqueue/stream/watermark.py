@@ -34,6 +34,7 @@ class Watermark:
         low = high // 2 if low is None else low
         self._check(high, low)
         self._stream.watch("consumer")
+        self._stream.raise_if_replaced("producer")
         mean_bytes = self._mean_bytes(refs)
         if high_bytes and mean_bytes:
             quantum = self._stream.quantum()
@@ -64,6 +65,7 @@ class Watermark:
     def _wait_for_room(self, low: int, timeout_s: float | None) -> None:
         pause_s, started = _FIRST_PAUSE_S, self._ops.monotonic()
         while self._depth() >= max(1, low):
+            self._stream.raise_if_replaced("producer")
             self._stream.raise_failures("consumer")
             if self._stream.all_closed("consumer"):
                 raise StreamEndedError(

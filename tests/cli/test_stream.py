@@ -69,7 +69,8 @@ def test_status_shows_members_and_quantum(queue: Queue, path: Path) -> None:
             "closed": "closed", "failed": "failed", "killed": "silent", "open": "joined",
         }  # fmt: skip
         assert rows["killed"][6] == "dead" and rows["open"][6] == "alive"
-        assert "1 of 4 producers joined, 0 of 1 consumers joined; silent after 30.0 s, awaited for 30.0 min" in shown
+        joined = "2 of 4 producers joined (1 closed), 1 of 1 consumers joined (1 closed)"
+        assert f"{joined}; silent after 30.0 s, awaited for 30.0 min" in shown
         assert "out of memory" in " ".join(rows["failed"])
         assert "quantum  64 refs at a time: 2 ranks x 8 x 4 accumulated" in run("status", path).stdout
 

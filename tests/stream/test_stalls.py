@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from fsqueue import FileSampleRefQueue, MemberFailedError, QueueConfigError
+from fsqueue import FileSampleRefQueue, MemberFailedError, MemberReplacedError, QueueConfigError
 from fsqueue.engine import owners
 from fsqueue.stream.membership import Membership
 from fsqueue.stream.policy import BEAT_S
@@ -52,7 +53,8 @@ class Woken:
         self.while_asleep()
 
     def end(self) -> None:
-        self.producer.close()
+        with suppress(MemberReplacedError):
+            self.producer.close()
         self.other.close()
         self.queue.close()
 

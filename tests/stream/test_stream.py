@@ -129,9 +129,11 @@ def test_what_a_killed_run_agreed_on_does_not_bind_the_next(queue: FileSampleRef
     with queue.producer("rollout-0"):
         queue.put(refs(6))
     left = Path(queue.path) / "stream"
-    (left / "verdict@default@0.end.json").write_text('{"owners":["t.1.aaaaaa","t.2.bbbbbb"]}')
+    (left / "verdict@default.t.1.aaaaaa@0.end.json").write_text('{"owners":["t.1.aaaaaa","t.2.bbbbbb"]}')
     for rank, owner in enumerate(("t.1.aaaaaa", "t.2.bbbbbb")):
-        (left / f"rank@default.{rank}.2@0.starved.json").write_text(f'{{"owner":"{owner}","leader":"t.1.aaaaaa"}}')
+        (left / f"rank@default.{rank}.2.{owner}@0.starved.json").write_text(
+            f'{{"owner":"{owner}","leader":"t.1.aaaaaa"}}'
+        )
     pipes = [SPAWN.Pipe() for _ in range(2)]
     processes = [SPAWN.Process(target=train, args=(pipes[r][1], queue.path, r, 2)) for r in range(2)]
     processes[1].start()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fsqueue.engine.settle import Settler
+from fsqueue.stream.agreement import Rendezvous
 from fsqueue.stream.joining import Places
 from fsqueue.stream.members import Member
 from fsqueue.stream.stream import Stream
@@ -62,7 +63,7 @@ def test_every_kind_of_member_and_fault_has_its_seeds() -> None:
     assert min(Counter(part.proof for part in parts).values()) > 50
     assert min(Counter(fault.kind for part in parts for fault in part.faults).values()) > 50
     assert sum(part.understudy for part in parts) > 20 and sum(part.gone for part in parts) > 20
-    assert sum(bool(part.withdraws) for part in parts) > 50
+    assert sum(bool(part.withdraws) for part in parts) > 50 and sum(bool(part.twin_after) for part in parts) > 20
     assert sum(make_stream_plan(seed).quorum for seed in range(150)) > 2
 
 
@@ -104,3 +105,11 @@ def test_acks_of_lost_leases_that_count_are_caught(monkeypatch: pytest.MonkeyPat
 def test_a_successor_that_waits_for_ever_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has neither a proof that its predecessor is gone, nor takes its silence for one."""
     without("not over", monkeypatch, Places, "_has_gone", lambda self, member, record: member.state != "open")
+
+
+def test_a_rank_that_waits_for_a_verdict_that_binds_the_one_before_it_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rank 0 has taken the word of one that it did not know to be replaced, and has gone on."""
+    monkeypatch.setattr(Rendezvous, "_is_surely_overtaken", lambda self: self._spoke_at < self.window)
+    without("not over", monkeypatch, Rendezvous, "_is_of", lambda self, lead, said, voice: False)

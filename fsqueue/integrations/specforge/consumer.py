@@ -12,7 +12,7 @@ from specforge.training.checkpoint import CheckpointManager
 from fsqueue.errors import InvalidArgumentError
 from fsqueue.integrations.specforge.controller import ConsumerSetupError, OnlineController
 from fsqueue.integrations.specforge.refs import RefChannel
-from fsqueue.stream.membership import OnSigterm
+from fsqueue.stream.sigterm import OnSigterm
 from fsqueue.stream.view import Ending, TrainerView
 
 T = TypeVar("T")

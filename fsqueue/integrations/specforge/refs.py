@@ -17,8 +17,9 @@ from fsqueue.control import DataFlowController, FileMetadataStore
 from fsqueue.disk.publish import absolute
 from fsqueue.errors import InvalidArgumentError, MemberFailedError
 from fsqueue.queue import FileSampleRefQueue
-from fsqueue.stream.membership import Membership, OnSigterm
+from fsqueue.stream.membership import Membership
 from fsqueue.stream.policy import POLICY
+from fsqueue.stream.sigterm import OnSigterm
 
 _LEASE_S = 60.0
 _BEAT_S = 5.0

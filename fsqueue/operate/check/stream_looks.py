@@ -22,7 +22,7 @@ from fsqueue.stream.policy import POLICY, StreamPolicy
 from fsqueue.stream.stream import QUANTUM, read_quantum
 
 _is_agreement = re.compile(
-    r"(?:rank@[^@]+\.\d+\.\d+@\d+\.(?:ready|starved)|verdict@[^@]+@\d+\.(?:go|end))\.json\Z"
+    r"(?:rank@[^@]+\.\d+\.\d+(?:\.[^@]+)?@\d+\.(?:ready|starved)|verdict@[^@]+@\d+\.(?:go|end))\.json\Z"
 ).match
 
 
@@ -53,7 +53,8 @@ class StreamLooks:
         """Read all members anew: what is wrong with a file may depend on the others."""
         listing = self._directory.listing()
         self._now = self._time([name for name in listing if _may_be_silent(name)])
-        self._members = dict(read_members(self._ops, self._directory, listing, self._now))
+        found = read_members(self._ops, self._directory, listing, self._now)
+        self._members = {name: member for name, member in found if not member.unreadable}
 
     def _time(self, silent: list[str]) -> float:
         """Return the time by the clock that stamped these files; asked for once, with a touch of the order file.
@@ -97,7 +98,7 @@ class StreamLooks:
     def _member(self, name: str) -> Iterator[Problem]:
         found = self._members.get(name)
         if found is None:
-            yield "member-unreadable", "holds no record of a member, so that nobody sees it"
+            yield "member-unreadable", "holds no record of a member: the others take it for one at work"
             return
         if self._replaced(found):
             yield "leftover", f"{found.record.name!r} has failed, or was started again"
@@ -122,7 +123,7 @@ class StreamLooks:
         except (FileNotFoundError, CorruptRefError, *UNDECODABLE):
             return False
         there = {member.record.process.owner for member in self._members.values() if member.state == "open"}
-        return not there.isdisjoint([signed.owner, *signed.owners])
+        return not there.isdisjoint(voice.partition("+")[0] for voice in (signed.owner, *signed.owners))
 
 
 def _what_follows(silent: Member) -> str:
