@@ -11,7 +11,7 @@ import operator
 import os
 import weakref
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, cast
 
@@ -91,13 +91,17 @@ class _Kept:
         self.pid = os.getpid()
 
     def let_go(self) -> None:
-        """Give back what is leased; a forked child's copy has no part in that."""
+        """Give back what is leased; a forked child's copy has no part in that.
+
+        The collector calls this, so whatever is raised in here has nobody to go to.
+        """
         opened, self.opened = self.opened, None
         if opened is not None and self.pid == os.getpid():
             from fsqueue.engine.dropped import let_go
 
-            opened.engine.holding.stop()
-            let_go(opened.engine.handle, opened.engine.limits)
+            with suppress(BaseException):
+                opened.engine.holding.stop()
+                let_go(opened.engine.handle, opened.engine.limits)
 
 
 class FileSampleRefQueue(Generic[R]):

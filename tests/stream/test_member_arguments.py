@@ -27,7 +27,7 @@ def other(queue: Queue) -> Iterator[Queue]:
 
 WRONG: list[dict[str, Any]] = [
     *({"attempt": value} for value in ("1", 1.0, True, -1)),
-    *({"required": value} for value in ("yes", None, 1)),
+    *({"required": value} for value in ("yes", None, 2)),
     *({"on_sigterm": value} for value in ("exit", True)),
 ]
 
