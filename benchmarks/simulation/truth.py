@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import pairwise
 
 from fsqueue.stream.members import Member
 from fsqueue.stream.membership import Membership
@@ -12,6 +13,7 @@ from simulation.stream_plan import SILENCE_S
 from simulation.world import World
 
 _MARGIN_S = 1.0
+_LEAVING_S = 60.0
 
 
 class Truth:
@@ -44,7 +46,7 @@ class Truth:
         self._world = world
         self._observer = observer
         self._beats: dict[str, list[float]] = defaultdict(list)
-        self._seen: dict[str, float] = {}
+        self._seen: dict[str, list[float]] = defaultdict(list)  # when each was there, in order
         self._leaving: set[str] = set()
 
     def moved(self) -> None:
@@ -56,7 +58,7 @@ class Truth:
         if isinstance(member, Membership):
             self._beats[member._record.process.owner].append(self._world.now - ago_s)
             if member._record.process.owner not in self._leaving:
-                self._seen[member.name] = self._world.now - ago_s
+                self._seen[member.name].append(self._world.now - ago_s)
 
     def leaves(self, name: str) -> None:
         """Note that one begins to withdraw; its later beats do not say that it is at work."""
@@ -66,7 +68,7 @@ class Truth:
         """Note that one has joined, which it began at that time."""
         self._beats[member._record.process.owner].append(since)
         self.at_work[member.name] = member._record.process.owner
-        self._seen[member.name] = since
+        self._seen[member.name].append(since)
         self.moved()
 
     def has_trained(self, sample_id: str, who: str) -> None:
@@ -94,9 +96,14 @@ class Truth:
         return max(after - before for before, after in zip([last, *later], [*later, self._world.now], strict=True))
 
     def judge_error(self, error: Exception, said_of: str, await_s: float) -> None:
-        """Only one that is gone for good may end others, or one that was really away for as long as they wait."""
+        """Only one that is gone for good may end others, or one that was really away for as long as they wait.
+
+        It may be back by the time that whoever raised has left: leaving may hang, too.
+        """
         name = said_of.split("'")[1]
-        away_s = self._world.now - self._seen.get(name, 0.0)
+        seen = [*sorted(self._seen[name]), self._world.now]
+        gaps = (after - before for before, after in pairwise(seen) if after > self._world.now - _LEAVING_S)
+        away_s = max(gaps, default=self._world.now)
         if name not in self.gone and away_s < await_s - _MARGIN_S:
             self.problems.append(f"called missing: {error}")
 

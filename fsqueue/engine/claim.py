@@ -19,6 +19,7 @@ from fsqueue.records import dp_partition, partition_of
 SWEEP_S = 60.0
 _SORT_BY_MTIME_LIMIT = 4096
 _CHEAP_SWEEP_S = 0.001
+_TOLD_S = 1.0
 _RELAX = 20
 _CLAIMING_S = 0.002
 _ERRORS_A_CALL = 64
@@ -76,9 +77,11 @@ class Claimer:
         self._scans: dict[Partition | None, Scan] = {}
         self._unchanged = Unchanged(handle.layout.pending, handle.layout.filesystem.directory_times, SWEEP_S)
         self._no_sweep_before = -1e9
-        self._sweep_s = 0.0  # how long the last listing and comparison took
+        self._sweep_s = 0.0  # how long the last two listings and comparisons took, the quicker of them
+        self._took_s = 0.0
         self._compared_at = -1e9
         self._refused = Refused(handle.ops.monotonic)
+        self._told_at = -1e9  # when the error of such a ref was raised last
         self._passed_over: set[str] = set()  # while they were left alone: no line names them any more
         self._missed: dict[str, float] = {}  # refs that were not where the order said, and when
 
@@ -110,6 +113,7 @@ class Claimer:
                         break
                     self._scans.pop(partition, None)  # the order may have been torn and grown again below it
             if errors and len(leased) == before:
+                self._told_at = self._handle.ops.monotonic()
                 raise errors[0]
         except BaseException:
             self._handle.order.incomplete = True
@@ -169,14 +173,20 @@ class Claimer:
         """Note that a ref could not be read: it is left alone for longer each time, so that others come first."""
         self._refused.add(stem, error)
 
-    def raise_of_refused(self, partition: Partition | None) -> None:
-        """Raise what was said of a ref that is pending, and is left alone, where a get would say that there is none."""
-        pending = self._handle.layout.pending
+    def raise_of_refused(self, partition: Partition | None, waited: bool) -> None:
+        """Raise what was said of a ref that is pending, and is left alone, where a get would say that there is none.
+
+        To one that does not wait, once a second: whoever polls, and goes on, is not to meet it in each call.
+        """
+        pending, now = self._handle.layout.pending, self._handle.ops.monotonic()
+        if not waited and now - self._told_at < _TOLD_S:
+            return
         for stem, error in self._refused.why().items() if self._refused else ():
             if partition is not None and not self._belongs(stem, partition):
                 continue
             file = names.ref_file(stem)
             if self._handle.ops.is_there(pending.fd, file) and self._handle.moves.holds(pending, file):
+                self._told_at = now
                 raise error.with_traceback(None)
             self._refused.discard(stem)
 
@@ -235,7 +245,8 @@ class Claimer:
         self._passed_over.clear()
         try:
             stranded = self._unnamed(self._pending_stems())
-            self._sweep_s = handle.ops.monotonic() - started
+            took_s = handle.ops.monotonic() - started
+            self._sweep_s, self._took_s = min(self._took_s, took_s), took_s  # a process that was stopped took long once
             if stranded:
                 # RACE: another handle may just have taken the places of these, and be about to claim them.
                 handle.ops.sleep(_REMOTE_CLAIMING_S if handle.layout.remote else _CLAIMING_S)

@@ -113,7 +113,7 @@ class Getter(Generic[R]):
             paused = self._handle.pause.found is not None
             if refs or waiter.expired() or (partition and not paused and self._claimer.anything_pending()):
                 if not refs and not paused:
-                    self._claimer.raise_of_refused(partition)
+                    self._claimer.raise_of_refused(partition, waiter.patient)
                 return refs
             thorough = waiter.wait()
 

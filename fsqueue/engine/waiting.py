@@ -60,6 +60,7 @@ class Waiter:
     def __init__(self, handle: Handle, timeout_s: float | None, pace: Pace, stop: StopEvent | None) -> None:
         self._handle = handle
         self.stop = stop
+        self.patient = timeout_s is not None  # else the caller polls
         self._ops = handle.ops
         self._pace = pace
         self._rounds = pace.rounds if pace.waited_s else 1

@@ -133,7 +133,7 @@ class Share(Generic[R]):
 
         What is leased is in refs at once, where an exception between two lines finds it.
         """
-        before = len(refs)
+        before, began = len(refs), self._ops.monotonic()
         if not wanted:
             self._ops.sleep(pause_s)
             return False
@@ -141,6 +141,9 @@ class Share(Generic[R]):
         if len(refs) == before and self._world > 1:
             refs += self._queue.get(wanted)
         found = len(refs) > before
+        left_s = began + pause_s - self._ops.monotonic()
+        if not found and left_s > 0:  # a get of a partition does not wait while others have something pending
+            self._ops.sleep(left_s)
         self._sieve.sift(refs, before)
         self._drop_leased_anew(refs, before)
         return found
