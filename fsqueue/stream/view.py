@@ -11,6 +11,7 @@ from typing import Any, Generic, Literal, NoReturn, TypeVar, get_args
 
 from fsqueue.engine import arguments
 from fsqueue.engine.engine import reaching
+from fsqueue.engine.holding import begin, wait_since
 from fsqueue.engine.renewing import Renewer
 from fsqueue.engine.waiting import StopEvent
 from fsqueue.errors import InvalidArgumentError, OtherProcessError
@@ -223,16 +224,24 @@ class TrainerView(Generic[R]):
         try:
             self._out.update((id_of_ref(ref), ref) for ref in batch)
             self._secured, self._owed = left, len(left)
+            self._begin(batch, left)
             return batch
         except BaseException:
             self._secured, self._owed = batch + left, len(batch + left)
             raise
+
+    def _begin(self, batch: list[R], left: list[R]) -> None:
+        """Let the time to hold a batch begin, and anew that of what is left for later ones."""
+        held, now = self._handle.held, self._handle.ops.monotonic()
+        wait_since(held.claims_on(left), now)
+        begin(held.claims_on(batch), now)
 
     def _settle_rest(self, refs: list[R]) -> None:
         if self._rest == "return":
             self._secured, self._at_rest = refs, True
             return
         self._out.update((id_of_ref(ref), ref) for ref in refs)  # where the view's own calls look for them
+        self._begin(refs, [])
         if callable(self._rest):
             self._rest(self, refs)
         elif self._rest == "ack":
