@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fsqueue import FileSampleRefQueue, TrainerView
+from fsqueue import FileSampleRefQueue, SampleRef, TrainerView
 from tests.support import Tap, assert_clean, content, ids, numbered, open_tapped, refs
 
 HOLD_S = 1e6
@@ -92,3 +92,33 @@ def test_later_batches_of_a_window_wait_behind_the_one_that_is_out(limited: Limi
         limited.after(0.2)
         assert limited.expiries() == {"s00001": 1, "s00002": 0}
         assert content(limited.path / "pending" / "s00002.json")["_fsqueue"]["history"][-1]["event"] == "released"
+
+
+def test_the_refs_of_a_loop_wait_behind_each_other(limited: Limited) -> None:
+    limited.queue.put(numbered(4))
+    loop = limited.queue.consume(4, idle_s=0.0)
+    for lease in loop:
+        with lease:
+            limited.after(0.9)
+    assert (loop.acked, loop.lost) == (4, [])
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_loop_that_hangs_gives_back_what_is_behind_uncounted_and_leaves_it_to_others(
+    limited: Limited, settled: bool
+) -> None:
+    """Also where the ref that it hangs on has been settled."""
+    limited.queue.put(numbered(3))
+    loop = limited.queue.consume(3, idle_s=0.0)
+    seen: list[str] = []
+    with FileSampleRefQueue[SampleRef](limited.path, durable=False) as other:
+        for lease in loop:
+            with lease as ref:
+                seen.append(ref.sample_id)
+                assert not settled or lease.ack()
+                limited.after(1.1)
+                behind = {"s00001": 0, "s00002": 0}
+                assert limited.expiries() == (behind if settled else {"s00000": 1} | behind)
+                taken = other.get(3)
+        assert seen == ["s00000"] and sorted(loop.lost) == ids(numbered(3))[settled:]
+        assert other.ack(taken) == []
