@@ -39,9 +39,9 @@ class TrainerView(Generic[R]):
     windows, of as many batches each. A window opens once every rank has leased all of its share, so no stream ends
     within one. The last refs, too few for a window of all ranks, go back to pending/ from all of them, with a
     `PartialWindowWarning`, unless `rest` says otherwise, and the stream ends there. Where the queue object keeps no
-    heartbeat, a thread renews what this rank leases. The view is a consumer of the stream from its making to its close,
-    in the process that made it: after a fork, the child's use of it is an `OtherProcessError`, and its close leaves all
-    to the parent.
+    heartbeat, a thread renews what this rank leases, until the view is closed or dropped. The view is a consumer of the
+    stream from its making to its close, in the process that made it: after a fork, the child's use of it is an
+    `OtherProcessError`, and its close leaves all to the parent.
 
     Args:
         queue: the queue.
@@ -321,6 +321,16 @@ class TrainerView(Generic[R]):
         """Return all that this rank leases; what is handed out meanwhile is in `_out` before it leaves `_secured`."""
         secured = self._secured
         return list(({id_of_ref(ref): ref for ref in secured} | self._out).values())
+
+    def __del__(self) -> None:
+        """Let what nobody was handed out go back with the queue object's next call, where the view was dropped.
+
+        The garbage collector calls this, between whatever lines; so it waits for no lock.
+        """
+        secured = self.__dict__.get("_secured")
+        if secured and self._pid == os.getpid():
+            claims = self._handle.held.claims_on(secured)
+            self._handle.strays.add(claim for claim in claims if claim.state == "held")
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
