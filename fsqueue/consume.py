@@ -8,11 +8,13 @@ from __future__ import annotations
 import signal
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
+from fsqueue.engine.holding import begin, wait_since
 from fsqueue.engine.renewing import LeasingQueue, Renewer
 from fsqueue.engine.waiting import StopEvent
 from fsqueue.errors import InvalidArgumentError
@@ -150,9 +152,11 @@ class WorkLoop(Generic[R]):
             raise
 
     def _hand_out(self) -> Iterator[Lease[R]]:
+        waiting = deque(_claim_of(self.queue.handle, ref) for ref in self._refs)
         for ref in list(self._refs):
             if self.is_set():
                 return
+            self._go_on(waiting)
             if self._has_lost(ref):
                 continue
             lease = Lease(self, ref)
@@ -161,6 +165,12 @@ class WorkLoop(Generic[R]):
                 advice = ": write `for lease in queue.consume(): with lease as ref:`"
                 raise InvalidArgumentError("consume()", "a with block for each lease", lease, advice)
         self._refs.clear()
+
+    def _go_on(self, waiting: deque[Claim | None]) -> None:
+        """Let the time to hold the next ref begin, and anew that of those behind it: the work has come this far."""
+        now, claim = self.queue.ops.monotonic(), waiting.popleft()
+        wait_since(filter(None, waiting), now)
+        begin([claim] if claim is not None else [], now)
 
     def _has_lost(self, ref: R) -> bool:
         """Tell whether a ref's lease is known to be lost before its work began: somebody else has it by now."""

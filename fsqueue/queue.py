@@ -543,7 +543,7 @@ class FileSampleRefQueue(Generic[R]):
         handle = self.handle
         now = handle.ops.monotonic()
         if refs is None:
-            claims: Iterable[Claim | None] = handle.held.all()
+            claims: Iterable[Claim | None] = [claim for claim in handle.held.all() if claim.taken_at is not None]
         else:
             claims = [handle.held.find(names.stem_of(i), ref) for ref, i in arguments.with_ids("progress", refs)]
         for claim in claims:

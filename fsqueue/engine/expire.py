@@ -179,6 +179,8 @@ class Reclaimer:
     def end_overdue(self, claims: Collection[Claim], reason: str) -> int:
         """End leases of this handle that it has held for too long; return how many. Another thread's round goes first.
 
+        A delivery is counted of those whose work had begun.
+
         RACE: the take-over fences the thread off that works on one: what it settles later finds the lease lost.
         """
         handle = self._handle
@@ -187,7 +189,9 @@ class Reclaimer:
         try:
             self._now = None
             leases = filter(None, (names.parse_leased(claim.name) for claim in claims))
-            return self._reclaim_all(sorted(leases), lambda it: _End("expired", reason))
+            unbegun = {claim.name for claim in claims if claim.waits}
+            ends = _End("expired", reason), _End("released", f"{reason}, behind other work")
+            return self._reclaim_all(sorted(leases), lambda it: ends[it.file in unbegun])
         finally:
             handle.mutex.release()
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from collections.abc import Iterable
 from typing import Literal
 
 from fsqueue.format import names
+from fsqueue.records import id_of_ref
 
 _REMEMBERED = 4096
 _FEW_EARLIER = 64
@@ -25,14 +27,16 @@ class Claim:
         was_done: the ref may have been done before, so that this client may remember the file by a name in done/.
         pending_since: the stamp that the file had before this lease, by the filesystem's clock; None where it was not
             asked for (`Handle.notes_ages`).
-        taken_at: when the lease was taken, or the work on it last made progress, by monotonic.
+        taken_at: when the lease was taken, or the work on it last made progress, by monotonic; None while it waits for
+            its work in a call that is itself no work.
+        waits: it waits behind other work: where that hangs, it goes back without a counted delivery.
         stamped_at: when this handle began to stamp the file last, by monotonic; None where it has not.
         stamped_by: when it had; None while it does.
     """
 
     __slots__ = (
         "_handed_out", "is_new_here", "name", "pending_since", "stamped_at", "stamped_by", "state", "stem",
-        "taken_at", "was_done",
+        "taken_at", "waits", "was_done",
     )  # fmt: skip
 
     def __init__(self, stem: str, name: str) -> None:
@@ -43,6 +47,7 @@ class Claim:
         self.was_done = True
         self.pending_since: float | None = None
         self.taken_at: float | None = None
+        self.waits = False
         self.stamped_at: float | None = None
         self.stamped_by: float | None = None
         self._handed_out: weakref.ref[object] | None = None
@@ -104,6 +109,11 @@ class Held:
             return latest
         earlier = reversed(self._earlier.get(stem, ()))
         return next((claim for claim in earlier if claim.is_of(ref)), latest)
+
+    def claims_on(self, refs: Iterable[object]) -> list[Claim]:
+        """Return the claims that these refs were handed out for, as far as they are known."""
+        found = (self.find(names.stem_of(id_of_ref(ref)), ref) for ref in refs)
+        return [claim for claim in found if claim is not None]
 
     def end(self, claim: Claim, how: Ending) -> None:
         """Note the end of a lease.

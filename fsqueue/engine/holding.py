@@ -8,13 +8,28 @@ does it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from fsqueue.engine import heartbeat
 from fsqueue.engine.expire import Reclaimer
 from fsqueue.engine.handle import Handle
+from fsqueue.engine.held import Claim
 from fsqueue.log import some, tell
 
 _LOOKS = 4
 _LONGEST_S = 30.0  # after which a limit that was set meanwhile is taken up
+
+
+def wait_since(claims: Iterable[Claim], since: float | None) -> None:
+    """Note that leases wait for their work behind other work, which went on then, by monotonic; None: behind none."""
+    for claim in claims:
+        claim.waits, claim.taken_at = True, since
+
+
+def begin(claims: Iterable[Claim], now: float) -> None:
+    """Note that the work on leases begins; now is monotonic."""
+    for claim in claims:
+        claim.waits, claim.taken_at = False, now
 
 
 class HoldLimit:

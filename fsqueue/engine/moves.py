@@ -334,6 +334,7 @@ class Moves:
     def rename_leased(self, claim: Claim, new: Claim) -> bool:
         """Give a lease of this owner's another ref's name."""
         new.stamped_at, new.stamped_by, new.taken_at = claim.stamped_at, claim.stamped_by, claim.taken_at
+        new.waits = claim.waits
         return self._rename_lease(claim.name, new.name)
 
     def rename_pending(self, name: str, stem: str) -> None:

@@ -240,10 +240,12 @@ def purge(
         removed = told([], packing.purge(handle, older_than_s) if state == "done" else [], each)
         before = len(removed)
         directory = directory_of(handle.layout, state)
-        old = _old(directory, state, handle.clock.now() - older_than_s)
+        limit = handle.clock.now() - older_than_s
+        old = _old(directory, state, limit)
         for seen, name in enumerate(old, before + 1):
+            # RACE: a ref may have gone, and been settled anew under its old name, since the ages were looked at.
             with locating(directory):
-                is_mine = handle.ops.remove(directory.fd, name)
+                is_mine = _is_older(directory, name, limit) and handle.ops.remove(directory.fd, name)
             if is_mine:
                 told(removed, [name], each)
             if progress is not None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
+from fsqueue.engine.holding import wait_since
 from fsqueue.engine.renewing import LeasingQueue
 from fsqueue.engine.waiting import StopEvent
 from fsqueue.errors import QueueClosedError, StreamStalledError
@@ -111,6 +112,17 @@ class Share(Generic[R]):
         return self._lease_until(wanted, refs, stop_event, self._has_none_for_the_lost)
 
     def _lease_until(self, wanted: int, refs: list[R], stop_event: StopEvent | None, has_ended: Ended) -> bool:
+        """Lease until this has ended; meanwhile no time to hold a ref runs, for nobody has them yet."""
+        try:
+            self._wait_since(refs, None)
+            return self._keep_leasing(wanted, refs, stop_event, has_ended)
+        finally:
+            self._wait_since(refs, self._ops.monotonic())
+
+    def _wait_since(self, refs: list[R], since: float | None) -> None:
+        wait_since(self._queue.handle.held.claims_on(refs), since)
+
+    def _keep_leasing(self, wanted: int, refs: list[R], stop_event: StopEvent | None, has_ended: Ended) -> bool:
         last_came = self._ops.monotonic()
         pause_s = _FIRST_PAUSE_S
         while stop_event is None or not stop_event.is_set():
@@ -140,6 +152,7 @@ class Share(Generic[R]):
         refs += self._queue.get(wanted, pause_s, partition=self._partition)
         if len(refs) == before and self._world > 1:
             refs += self._queue.get(wanted)
+        self._wait_since(refs[before:], None)
         found = len(refs) > before
         left_s = began + pause_s - self._ops.monotonic()
         if not found and left_s > 0:  # a get of a partition does not wait while others have something pending

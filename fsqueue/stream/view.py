@@ -11,6 +11,7 @@ from typing import Any, Generic, Literal, NoReturn, TypeVar, get_args
 
 from fsqueue.engine import arguments
 from fsqueue.engine.engine import reaching
+from fsqueue.engine.holding import begin, wait_since
 from fsqueue.engine.renewing import Renewer
 from fsqueue.engine.waiting import StopEvent
 from fsqueue.errors import InvalidArgumentError, OtherProcessError
@@ -38,9 +39,9 @@ class TrainerView(Generic[R]):
     windows, of as many batches each. A window opens once every rank has leased all of its share, so no stream ends
     within one. The last refs, too few for a window of all ranks, go back to pending/ from all of them, with a
     `PartialWindowWarning`, unless `rest` says otherwise, and the stream ends there. Where the queue object keeps no
-    heartbeat, a thread renews what this rank leases. The view is a consumer of the stream from its making to its close,
-    in the process that made it: after a fork, the child's use of it is an `OtherProcessError`, and its close leaves all
-    to the parent.
+    heartbeat, a thread renews what this rank leases, until the view is closed or dropped. The view is a consumer of the
+    stream from its making to its close, in the process that made it: after a fork, the child's use of it is an
+    `OtherProcessError`, and its close leaves all to the parent.
 
     Args:
         queue: the queue.
@@ -223,16 +224,24 @@ class TrainerView(Generic[R]):
         try:
             self._out.update((id_of_ref(ref), ref) for ref in batch)
             self._secured, self._owed = left, len(left)
+            self._begin(batch, left)
             return batch
         except BaseException:
             self._secured, self._owed = batch + left, len(batch + left)
             raise
+
+    def _begin(self, batch: list[R], left: list[R]) -> None:
+        """Let the time to hold a batch begin, and anew that of what is left for later ones."""
+        held, now = self._handle.held, self._handle.ops.monotonic()
+        wait_since(held.claims_on(left), now)
+        begin(held.claims_on(batch), now)
 
     def _settle_rest(self, refs: list[R]) -> None:
         if self._rest == "return":
             self._secured, self._at_rest = refs, True
             return
         self._out.update((id_of_ref(ref), ref) for ref in refs)  # where the view's own calls look for them
+        self._begin(refs, [])
         if callable(self._rest):
             self._rest(self, refs)
         elif self._rest == "ack":
@@ -312,6 +321,16 @@ class TrainerView(Generic[R]):
         """Return all that this rank leases; what is handed out meanwhile is in `_out` before it leaves `_secured`."""
         secured = self._secured
         return list(({id_of_ref(ref): ref for ref in secured} | self._out).values())
+
+    def __del__(self) -> None:
+        """Let what nobody was handed out go back with the queue object's next call, where the view was dropped.
+
+        The garbage collector calls this, between whatever lines; so it waits for no lock.
+        """
+        secured = self.__dict__.get("_secured")
+        if secured and self._pid == os.getpid():
+            claims = self._handle.held.claims_on(secured)
+            self._handle.strays.add(claim for claim in claims if claim.state == "held")
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

@@ -158,6 +158,31 @@ def test_a_purge_counts_refs_also_in_segments(path: Path, queue: Queue) -> None:
     assert operate.purge(path, "done", 0.0) == dry and queue.counts().done == 0
 
 
+@pytest.mark.parametrize("state", ["done", "failed"])
+def test_a_purge_leaves_what_came_anew_under_a_name_that_it_has_seen(path: Path, queue: Queue, state: str) -> None:
+    """Another process settles the ref again, while the purge is at the file before it."""
+
+    def settle(count: int) -> None:
+        leased = queue.get(count)
+        lost = queue.ack(leased) if state == "done" else queue.fail(leased, "broken", retryable=False)
+        assert lost == []
+
+    def meddle(name: str) -> None:
+        assert name == "a.json"
+        if state == "failed":
+            operate.requeue(path, ["b"])
+        else:
+            queue.put(refs("b"))
+        settle(1)
+
+    queue.put(refs("a", "b"))
+    settle(2)
+    for name in ("a.json", "b.json"):
+        backdate(path / state / name, 7_200.0)
+    assert operate.purge(path, state, 3_600.0, each=meddle).files == ["a.json"]
+    assert queue.states(["b"]) == {"b": state}
+
+
 def test_only_settled_refs_are_purged(path: Path, queue: Queue) -> None:
     queue.put(refs("a"))
     with pytest.raises(InvalidArgumentError, match="'pending'"):

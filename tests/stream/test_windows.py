@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import warnings
 from collections import Counter
@@ -18,6 +19,7 @@ from fsqueue import (
     MemberFailedError,
     PartialWindowWarning,
     QueueConfigError,
+    SampleRef,
     StreamStalledError,
     TrainerView,
 )
@@ -346,3 +348,30 @@ def test_what_is_secured_is_renewed(tmp_path: Path) -> None:
             for file, stamp in zip(files, before, strict=True):
                 wait_until(lambda f=file, s=stamp: f.stat().st_mtime_ns > s, "renewal")  # type: ignore[misc]
             assert view.ack(view.get()) == []
+
+
+def view_and_drop(queue: Queue, count: int, window: int) -> list[str]:
+    """Take a batch, and return from the only frame that knows the view."""
+    return ids(TrainerView(queue, batch=count, window=window).get())
+
+
+def test_a_view_that_is_dropped_with_its_queue_object_gives_back_what_it_leases(path: Path, queue: Queue) -> None:
+    """Its thread that renews keeps neither of them; no lease times out here."""
+    queue.put(numbered(3))
+    assert view_and_drop(FileSampleRefQueue(path, durable=False), 2, 1) == ["s00000", "s00001"]
+    gc.collect()
+    wait_until(lambda: queue.counts() == (3, 0, 0, 0), "the refs to come back")
+
+
+def test_a_view_that_is_dropped_alone_renews_nothing_more(tmp_path: Path) -> None:
+    """What it had not handed out goes back with the next call, uncounted; the rest ends by its time."""
+    path = tmp_path / "short"
+    with FileSampleRefQueue(path, lease_timeout_s=2.0, durable=False) as queue:
+        queue.put(numbered(2))
+        out = view_and_drop(queue, 1, 2)
+        gc.collect()
+        again = queue.get(1, 60.0)
+        assert ids(again) == ["s00001"] and queue.ack(again) == []
+        assert "_fsqueue" not in content(path / "done" / names_in(path, "done")[0])
+        with FileSampleRefQueue[SampleRef](path, durable=False) as other:
+            assert ids(other.get(1, 60.0)) == out == ["s00000"]
