@@ -685,6 +685,9 @@ class FileSampleRefQueue(Generic[R]):
 
             with self._reaching("opening the stream of"):
                 engine = opened.engine
+                layout = engine.handle.layout
+                if engine.handle.read_only and not layout.ops.exists(layout.root.fd, STREAM):
+                    engine.handle.require_writable("stream, where no one has joined yet,")
                 opened.stream = Stream(engine.handle, engine.opened_at, bring_back=engine.reclaimer.bring_back)
         return opened.stream
 
@@ -839,6 +842,7 @@ class FileSampleRefQueue(Generic[R]):
         """
         from fsqueue.engine import pausing
 
+        arguments.text_or_none("pause(reason=)", reason)
         handle = self._to_write("pause").handle
         with self._reaching("pausing"):
             stored = pausing.pause(handle.layout, handle.clock, reason)
@@ -876,6 +880,7 @@ class FileSampleRefQueue(Generic[R]):
         factors = {"dp_size": dp_size, "batch_size": batch_size, "accumulation_steps": accumulation_steps}
         for name, factor in factors.items():
             arguments.integer(f"publish_quantum({name}=)", factor)
+        self._to_write("publish_quantum")
         with self._reaching("publishing the quantum of"):
             self.stream().publish_quantum(Quantum(dp_size, batch_size, accumulation_steps))
 

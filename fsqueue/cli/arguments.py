@@ -44,6 +44,7 @@ def timeout(text: str) -> float | None:
 
 def _condition(text: str) -> Condition:
     """Read KEY=VALUE or KEY!=VALUE; a dot in the key leads into an object."""
+    text = as_typed(text)
     key, found, value = text.partition("=")
     if not found or not key.rstrip("!"):
         raise click.BadParameter(f"{text!r} is no condition: write KEY=VALUE or KEY!=VALUE, as in metadata.epoch=3")
@@ -91,10 +92,22 @@ dry_run = click.option("--dry-run", is_flag=True, help="Say what would be done, 
 
 def as_typed(word: str) -> str:
     """Return an id as it was typed, in UTF-8, under whatever locale: a batch job's may know ASCII alone."""
-    try:
-        return os.fsencode(word).decode()
-    except UnicodeDecodeError:
-        return word
+    return in_utf8(os.fsencode(word))
+
+
+class _Words(click.types.StringParamType):
+    """Take text as it was typed, in UTF-8, under whatever locale; bytes that are none come escaped, as in `fail`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return in_utf8(os.fsencode(super().convert(value, param, ctx)))
+
+
+def in_utf8(data: bytes) -> str:
+    """Read UTF-8; a byte that is none becomes ``\\xff``."""
+    return data.decode("utf-8", "backslashreplace")
+
+
+words = _Words()
 
 
 class _QueuePath(click.types.StringParamType):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fsqueue.cli.arguments import as_json, duration, takes_queue
+from fsqueue.cli.arguments import as_json, duration, takes_queue, words
 from fsqueue.cli.output import count, one_json, remark, shown
 from fsqueue.engine.contents import agree
 from fsqueue.engine.listing import reading
@@ -63,7 +63,7 @@ def _part_of(ctx: click.Context, parameter: click.Parameter, text: str) -> tuple
     "--part", default="0/1", callback=_part_of, metavar="I/N", help="Of N such runs, this is number I, from 0."
 )
 @click.option("--name", help="This producer in the stream; capture-I unless given.")
-@click.option("--run-id", default="run", show_default=True, help="Goes into refs.")
+@click.option("--run-id", type=words, default="run", show_default=True, help="Goes into refs.")
 @click.option("--strategy", default="eagle3", show_default=True, help="Goes into refs.")
 @click.option("--high", type=click.IntRange(min=1), default=1024, show_default=True, help="Pending refs that pause it.")
 @click.option("--low", type=click.IntRange(min=0), help="Pending refs that resume it; half of --high unless given.")

@@ -6,7 +6,7 @@ import dataclasses
 
 import click
 
-from fsqueue.cli.arguments import as_json, dry_run, takes_queue, timeout
+from fsqueue.cli.arguments import as_json, dry_run, takes_queue, timeout, words
 from fsqueue.cli.output import age, count, data, many_json, remark, shown
 from fsqueue.cli.working import Working, quiet, working
 from fsqueue.engine.settings import LOCK_MODES, SETTINGS
@@ -25,7 +25,7 @@ from fsqueue.operate.check.restore import restore
     help=f"With --repair: write a lost {SETTINGS} anew, with this, or never.",
 )
 @click.option("--lock", type=click.Choice(LOCK_MODES), help="With --lease-timeout: the queue's lock; default: flock.")
-@click.option("--run-id", help="With --lease-timeout: the queue's run.")
+@click.option("--run-id", type=words, help="With --lease-timeout: the queue's run.")
 @dry_run
 @quiet
 @as_json

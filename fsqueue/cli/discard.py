@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from fsqueue import operate
-from fsqueue.cli.arguments import Condition, as_json, dry_run, duration, predicate_of, takes_queue, where
+from fsqueue.cli.arguments import Condition, as_json, dry_run, duration, predicate_of, takes_queue, where, words
 from fsqueue.cli.requeue import moving
 from fsqueue.cli.working import quiet
 
@@ -14,7 +14,7 @@ from fsqueue.cli.working import quiet
 @takes_queue
 @click.option("--older-than", type=duration, help="Those that were put, or leased last, so long ago: 2h; 0: all.")
 @where
-@click.option("--reason", help="Stands in the files; unless given, what they were chosen by.")
+@click.option("--reason", type=words, help="Stands in the files; unless given, what they were chosen by.")
 @dry_run
 @quiet
 @as_json

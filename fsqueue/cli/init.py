@@ -7,7 +7,7 @@ from contextlib import closing
 
 import click
 
-from fsqueue.cli.arguments import as_json, dry_run, duration, takes_queue
+from fsqueue.cli.arguments import as_json, dry_run, duration, takes_queue, words
 from fsqueue.cli.output import one_json, remark
 from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import current
@@ -24,7 +24,7 @@ from fsqueue.queue import FileSampleRefQueue
     "--lease-timeout", type=duration, help="How long an unrenewed lease lasts, such as 10m; default: for ever."
 )
 @click.option("--lock", type=click.Choice(LOCK_MODES), help="What orders put and get; default: flock.")
-@click.option("--run-id", help="Handles that name another run are refused.")
+@click.option("--run-id", type=words, help="Handles that name another run are refused.")
 @dry_run
 @as_json
 def init(

@@ -6,7 +6,7 @@ import dataclasses
 
 import click
 
-from fsqueue.cli.arguments import as_json, takes_queue
+from fsqueue.cli.arguments import as_json, takes_queue, words
 from fsqueue.cli.output import age, data, many_json, shown, table
 from fsqueue.engine.layout import STATES
 from fsqueue.operate.show import Entry, entries
@@ -15,7 +15,7 @@ from fsqueue.operate.show import Entry, entries
 @click.command(epilog="Example:  fsqueue ls /shared/queue --state failed --long")
 @takes_queue
 @click.option("--state", type=click.Choice((*STATES, "all")), help="Default: pending; with --owner, leased.")
-@click.option("--owner", help="Leases of this owner, or of all that run on this node.")
+@click.option("--owner", type=words, help="Leases of this owner, or of all that run on this node.")
 @click.option("--limit", type=click.IntRange(min=0), help="Stop after so many.")
 @click.option("--long", "details", is_flag=True, help="With age, attempts, and owner, step or reason.")
 @as_json

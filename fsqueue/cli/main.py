@@ -7,19 +7,24 @@ Exit codes: 0 ok, 1 failed or found damage, 2 usage, 3 not a queue or unknown fo
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
 import sys
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
 
 import click
 
 from fsqueue import __version__
+from fsqueue.cli.output import remark
 from fsqueue.errors import FsQueueError, NotAQueueError
 
 LOG_VARIABLE = "FSQUEUE_LOG"
 _LEVELS = ("debug", "info", "warning", "error")
 FAILED, NOT_A_QUEUE, TIMED_OUT, INTERRUPTED, CLOSED_PIPE = 1, 3, 4, 130, 141
+_REFUSED = (errno.EBADF, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 
 COMMANDS = {
     "init": "Create a queue.",
@@ -72,10 +77,12 @@ class Program(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with _telling_of_the_output():
             return super().invoke(ctx)
-        except BrokenPipeError:
-            raise _ClosedPipeError from None
+
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        with _telling_of_the_output():  # --help is printed here
+            return super().make_context(*args, **options)
 
     def main(self, *args: Any, **options: Any) -> Any:
         if not options.get("standalone_mode", True):
@@ -85,8 +92,16 @@ class Program(click.Group):
             sys.stdout.flush()
         except BrokenPipeError:
             code = CLOSED_PIPE
-        if code == CLOSED_PIPE:
-            _discard_output()
+            _discard(sys.stdout)
+        except OSError as error:
+            if not code:
+                remark(f"Error: {_unwritable(error)}")
+            code = code or FAILED
+            _discard(sys.stdout)
+        try:
+            sys.stderr.flush()
+        except OSError:
+            _discard(sys.stderr)
         sys.exit(code)
 
     def _run(self, *args: Any, **options: Any) -> int:
@@ -94,14 +109,15 @@ class Program(click.Group):
         try:
             code = super().main(*args, **options)
         except click.ClickException as error:
-            error.show()
+            with suppress(OSError):  # stderr is closed or full: the code tells
+                error.show()
             return error.exit_code
         except (click.Abort, KeyboardInterrupt):
             return INTERRUPTED
         except _ClosedPipeError:
             return CLOSED_PIPE
         except FsQueueError as error:
-            click.echo(f"Error: {error}", err=True)
+            remark(f"Error: {error}")
             return _code_of(error)
         except SystemExit as done:
             code = done.code
@@ -114,9 +130,45 @@ def _code_of(error: FsQueueError) -> int:
     return TIMED_OUT if isinstance(error, TimeoutError) else FAILED
 
 
-def _discard_output() -> None:
+@contextmanager
+def _telling_of_the_output() -> Iterator[None]:
+    """Turn what stdout refuses into an end of the program that says so."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise _ClosedPipeError from None
+    except OSError as error:
+        if isinstance(error, FsQueueError) or error.filename is not None or error.errno not in _REFUSED:
+            raise
+        raise click.ClickException(_unwritable(error)) from None
+
+
+def _unwritable(error: OSError) -> str:
+    return f"cannot write to stdout: {error.strerror}; what was done until then stays done"
+
+
+def _discard(stream: TextIO) -> None:
     """Let what is still buffered go nowhere, so that the interpreter does not complain at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _open_what_is_closed() -> None:
+    """Open /dev/null for each standard stream that the caller has closed, so that no file of a queue gets its number.
+
+    stdin is empty then, stdout refuses what is written, and stderr swallows it.
+    """
+    for fd, name, flags in ((0, "stdin", os.O_RDONLY), (1, "stdout", os.O_RDONLY), (2, "stderr", os.O_WRONLY)):
+        try:
+            os.fstat(fd)
+        except OSError:
+            opened = os.open(os.devnull, flags)
+            if opened != fd:
+                os.dup2(opened, fd)
+                os.close(opened)
+            os.set_inheritable(fd, True)
+        if getattr(sys, name) is None:
+            stream = open(fd, "w" if fd else "r", encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
 
 
 @click.group(
@@ -158,6 +210,7 @@ def _show_the_log(level: str | None) -> None:
 
 def main() -> None:
     """Run the program."""
+    _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

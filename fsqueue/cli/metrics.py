@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fsqueue.cli.arguments import VARIABLE, as_json
-from fsqueue.cli.output import many_json, remark
+from fsqueue.cli.output import many_json, remark, require_replaceable
 from fsqueue.errors import install_command
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ def metrics(
         raise click.UsageError(f"Missing argument QUEUE. Name queues as arguments, or one in ${VARIABLE}.")
     if (textfile is not None) + (listen is not None) + as_json > 1:
         raise click.UsageError("Give --textfile, --listen or --json, not both.")
+    if textfile is not None:
+        require_replaceable(textfile, "leave --textfile out")
     exporter, registry = _made(queues)
     if listen is not None:
         _serve(registry, listen)

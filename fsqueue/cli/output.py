@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
 
+_KINDS = (
+    (stat.S_ISLNK, "a symlink"),
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 _UNITS = (("d", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0))
 
 
@@ -17,8 +27,13 @@ def data(text: str = "") -> None:
 
 
 def remark(text: str) -> None:
-    """Print a line for the person in front of it."""
-    click.echo(text, err=True)
+    """Print a line for the person in front of it; where stderr is full or closed, the work goes on without it."""
+    try:
+        click.echo(text, err=True)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
 
 
 def one_json(value: Any) -> None:
@@ -30,6 +45,27 @@ def many_json(values: Iterable[Any]) -> None:
     """Print a JSON array, one element a line."""
     lines = [json.dumps(value, ensure_ascii=False) for value in values]
     data("[" + ("\n " if lines else "") + ",\n ".join(lines) + ("\n" if lines else "") + "]")
+
+
+def require_replaceable(path: str, instead: str) -> None:
+    """Refuse to write a file where something lies that is none: a rename would put the file in a device's place.
+
+    Args:
+        instead: how the command is told to print the text.
+
+    Raises:
+        ClickException: there is a device, a pipe, a socket, a directory or a symlink.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return  # nothing is there, or the writing says what is wrong
+    if not stat.S_ISREG(mode):
+        kind = next((kind for is_kind, kind in _KINDS if is_kind(mode)), "something else")
+        raise click.ClickException(
+            f"{path} is {kind}, and no regular file, which alone is replaced: name another; to have the "
+            f"text on stdout, {instead}"
+        )
 
 
 def age(seconds: float | None) -> str:

@@ -7,13 +7,13 @@ import dataclasses
 import click
 
 from fsqueue import operate
-from fsqueue.cli.arguments import as_json, dry_run, takes_queue
+from fsqueue.cli.arguments import as_json, dry_run, takes_queue, words
 from fsqueue.cli.output import one_json, remark, shown
 
 
 @click.command(epilog="Example:  fsqueue pause /shared/queue --reason 'the store moves'")
 @takes_queue
-@click.option("--reason", help="For those who wait, and for `fsqueue status`.")
+@click.option("--reason", type=words, help="For those who wait, and for `fsqueue status`.")
 @dry_run
 @as_json
 def pause(queue: str, reason: str | None, dry_run: bool, as_json: bool) -> None:

@@ -10,7 +10,7 @@ import click
 from fsqueue import operate
 from fsqueue.cli.arguments import as_json, dry_run, duration, takes_queue
 from fsqueue.cli.output import age, count, one_json, remark
-from fsqueue.cli.working import quiet, working
+from fsqueue.cli.working import Working, quiet, working
 from fsqueue.format.packed import refs_in
 
 
@@ -32,18 +32,24 @@ def purge(queue: str, state: str, older_than: float, yes: bool, dry_run: bool, q
         older_than += _asked(queue, state, older_than)
     removed: list[str] = []
 
-    with working("removing", "file", quiet, lambda work: f"{work.text()} removed; run it again for the others") as work:
+    try:
+        with working("removing", "file", quiet, _ended) as work:
 
-        def each(name: str) -> None:
-            removed.append(name)
-            if not as_json:
-                work.data(f"{state}/{name}")
+            def each(name: str) -> None:
+                removed.append(name)
+                if not as_json:
+                    work.data(f"{state}/{name}")
 
-        operate.purge(queue, state, older_than, dry_run=dry_run, each=each, progress=work.progress)
-    if as_json:
-        one_json({"state": state, "refs": refs_in(removed), "removed": removed, "dry_run": dry_run})
+            operate.purge(queue, state, older_than, dry_run=dry_run, each=each, progress=work.progress)
+    finally:
+        if as_json and (removed or sys.exc_info()[0] is None):
+            one_json({"state": state, "refs": refs_in(removed), "removed": removed, "dry_run": dry_run})
     if not quiet:
         remark(f"{'would remove' if dry_run else 'removed'} {_what(removed)}")
+
+
+def _ended(work: Working) -> str:
+    return f"{work.text()} removed; run it again for the others"
 
 
 def _asked(queue: str, state: str, older_than: float) -> float:

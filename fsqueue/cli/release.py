@@ -5,14 +5,16 @@ from __future__ import annotations
 import click
 
 from fsqueue import operate
-from fsqueue.cli.arguments import as_json, dry_run, takes_queue
+from fsqueue.cli.arguments import as_json, dry_run, takes_queue, words
 from fsqueue.cli.requeue import moving
 from fsqueue.cli.working import quiet
 
 
 @click.command(epilog="Example:  fsqueue release /shared/queue --owner node12")
 @takes_queue
-@click.option("--owner", required=True, help="An owner as `fsqueue status` names it, or a node: all that run on it.")
+@click.option(
+    "--owner", type=words, required=True, help="An owner as `fsqueue status` names it, or a node: all that run on it."
+)
 @click.option("--force", is_flag=True, help="Also from a process that runs on this host.")
 @dry_run
 @quiet

@@ -10,7 +10,7 @@ from contextlib import suppress
 import click
 
 from fsqueue.cli.arguments import as_json, takes_queue
-from fsqueue.cli.output import one_json, remark
+from fsqueue.cli.output import one_json, remark, require_replaceable
 from fsqueue.cli.working import quiet, working
 from fsqueue.operate.report import Report
 from fsqueue.operate.report import report as report_of
@@ -18,7 +18,9 @@ from fsqueue.operate.report import report as report_of
 
 @click.command(epilog="Example:  fsqueue report /shared/queue -o run.html")
 @takes_queue
-@click.option("-o", "--output", metavar="FILE", help="Where to write the page; it is replaced at once. - is stdout.")
+@click.option(
+    "-o", "--output", metavar="FILE", help="Where to write the page; a regular file is replaced at once. - is stdout."
+)
 @quiet
 @as_json
 def report(queue: str, output: str | None, quiet: bool, as_json: bool) -> None:
@@ -30,6 +32,8 @@ def report(queue: str, output: str | None, quiet: bool, as_json: bool) -> None:
     """
     if output is None and not as_json:
         raise click.UsageError("Say where the page is to go: -o run.html, or -o - for stdout. --json needs neither.")
+    if output is not None and output != "-":
+        require_replaceable(output, "write -o -")
     with working("reading", "ref", quiet, lambda work: f"{work.text()} read; wrote nothing") as work:
         found = report_of(queue, work.progress)
     if output is not None:

@@ -10,16 +10,30 @@ from contextlib import contextmanager
 import click
 
 from fsqueue import operate
-from fsqueue.cli.arguments import Condition, as_json, dry_run, duration, predicate_of, takes_queue_and_ids, where
+from fsqueue.cli.arguments import (
+    Condition,
+    as_json,
+    dry_run,
+    duration,
+    in_utf8,
+    predicate_of,
+    takes_queue_and_ids,
+    where,
+    words,
+)
 from fsqueue.cli.output import count, many_json, remark, shown
-from fsqueue.cli.working import Working, quiet, working
+from fsqueue.cli.working import Whole, Working, quiet, working
 
 
 @click.command(epilog="Example:  fsqueue requeue /shared/queue --failed")
 @takes_queue_and_ids
 @click.option("--failed", is_flag=True, help="All dead letters.")
-@click.option("--owner", help="The dead letters whose last event happened under this owner, or on this node.")
-@click.option("--reason", help="The dead letters whose reason this matches, by *, ? and [...], upper case or lower.")
+@click.option(
+    "--owner", type=words, help="The dead letters whose last event happened under this owner, or on this node."
+)
+@click.option(
+    "--reason", type=words, help="The dead letters whose reason this matches, by *, ? and [...], upper case or lower."
+)
 @click.option("--older-than", type=duration, help="The dead letters that failed so long ago, such as 2h.")
 @where
 @dry_run
@@ -49,7 +63,7 @@ def requeue(
     if bool(ids) == chosen:
         raise click.UsageError("Give either ids, or --failed, --owner, --reason, --older-than or --where.")
     if ids == ("-",):
-        ids = tuple(line.decode().rstrip("\r\n") for line in sys.stdin.buffer if line.strip())
+        ids = tuple(in_utf8(line).rstrip("\r\n") for line in sys.stdin.buffer if line.strip())
     with moving(ctx, "requeueing", "would requeue" if dry_run else "requeued", quiet, as_json) as moves:
         each, progress = moves.each, moves.work.progress
         if chosen:
@@ -74,9 +88,18 @@ class Moves:
         self.work = work
         self.outcomes: list[operate.Outcome] = []
         self._as_json = as_json
+        self._last: operate.Outcome | None = None
+        self.whole = Whole()
 
     def each(self, outcome: operate.Outcome) -> None:
-        """Print one."""
+        """Print one, once; Ctrl-C waits for it."""
+        if self._last is outcome:
+            return
+        with self.whole:
+            self._print(outcome)
+            self._last = outcome
+
+    def _print(self, outcome: operate.Outcome) -> None:
         self.outcomes.append(outcome)
         if not outcome.moved:
             self.work.remark(f"not {shown(outcome.sample_id)}: {outcome.detail}")
@@ -103,7 +126,8 @@ def moving(ctx: click.Context, doing: str, done: str, quiet: bool, as_json: bool
     try:
         with working(doing, "ref", quiet, ended) as work:
             moves = Moves(work, as_json)
-            yield moves
+            with moves.whole.heeded():
+                yield moves
     finally:
         if as_json and (moves.outcomes or sys.exc_info()[0] is None):
             many_json(dataclasses.asdict(outcome) for outcome in moves.outcomes)

@@ -7,7 +7,9 @@ and nothing while a command is over before anybody could ask. The bar is rich's,
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -126,6 +128,45 @@ class Working:
             self._bar.above("\n".join(lines))
         elif lines:
             data("\n".join(lines))
+
+
+class Whole:
+    """Let Ctrl-C wait for the end of a block, as of a line that is printed and counted; elsewhere it is as ever."""
+
+    def __init__(self) -> None:
+        self._inside = False
+        self._due = False
+
+    def __enter__(self) -> None:
+        self._inside = True
+
+    def __exit__(self, *_: object) -> None:
+        self._inside = False
+        if self._due:
+            self._due = False
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def heeded(self) -> Iterator[None]:
+        """Have SIGINT keep to it, where this is the thread that gets signals and nobody has another use for it."""
+        if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or not _is_main_thread():
+            yield
+            return
+        signal.signal(signal.SIGINT, self._interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        if self._inside and not self._due:
+            self._due = True
+        else:
+            raise KeyboardInterrupt
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from fsqueue.disk.mounts import mount_of
 from fsqueue.errors import CorruptRefError, FsQueueError, QueueIOError, TooLongError
@@ -429,6 +429,30 @@ def using(ops: FileOps) -> Iterator[None]:
         _override.ops = before
 
 
+_CALLERS = "_raised_by_the_caller"
+F = TypeVar("F", bound=Callable[..., object] | None)
+
+
+def callers(call: F) -> F:
+    """Return a function of the caller's whose errors are its own: `explained` lets them pass."""
+    if call is None:
+        return call
+
+    def called(*args: Any) -> object:
+        try:
+            return call(*args)
+        except OSError as error:
+            setattr(error, _CALLERS, True)
+            raise
+
+    return cast(F, called)
+
+
+def is_callers(error: BaseException) -> bool:
+    """Return whether a function of the caller's raised it."""
+    return hasattr(error, _CALLERS)
+
+
 class explained:
     """Turn an OSError of a block into a QueueIOError that says what was tried, where, and what to do.
 
@@ -445,7 +469,7 @@ class explained:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError) and not isinstance(error, FsQueueError):
+        if isinstance(error, OSError) and not isinstance(error, FsQueueError) and not is_callers(error):
             raise QueueIOError(self._what, self._path, error) from error
 
 

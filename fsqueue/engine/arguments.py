@@ -70,8 +70,26 @@ def wait(call: str, value: Any, longest_s: float) -> None:
 def age(call: str, value: Any) -> None:
     """Refuse what is no number of seconds; a negative one means a time to come."""
     seconds(call, value)
-    if value is None:
+    if value is None or math.isnan(value):
         raise InvalidArgumentError(call, "a number of seconds", value)
+
+
+def elapsed(call: str, value: Any) -> None:
+    """Refuse what is no length of time that has passed."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not float(value) >= 0:
+        raise InvalidArgumentError(call, "seconds, 0 or more", value)
+
+
+def elapsed_or_none(call: str, value: Any) -> None:
+    """Refuse what is neither a length of time that has passed nor None."""
+    if value is not None:
+        elapsed(call, value)
+
+
+def text_or_none(call: str, value: Any) -> None:
+    """Refuse what is neither a string nor None."""
+    if value is not None:
+        text(call, value)
 
 
 def patience(call: str, value: Any) -> None:

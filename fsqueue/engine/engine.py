@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fsqueue.disk.counting import NameCount
-from fsqueue.disk.fileops import FileOps, explained
+from fsqueue.disk.fileops import FileOps, explained, is_callers
 from fsqueue.disk.parallel import IoThreads
 from fsqueue.engine.arguments import call_or_none, flag, integer, seconds, text
 from fsqueue.engine.attempts import Limits
@@ -40,7 +40,7 @@ class reaching(explained):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if error is not None and self._clean_up is not None:
             self._clean_up(error)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and not is_callers(error):
             self._layout.recover(error)
             super().__exit__(kind, error, trace)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import closing
 from typing import NamedTuple
 
-from fsqueue.disk.fileops import current, despite_errors, explained
+from fsqueue.disk.fileops import callers, current, despite_errors, explained
 from fsqueue.engine.annotations import record
 from fsqueue.engine.attempts import Limits
 from fsqueue.engine.expire import Reclaimer
@@ -55,6 +55,7 @@ def rewind(
     Raises:
         LeasesHeldError: another owner holds leases, whose acks would carry steps of the run that crashed.
     """
+    progress, each = callers(progress), callers(each)
     if not force and handle.moves.owners_holding() - {handle.owner}:
         reclaimer.reclaim()
         refuse_while_held(handle.layout, handle.moves.owners_holding() - {handle.owner})

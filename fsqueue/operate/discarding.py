@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
+from fsqueue.disk.fileops import callers
+from fsqueue.engine import arguments
 from fsqueue.engine.annotations import Change
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import Layout
@@ -55,12 +58,16 @@ def discard(
         somebody has leased meanwhile is left out.
 
     Raises:
-        InvalidArgumentError: neither older_than_s nor where is given.
+        InvalidArgumentError: neither older_than_s nor where is given, or an argument cannot be meant.
         NotAQueueError: there is no queue at this path.
         QueueIOError: the filesystem refused; discard again to complete it.
     """
     if older_than_s is None and where is None:
         raise InvalidArgumentError("discard(older_than_s=, where=)", "at least one of them, 0 for all", None)
+    arguments.text("discard(reason=)", reason)
+    arguments.elapsed_or_none("discard(older_than_s=)", older_than_s)
+    arguments.call_or_none("discard(where=)", where)
+    where, each, progress = callers(where), callers(each), callers(progress)
     with reading(path) as layout:
         unread: list[Outcome] = []
         stale = _stale_in(layout, older_than_s, where, unread)
@@ -91,7 +98,7 @@ def _stale_in(
     """Find what is stale; those of which that cannot be known go into unread."""
     now, found = time_there(layout), []
     for file in sorted(files_in(layout, "pending")):
-        stamp = stamp_of(layout, file)
+        stamp = _stamp_of_ref(layout, file)
         if stamp is None or elapsed_s(now, stamp.mtime) < (older_than_s or 0.0):
             continue
         if where is None:
@@ -103,6 +110,14 @@ def _stale_in(
             why = f"pending/{file.name} cannot be read (EIO): look what the disk or the server says, and try again"
             unread.append(Outcome(id_of(layout, file), False, why))
     return found
+
+
+def _stamp_of_ref(layout: Layout, file: File) -> Stamp | None:
+    """Return a file's stamp; None where it is gone, or is a directory or the like, which `check` tells of."""
+    status = layout.ops.status(layout.pending.fd, file.name)
+    if status is None or not stat.S_ISREG(status.st_mode):
+        return None
+    return Stamp(status.st_ino, status.st_mtime, status.st_size)
 
 
 def _discard(handle: Handle, found: _Stale, reason: str) -> bool:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from fsqueue.disk.directory import Directory, locating
-from fsqueue.disk.fileops import current, explained
+from fsqueue.disk.fileops import callers, current, explained
+from fsqueue.engine import arguments
 from fsqueue.engine.annotations import Change, record
 from fsqueue.engine.claim import Claimer
 from fsqueue.engine.handle import Handle
@@ -146,11 +147,14 @@ def release(
         What became of each lease: one that was settled meanwhile is not moved.
 
     Raises:
+        InvalidArgumentError: the owner is no string, or force no flag.
         QueueConfigError: there is no such owner, or its process runs on this host and force is not set.
         NotAQueueError: there is no queue at this path.
         QueueIOError: the filesystem refused; release again to complete it.
     """
-    path = os.fspath(path)
+    arguments.text("release(owner)", owner)
+    force = arguments.flag("release(force=)", force)
+    path, each, progress = os.fspath(path), callers(each), callers(progress)
     with reading(path) as layout:
         leases = [lease for lease in map(names.parse_leased, layout.leased.listing()) if lease]
         recorded = filter(None, map(names.parse_owner, layout.owners.listing()))
@@ -183,11 +187,15 @@ def _release(
     back: list[str] = []
     try:
         for lease in leases:
-            claim = fetch(handle, handle.layout.leased, lease.file, lease.stem)
-            released = record("released", handle.clock.now(), lease.holder)
-            moved = claim is not None and hand_in(handle, claim, released, back)
-            detail = f"from {lease.owner}" if moved else f"{lease.owner} leases it no more"
-            told(outcomes, [Outcome(names.id_of(lease.stem) or lease.stem, moved, detail)], each)
+            outcome: list[Outcome] = []
+            try:
+                outcome.append(_release_one(handle, lease, back))
+            except KeyboardInterrupt:
+                if lease.stem in back or was_taken(handle, handle.layout.leased, lease.file, lease.stem):
+                    outcome.append(_released(lease, True))
+                raise
+            finally:
+                told(outcomes, outcome, each)
             if progress is not None:
                 progress(len(outcomes), len(leases))
     finally:
@@ -195,13 +203,42 @@ def _release(
     return outcomes
 
 
+def _release_one(handle: Handle, lease: names.Lease, back: list[str]) -> Outcome:
+    claim = fetch(handle, handle.layout.leased, lease.file, lease.stem)
+    released = record("released", handle.clock.now(), lease.holder)
+    return _released(lease, claim is not None and hand_in(handle, claim, released, back))
+
+
+def _released(lease: names.Lease, moved: bool) -> Outcome:
+    detail = f"from {lease.owner}" if moved else f"{lease.owner} leases it no more"
+    return Outcome(names.id_of(lease.stem) or lease.stem, moved, detail)
+
+
 def told(outcomes: list[T], more: list[T], each: Callable[[T], object] | None) -> list[T]:
-    """Add outcomes to those that there are, tell whoever wants to hear of each, and return all."""
+    """Add outcomes to those that there are, tell whoever wants to hear of each, and return all.
+
+    What was moved is told also where Ctrl-C comes meanwhile: of the one in hand it is told once more.
+    """
     outcomes += more
     if each is not None:
-        for outcome in more:
-            each(outcome)
+        left = more[::-1]
+        try:
+            _tell(left, each)
+        except KeyboardInterrupt:
+            _tell(left, each)
+            raise
     return outcomes
+
+
+def _tell(left: list[T], each: Callable[[T], object]) -> None:
+    while left:
+        each(left[-1])
+        left.pop()
+
+
+def was_taken(handle: Handle, source: Directory, name: str, stem: str) -> bool:
+    """Return whether a `fetch` or what follows it, that was interrupted, has moved a file: closing moves it on."""
+    return stem in handle.strays.stems() and not handle.ops.exists(source.fd, name)
 
 
 def purge(
@@ -225,12 +262,14 @@ def purge(
         progress: called as the work goes on, with how many files were seen to, and of how many.
 
     Raises:
-        InvalidArgumentError: it is another state, whose refs are not settled.
+        InvalidArgumentError: it is another state, whose refs are not settled, or no age.
         NotAQueueError: there is no queue at this path.
         QueueIOError: the filesystem refused; purge again to complete it.
     """
     if state not in ("done", "failed"):
         raise InvalidArgumentError("purge(state)", "'done' or 'failed'", state)
+    arguments.elapsed("purge(older_than_s)", older_than_s)
+    each, progress = callers(each), callers(progress)
     if dry_run:
         with reading(path) as layout:
             limit = time_there(layout) - older_than_s
@@ -283,11 +322,12 @@ def pack(
         NotAQueueError: there is no queue at this path.
         QueueIOError: the filesystem refused; all refs are still done, and packing again completes it.
     """
+    arguments.age("pack(older_than_s)", older_than_s)
     if dry_run:
         with reading(path) as layout:
             return packing.would_pack(layout, older_than_s)
     with operator(path) as handle:
-        return packing.pack(handle, older_than_s, progress or unheard)
+        return packing.pack(handle, older_than_s, callers(progress) or unheard)
 
 
 def name_stranded(path: str) -> int:

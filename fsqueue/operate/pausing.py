@@ -6,7 +6,7 @@ import os
 from contextlib import closing
 
 from fsqueue.disk.fileops import current, explained
-from fsqueue.engine import pausing
+from fsqueue.engine import arguments, pausing
 from fsqueue.engine.clock import FilesystemClock
 from fsqueue.engine.layout import open_layout
 from fsqueue.engine.pausing import Paused
@@ -24,9 +24,11 @@ def pause(path: str | os.PathLike[str], reason: str | None = None) -> Paused:
         Since when it is paused, by whom, and why.
 
     Raises:
+        InvalidArgumentError: the reason is no string.
         NotAQueueError: there is no queue at this path.
         QueueIOError: the filesystem refused; it is paused or not, as `status` says.
     """
+    arguments.text_or_none("pause(reason=)", reason)
     layout = open_layout(current(), os.fspath(path))
     with explained("pausing", layout.path), closing(layout):
         return pausing.pause(layout, FilesystemClock(layout.ops, layout.root), reason)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from itertools import chain
 
 from fsqueue.disk.directory import Directory
+from fsqueue.disk.fileops import callers
+from fsqueue.engine import arguments
 from fsqueue.engine.annotations import Change
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
@@ -22,8 +24,8 @@ from fsqueue.errors import CorruptRefError, TooLongError
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping, Event
 from fsqueue.format.untyped import Place, RefSight, sight
-from fsqueue.operate.operator import Outcome, fetch, hand_in_all, operator, told
-from fsqueue.operate.show import Predicate, Wanted, detail_of
+from fsqueue.operate.operator import Outcome, fetch, hand_in_all, operator, told, was_taken
+from fsqueue.operate.show import Predicate, Wanted, detail_of, require_choice
 
 _LOOKS = 3
 
@@ -79,9 +81,12 @@ def requeue(
         What became of each: one that is live already, or nowhere, is not moved.
 
     Raises:
+        InvalidArgumentError: an argument cannot be meant.
         NotAQueueError: there is no queue at this path.
         QueueIOError: the filesystem refused; requeue again to complete it.
     """
+    ids = arguments.sample_ids("requeue", ids)
+    each, progress = callers(each), callers(progress)
     outcomes: list[Outcome] = []
     letters: dict[str, _Letter] = {}
     with reading(path) as layout:
@@ -136,9 +141,12 @@ def requeue_failed(
         What became of each that was chosen.
 
     Raises:
+        InvalidArgumentError: an argument cannot be meant.
         NotAQueueError: there is no queue at this path.
         QueueIOError: the filesystem refused; requeue again to complete it.
     """
+    require_choice("requeue_failed", owner, reason, older_than_s, where)
+    each, progress = callers(each), callers(progress)
     letters: dict[str, _Letter] = {}
     with reading(path) as layout:
         for name in sorted(layout.failed.listing()):
@@ -221,15 +229,32 @@ def _requeue(
             unpack(handle, lambda stem, step: names.done_file(stem, step) in packed)
         size = handle.layout.batch_size
         for start in range(0, len(good), size):
-            told(outcomes, _requeue_batch(handle, good[start : start + size]), each)
+            batch = good[start : start + size]
+            moved: list[Outcome] = []
+            try:
+                _requeue_batch(handle, batch, moved)
+            except KeyboardInterrupt:
+                moved += _in_hand(handle, batch[len(moved) :])
+                raise
+            finally:
+                told(outcomes, moved, each)  # what was taken is pending when the handle is closed, whatever was raised
             if progress is not None:
                 progress(min(start + size, len(good)), len(good))
     return outcomes
 
 
-def _requeue_batch(handle: Handle, batch: list[tuple[str, _Letter]]) -> list[Outcome]:
+def _in_hand(handle: Handle, rest: list[tuple[str, _Letter]]) -> list[Outcome]:
+    """Return what became of the next one, where it was taken as the interrupt came."""
+    for sample_id, letter in rest[:1]:
+        stem = names.stem_of(letter.ref.sample_id or "")
+        if was_taken(handle, letter.directory, letter.name, stem):
+            return [Outcome(sample_id, True, f"from {letter.where}")]
+    return []
+
+
+def _requeue_batch(handle: Handle, batch: list[tuple[str, _Letter]], outcomes: list[Outcome]) -> None:
+    """Requeue a batch, and add what became of each to the outcomes as it is taken."""
     fetched: dict[str, Claim] = {}
-    outcomes = []
     # RACE: under the lock no put is between its look for the id and its publishing, and a put that comes later
     # finds the ref leased. Without the lock, the id may be queued twice, as with two puts.
     with handle.order_file.soon as held:
@@ -249,7 +274,6 @@ def _requeue_batch(handle: Handle, batch: list[tuple[str, _Letter]]) -> list[Out
             else:
                 outcomes.append(Outcome(sample_id, False, f"{letter.where} is gone: somebody else moved it"))
     hand_in_all(handle, list(fetched.values()), _requeued(handle.clock.now(), handle.owner))
-    return outcomes
 
 
 def _fetch_packed(handle: Handle, letter: _Letter, stem: str) -> Claim | None:

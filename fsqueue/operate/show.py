@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+from fsqueue.disk.fileops import callers
+from fsqueue.engine import arguments
 from fsqueue.engine.layout import STATES, Layout
 from fsqueue.engine.listing import (
     File,
@@ -93,6 +95,8 @@ def entries(
     details: bool = False,
 ) -> list[Entry]:
     """Return as a list what `iterate` yields, so many at most."""
+    if limit is not None:
+        limit = arguments.count("entries(limit=)", limit)
     with closing(_iterate(path, tuple(states), owner, details)) as found:
         return list(islice(found, limit))
 
@@ -104,11 +108,12 @@ def peek(path: str | os.PathLike[str], state: str = "pending", count: int = 1) -
         state: "pending", whose next ones are returned, "leased", "done" or "failed", whose oldest ones are.
 
     Raises:
-        InvalidArgumentError: there is no such state.
+        InvalidArgumentError: there is no such state, or no such count.
         NotAQueueError: there is no queue at this path.
         QueueIOError: this user cannot read it.
     """
     _require_state(state)
+    count = arguments.count("peek(count=)", count)
     with reading(path) as layout:
         now = time_there(layout)
         found = (detail_of(layout, file, now) for file in in_order(layout, state))
@@ -132,9 +137,21 @@ def dead_letters(
         where: those for which it returns True.
 
     Raises:
+        InvalidArgumentError: an argument cannot be meant.
         NotAQueueError: there is no queue at this path.
         QueueIOError: this user cannot read it.
     """
+    require_choice("dead_letters", owner, reason, older_than_s, where)
+    return _dead_letters(path, owner, reason, older_than_s, where)
+
+
+def _dead_letters(
+    path: str | os.PathLike[str],
+    owner: str | None,
+    reason: str | None,
+    older_than_s: float | None,
+    where: Predicate | None,
+) -> Generator[Detail, None, None]:
     with reading(path) as layout:
         now = time_there(layout)
         wanted = Wanted(layout, owner, reason, older_than_s, where)
@@ -142,6 +159,16 @@ def dead_letters(
             detail = detail_of(layout, file, now)
             if detail is not None and wanted.has(detail):
                 yield detail
+
+
+def require_choice(
+    call: str, owner: str | None, reason: str | None, older_than_s: float | None, where: Predicate | None
+) -> None:
+    """Refuse what chooses no dead letters: a number as the reason, a time to come."""
+    arguments.text_or_none(f"{call}(owner=)", owner)
+    arguments.text_or_none(f"{call}(reason=)", reason)
+    arguments.elapsed_or_none(f"{call}(older_than_s=)", older_than_s)
+    arguments.call_or_none(f"{call}(where=)", where)
 
 
 class Wanted:
@@ -163,7 +190,7 @@ class Wanted:
         self._owner = owner
         self._reason = reason and reason.casefold()
         self._older_than_s = older_than_s
-        self._where = where
+        self._where = callers(where)
         self._owners: dict[str, bool] = {}  # by owner, whether it is one that is wanted
 
     def has(self, detail: Detail) -> bool:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fsqueue import FileSampleRefQueue, NotAQueueError
+from fsqueue import FileSampleRefQueue, NotAQueueError, QueueConfigError
+from fsqueue.disk.fileops import FileOps
+from fsqueue.engine.settings import Settings
+from fsqueue.operate.check.restore import restore
 from tests.cli.test_program import snapshot
 from tests.support import assert_clean, refs
 from tests.support.program import run
@@ -121,3 +125,26 @@ def test_a_dry_run_of_config_tells_and_changes_nothing(tmp_path: Path) -> None:
     assert "nothing to change" in run("config", path, "--lease-timeout", "1m", "--dry-run").stderr
     assert run("config", path, "--retry-jitter", "-1", "--dry-run").exit_code == 1
     assert json.loads(run("config", path, "--json").stdout)["lease_timeout_s"] == 60.0
+
+
+@pytest.mark.parametrize("at", ["rename", "link"])
+def test_of_two_that_restore_at_once_one_writes_and_the_other_says_that_it_is_there(
+    path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """The other one comes when the first has looked at the damaged file, and is about to move it or to write."""
+    (path / "fsqueue.json").write_text("{x")
+    real = getattr(FileOps, at)
+    first: list[Settings] = []
+
+    def meddle(*args: Any, **kwargs: Any) -> Any:
+        if not first and "fsqueue.json" in str(args):
+            monkeypatch.setattr(FileOps, at, staticmethod(real))
+            first.append(restore(path, lease_timeout_s=5))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(FileOps, at, staticmethod(meddle))
+    with pytest.raises(QueueConfigError, match=r"has its fsqueue\.json: there is nothing to restore"):
+        restore(path, lease_timeout_s=7)
+    assert json.loads((path / "fsqueue.json").read_text())["queue_id"] == first[0].queue_id
+    damaged = [file.read_text() for file in path.glob(".fsqueue.json.damaged-*")]
+    assert damaged == ["{x"]

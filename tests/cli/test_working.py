@@ -111,6 +111,17 @@ def test_interrupted_json_tells_what_was_done(path: Path, monkeypatch: pytest.Mo
     assert [outcome["moved"] for outcome in json.loads(result.stdout)] == [True, True]
 
 
+def test_an_interrupted_purge_tells_as_json_what_it_removed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(work: working.Working, done: int, total: int | None) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(working.Working, "progress", stop)
+    result = run("purge", path, "--state", "failed", "--older-than", "0", "--json")
+    assert result.exit_code == 130
+    assert json.loads(result.stdout)["removed"] == ["dead-00000.json", "dead-00001.json"]
+
+
 def test_a_terminal_shows_a_bar_with_rate_and_time_left_below_the_ids(path: Path) -> None:
     with Terminal(program(AT_ONCE, "requeue", path, "--failed")) as terminal:
         text = terminal.end()

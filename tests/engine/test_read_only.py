@@ -122,6 +122,9 @@ def test_an_onlooker_makes_nothing(tmp_path: Path, filled: Path) -> None:
     (filled / "stream").rmdir()
     with FileSampleRefQueue(filled, read_only=True) as queue:
         assert not queue.drained()
+        for call in (queue.stream, lambda: queue.publish_quantum(dp_size=1, batch_size=1)):
+            with pytest.raises(ReadOnlyError):
+                call()
     assert not (filled / "stream").exists()
 
 

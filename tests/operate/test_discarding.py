@@ -213,3 +213,13 @@ def test_only_who_asks_for_an_age_pays_for_it(path: Path) -> None:
         spent.append(looks)
         queue.close()
     assert spent == [0, 0, 50]
+
+
+def test_what_is_no_file_is_left_alone(path: Path, queue: Queue) -> None:
+    """A directory in pending/ holds no ref: it is for `check` to tell of."""
+    queue.put(refs("a"))
+    (path / "pending" / "dir.json").mkdir()
+    assert [each.sample_id for each in operate.discard(path, "old", older_than_s=0.0)] == ["a"]
+    assert (path / "pending" / "dir.json").is_dir() and [each.name for each in (path / "failed").iterdir()] == [
+        "a.json"
+    ]

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import closing
 
 from fsqueue.disk.directory import Directory
-from fsqueue.disk.fileops import FileOps, current, explained
+from fsqueue.disk.fileops import FileOps, callers, current, explained
 from fsqueue.engine.layout import DIRECTORIES, open_layout
 from fsqueue.engine.progress import Progress, unheard
 from fsqueue.errors import QueueIOError
@@ -55,7 +55,7 @@ def check_queue(
             raise
         return missing
     with explained("checking", path), closing(layout):
-        return [found for found in examine(layout, progress or unheard) if notes or found.severity == "damage"]
+        return [found for found in examine(layout, callers(progress) or unheard) if notes or found.severity == "damage"]
 
 
 def repair(
@@ -77,6 +77,7 @@ def repair(
         QueueIOError: the filesystem refused; what was mended before that stays mended.
     """
     path, ops = os.path.normpath(os.path.expanduser(path)), current()
+    each, progress = callers(each), callers(progress)
     mended: list[Mended] = []
     left_alone: set[tuple[str, str]] = set()
     for _ in range(_PASSES):

@@ -18,8 +18,8 @@ from fsqueue.disk.once import publish_once
 from fsqueue.disk.publish import make_within
 from fsqueue.engine.layout import DIRECTORIES, read_settings, state_with_files
 from fsqueue.engine.owners import read_record
-from fsqueue.engine.settings import FORMAT, NO_WAIT, SETTINGS, Settings, validate
-from fsqueue.errors import NotAQueueError, QueueConfigError, UnsupportedFormatError
+from fsqueue.engine.settings import FORMAT, NO_WAIT, SETTINGS, Settings, parse_settings, validate
+from fsqueue.errors import CorruptRefError, NotAQueueError, QueueConfigError, UnsupportedFormatError
 from fsqueue.format import names
 
 
@@ -54,10 +54,13 @@ def restore(
         if dry_run:
             return wanted
         if damaged:
-            ops.rename(SETTINGS, f".{SETTINGS}.damaged-{secrets.token_hex(4)}", src_dir_fd=root.fd, dst_dir_fd=root.fd)
+            _move_aside(root)
         for name in DIRECTORIES:
             make_within(ops, root, name)
         publish_once(ops, root, SETTINGS, msgspec.json.encode(wanted) + b"\n")
+        written = read_settings(root, surely=True)
+        if written is None or written.queue_id != wanted.queue_id:
+            raise _there(root)
     return wanted
 
 
@@ -79,10 +82,36 @@ def _require_lost(root: Directory) -> bool:
     except NotAQueueError:
         return True
     if found is not None:
-        raise QueueConfigError(
-            root.path, f"has its {SETTINGS}: there is nothing to restore; `fsqueue config` changes it"
-        )
+        raise _there(root)
     return False
+
+
+def _there(root: Directory) -> QueueConfigError:
+    return QueueConfigError(root.path, f"has its {SETTINGS}: there is nothing to restore; `fsqueue config` changes it")
+
+
+def _move_aside(root: Directory) -> None:
+    """Keep the damaged file beside.
+
+    RACE: another process may have restored it since it was looked at: then its file is moved back, unless a third one
+    has written another by now, which stays.
+    """
+    ops, aside = root.ops, f".{SETTINGS}.damaged-{secrets.token_hex(4)}"
+    if not _require_lost(root):
+        return
+    try:
+        ops.rename(SETTINGS, aside, src_dir_fd=root.fd, dst_dir_fd=root.fd)
+    except FileNotFoundError:
+        return
+    try:
+        parse_settings(root.path, ops.read_file(root.fd, aside))
+    except UnsupportedFormatError:
+        pass
+    except (NotAQueueError, CorruptRefError):
+        return
+    if not ops.exists(root.fd, SETTINGS):
+        ops.rename(aside, SETTINGS, src_dir_fd=root.fd, dst_dir_fd=root.fd)
+    raise _there(root)
 
 
 def _require_nobody(root: Directory) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from fsqueue.disk.fileops import callers
 from fsqueue.engine.listing import reading
 from fsqueue.engine.progress import Progress, unheard
 from fsqueue.operate.report.gather import Gathered, gather
@@ -31,7 +32,7 @@ def report(path: str | os.PathLike[str], progress: Progress = unheard) -> Report
     """
     seen = status(path)
     with reading(path) as layout:
-        found: Gathered = gather(layout, seen.at, sum(seen.counts), progress)
+        found: Gathered = gather(layout, seen.at, sum(seen.counts), callers(progress))
         return Report(
             status=seen,
             created_at=layout.settings.created_at,
