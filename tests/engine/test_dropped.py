@@ -45,7 +45,7 @@ def test_what_a_dropped_object_leases_goes_back(
     with caplog.at_level(logging.WARNING, "fsqueue"):
         assert lease_and_drop(path, 2, **options) == ["s00001", "s00002"]
     gc.collect()
-    assert queue.counts() == (2, 1, 0, 0) and open_descriptors() == before
+    assert queue.counts() == (2, 1, 0, 0) and open_descriptors() <= before
     assert names_in(path, "owners") == [f"{queue.owner}.json"]
     assert any("took back 2 leases" in line for line in caplog.messages)
     event = content(path / "pending" / "s00001.json")["_fsqueue"]

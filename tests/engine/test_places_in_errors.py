@@ -27,7 +27,7 @@ CALLS: dict[str, tuple[Callable[[Any], object], str, str]] = {
     "ack, done": (lambda q: q.ack(q.get(1), step=4), "done", r"'leased/p@[^/']+' -> 'done/p@4\.json'"),
     "fail, failed": (lambda q: q.fail(q.get(1), "x", False), "failed", r"'leased/p@[^/']+' -> 'failed/p\.json'"),
     "pack, done": (lambda q: q.pack(older_than_s=-10), "done", r"'done/packing-[^/']+\.jsonl'"),
-    "purge, done": (lambda q: purge(q.path, "done", -10.0), "done", r"'done/d@3\.json'"),
+    "purge, done": (lambda q: purge(q.path, "done", 0.0), "done", r"'done/d@3\.json'"),
     "requeue, tmp": (lambda q: requeue_failed(q.path), "tmp", r"'tmp/[^/']+'"),
     "requeue, failed": (lambda q: requeue_failed(q.path), "failed", r"'failed/f\.json' -> 'leased/f@[^/']+'"),
     "rewind, done": (lambda q: q.rewind(after_step=1), "done", r"'done/d@3\.json' -> 'leased/d@[^/']+'"),

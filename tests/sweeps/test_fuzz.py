@@ -281,7 +281,7 @@ def test_a_queue_without_rights_gives_one_clear_error(
         if directory.is_dir():
             directory.chmod(0o755)
     assert text.startswith("QueueIOError") and str(shared) in text
-    assert "EACCES" in text and "check the owner and mode" in text
+    assert "EACCES" in text and "heck the owner and mode" in text
     assert sorted(str(file) for file in shared.rglob("*")) == before
 
 
@@ -291,6 +291,6 @@ def test_files_of_another_user_give_one_clear_error(shared: Path) -> None:
     _modes(shared, 0o777, 0o644)
     (shared / "order.lock").chmod(0o666)
     text = _as_nobody(lambda: _get(shared))
-    assert text.startswith("QueueIOError") and "check the owner and mode" in text and str(shared) in text
+    assert text.startswith("QueueIOError") and "heck the owner and mode" in text and str(shared) in text
     with FileSampleRefQueue(shared) as queue:
         assert {ref.sample_id for ref in queue.get(10)} == set(GOODS)

@@ -131,8 +131,12 @@ class Revision:
 
     def __enter__(self) -> Revision:
         reserve = self._handle.layout.reserve
-        with locating(self._done):
-            self._fd = reserve.retrying(lambda: self._ops.create(self._done.fd, self._licence, b""))
+        try:
+            with locating(self._done):
+                self._fd = reserve.retrying(lambda: self._ops.create(self._done.fd, self._licence, b""))
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *exc_info: object) -> None:

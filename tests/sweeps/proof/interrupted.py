@@ -204,7 +204,7 @@ def _check(scene: Scene) -> None:
     kept = scene.other.options.keep_done
     assert set(found.values()) <= {1}, f"in several states: {found}"
     assert scene.sure <= set(found) or not kept, f"lost: {scene.sure - set(found)}"
-    assert set(found) <= scene.sure | scene.unsure, "put by nobody"
+    assert set(found) <= scene.sure | scene.unsure, f"put by nobody: {set(found) - scene.sure - scene.unsure}"
     for state in ("pending", "leased"):
         assert names_in(scene.path, state) == [], f"left in {state}/"
     scene.other.close()

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fsqueue import DataFlowController, FileMetadataStore, FileSampleRefQueue, SampleRef, TrainerView, dp_partition
+from fsqueue import (
+    DataFlowController,
+    FileMetadataStore,
+    FileSampleRefQueue,
+    MemberReplacedError,
+    SampleRef,
+    TrainerView,
+    dp_partition,
+)
 from fsqueue.stream.agreement import Rendezvous
 from fsqueue.stream.membership import Membership
 from tests.support import ids
@@ -46,7 +55,8 @@ class Stage:
     def close(self) -> None:
         for other in (*self.others, self.view, self.member):
             if other is not None:
-                other.close()
+                with suppress(MemberReplacedError):  # what one hears whose successor has joined
+                    other.close()
         if hasattr(self, "queue"):
             self.queue.close()
 
