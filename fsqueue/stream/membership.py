@@ -58,6 +58,7 @@ class Membership:
         self._before_it = before_it
         self._is_in_block = False
         self._replaced = False
+        self._is_leaving = False
         self._has_left = False
         self._ended = False
         self._beat_key: int | None = None
@@ -77,14 +78,17 @@ class Membership:
         return self._record.name
 
     def beat(self) -> None:
-        """Show that this member lives; where its file is gone, a successor has taken its place."""
+        """Show that this member lives; where its file is gone, a successor has taken its place.
+
+        RACE: or this member renames it in another thread, as it closes: what became of the file is that one's to say.
+        """
         if self._handle.closed or self.is_over():
             return
         stamp, file = self._handle.moves.stamp, self._file("open")
         if stamp(self._directory, file) or self.is_over():
             return
         self._directory.refresh()  # NFS: the file may be remembered as missing from before it was made
-        if not stamp(self._directory, file) and not self.is_over():
+        if not stamp(self._directory, file) and not self._is_leaving and not self.is_over():
             self._replaced = True
             self._end()
 
@@ -119,12 +123,16 @@ class Membership:
 
         NFS: a rename that was made may be answered by ENOENT, where the request was sent again.
         """
+        self._is_leaving = True
         try:
             fd = directory.fd
             self._handle.ops.rename(self._file("open"), self._file("closed"), src_dir_fd=fd, dst_dir_fd=fd)
         except FileNotFoundError:
             directory.refresh()
             return self._file("closed") in directory.listing()
+        except BaseException:
+            self._is_leaving = False
+            raise
         return True
 
     def withdraw(self, reason: str = "withdrew") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import msgspec
 import pytest
 
 from fsqueue import FileSampleRefQueue, MemberReplacedError
+from fsqueue.disk.directory import Directory
 from fsqueue.engine.owners import OwnerRecord, describe_self
 from fsqueue.stream.launch import Launch
 from fsqueue.stream.members import Record, State, member_file
 from fsqueue.stream.membership import Membership
-from tests.support import Queue, refs
+from tests.support import GUARD_S, Queue, refs, wait_until
 
 
 @pytest.fixture
@@ -150,3 +152,39 @@ def test_a_mark_beside_a_successor_with_proof_is_nobodys(old: Queue, new: Queue,
     (path / "stream" / member_file("producer", record, "failed")).write_bytes(msgspec.json.encode(record))
     old.stream().raise_failures("producer")
     assert [member.state for member in old.stream().members()] == ["open"]
+
+
+def test_a_beat_that_comes_upon_the_rename_of_a_close_takes_it_for_no_successor_s(
+    new: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The heart's thread has found the file gone, and says what that means once the member has left."""
+    member = new.consumer("trainer-0")
+    asked, left, calls = threading.Event(), threading.Event(), list[int]()
+    is_over, has_closed_in, leaves = member.is_over, member._has_closed_in, member._leaves
+
+    def asking() -> bool:
+        over = is_over()
+        if threading.current_thread() is beating:
+            calls.append(1)
+            if len(calls) == 3:  # after the second look at the file
+                asked.set()
+                assert left.wait(GUARD_S)
+        return over
+
+    def closing(directory: Directory) -> bool:
+        closed = has_closed_in(directory)
+        beating.start()
+        wait_until(lambda: asked.is_set() or not beating.is_alive(), "the beat")
+        return closed
+
+    def leaving() -> None:
+        left.set()
+        beating.join(GUARD_S)
+        leaves()
+
+    beating = threading.Thread(target=member.beat)
+    monkeypatch.setattr(member, "is_over", asking)
+    monkeypatch.setattr(member, "_has_closed_in", closing)
+    monkeypatch.setattr(member, "_leaves", leaving)
+    member.close()
+    assert [found.state for found in new.stream().members()] == ["closed"]
