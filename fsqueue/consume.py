@@ -18,13 +18,11 @@ from fsqueue.engine.holding import begin, wait_since
 from fsqueue.engine.renewing import LeasingQueue, Renewer
 from fsqueue.engine.waiting import StopEvent
 from fsqueue.errors import InvalidArgumentError
-from fsqueue.format import names
 from fsqueue.log import logger
 from fsqueue.records import id_of_ref
 
 if TYPE_CHECKING:
     from fsqueue.disk.fileops import FileOps
-    from fsqueue.engine.handle import Handle
     from fsqueue.engine.held import Claim
 
 R = TypeVar("R")
@@ -152,7 +150,7 @@ class WorkLoop(Generic[R]):
             raise
 
     def _hand_out(self) -> Iterator[Lease[R]]:
-        waiting = deque(_claim_of(self.queue.handle, ref) for ref in self._refs)
+        waiting = deque(self.queue.handle.held.claim_on(ref) for ref in self._refs)
         for ref in list(self._refs):
             if self.is_set():
                 return
@@ -174,7 +172,7 @@ class WorkLoop(Generic[R]):
 
     def _has_lost(self, ref: R) -> bool:
         """Tell whether a ref's lease is known to be lost before its work began: somebody else has it by now."""
-        claim = _claim_of(self.queue.handle, ref)
+        claim = self.queue.handle.held.claim_on(ref)
         if claim is None or claim.state != "lost":
             return False
         self.lost.append(id_of_ref(ref))
@@ -257,23 +255,21 @@ def leased(queue: Workable[R], lease: Callable[[], list[R]]) -> Iterator[list[R]
 
 def unsettled(queue: Workable[R], refs: Iterable[R]) -> list[R]:
     """Return those of these refs whose lease was not settled, by whatever call; it may be lost."""
-    return [ref for ref in refs if (claim := _claim_of(queue.handle, ref)) is None or claim.state in ("held", "lost")]
+    return [
+        ref for ref in refs if (claim := queue.handle.held.claim_on(ref)) is None or claim.state in ("held", "lost")
+    ]
 
 
 def held_of(queue: Workable[R], refs: Iterable[R]) -> list[R]:
     """Return those of these refs that are leased still, as far as the handle knows."""
-    return [ref for ref in list(refs) if (claim := _claim_of(queue.handle, ref)) is not None and claim.state == "held"]
+    return [
+        ref for ref in list(refs) if (claim := queue.handle.held.claim_on(ref)) is not None and claim.state == "held"
+    ]
 
 
 def _abandon(queue: Workable[R], refs: Iterable[R]) -> None:
     """Let what is still leased go back with the handle's next call: settling it was cut short."""
-    claims = (_claim_of(queue.handle, ref) for ref in refs)
-    queue.handle.strays.add(claim for claim in claims if claim is not None and claim.state == "held")
-
-
-def _claim_of(handle: Handle, ref: Any) -> Claim | None:
-    """Return this handle's claim on a ref, held or not."""
-    return handle.held.find(names.stem_of(id_of_ref(ref)), ref)
+    queue.handle.strays.add(claim for claim in queue.handle.held.claims_on(refs) if claim.state == "held")
 
 
 def require_on_error(on_error: Any) -> None:

@@ -318,8 +318,9 @@ class FileSampleRefQueue(Generic[R]):
             MemberReplacedError: another process has taken the place of this handle's producer; nothing was put.
             QueueIOError: the filesystem refused; calling put again with the same refs completes it.
         """
-        engine = self._to_write("put")
         opened = self._here()
+        engine = opened.engine
+        engine.handle.require_writable("put")
         if opened.stream is not None:
             opened.stream.raise_if_replaced("producer")
         contents: dict[str, bytes] = {}
@@ -543,11 +544,11 @@ class FileSampleRefQueue(Generic[R]):
         handle = self.handle
         now = handle.ops.monotonic()
         if refs is None:
-            claims: Iterable[Claim | None] = [claim for claim in handle.held.all() if claim.taken_at is not None]
+            claims = [claim for claim in handle.held.all() if claim.taken_at is not None]
         else:
-            claims = [handle.held.find(names.stem_of(i), ref) for ref, i in arguments.with_ids("progress", refs)]
+            claims = handle.held.claims_on([ref for ref, _ in arguments.with_ids("progress", refs)])
         for claim in claims:
-            if claim is not None and claim.state == "held":
+            if claim.state == "held":
                 claim.taken_at = now
 
     def hand_over(self, refs: Iterable[R], owner: str) -> list[str]:

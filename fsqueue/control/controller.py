@@ -328,13 +328,17 @@ class DataFlowController(Generic[R]):
         with side_of(self.require_queue("reconcile_on_restart"), self.store) as side:
             side.end_dead_leases(predecessor_gone)
             report = reconcile(side, self.store)
-        with self._mutex:
-            self._owed.clear()
-            self._unsure.clear()
+        self._owe_nothing()
         if feature_store is not None:
             for sample_id in report["released"]:
                 self._abort(feature_store, sample_id)
         return report
+
+    def _owe_nothing(self) -> None:
+        """Forget what earlier calls could not put: the queue says what the ledger says by now."""
+        with self._mutex:
+            self._owed.clear()
+            self._unsure.clear()
 
     def _abort(self, feature_store: Aborts, sample_id: str) -> None:
         if isinstance(feature_store, Adopts):
@@ -358,9 +362,7 @@ class DataFlowController(Generic[R]):
         with side_of(self.require_queue("rewind"), self.store) as side:
             rewind(side, self.store, after_step, force)
             report = reconcile(side, self.store)
-        with self._mutex:
-            self._owed.clear()
-            self._unsure.clear()
+        self._owe_nothing()
         return report
 
     # -- looking ------------------------------------------------------------------------------------------------

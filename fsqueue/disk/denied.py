@@ -35,9 +35,15 @@ def told(what: str, directory: Directory, name: str, error: OSError) -> OSError:
 
 def _user(uid: int) -> str:
     """Return a user by number, and by name where there is one."""
+    name = user_name(uid)
+    return f"user {uid}" if name is None else f"user {uid} ({name})"
+
+
+def user_name(uid: int) -> str | None:
+    """Return a user's name; None where there is none, as in a container."""
     import pwd
 
     try:
-        return f"user {uid} ({pwd.getpwuid(uid).pw_name})"
+        return pwd.getpwuid(uid).pw_name
     except KeyError:
-        return f"user {uid}"
+        return None

@@ -114,13 +114,10 @@ def refusal_of(strangers: Sequence[str], settings: str) -> str:
     return f"is not empty and holds no {settings}, but for instance {strangers[0]!r}: choose a new directory"
 
 
-def write_file(ops: FileOps, dir_fd: int, name: str, data: bytes, durable: bool) -> None:
-    """Create a file with this content; on an error, nothing is left of it."""
-    fill_file(ops, dir_fd, name, data, lambda write_at: len(data), durable)
-
-
-def fill_file(ops: FileOps, dir_fd: int, name: str, data: bytes, fill: Callable[[WriteAt], int], durable: bool) -> None:
-    """Create a file with this content, and have the rest written; on an error, nothing is left of it.
+def write_file(
+    ops: FileOps, dir_fd: int, name: str, data: bytes, durable: bool, fill: Callable[[WriteAt], int] | None = None
+) -> None:
+    """Create a file with this content; on an error, nothing is left of it.
 
     Args:
         fill: writes the rest by calls of ``write_at(data, offset)``, and returns how many bytes the file has then.
@@ -128,7 +125,7 @@ def fill_file(ops: FileOps, dir_fd: int, name: str, data: bytes, fill: Callable[
     try:
         fd = ops.create(dir_fd, name, data)
         try:
-            size = fill(partial(ops.pwrite_all, fd))
+            size = len(data) if fill is None else fill(partial(ops.pwrite_all, fd))
             if durable:
                 ops.fsync(fd)
         except BaseException:

@@ -47,9 +47,13 @@ def call_or_none(call: str, value: Any) -> None:
         raise InvalidArgumentError(call, "a function or None", value)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def seconds(call: str, value: Any) -> None:
     """Refuse what is neither a number of seconds nor None."""
-    if value is not None and (not isinstance(value, Real) or isinstance(value, bool)):
+    if value is not None and not _is_number(value):
         raise InvalidArgumentError(call, "a number of seconds or None", value)
 
 
@@ -63,7 +67,7 @@ def stored_seconds(call: str, value: Any) -> float | None:
 
 def wait(call: str, value: Any, longest_s: float) -> None:
     """Refuse what is no length of time to wait, from 0 to so many seconds."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) <= longest_s:
+    if not _is_number(value) or not 0 <= float(value) <= longest_s:
         raise InvalidArgumentError(call, f"seconds from 0 to {longest_s:g}", value)
 
 
@@ -76,7 +80,7 @@ def age(call: str, value: Any) -> None:
 
 def elapsed(call: str, value: Any) -> None:
     """Refuse what is no length of time that has passed."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not float(value) >= 0:
+    if not _is_number(value) or not float(value) >= 0:
         raise InvalidArgumentError(call, "seconds, 0 or more", value)
 
 
@@ -165,11 +169,10 @@ def at_least(call: str, value: Any, least: int) -> int:
 
 def count(call: str, value: Any, advice: str = "") -> int:
     """Return a count of 0 or more as an int; refuse True and False, too, which JSON tells from numbers."""
-    if isinstance(value, bool):
+    number = -1 if isinstance(value, bool) else integer(call, value, advice)
+    if number < 0:
         raise InvalidArgumentError(call, "an integer of 0 or more", value, advice)
-    if integer(call, value, advice) < 0:
-        raise InvalidArgumentError(call, "an integer of 0 or more", value, advice)
-    return operator.index(value)
+    return number
 
 
 def attempt(call: str, value: Any) -> int | None:

@@ -110,10 +110,13 @@ class Held:
         earlier = reversed(self._earlier.get(stem, ()))
         return next((claim for claim in earlier if claim.is_of(ref)), latest)
 
+    def claim_on(self, ref: object) -> Claim | None:
+        """Return the claim that a ref was handed out for, held or not; see `find`."""
+        return self.find(names.stem_of(id_of_ref(ref)), ref)
+
     def claims_on(self, refs: Iterable[object]) -> list[Claim]:
         """Return the claims that these refs were handed out for, as far as they are known."""
-        found = (self.find(names.stem_of(id_of_ref(ref)), ref) for ref in refs)
-        return [claim for claim in found if claim is not None]
+        return [claim for claim in map(self.claim_on, refs) if claim is not None]
 
     def end(self, claim: Claim, how: Ending) -> None:
         """Note the end of a lease.

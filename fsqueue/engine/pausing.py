@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from fsqueue.disk.denied import user_name
 from fsqueue.disk.publish import replace_file
 from fsqueue.engine.clock import Clock
 from fsqueue.engine.layout import Layout, read_json
@@ -87,7 +88,8 @@ def pause(layout: Layout, clock: Clock, reason: str | None) -> Paused:
     """
     before = find_pause(layout)
     since = before.at if before is not None and before.at is not None else clock.now()
-    wanted = Paused(since, f"{_user()}@{os.uname().nodename}", reason)
+    uid = os.getuid()
+    wanted = Paused(since, f"{user_name(uid) or uid}@{os.uname().nodename}", reason)
     data = msgspec.json.encode(wanted) + b"\n"
     layout.reserve.retrying(lambda: replace_file(layout.ops, layout.root, PAUSED, data, durable=True))
     return wanted
@@ -99,13 +101,3 @@ def resume(layout: Layout) -> Paused | None:
     if before is not None and layout.ops.remove(layout.root.fd, PAUSED):
         layout.root.sync()
     return before
-
-
-def _user() -> str:
-    """Return the user's name; the number where there is none, as in a container."""
-    import pwd
-
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())

@@ -91,8 +91,7 @@ class Putter:
         remote = handle.layout.remote
         if remote and len(stems) > _FEW:
             handle.order.header_locked()  # tells how long the backlog is
-        if self._casing.ignored:
-            self._casing.require(stems)  # RACE: another put may have come in between
+        self._casing.require(stems)  # RACE: another put may have come in between
         known = self.known(stems)
         published: list[str] = []
         seen = 0

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fsqueue.disk.directory import UNREACHABLE
 from fsqueue.disk.fileops import current, explained, silently_remove
-from fsqueue.disk.publish import WriteAt, absolute, fill_file
+from fsqueue.disk.publish import WriteAt, absolute, write_file
 from fsqueue.engine import arguments
 from fsqueue.engine.layout import is_remote
 from fsqueue.engine.owners import new_owner
@@ -145,7 +145,7 @@ class SharedDirFeatureStore:
         """CRASH: before the rename there is only a file in tmp/, which gc removes."""
         ops, name = self._ops, new_owner(None, self.root)
         with self._store_root.folder(TMP, create=True) as tmp_fd:
-            fill_file(ops, tmp_fd, name, data, fill or (lambda write_at: len(data)), self._durable)
+            write_file(ops, tmp_fd, name, data, self._durable, fill)
             try:
                 with self._store_root.folder(address.folder_of(stem), create=True) as folder_fd:
                     self._install(tmp_fd, name, folder_fd, stem, metadata.generation)

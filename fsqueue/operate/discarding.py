@@ -18,7 +18,7 @@ from fsqueue.engine.progress import Progress
 from fsqueue.errors import InvalidArgumentError
 from fsqueue.format.codec import Bookkeeping, Event
 from fsqueue.log import some, tell
-from fsqueue.operate.operator import Outcome, fetch, operator, told
+from fsqueue.operate.operator import Outcome, fetch, not_given, operator, told
 from fsqueue.operate.show import Predicate, detail_of
 from fsqueue.operate.status import elapsed_s
 
@@ -107,8 +107,7 @@ def _stale_in(
             if where(detail):
                 found.append(_Stale(file, stamp, detail.sample_id))
         elif stamp_of(layout, file) is not None:
-            why = f"pending/{file.name} cannot be read (EIO): look what the disk or the server says, and try again"
-            unread.append(Outcome(id_of(layout, file), False, why))
+            unread.append(Outcome(id_of(layout, file), False, not_given(f"pending/{file.name}")))
     return found
 
 

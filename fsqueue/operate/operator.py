@@ -214,6 +214,11 @@ def _released(lease: names.Lease, moved: bool) -> Outcome:
     return Outcome(names.id_of(lease.stem) or lease.stem, moved, detail)
 
 
+def not_given(where: str) -> str:
+    """Say of a ref's file that the storage does not give it."""
+    return f"{where} cannot be read (EIO): look what the disk or the server says, and try again"
+
+
 def told(outcomes: list[T], more: list[T], each: Callable[[T], object] | None) -> list[T]:
     """Add outcomes to those that there are, tell whoever wants to hear of each, and return all.
 

@@ -24,7 +24,7 @@ from fsqueue.errors import CorruptRefError, TooLongError
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping, Event
 from fsqueue.format.untyped import Place, RefSight, sight
-from fsqueue.operate.operator import Outcome, fetch, hand_in_all, operator, told, was_taken
+from fsqueue.operate.operator import Outcome, fetch, hand_in_all, not_given, operator, told, was_taken
 from fsqueue.operate.show import Predicate, Wanted, detail_of, require_choice
 
 _LOOKS = 3
@@ -52,7 +52,7 @@ class _Letter:
                 raise
             # The storage does not give it: that is no reason to leave the others where they are.
             self.ref = RefSight(None, None, Bookkeeping(), False, "cannot be read")
-            self.why_not = f"{self.where} cannot be read (EIO): look what the disk or the server says, and try again"
+            self.why_not = not_given(self.where)
 
     @property
     def where(self) -> str:

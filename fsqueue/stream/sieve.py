@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from fsqueue.engine.renewing import LeasingQueue
-from fsqueue.format import names
 from fsqueue.log import some, tell
 from fsqueue.records import id_of_ref
 
@@ -58,7 +57,7 @@ class Sieve(Generic[R]):
     def _too_old(self, ref: R, oldest: float | None) -> str | None:
         if oldest is None:
             return None
-        claim = self._queue.handle.held.find(names.stem_of(id_of_ref(ref)), ref)
+        claim = self._queue.handle.held.claim_on(ref)
         since = claim.pending_since if claim is not None else None
         return f"stale: older than {self._max_age_s:g} s" if since is not None and since < oldest else None
 

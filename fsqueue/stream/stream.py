@@ -167,7 +167,7 @@ class Stream:
 
     def _left_behind(self, member: Member) -> bool:
         """Tell whether a member is this handle's and nobody stands for it: where it joined, a server did not answer."""
-        stand = {(it.role, it.name) for it in list(self._mine) if not it.is_over()}
+        stand = {it.place for it in list(self._mine) if not it.is_over()}
         return member.record.process.owner == self._handle.owner and (member.role, member.record.name) not in stand
 
     def _doubted_s(self, member: Member) -> float:
@@ -335,12 +335,10 @@ class Stream:
         Where the policy names a quorum, so many producers are enough, once no other one is at work.
         """
         mine = [member for member in self.members() if member.role == role]
-        quorum = mine[0].policy.quorum if mine and role == "producer" else 0
-        if quorum:
+        if quorum := _quorum(role, mine):
             closed = sum(member.state == "closed" for member in mine)
             return closed >= quorum and all(member.standing != "joined" for member in mine)
-        expected = max((member.record.expected for member in mine), default=1)
-        return len(mine) >= max(1, expected) and all(member.state == "closed" for member in mine)
+        return len(mine) >= max(1, _wanted(role, mine)) and all(member.state == "closed" for member in mine)
 
     def open_owners(self, role: Role, names: Container[str]) -> list[str]:
         """Return the owners of those members that have not left, among these names."""
@@ -438,10 +436,14 @@ class Stream:
         return read_quantum(self.directory)
 
 
+def _quorum(role: Role, found: list[Member]) -> int:
+    """Return how many producers that have closed are enough; 0: all have to, as all consumers have."""
+    return found[0].policy.quorum if found and role == "producer" else 0
+
+
 def _wanted(role: Role, found: list[Member]) -> int:
     """Return how many members of a role there have to be, as far as those who have come say."""
-    quorum = found[0].policy.quorum if found and role == "producer" else 0
-    return quorum or max((member.record.expected for member in found), default=0)
+    return _quorum(role, found) or max((member.record.expected for member in found), default=0)
 
 
 def _described(role: Role, found: list[Member]) -> str:

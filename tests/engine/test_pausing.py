@@ -33,9 +33,17 @@ class Hours:
         self.now = 1_000.0
         tap.ops.monotonic = lambda: self.now
         tap.ops.sleep = self.sleep
+        self._resumed: tuple[Queue, float] | None = None
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
+        if self._resumed is not None and self.now > self._resumed[1]:
+            self._resumed[0].resume()
+
+    def resume_after(self, queue: Queue, seconds: float) -> float:
+        """Have a queue resumed by the first sleep that ends later than so long from now; return what time it is now."""
+        self._resumed = queue, self.now + seconds
+        return self.now
 
 
 def test_a_paused_queue_leases_nothing_and_goes_on_with_the_rest(path: Path, queue: Queue) -> None:
@@ -182,15 +190,8 @@ def test_a_loop_waits_and_its_idle_time_does_not_run(path: Path, queue: Queue) -
     hours = Hours(tap)
     other = open_tapped(tap, path)
     queue.pause()
-    began = hours.now
-
-    def sleep(seconds: float) -> None:
-        hours.now += seconds
-        if hours.now - began > 300.0:
-            queue.resume()
-
-    tap.ops.sleep = sleep
     for idle_s in (0.0, 5.0):
+        hours.resume_after(queue, 300.0)
         done = []
         for lease in other.consume(idle_s=idle_s):
             with lease as ref:
@@ -198,7 +199,6 @@ def test_a_loop_waits_and_its_idle_time_does_not_run(path: Path, queue: Queue) -
         assert done == (["a"] if not idle_s else ["b"])
         queue.put(refs("b"))
         queue.pause()
-        began = hours.now
     other.close()
 
 
@@ -232,14 +232,7 @@ def test_a_view_waits_for_the_end_of_a_pause(path: Path, queue: Queue) -> None:
     queue.put(refs("a"))
     with queue.producer("p"), TrainerView(trainer, idle_timeout_s=30.0) as view:
         queue.pause()
-        began = hours.now
-
-        def sleep(seconds: float) -> None:
-            hours.now += seconds
-            if hours.now - began > 600.0:
-                queue.resume()
-
-        tap.ops.sleep = sleep
+        began = hours.resume_after(queue, 600.0)
         assert ids(view.get(1)) == ["a"] and hours.now - began > 600.0
         view.ack(refs("a"))
         with pytest.raises(StreamStalledError) as caught:
