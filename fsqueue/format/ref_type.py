@@ -10,6 +10,7 @@ list or the values of an object::
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
@@ -55,6 +56,7 @@ class RefType(msgspec.Struct, frozen=True):
     fields: list[Field]
 
 
+@lru_cache(maxsize=16)
 def describe(ref_type: type[Any]) -> RefType:
     """Return the description of a class that a `Codec` takes."""
     from msgspec import inspect  # takes as long as the rest of msgspec; a handle that only looks needs none of it

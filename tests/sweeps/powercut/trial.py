@@ -120,7 +120,7 @@ def _after_a_while(queue: FileSampleRefQueue[SampleRef], path: Path, ops: FileOp
 
 
 def _hasty() -> FileOps:
-    """Real operations, but nothing is synced, and a pause takes no time."""
+    """Real operations, but nothing is synced, a pause takes no time, and there is no room for a reserve to fill."""
     ops: Any = FileOps()
     slept = [0.0]
     monotonic = ops.monotonic
@@ -128,6 +128,7 @@ def _hasty() -> FileOps:
     ops.monotonic = lambda: monotonic() + slept[0]
     ops.fsync = lambda fd: None
     ops.filesystem_type = lambda path: "ext4"
+    ops.room = lambda fd: (0, 1 << 20)
     ops.each = lambda work, items, threads: [work(item) for item in items]
     hasty: FileOps = ops
     return hasty
