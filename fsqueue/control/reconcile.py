@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any, NamedTuple, TypedDict
@@ -86,7 +86,7 @@ def reconcile(side: ContractSide, store: MetadataStore[Any]) -> Report:
     return Report(
         requeued=[i for i in rest if i not in failed],
         released=[i for i in committed if i in acked],
-        leased=[i for i in rest if i not in failed and names.stem_of(i) in leased],
+        leased=[i for i in rest if i not in failed and names.stem_of(i) in leased] if leased else [],
         failed=[i for i in rest if i in failed],
         global_step=marker["global_step"],
         optimizer_durable=marker["optimizer_durable"],
@@ -155,7 +155,7 @@ class ContractSide:
         """Return all of them: the contract cannot be asked, so any may be missing."""
         return list(sample_ids)
 
-    def agree(self, acked: dict[str, int | None], rest: list[str]) -> tuple[set[str], Container[str]]:
+    def agree(self, acked: dict[str, int | None], rest: list[str]) -> tuple[set[str], Collection[str]]:
         """Acknowledge some samples and put the others; returns the ids of dead letters, and the stems of leases."""
         for refs in self._refs(acked):
             self._queue.ack(refs)
@@ -254,14 +254,16 @@ class FileSide(ContractSide):
         with explained("listing", self._files.path):
             before = pending.listing()
             self._holders = self._handle.moves.holders()
-            self._pending = {stem for name in (*before, *pending.listing()) if (stem := names.parse_pending(name))}
+            listed = set(before)
+            listed.update(pending.listing())
+            self._pending = set(filter(None, map(names.parse_pending, listed)))
 
     def missing(self, sample_ids: Iterable[str]) -> list[str]:
         """Return those that are neither pending nor leased."""
         live = self._pending | self._holders.keys()
         return [sample_id for sample_id in sample_ids if names.stem_of(sample_id) not in live]
 
-    def agree(self, acked: dict[str, int | None], rest: list[str]) -> tuple[set[str], Container[str]]:
+    def agree(self, acked: dict[str, int | None], rest: list[str]) -> tuple[set[str], Collection[str]]:
         self._mark_done(acked)
         failed = self._failed(rest)
         self._requeue([sample_id for sample_id in rest if sample_id not in failed])

@@ -29,13 +29,14 @@ class Overlap:
         io_threads: "auto": side by side on a mount that is not known to be local, where the first of them took
             long; 1: always one after the other; more: always so many at a time.
         remote: whether the mount is not known to be local.
+        durable: whether an fsync does anything there: where it does not, it is not worth a thread.
     """
 
-    def __init__(self, ops: FileOps, io_threads: IoThreads, remote: bool) -> None:
+    def __init__(self, ops: FileOps, io_threads: IoThreads, remote: bool, durable: bool = True) -> None:
         self._ops = ops
         self._measures = io_threads == "auto" and remote
         self._threads = 1 if io_threads == "auto" and not remote else _threads(io_threads)
-        self.syncs = _threads(io_threads)
+        self.syncs = _threads(io_threads) if durable else 1
 
     def ahead(self, work: Callable[[T], U], items: Sequence[T]) -> list[Callable[[], U]]:
         """Return one callable for each item, which returns or raises what work does.

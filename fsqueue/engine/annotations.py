@@ -129,6 +129,17 @@ def _unwritten(change: Change, reason: str) -> Bookkeeping:
     return bookkeeping
 
 
+def changed(data: bytes, change: Change) -> bytes:
+    """Return a ref's bytes with its bookkeeping changed; bytes that hold no ref, or no room for more, as they are."""
+    try:
+        offset, bookkeeping = split(data)
+    except CorruptRefError:
+        return data
+    change(bookkeeping)
+    tail = bookkeeping_tail(bookkeeping)
+    return data[:offset] + tail if offset + len(tail) <= fileops.FILE_LIMIT_BYTES else data
+
+
 def record(event: str, at: float, holder: str | None, reason: str | None = None, attempt: bool = False) -> Change:
     """Return a change that adds an event to a ref's history, and counts it where it is an attempt or an expiry.
 

@@ -67,7 +67,7 @@ class Handle:
         self.counters = Counters()
         self.order_file = OrderFile(self.ops, layout.root, layout.settings.lock, layout.filesystem, self.counters)
         self.order = Order(self.ops, self.order_file)
-        self.overlap = Overlap(self.ops, io_threads, layout.remote)
+        self.overlap = Overlap(self.ops, io_threads, layout.remote, layout.filesystem.durable)
         self.moves = Moves(layout, self.clock, owner, durable, self.overlap)
         self.held = Held()
         self.pause = PauseSign(layout)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from functools import partial
 
 from fsqueue.engine.layout import Layout
 from fsqueue.errors import CorruptRefError
@@ -16,15 +16,18 @@ def letters_beside(layout: Layout, stems: set[str]) -> dict[str, str]:
     Costs one listing, and a read of every letter whose name may be one.
     """
     found: dict[str, str] = {}
-    for name in layout.failed.listing() if stems else ():
-        if _is_beside(name, stems) and (stem := _stem_inside(layout, name)) in stems:
-            found[stem] = name
+    if not stems:
+        return found
+    long = [stem for stem in stems if names.may_be_cut_beside(stem)]
+    for name in layout.failed.listing():
+        letter = names.parse_ref(name)
+        if letter is None:
+            continue
+        if letter[: -names.MARK_BYTES] in stems or any(map(partial(names.may_be_beside, letter), long)):
+            stem = _stem_inside(layout, name)
+            if stem in stems:
+                found[stem] = name
     return found
-
-
-def _is_beside(name: str, stems: Iterable[str]) -> bool:
-    stem = names.parse_ref(name)
-    return stem is not None and any(names.may_be_beside(stem, each) for each in stems)
 
 
 def _stem_inside(layout: Layout, name: str) -> str:

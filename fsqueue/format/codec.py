@@ -24,6 +24,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import cached_property
+from itertools import chain
 from typing import Any, Generic, TypeVar, cast
 
 import msgspec
@@ -278,7 +279,7 @@ def split(data: bytes) -> tuple[int, Bookkeeping]:
     mark = data.rfind(_MARK)
     if mark >= 0 and _object(data[:mark] + b"}"):
         return mark, _bookkeeping(data[mark + len(_MARK) :].rstrip()[:-1])
-    for body in (data.rstrip(_BLANKS), *_possible_bodies(data)):
+    for body in chain((data.rstrip(_BLANKS),), _possible_bodies(data)):
         found = _object(body)
         if found:
             return len(body) - 1, _bookkeeping(found.bookkeeping)
@@ -307,8 +308,8 @@ def _bookkeeping(data: bytes | msgspec.Raw) -> Bookkeeping:
         return Bookkeeping()
 
 
-def _possible_bodies(data: bytes) -> list[bytes]:
-    """List what the ref may be in a file whose bookkeeping is torn: up to a line feed, with its braces or without.
+def _possible_bodies(data: bytes) -> Iterator[bytes]:
+    """Yield what the ref may be in a file whose bookkeeping is torn: up to a line feed, with its braces or without.
 
     Where the line feed itself was not written, the old closing brace still stands before the new rest.
     """
@@ -319,7 +320,7 @@ def _possible_bodies(data: bytes) -> list[bytes]:
         start = data.rfind(_TUPLES) + len(_TUPLES)
         ends = [data.find(b"\n", start), data.find(b"}", start), *ends]
     cut = [data[:end] for end in dict.fromkeys(ends) if end > 0]
-    return [body + braces for body in cut for braces in (b"}", b"}}", b"")]
+    yield from (body + braces for body in cut for braces in (b"}", b"}}", b""))
 
 
 def bookkeeping_tail(bookkeeping: Bookkeeping) -> bytes:
@@ -328,6 +329,17 @@ def bookkeeping_tail(bookkeeping: Bookkeeping) -> bytes:
         return _MARK + _encode(bookkeeping) + b"}\n"
     rest = _encode(msgspec.structs.replace(bookkeeping, tuples=[]))
     return b"}}\n" if rest == b"{}" else b"\n," + rest[1:] + b"}\n"
+
+
+def whole_id(data: bytes) -> str | None:
+    """Return the id of the ref in a file; None where it has none that is usable, or its bookkeeping does not decode."""
+    try:
+        found = _decode_object(data)
+        _decode_bookkeeping(found.bookkeeping)
+        names.stem_of(found.sample_id)
+    except (*UNDECODABLE, InvalidRefError):
+        return None
+    return cast(str, found.sample_id)
 
 
 def wrap_raw(data: bytes, bookkeeping: Bookkeeping) -> bytes:
@@ -342,12 +354,14 @@ def _object(data: bytes) -> _Object | None:
         found = _decode_object(data)
     except UNDECODABLE:
         return None
-    return None if data.rstrip(_BLANKS)[:-1].rstrip(_BLANKS).endswith(b"{") else found
+    if found.sample_id is None and data.rstrip(_BLANKS)[:-1].rstrip(_BLANKS).endswith(b"{"):
+        return None
+    return found
 
 
 def _id_in(data: bytes) -> str | None:
     """Return the id of the ref in a file, whatever its class; None where it has none that is usable."""
-    for body in (data, *_possible_bodies(data)):
+    for body in chain((data,), _possible_bodies(data)):
         found = _object(body)
         if found is not None:
             with suppress(InvalidRefError):

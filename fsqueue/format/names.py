@@ -30,7 +30,8 @@ NOBODY = "retry.0.000000"
 """The owner in the name of a ref that waits to be tried again: nobody has it."""
 _CUT = 120
 
-_PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,159}\Z").match
+_PLAIN_STEM = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,159}"
+_PLAIN = re.compile(rf"{_PLAIN_STEM}\Z").match
 _TO_ESCAPE = re.compile(rb"[^A-Za-z0-9._-]|\A\.")
 _WHOLE = r"(?:[A-Za-z0-9_-]|%[0-9a-f]{2})(?:[A-Za-z0-9._-]|%[0-9a-f]{2})*"
 _SHORTENED = r"[A-Za-z0-9_%-][A-Za-z0-9._%-]{119}~[0-9a-f]{32}"
@@ -40,8 +41,12 @@ _CLAIM = r"[0-9a-f]{1,16}(?:[tr]|w[0-9]{1,15})?|g[0-9a-f]{8}"
 
 _is_stem = re.compile(_STEM + r"\Z").match
 _is_owner = re.compile(_OWNER + r"\Z").match
-_parse_leased = re.compile(rf"({_STEM})@({_OWNER})(?:\+({_CLAIM}))?\.json\Z").match
-_parse_done = re.compile(rf"({_STEM})(?:@([0-9]+))?\.json\Z").match
+_LEASED = rf"@({_OWNER})(?:\+({_CLAIM}))?\.json\Z"
+_DONE = r"(?:@([0-9]+))?\.json\Z"
+_parse_leased = re.compile(rf"({_STEM}){_LEASED}").match
+_parse_plain_leased = re.compile(rf"({_PLAIN_STEM}){_LEASED}").match
+_parse_done = re.compile(rf"({_STEM}){_DONE}").match
+_parse_plain_done = re.compile(rf"({_PLAIN_STEM}){_DONE}").match
 
 
 def stem_of(sample_id: str) -> str:
@@ -158,6 +163,10 @@ class Lease(NamedTuple):
         return not self.is_returned and DELAYED not in self.claim
 
 
+MARK_BYTES = 7
+"""By how much a stem made by `beside` is longer, where it is not cut."""
+
+
 def beside(stem: str, mark: str) -> str:
     """Return another stem for a ref, for where a name made of its own cannot be had."""
     marked = f"{stem}.{mark}"
@@ -169,8 +178,13 @@ def beside(stem: str, mark: str) -> str:
 def may_be_beside(stem: str, of: str) -> bool:
     """Return whether a stem may be one that `beside` made of another; only the file's content tells."""
     if "~" in stem:
-        return len(of) > STEM_LIMIT - 8 and stem[:_CUT] == of[:_CUT] and stem != of
-    return len(stem) == len(of) + 7 and stem.startswith(f"{of}.")
+        return may_be_cut_beside(of) and stem[:_CUT] == of[:_CUT] and stem != of
+    return len(stem) == len(of) + MARK_BYTES and stem.startswith(f"{of}.")
+
+
+def may_be_cut_beside(of: str) -> bool:
+    """Return whether a stem is so long that one that `beside` makes of it may be cut."""
+    return len(of) > STEM_LIMIT - 1 - MARK_BYTES
 
 
 def done_file(stem: str, step: int | None) -> str:
@@ -179,8 +193,8 @@ def done_file(stem: str, step: int | None) -> str:
 
 def parse_ref(name: str) -> str | None:
     """Return the stem of a name such as ``<id>.json``."""
-    stem = name[: -len(SUFFIX)]
-    return stem if name.endswith(SUFFIX) and is_stem(stem) else None
+    stem = name.removesuffix(SUFFIX)
+    return stem if stem is not name and is_stem(stem) else None
 
 
 def parse_pending(name: str) -> str | None:
@@ -194,13 +208,13 @@ def parse_pending(name: str) -> str | None:
 
 def parse_leased(name: str) -> Lease | None:
     """Return the stem, the owner and the claim of a name in leased/."""
-    match = _parse_leased(name)
+    match = _parse_plain_leased(name) or _parse_leased(name)
     return Lease(match[1], match[2], match[3] or "") if match and len(match[1]) <= STEM_LIMIT else None
 
 
 def parse_done(name: str) -> tuple[str, int | None] | None:
     """Return the stem and the optimizer step of a name in done/."""
-    match = _parse_done(name)
+    match = _parse_plain_done(name) or _parse_done(name)
     return (match[1], int(match[2]) if match[2] else None) if match and len(match[1]) <= STEM_LIMIT else None
 
 

@@ -33,8 +33,11 @@ NAME_LIMIT_BYTES = 255 - len(".into-") - 12
 _REVISION = r"[0-9a-f]{12}"
 _parse_segment = re.compile(rf"packed-({_REVISION})-([0-9]{{1,9}})((?:-{_REVISION})*)\.jsonl\Z").match
 _parse_licence = re.compile(rf"packing-({_REVISION})@(.+)\.jsonl\Z").match
-_parse_aside = re.compile(rf"(.+)\.(into|from)-({_REVISION})\Z").match
+_is_revision = re.compile(rf"{_REVISION}\Z").match
+_ASIDES = {".into-": True, ".from-": False}
+_REVISION_BYTES = 12
 _REF = b',"ref":'
+_LINES = ".jsonl"
 
 
 class Segment(NamedTuple):
@@ -114,14 +117,15 @@ def read_names(listing: Iterable[str]) -> Done:
     done = Done({}, [], [], [], [])
     segments = []
     for name in dict.fromkeys(listing):
-        if segment := parse_segment(name):
+        if name.endswith(names.SUFFIX):
+            if names.parse_done(name):
+                done.files[name] = name
+        elif aside := parse_aside(name):
+            done.asides.append(aside)
+        elif segment := parse_segment(name):
             segments.append(segment)
         elif licence := parse_licence(name):
             done.licences.append(licence)
-        elif aside := parse_aside(name):
-            done.asides.append(aside)
-        elif names.parse_done(name):
-            done.files[name] = name
     replaced = {revision for segment in segments for revision in segment.replaces}
     for segment in sorted(segments):
         (done.replaced if segment.revision in replaced else done.segments).append(segment)
@@ -130,6 +134,22 @@ def read_names(listing: Iterable[str]) -> Done:
         if aside.original != (aside.revision in committed):
             done.files.setdefault(aside.ref_name, aside.name)
     return done
+
+
+def of_packing(listing: Iterable[str]) -> list[str]:
+    """Return the names in done/ that are no done ref's own."""
+    return [name for name in listing if not name.endswith(names.SUFFIX)]
+
+
+def revisions_in(listing: Iterable[str]) -> set[str]:
+    """Return the names of licences and segments."""
+    return {name for name in listing if name.endswith(_LINES) and (parse_segment(name) or parse_licence(name))}
+
+
+def is_in_transit(listing: Iterable[str]) -> bool:
+    """Return whether `Done.in_transit` is so of a listing, at less cost."""
+    odd = of_packing(listing)
+    return any(map(parse_aside, odd)) or read_names(odd).in_transit
 
 
 def segment_file(revision: str, refs: int, replaces: Iterable[str] = ()) -> str:
@@ -160,8 +180,11 @@ def parse_licence(name: str) -> Licence | None:
 
 
 def parse_aside(name: str) -> Aside | None:
-    match = _parse_aside(name)
-    return Aside(name, match[1], match[2] == "into", match[3]) if match and names.parse_done(match[1]) else None
+    revision, kind = name[-_REVISION_BYTES:], name[-_REVISION_BYTES - 6 : -_REVISION_BYTES]
+    if kind not in _ASIDES or not _is_revision(revision):
+        return None
+    ref_name = name[: -_REVISION_BYTES - 6]
+    return Aside(name, ref_name, _ASIDES[kind], revision) if names.parse_done(ref_name) else None
 
 
 def revision_of(name: str) -> str | None:
@@ -203,7 +226,10 @@ class Line(NamedTuple):
 
 def encode_line(line: Line) -> bytes:
     """Return a line of a segment; the data is a JSON object."""
-    breaks = [match.start() for match in re.finditer(b"\n", line.data)]
+    breaks, at = [], line.data.find(b"\n")
+    while at >= 0:
+        breaks.append(at)
+        at = line.data.find(b"\n", at + 1)
     head = _encode(_Head(line.stem, line.step, line.mtime_ns, breaks))
     return framing.frame(head[1:-1] + _REF + line.data.replace(b"\n", b" "))
 
@@ -240,14 +266,17 @@ def _line(data: bytes, start: int, end: int, offset: int) -> Line | None:
         head = _decode_head(b"{" + data[start + framing.PREFIX_BYTES : split] + b"}")
     except UNDECODABLE:
         return None
-    ref = bytearray(data[split + len(_REF) : end - 2])
     if split < 0 or not names.is_stem(head.stem) or (head.step or 0) < 0:
         return None
-    for at in head.breaks:
-        if not (0 <= at < len(ref) and ref[at] == 0x20):
-            return None
-        ref[at] = 0x0A
-    return Line(head.stem, head.step, head.mtime_ns, bytes(ref), (offset + start, offset + end))
+    ref = data[split + len(_REF) : end - 2]
+    if head.breaks:
+        broken = bytearray(ref)
+        for at in head.breaks:
+            if not (0 <= at < len(ref) and ref[at] == 0x20):
+                return None
+            broken[at] = 0x0A
+        ref = bytes(broken)
+    return Line(head.stem, head.step, head.mtime_ns, ref, (offset + start, offset + end))
 
 
 def without(data: bytes, spans: Iterable[tuple[int, int]]) -> bytes:

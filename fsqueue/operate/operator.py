@@ -37,7 +37,7 @@ from fsqueue.format.untyped import place_of
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """Say what became of one ref.
 

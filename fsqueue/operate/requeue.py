@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import os
-from collections.abc import Callable, Iterable
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from typing import Any
 
-from fsqueue.disk.directory import Directory
 from fsqueue.disk.fileops import callers
 from fsqueue.engine import arguments
 from fsqueue.engine.annotations import Change
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import LEDGER, Layout
-from fsqueue.engine.letters import letters_beside
-from fsqueue.engine.listing import File, files_in, packed_in, reading, stamp_of
+from fsqueue.engine.listing import File, look_inside, reading
 from fsqueue.engine.onlooker import time_there
 from fsqueue.engine.packing.unpack import unpack
 from fsqueue.engine.progress import Progress
@@ -23,40 +21,10 @@ from fsqueue.engine.put import Putter
 from fsqueue.errors import CorruptRefError, TooLongError
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping, Event
-from fsqueue.format.untyped import Place, RefSight, sight
-from fsqueue.operate.operator import Outcome, fetch, hand_in_all, not_given, operator, told, was_taken
+from fsqueue.format.untyped import Place, RefSight
+from fsqueue.operate.letters import Letter, letters_of, read_letter
+from fsqueue.operate.operator import Outcome, fetch, hand_in_all, operator, told, was_taken
 from fsqueue.operate.show import Predicate, Wanted, detail_of, require_choice
-
-_LOOKS = 3
-
-
-class _Letter:
-    """Hold a ref in failed/ or done/ that is to be requeued.
-
-    Attributes:
-        name: the file that it has, or will have once it is unpacked.
-        where: the file that it is in.
-        why_not: says why it cannot be requeued; None where it can.
-    """
-
-    def __init__(self, directory: Directory, name: str, file: File | None = None) -> None:
-        self.directory = directory
-        self.name = name
-        self.file = file.name if file else name
-        try:
-            data = file.line.data if file and file.line else directory.ops.read_file(directory.fd, self.file)
-            self.ref = sight(data)
-            self.why_not = f"{self.where} {self.ref.problem}: there is no ref to requeue" if self.ref.problem else None
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            # The storage does not give it: that is no reason to leave the others where they are.
-            self.ref = RefSight(None, None, Bookkeeping(), False, "cannot be read")
-            self.why_not = not_given(self.where)
-
-    @property
-    def where(self) -> str:
-        return f"{self.directory.path.rpartition('/')[2]}/{self.file}"
 
 
 def requeue(
@@ -87,21 +55,26 @@ def requeue(
     """
     ids = arguments.sample_ids("requeue", ids)
     each, progress = callers(each), callers(progress)
-    outcomes: list[Outcome] = []
-    letters: dict[str, _Letter] = {}
-    with reading(path) as layout:
+    letters: list[Letter] = []
+    with reading(path) as layout, _Requeueing(layout, dry_run, each) as requeueing:
         wanted = {sample_id: names.stem_of(sample_id) for sample_id in ids}
-        found = _letters(layout, list(wanted.values()))
+        found = letters_of(layout, list(wanted.values()))
         done_stays = not ledger_agrees and layout.ops.exists(layout.root.fd, LEDGER)
         for sample_id, stem in wanted.items():
             letter = found.get(stem)
             if letter is None:
-                outcomes.append(Outcome(sample_id, False, _why_not(layout, stem)))
+                requeueing.leave(sample_id, _why_not(layout, stem))
             elif done_stays and letter.directory is layout.done:
-                outcomes.append(Outcome(sample_id, False, "done, also in its ledger: `fsqueue rewind` takes both back"))
+                requeueing.leave(sample_id, "done, also in its ledger: `fsqueue rewind` takes both back")
             else:
-                letters[sample_id] = letter
-        return _requeue(layout, letters, dry_run, each, progress, outcomes)
+                letters.append(letter)
+        requeueing.unpack(letters)
+        for start in range(0, len(letters), layout.batch_size):
+            batch = letters[start : start + layout.batch_size]
+            requeueing.move(batch)
+            if progress is not None and not dry_run:
+                progress(start + len(batch), len(letters))
+        return requeueing.outcomes
 
 
 def _why_not(layout: Layout, stem: str) -> str:
@@ -134,8 +107,8 @@ def requeue_failed(
     Args:
         owner, reason, older_than_s, where: as for `dead_letters`.
         each: called with what became of each, at once.
-        progress: called as the work goes on, with how many were seen to, and of how many; while they are read, of
-            None.
+        progress: called as the work goes on, with how many were seen to, and of how many; while they are listed and
+            chosen, of None.
 
     Returns:
         What became of each that was chosen.
@@ -147,112 +120,121 @@ def requeue_failed(
     """
     require_choice("requeue_failed", owner, reason, older_than_s, where)
     each, progress = callers(each), callers(progress)
-    letters: dict[str, _Letter] = {}
-    with reading(path) as layout:
-        for name in sorted(layout.failed.listing()):
-            if progress is not None:
-                progress(0, None)  # reading them may take long, too
-            stem = names.parse_ref(name)
-            letter = _read_letter(layout.failed, name) if stem else None
-            if stem and letter:
-                letters[names.id_of(stem) or letter.ref.sample_id or stem] = letter
+    with reading(path) as layout, _Requeueing(layout, dry_run, each) as requeueing:
+        left = sorted(name for name in layout.failed.listing() if names.parse_ref(name))
+        if progress is not None:
+            progress(0, None)
         if any(chosen is not None for chosen in (owner, reason, older_than_s, where)):
-            wanted, now = Wanted(layout, owner, reason, older_than_s, where), time_there(layout)
-            letters = {i: letter for i, letter in letters.items() if _is_wanted(layout, letter, wanted, now)}
-        return _requeue(layout, letters, dry_run, each, progress, [])
+            left = list(_chosen(layout, left, Wanted(layout, owner, reason, older_than_s, where), progress))
+        left.reverse()  # it shrinks as the outcomes grow
+        total, beside = len(left), dict[str, Letter]()
+        while left:
+            requeueing.move(_next_letters(layout, left, beside))
+            if progress is not None and not dry_run:
+                progress(total - len(left), total)
+        requeueing.move(list(beside.values()))
+        return requeueing.outcomes
 
 
-def _is_wanted(layout: Layout, letter: _Letter, wanted: Wanted, now: float) -> bool:
-    file = File("failed", letter.file, Place(names.parse_ref(letter.file) or ""))
-    detail = detail_of(layout, file, now, letter.ref)
-    return detail is not None and wanted.has(detail)
+def _chosen(layout: Layout, listed: list[str], wanted: Wanted, progress: Progress | None) -> Iterator[str]:
+    """Yield the names in failed/ of the letters that are wanted."""
+    now = time_there(layout)
+    for name in listed:
+        if progress is not None:
+            progress(0, None)  # reading them may take long, too
+        file = File("failed", name, Place(names.parse_ref(name) or ""))
+        seen = look_inside(layout, file) or RefSight(None, None, Bookkeeping(), False, "cannot be read")
+        detail = detail_of(layout, file, now, seen)
+        if detail is not None and wanted.has(detail):
+            yield name
 
 
-def _letters(layout: Layout, stems: list[str]) -> dict[str, _Letter]:
-    """Find the dead letter of each ref, or else what was done last.
+def _next_letters(layout: Layout, left: list[str], beside: dict[str, Letter]) -> list[Letter]:
+    """Take a batch of names from the end, and read the letters.
 
-    RACE: a done file that is packed while its places are looked at is looked for again.
+    Of several letters of one ref, which have substitutes for its name, one is requeued: that under the ref's own name,
+    or else the last, which comes into beside.
     """
-    found = {stem: letter for stem in stems if (letter := _read_letter(layout.failed, names.ref_file(stem)))}
-    beside = letters_beside(layout, set(stems) - found.keys())
-    found |= {stem: letter for stem, name in beside.items() if (letter := _read_letter(layout.failed, name))}
-    missing = set(stems) - found.keys()
-    for _ in range(_LOOKS if missing else 0):
-        done = _done_by_stem(layout, missing)
-        found |= {stem: letter for stem, files in done.items() if (letter := _done_last(layout, files))}
-        missing = done.keys() - found.keys()
-        if not missing:
-            break
-    return found
+    letters: list[Letter] = []
+    while left and len(letters) < layout.batch_size:
+        name = left.pop()
+        letter = read_letter(layout.failed, name)
+        if letter is None:
+            continue
+        own_name = names.ref_file(letter.stem)
+        if name == own_name:
+            letters.append(letter)
+        elif not layout.ops.exists(layout.failed.fd, own_name):
+            beside[letter.sample_id] = letter
+    return letters
 
 
-def _done_by_stem(layout: Layout, stems: set[str]) -> dict[str, list[File]]:
-    """Find where these refs are done; segments are read where there are any."""
-    found: dict[str, list[File]] = {}
-    for file in chain(files_in(layout, "done"), packed_in(layout)):
-        if file.place.stem in stems:
-            found.setdefault(file.place.stem, []).append(file)
-    return found
+class _Requeueing:
+    """Requeue letters in batches, for the length of a with block.
+
+    Attributes:
+        outcomes: what became of each.
+    """
+
+    def __init__(self, layout: Layout, dry_run: bool, each: Callable[[Outcome], object] | None) -> None:
+        self.outcomes: list[Outcome] = []
+        self._layout = layout
+        self._dry_run = dry_run
+        self._each = each
+        self._stack = ExitStack()
+        self._opened: Handle | None = None
+
+    def __enter__(self) -> _Requeueing:
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._stack.__exit__(*raised)
+
+    @property
+    def _handle(self) -> Handle:
+        """Return a handle of one's own, opened with the first ref that is to be moved."""
+        if self._opened is None:
+            self._opened = self._stack.enter_context(operator(self._layout.path, self._layout.settings))
+        return self._opened
+
+    def leave(self, sample_id: str, why: str) -> None:
+        """Tell why a ref is not moved."""
+        told(self.outcomes, [Outcome(sample_id, False, why)], self._each)
+
+    def unpack(self, letters: list[Letter]) -> None:
+        """Give those that are packed files of their own."""
+        packed = {letter.name for letter in letters if letter.file != letter.name and letter.why_not is None}
+        if packed and not self._dry_run:
+            unpack(self._handle, lambda stem, step: names.done_file(stem, step) in packed)
+
+    def move(self, letters: list[Letter]) -> None:
+        """Requeue those that can be, in one hold of the lock, and tell what became of each."""
+        for letter in letters:
+            if letter.why_not is not None:
+                self.leave(letter.sample_id, letter.why_not)
+        good = [letter for letter in letters if letter.why_not is None]
+        moved: list[Outcome] = []
+        if self._dry_run:
+            moved += [Outcome(letter.sample_id, True, f"from {letter.where}") for letter in good]
+        try:
+            if good and not self._dry_run:
+                _requeue_batch(self._handle, good, moved)
+        except KeyboardInterrupt:
+            moved += _in_hand(self._handle, good[len(moved) :])
+            raise
+        finally:
+            told(self.outcomes, moved, self._each)  # what was taken is pending when the handle is closed
 
 
-def _done_last(layout: Layout, files: list[File]) -> _Letter | None:
-    """Return what was done last."""
-    stamps = {file: found.mtime for file in files if (found := stamp_of(layout, file))}
-    last = sorted(stamps, key=lambda file: stamps[file], reverse=True)
-    return next(filter(None, (_read_letter(layout.done, file.ref_name, file) for file in last)), None)
-
-
-def _read_letter(directory: Directory, name: str, file: File | None = None) -> _Letter | None:
-    try:
-        return _Letter(directory, name, file)
-    except (FileNotFoundError, CorruptRefError):
-        return None
-
-
-def _requeue(
-    layout: Layout,
-    letters: dict[str, _Letter],
-    dry_run: bool,
-    each: Callable[[Outcome], object] | None,
-    progress: Progress | None,
-    others: list[Outcome],
-) -> list[Outcome]:
-    """Requeue letters; others are outcomes that are to be told before."""
-    unfit = [Outcome(sample_id, False, letter.why_not) for sample_id, letter in letters.items() if letter.why_not]
-    outcomes = told([], [*others, *unfit], each)
-    good = [(sample_id, letter) for sample_id, letter in letters.items() if letter.why_not is None]
-    if dry_run or not good:
-        return told(outcomes, [Outcome(sample_id, True, f"from {letter.where}") for sample_id, letter in good], each)
-    packed = {letter.name for _, letter in good if letter.file != letter.name}
-    with operator(layout.path, layout.settings) as handle:
-        if packed:
-            unpack(handle, lambda stem, step: names.done_file(stem, step) in packed)
-        size = handle.layout.batch_size
-        for start in range(0, len(good), size):
-            batch = good[start : start + size]
-            moved: list[Outcome] = []
-            try:
-                _requeue_batch(handle, batch, moved)
-            except KeyboardInterrupt:
-                moved += _in_hand(handle, batch[len(moved) :])
-                raise
-            finally:
-                told(outcomes, moved, each)  # what was taken is pending when the handle is closed, whatever was raised
-            if progress is not None:
-                progress(min(start + size, len(good)), len(good))
-    return outcomes
-
-
-def _in_hand(handle: Handle, rest: list[tuple[str, _Letter]]) -> list[Outcome]:
+def _in_hand(handle: Handle, rest: list[Letter]) -> list[Outcome]:
     """Return what became of the next one, where it was taken as the interrupt came."""
-    for sample_id, letter in rest[:1]:
-        stem = names.stem_of(letter.ref.sample_id or "")
-        if was_taken(handle, letter.directory, letter.name, stem):
-            return [Outcome(sample_id, True, f"from {letter.where}")]
+    for letter in rest[:1]:
+        if was_taken(handle, letter.directory, letter.name, letter.stem):
+            return [Outcome(letter.sample_id, True, f"from {letter.where}")]
     return []
 
 
-def _requeue_batch(handle: Handle, batch: list[tuple[str, _Letter]], outcomes: list[Outcome]) -> None:
+def _requeue_batch(handle: Handle, batch: list[Letter], outcomes: list[Outcome]) -> None:
     """Requeue a batch, and add what became of each to the outcomes as it is taken."""
     fetched: dict[str, Claim] = {}
     # RACE: under the lock no put is between its look for the id and its publishing, and a put that comes later
@@ -260,9 +242,10 @@ def _requeue_batch(handle: Handle, batch: list[tuple[str, _Letter]], outcomes: l
     with handle.order_file.soon as held:
         if held:
             handle.order.header_locked()  # how long the backlog is decides how to look through it
-        stems = [names.stem_of(letter.ref.sample_id or "") for _, letter in batch]
+        stems = [letter.stem for letter in batch]
         live, holders = Putter(handle).known(stems), handle.moves.holders()
-        for stem, (sample_id, letter) in zip(stems, batch, strict=True):
+        for stem, letter in zip(stems, batch, strict=True):
+            sample_id = letter.sample_id
             if stem in live:
                 where = f"leased by {holders[stem][0].owner}" if stem in holders else "pending"
                 where = "requeued" if stem in fetched else where
@@ -276,7 +259,7 @@ def _requeue_batch(handle: Handle, batch: list[tuple[str, _Letter]], outcomes: l
     hand_in_all(handle, list(fetched.values()), _requeued(handle.clock.now(), handle.owner))
 
 
-def _fetch_packed(handle: Handle, letter: _Letter, stem: str) -> Claim | None:
+def _fetch_packed(handle: Handle, letter: Letter, stem: str) -> Claim | None:
     """Fetch a ref that is packed by now.
 
     RACE: a packing has claimed the file since it was looked at.

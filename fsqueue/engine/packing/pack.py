@@ -7,28 +7,32 @@ How it is made safe against kills and other processes: revision.py.
 
 from __future__ import annotations
 
-import stat
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 from fsqueue.disk.directory import locating
-from fsqueue.disk.fileops import REF_LIMIT_BYTES
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import Layout
 from fsqueue.engine.onlooker import time_there
-from fsqueue.engine.packing.revision import Pauses, Revision, look, read_segment, recover, recover_quietly
+from fsqueue.engine.packing.old_files import OldFiles
+from fsqueue.engine.packing.revision import (
+    MERGED,
+    SEGMENT_BYTES,
+    Pauses,
+    Revision,
+    look,
+    read_segment,
+    recover,
+    recover_quietly,
+)
 from fsqueue.engine.progress import Progress, unheard
 from fsqueue.engine.reserve import FREED_S, is_full
 from fsqueue.errors import CorruptRefError, QueueIOError
 from fsqueue.format import names, packed
+from fsqueue.format.codec import whole_id
 from fsqueue.format.packed import SEGMENT_REFS, Done, Line, Segment
-from fsqueue.format.untyped import sight
 
-SEGMENT_BYTES = REF_LIMIT_BYTES // 2
-_MERGED = 8
-_FRAME_BYTES = 512
 _BUFFER_BYTES = 1 << 20
 _GROWTH = 4
 _SMALL_BYTES = 1 << 16
@@ -49,24 +53,9 @@ class Packed:
     segments: int
 
 
-def old_files(layout: Layout, limit: float) -> list[tuple[int, str, int]]:
-    """Return (mtime_ns, name, size in bytes) of the done files last stamped by limit, oldest first: a stat each."""
-    found = []
-    for name in dict.fromkeys(layout.done.listing()):  # NFS: a listing may repeat a name, and each is claimed once
-        parsed = names.parse_done(name)
-        if parsed is None or names.done_file(*parsed) != name or len(name) > packed.NAME_LIMIT_BYTES:
-            continue
-        status = layout.ops.status(layout.done.fd, name)
-        if not status or not stat.S_ISREG(status.st_mode):
-            continue
-        if status.st_mtime <= limit and status.st_size <= SEGMENT_BYTES // 4:
-            found.append((status.st_mtime_ns, name, status.st_size))
-    return sorted(found)
-
-
 def would_pack(layout: Layout, older_than_s: float) -> Packed:
     """Say what `pack` would do."""
-    refs = len(old_files(layout, time_there(layout) - older_than_s))
+    refs = len(OldFiles(layout, time_there(layout) - older_than_s))
     return Packed(refs, -(-refs // SEGMENT_REFS))
 
 
@@ -94,27 +83,29 @@ def pack(handle: Handle, older_than_s: float, progress: Progress = unheard) -> P
     handle.presence.announce()
     recover(handle, alone=False)
     limit = handle.clock.now() - older_than_s
-    old = deque(old_files(handle.layout, limit))
+    old = OldFiles(handle.layout, limit)
     refs = written = 0
     size_bytes = _first_size(handle)
     while True:
         total = refs + len(old)
+        merging = not written or size_bytes < SEGMENT_BYTES or len(old) < SEGMENT_REFS
         try:
-            packed = _pack_one(handle, old, size_bytes, partial(_tell, progress, refs, total))
+            packed = _pack_one(handle, old, size_bytes, merging, partial(_tell, progress, refs, total))
         except OSError as error:
             # On a full disk others' licences go too: one of a process that died without a record keeps its room.
             recover_quietly(handle, alone=is_full(error))
             if not is_full(error):
                 raise
             handle.ops.sleep(FREED_S)
-            old = deque(old_files(handle.layout, limit))  # what was claimed has its own name again
+            old = OldFiles(handle.layout, limit)  # what was claimed has its own name again
             size_bytes = _smaller(handle, old, size_bytes, error)
             continue
         except BaseException:
             recover_quietly(handle)
             progress(refs, total)  # what was claimed has gone back
             raise
-        recover(handle, alone=False)
+        if merging or packed is None:
+            recover(handle, alone=False)
         if packed is None:
             return Packed(refs, written)
         refs, written = refs + packed, written + 1
@@ -134,13 +125,13 @@ def _first_size(handle: Handle) -> int:
     return min(SEGMENT_BYTES, max(free // 2, _SMALL_BYTES))
 
 
-def _smaller(handle: Handle, old: deque[tuple[int, str, int]], size_bytes: int, error: OSError) -> int:
+def _smaller(handle: Handle, old: OldFiles, size_bytes: int, error: OSError) -> int:
     """Return how large the next segment may be after one of this size found the disk full.
 
     Raises:
         QueueIOError: it was to hold one file.
     """
-    least = old[0][2] + _FRAME_BYTES if old else 0
+    least = old.next_bytes
     free, _ = handle.ops.room(handle.layout.done.fd)
     if size_bytes <= least or not old:
         advice = (
@@ -153,21 +144,22 @@ def _smaller(handle: Handle, old: deque[tuple[int, str, int]], size_bytes: int, 
 
 
 def _pack_one(
-    handle: Handle, old: deque[tuple[int, str, int]], size_bytes: int, claiming: Callable[[int], None]
+    handle: Handle, old: OldFiles, size_bytes: int, merging: bool, claiming: Callable[[int], None]
 ) -> int | None:
     """Write one segment of about this size; return how many files went into it, None where none was written.
 
+    Where it is not to be merged with others it will be full, and replaces none: then nothing has to be known of these.
     Where it is to be smaller than usual, its room is taken before anything is claimed: on a full disk, the directory
     may have no room for the names that would be given back.
     """
     with Revision(handle) as revision:
-        done = recover(handle, revision, alone=False)
+        done = recover(handle, revision, alone=False) if merging else None
         if size_bytes < SEGMENT_BYTES and old:
-            size_bytes = max(size_bytes, old[0][2] + _FRAME_BYTES)
-            revision.make_room(min(size_bytes, sum(size + _FRAME_BYTES for _, _, size in old)))
+            size_bytes = max(size_bytes, old.next_bytes)
+            revision.make_room(min(size_bytes, old.room_bytes()))
         batch = _Batch(handle, revision, size_bytes)
-        if len(done.licences) == 1:
-            batch.carry_over(done, size_bytes - (old[0][2] + _FRAME_BYTES if old else 0))
+        if done is not None and len(done.licences) == 1:
+            batch.carry_over(done, size_bytes - old.next_bytes)
         claimed = batch.fill(old, claiming)
         return claimed if batch.commit() else None
 
@@ -182,14 +174,14 @@ class _Batch:
         self._bases: list[Segment] = []
         self._buffer: list[bytes] = []
         self._count = 0
-        self._claimed = 0
+        self._asides: list[str] = []
         self._size = 0
         self._newest_ns = 0
 
     def carry_over(self, done: Done, limit_bytes: int) -> None:
         """Take the lines of segments that are not full, so many bytes at most; a damaged one stays as it is."""
         small = sorted((s for s in done.segments if s.refs < SEGMENT_REFS), key=lambda segment: segment.refs)
-        for segment in small[:_MERGED]:
+        for segment in small[:MERGED]:
             if self._count + segment.refs > SEGMENT_REFS:
                 return
             try:
@@ -216,17 +208,17 @@ class _Batch:
         self._revision.write(b"".join(self._buffer))
         self._buffer.clear()
 
-    def fill(self, old: deque[tuple[int, str, int]], claiming: Callable[[int], None]) -> int:
+    def fill(self, old: OldFiles, claiming: Callable[[int], None]) -> int:
         """Claim files until the segment is full, and add their lines; return how many."""
-        while old and self._count < SEGMENT_REFS and self._size + old[0][2] + _FRAME_BYTES <= self._limit_bytes:
-            name = old[0][1]
+        while old and self._count < SEGMENT_REFS and self._size + old.next_bytes <= self._limit_bytes:
+            name = old.next_name
             try:
                 aside = self._revision.claim(name)
             except OSError as error:
-                if not (self._claimed and is_full(error)):
+                if not (self._asides and is_full(error)):
                     raise
                 break  # done/ has no room for its longer name: what is claimed by now will make some
-            old.popleft()
+            old.drop_next()
             if aside is None:
                 continue
             line = _line_of(self._handle, aside, name)
@@ -234,32 +226,43 @@ class _Batch:
                 self._revision.unclaim(aside, name)
             else:
                 self._add(packed.encode_line(line), 1, line.mtime_ns)
-                self._claimed += 1
-                claiming(self._claimed)
-        return self._claimed
+                self._asides.append(aside)
+                claiming(len(self._asides))
+        return len(self._asides)
 
     def commit(self) -> bool:
-        """Publish the segment, where it holds anything new or merges several."""
-        if not self._claimed and len(self._bases) < 2:
+        """Publish the segment, where it holds anything new or merges several, and remove the files that went into it.
+
+        CRASH: files that are spent are removed by whoever recovers next.
+        """
+        if not self._asides and len(self._bases) < 2:
             return False
         self._flush()
-        return self._revision.commit(self._count, self._bases, self._newest_ns)
+        if not self._revision.commit(self._count, self._bases, self._newest_ns):
+            return False
+        for aside in self._asides:
+            self._handle.moves.remove(self._handle.layout.done, aside)
+        return True
 
 
 def _line_of(handle: Handle, aside: str, name: str) -> Line | None:
     """Return a claimed file as a line; None where it holds no whole ref of that name, or is gone."""
-    done, parsed = handle.layout.done, names.parse_done(name)
+    ops, done, parsed = handle.ops, handle.layout.done, names.parse_done(name)
     try:
-        mtime_ns = handle.ops.stat(aside, dir_fd=done.fd, follow_symlinks=False).st_mtime_ns
-        data = handle.ops.read_file(done.fd, aside)
+        fd = ops.open_to_read(done.fd, aside)
+        try:
+            mtime_ns = ops.fstat(fd).st_mtime_ns
+            data = ops.read_regular(fd)
+        finally:
+            ops.close_read(fd)
     except CorruptRefError:
         return None
     except OSError as error:
         if not handle.moves.is_gone(done, aside, error):
             raise
         return None
-    seen = sight(data)
-    if parsed is None or seen.sample_id is None or seen.torn or names.stem_of(seen.sample_id) != parsed[0]:
+    sample_id = whole_id(data)
+    if parsed is None or sample_id is None or names.stem_of(sample_id) != parsed[0]:
         return None
     return Line(*parsed, mtime_ns, data)
 

@@ -21,12 +21,12 @@ from __future__ import annotations
 
 import errno
 import secrets
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from contextlib import suppress
 from dataclasses import replace
 
 from fsqueue.disk.directory import locating
-from fsqueue.disk.fileops import FileOps, silently_remove
+from fsqueue.disk.fileops import REF_LIMIT_BYTES, FileOps, silently_remove
 from fsqueue.disk.publish import write_together
 from fsqueue.engine.arrival import is_gone
 from fsqueue.engine.handle import Handle
@@ -40,6 +40,9 @@ from fsqueue.format.packed import Done, Licence, Line, Segment
 _FIRST_PAUSE_S = 0.01
 _LONGEST_PAUSE_S = 1.0
 ABANDONED_S = 3600.0
+SEGMENT_BYTES = REF_LIMIT_BYTES // 2
+MERGED = 8
+"""How many segments one replaces at most: its name holds theirs."""
 _LOOKS = 16
 
 
@@ -48,34 +51,37 @@ def look(layout: Layout) -> Done:
 
     RACE: a listing that a rename overtakes may show neither the old name nor the new one.
     """
-    done = packed.read_names(layout.done.listing())
+    listing = layout.done.listing()
     for _ in range(_LOOKS):
-        if not done.in_transit:
+        if not packed.is_in_transit(listing):
             break
-        before, done = done, packed.read_names(layout.done.listing())
-        if _revisions(before) == _revisions(done):
+        before, listing = packed.revisions_in(listing), layout.done.listing()
+        if before == packed.revisions_in(listing):
             break
-    return done
-
-
-def _revisions(done: Done) -> set[str]:
-    return {licence.name for licence in done.licences} | {s.name for s in (*done.segments, *done.replaced)}
+    return packed.read_names(listing)
 
 
 def look_firmly(layout: Layout) -> Done:
-    """Return what is done, to act upon it: an aside whose revision is not to be seen belongs to a void one.
+    """Return what packing has in done/, to act upon it; done files under their own names are left out.
+
+    An aside whose revision is not to be seen belongs to a void one.
 
     RACE: an aside's licence was created before it. Where the first listing shows the aside, and two further ones agree
     that there is neither its licence nor its segment, the licence was taken away: they would show its commit.
     """
-    seen = set(layout.done.listing())
-    before = packed.read_names(layout.done.listing())
+    seen = set(_of_packing(layout))
+    before = packed.revisions_in(_of_packing(layout))
     while True:
-        listing = layout.done.listing()
-        done = packed.read_names(listing)
-        if _revisions(before) == _revisions(done):
+        listing = _of_packing(layout)
+        revisions = packed.revisions_in(listing)
+        if before == revisions:
+            done = packed.read_names(listing)
             return replace(done, asides=[aside for aside in done.asides if aside.name in seen])
-        before = done
+        before = revisions
+
+
+def _of_packing(layout: Layout) -> list[str]:
+    return packed.of_packing(layout.done.listing())
 
 
 def read_segment(layout: Layout, segment: Segment) -> bytes:
@@ -175,12 +181,18 @@ class Revision:
 
     def copy_out(self, lines: Iterable[Line]) -> None:
         """Write lines as files of their own, which hold from the commit on."""
-        copies = {packed.aside_file(line.ref_name, self.token, original=False): line for line in lines}
-        named = ((name, line.data) for name, line in copies.items())
-        write_together(self._ops, self._done, named, self._handle.overlap.syncs)
+        copies = {self.copy_of(line): line for line in lines}
+        self.copy((name, line.data) for name, line in copies.items())
         for name, line in copies.items():
-            stamp = (line.mtime_ns, line.mtime_ns)
-            self._ops.utime(name, ns=stamp, dir_fd=self._done.fd, follow_symlinks=False)
+            restamp(self._handle, name, line.mtime_ns)
+
+    def copy_of(self, line: Line) -> str:
+        """Return the name that a line's copy has."""
+        return packed.aside_file(line.ref_name, self.token, original=False)
+
+    def copy(self, named: Iterable[tuple[str, bytes]]) -> None:
+        """Write copies by name and content."""
+        write_together(self._ops, self._done, named, self._handle.overlap.syncs)
 
     def commit(self, refs: int, replaces: Iterable[Segment], mtime_ns: int) -> bool:
         """Put the segment in force; False where the licence was taken away.
@@ -211,12 +223,25 @@ class Revision:
         return self._committed
 
 
-def recover(handle: Handle, mine: Revision | None = None, *, alone: bool, stuck: set[str] | None = None) -> Done:
-    """End what other revisions have begun, and what was committed; return what is there then.
+def restamp(handle: Handle, name: str, mtime_ns: int) -> None:
+    """Give a file in done/ a ref's stamp."""
+    handle.ops.utime(name, ns=(mtime_ns, mtime_ns), dir_fd=handle.layout.done.fd, follow_symlinks=False)
+
+
+def recover(
+    handle: Handle,
+    mine: Revision | None = None,
+    *,
+    alone: bool,
+    stuck: set[str] | None = None,
+    kept: Container[str] = (),
+) -> Done:
+    """End what other revisions have begun, and what was committed; return what packing has in done/ then.
 
     Args:
         alone: take every other licence away, not just those of dead owners and those an hour old.
         stuck: see `_finish`; kept by a caller who recovers more than once.
+        kept: asides that the caller is to move on himself.
     """
     token = mine.token if mine else None
     stuck = set() if stuck is None else stuck
@@ -228,7 +253,7 @@ def recover(handle: Handle, mine: Revision | None = None, *, alone: bool, stuck:
         gone = [licence for licence in others if alone or is_abandoned(handle.layout, licence, now)]
         for licence in gone:
             handle.moves.remove(handle.layout.done, licence.name)
-        if not gone and not _finish(handle, done, stuck):
+        if not gone and not _finish(handle, done, stuck, kept):
             return done
         pauses.wait()
 
@@ -247,7 +272,7 @@ def is_abandoned(layout: Layout, licence: Licence, now: float) -> bool:
     return liveness == "dead" or (written_at is not None and now - written_at > ABANDONED_S)
 
 
-def _finish(handle: Handle, done: Done, stuck: set[str]) -> bool:
+def _finish(handle: Handle, done: Done, stuck: set[str], kept: Container[str]) -> bool:
     """Do what committed and void revisions have left to do; False where there was nothing.
 
     CRASH: a segment that another one replaces goes after the asides of both have gone, durably: it must not come into
@@ -259,13 +284,14 @@ def _finish(handle: Handle, done: Done, stuck: set[str]) -> bool:
     """
     layout, moves = handle.layout, handle.moves
     running = {licence.revision for licence in done.licences}
-    settled = [aside for aside in done.asides if aside.revision not in running and aside.name not in stuck]
+    asides = [aside for aside in done.asides if aside.name not in kept]
+    settled = [aside for aside in asides if aside.revision not in running and aside.name not in stuck]
     for aside in settled:
         if aside.original == (aside.revision in done.committed):
             moves.remove(layout.done, aside.name)
         elif not _loosen(handle, aside.name, aside.ref_name):
             stuck.add(aside.name)
-    held_up = {aside.revision for aside in done.asides if aside.name in stuck} & done.committed
+    held_up = {aside.revision for aside in done.asides if aside.name in stuck or aside.name in kept} & done.committed
     replaced = [] if held_up else done.replaced
     if settled or replaced:
         layout.done.sync()
