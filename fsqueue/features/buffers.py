@@ -58,7 +58,10 @@ class Buffers:
         with suppress(IndexError):
             while given < count:
                 given += len(self._free.pop(0))
-        return mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with suppress(AttributeError, OSError):  # clearing it takes half of the time so, where the system has it
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        return memory
 
     def _take_back(self, memory: mmap.mmap) -> None:
         if self._most_free is None or sum(map(len, tuple(self._free))) + len(memory) <= self._most_free:

@@ -10,6 +10,8 @@ from torch import Tensor
 from fsqueue.features.buffers import Buffers
 from fsqueue.features.errors import CollateError
 
+_WAITING_BYTES = 16 << 20
+
 
 def stack(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Stack every feature of the samples along a new first dimension.
@@ -24,7 +26,9 @@ def stack(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 class Stack:
-    """Stacks samples as they come: once added, a sample's own memory is not needed any more.
+    """Stacks samples as they come: the memory of those that were copied is not needed any more.
+
+    It copies several at a time, since to load a sample takes longer when a copy has just gone through the caches.
 
     Args:
         most: how many samples may come.
@@ -36,18 +40,23 @@ class Stack:
         self._most = most
         self._pin_memory = pin_memory
         self._buffers = buffers
-        self._count = 0
         self._rows: dict[str, Tensor] = {}
+        self._copied = 0
+        self._waiting: list[Mapping[str, Tensor]] = []
+        self._waiting_bytes = 0
 
     def add(self, sample: Mapping[str, Tensor]) -> None:
-        """Copy a sample into the batch; raises as `stack` does."""
-        if self._count == 0:
+        """Take a sample into the batch; raises as `stack` does."""
+        if not self._waiting and not self._copied:
             self._rows = {name: self._room_for(tensor) for name, tensor in sample.items()}
         for name in self._rows.keys() ^ sample.keys():
             raise CollateError(name, "is there in some samples of the batch and not in others")
         for name, tensor in sample.items():
-            self._copy(name, tensor)
-        self._count += 1
+            self._check(name, tensor)
+        self._waiting.append(sample)
+        self._waiting_bytes += sum(tensor.nbytes for tensor in sample.values())
+        if self._waiting_bytes >= _WAITING_BYTES:
+            self._copy()
 
     def _room_for(self, tensor: Tensor) -> Tensor:
         shape, host = (self._most, *tensor.shape), tensor.device.type == "cpu"
@@ -55,13 +64,20 @@ class Stack:
             return self._buffers.empty(shape, tensor.dtype)
         return torch.empty(shape, dtype=tensor.dtype, device=tensor.device, pin_memory=host and self._pin_memory)
 
-    def _copy(self, name: str, tensor: Tensor) -> None:
-        row = self._rows[name][self._count]
+    def _check(self, name: str, tensor: Tensor) -> None:
+        row = self._rows[name][0]
         if (row.shape, row.dtype) != (tensor.shape, tensor.dtype):
             shown = ", ".join(sorted(f"{each.dtype}{list(each.shape)}" for each in (row, tensor)))
             raise CollateError(name, f"differs between the samples of a batch ({shown})")
-        row.copy_(tensor)
+
+    def _copy(self) -> None:
+        for name, rows in self._rows.items():
+            for at, sample in enumerate(self._waiting, self._copied):
+                rows[at].copy_(sample[name])
+        self._copied += len(self._waiting)
+        self._waiting, self._waiting_bytes = [], 0
 
     def batch(self) -> dict[str, Tensor]:
         """Return the samples that were added, stacked."""
-        return {name: rows if self._count == self._most else rows[: self._count] for name, rows in self._rows.items()}
+        self._copy()
+        return {name: rows if self._copied == self._most else rows[: self._copied] for name, rows in self._rows.items()}

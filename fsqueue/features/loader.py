@@ -82,8 +82,8 @@ class FeatureDataLoader(Generic[R]):
         ahead: batches that are leased ahead of need with prefetch; two a thread unless given.
         prefetch_bytes: what the batches that are being loaded, or wait to be asked for, may have together, as their
             refs tell before anything is read. A larger batch is loaded while there is no other. What the trainer has
-            in hand does not count, nor do a sample a thread, which is read and then copied into its batch, and with a
-            collate of one's own the samples of a batch. None: only ahead limits it.
+            in hand does not count, nor do samples that a thread has read and not yet copied into its batch: 16 MiB and
+            one sample a thread, or with a collate of one's own a batch. None: only ahead limits it.
         device: where the tensors go, as torch names it ("cuda", "cuda:1", "cpu"); "cuda" is the device that is current
             where the loop runs. The copy to a CUDA device runs beside the trainer's kernels, and is done when the
             batch comes; the batch is for the stream that is current where the loop runs. None: they stay on the host.

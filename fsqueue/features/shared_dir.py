@@ -81,7 +81,9 @@ class SharedDirFeatureStore:
         self._ops = current()
         with explained("opening feature store", self.root):
             self._store_root = StoreRoot(self._ops, self.root)
-        self._mapped = not is_remote(self._ops, self.root) if mapped is None else mapped
+        remote = is_remote(self._ops, self.root)
+        self._mapped = not remote if mapped is None else mapped
+        self._piece_bytes = encoding.REMOTE_PIECE_BYTES if remote else encoding.LOCAL_PIECE_BYTES
 
     @property
     def store_id(self) -> str:
@@ -102,7 +104,7 @@ class SharedDirFeatureStore:
         if problem := tensorfile.unsupported(tensors):
             raise FeatureSpecError(sample_id, *problem)
         try:
-            file = Encoder(sample_id, tensors)
+            file = Encoder(sample_id, tensors, self._piece_bytes)
         except NamesTooLongError as error:
             why = f"has the longest of {len(tensors)} names, and the file {error}: use fewer or shorter names"
             raise FeatureSpecError(sample_id, max(tensors, key=len, default=""), why) from None
