@@ -1,4 +1,5 @@
-"""Benchmark the feature store: put and get beside safetensors' own functions, and samples from process to process.
+"""Benchmark the feature store: put and get beside safetensors' own functions, the loader beside a bare loop, and
+samples from process to process.
 
     python benchmarks/features.py --dir /mnt/shared/scratch
 
@@ -16,10 +17,11 @@ import torch
 
 from control_sections.section import Row, table
 from measuring.session import Session, parser, session
-from storing import files, pipeline
+from storing import files, loading, pipeline
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20}
 _END_BYTES = 16 << 20
+_LOADED_BYTES = 4 << 20
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,10 +34,16 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\nput and get, durability {'on' if parsed.durable else 'off'}, {parsed.rounds} interleaved rounds")
         print(table(rows))
         _judge(rows)
+        loops = _loops(run, parsed)
+        print(f"\nbatches, {parsed.rounds} interleaved rounds\n{table(loops)}")
+        loader_s = [row["x bare"] for row in loops if row["loop"] != "bare"]
+        print(
+            _verdict(f"loader: at least {loading.GOAL} of a bare loop over the same files", min(loader_s), loading.GOAL)
+        )
         ends = _ends(run, parsed)
         print(f"\nfrom {ends['producers']} producers to {ends['ranks']} ranks, not durable\n{table([ends])}")
         print(_verdict(f"at least {pipeline.GOAL} of the same bytes through bare files", ends["x bare"], pipeline.GOAL))
-    run.write({"files": rows, "ends": ends})
+    run.write({"files": rows, "loops": loops, "ends": ends})
     return 0
 
 
@@ -51,6 +59,15 @@ def _files(run: Session, size: int, parsed: argparse.Namespace) -> list[Row]:
     rows = files.measure(files.Files(directory, size, parsed.durable), parsed.rounds)
     if not parsed.keep:
         shutil.rmtree(directory)  # the next one may need the room
+    return rows
+
+
+def _loops(run: Session, parsed: argparse.Namespace) -> list[Row]:
+    directory = os.path.join(run.directory, "loops")
+    samples = 8 if parsed.quick else 64
+    rows = loading.measure(directory, samples, _LOADED_BYTES, parsed.rounds)
+    if not parsed.keep:
+        shutil.rmtree(directory)
     return rows
 
 

@@ -144,13 +144,13 @@ def size_of(ops: FileOps, fd: int) -> int:
     return status.st_size
 
 
-def content_of(ops: FileOps, file: OpenFile) -> Tensor:
-    """Read an open file, as bytes (uint8).
+def content_of(ops: FileOps, file: OpenFile, empty: Callable[..., Tensor] = torch.empty) -> Tensor:
+    """Read an open file, as bytes (uint8), into a tensor that empty makes, given its shape and type.
 
     Raises:
         NotTensorsError: it has become shorter.
     """
-    content = torch.empty(file.size_bytes, dtype=torch.uint8)
+    content = empty((file.size_bytes,), dtype=torch.uint8)
     rest, at = content.numpy().data, 0
     while count := ops.readinto(file.fd, rest[at:], at):
         at += count

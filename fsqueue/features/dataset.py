@@ -202,7 +202,8 @@ class FeatureDataset(IterableDataset[Sample], Generic[R]):
 
 
 def _load(materialiser: Materialiser[R], refs: list[R]) -> list[tuple[R, Any]]:
+    samples: list[Any] = []
     try:
-        return materialiser.load(refs)
+        return list(zip(materialiser.load(refs, samples.append), samples, strict=True))
     except UnloadedError as unloaded:
         raise materialiser.give_up(unloaded) from None

@@ -1,8 +1,8 @@
 """Write tensors as a safetensors file that names their generation, without a copy of their memory.
 
 The generation, a digest of the tensors' bytes, stands in the header, which comes first. But how long the header is does
-not depend on it: so each tensor is digested and written, by one call, since filesystems are faster at large ones, and
-the header last.
+not depend on it: so the tensors are written, and digested piece by piece while a processor's cache still holds what was
+just written, and the header comes last.
 
 Source: https://huggingface.co/docs/safetensors/index#format
 """
@@ -31,6 +31,9 @@ from fsqueue.features.tensorfile import (
 )
 
 _COPY_BYTES = 1 << 20
+LOCAL_PIECE_BYTES = 256 << 10
+REMOTE_PIECE_BYTES = 1 << 20
+"""The most that FUSE sends at a time."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _UNKNOWN = "0" * GENERATION_DIGITS
 
@@ -45,6 +48,9 @@ class Encoder:
     Tensors on an accelerator are copied to the host, once. The others are not copied: one whose memory is not in the
     order of its elements is put into order piece by piece.
 
+    Args:
+        piece_bytes: how much is written by one call; it is digested faster where it fits into a processor's cache.
+
     Attributes:
         header: of the file; it has the generation once it is written.
         size_bytes: of the file.
@@ -53,7 +59,8 @@ class Encoder:
         NamesTooLongError: the header would be longer than the store reads.
     """
 
-    def __init__(self, sample_id: str, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, sample_id: str, tensors: Mapping[str, Tensor], piece_bytes: int = LOCAL_PIECE_BYTES) -> None:
+        self._piece_bytes = piece_bytes
         self._tensors = {name: _on_host(tensor) for name, tensor in in_order(tensors)}
         entries: dict[str, TensorEntry] = {}
         end = 0
@@ -73,7 +80,7 @@ class Encoder:
             write_at(piece, at)
             at += len(piece)
 
-        self.header.metadata.generation = _digest(self._tensors.items(), "xxh3", write)
+        self.header.metadata.generation = _digest(self._tensors.items(), "xxh3", write, self._piece_bytes)
         write_at(_head(self.header), 0)
         return self.size_bytes
 
@@ -94,14 +101,18 @@ def in_order(tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
 
 
 def _digest(
-    tensors: Iterable[tuple[str, Tensor]], kind: Digest, each: Callable[[memoryview], object] = lambda piece: None
+    tensors: Iterable[tuple[str, Tensor]],
+    kind: Digest,
+    first: Callable[[memoryview], object] = lambda piece: None,
+    piece_bytes: int = LOCAL_PIECE_BYTES,
 ) -> str:
+    """Digest tensors in pieces; what is to be done with a piece is done first."""
     state = xxhash.xxh3_128() if kind == "xxh3" else hashlib.sha256()
     for name, tensor in tensors:
         state.update(msgspec.json.encode((name, dtype_name(tensor.dtype), tuple(tensor.shape))))
-        for piece in _pieces(tensor):
+        for piece in _pieces(tensor, piece_bytes):
+            first(piece)
             state.update(piece)
-            each(piece)
     return state.hexdigest()[:GENERATION_DIGITS]
 
 
@@ -118,15 +129,20 @@ def _on_host(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu").resolve_conj().resolve_neg()
 
 
-def _pieces(tensor: Tensor) -> Iterator[memoryview]:
+def _pieces(tensor: Tensor, most_bytes: int) -> Iterator[memoryview]:
     """Yield a tensor's bytes in the order of its elements; what is not in that order is copied part by part."""
+    for part in _in_order_of_elements(tensor):
+        yield from (part[at : at + most_bytes] for at in range(0, len(part), most_bytes))
+
+
+def _in_order_of_elements(tensor: Tensor) -> Iterator[memoryview]:
     if tensor.is_contiguous():
         yield tensor.reshape(-1).view(torch.uint8).numpy().data
     elif tensor.nbytes <= _COPY_BYTES:
-        yield from _pieces(tensor.contiguous())
+        yield from _in_order_of_elements(tensor.contiguous())
     elif len(tensor) == 1:
-        yield from _pieces(tensor[0])
+        yield from _in_order_of_elements(tensor[0])
     else:
         rows = max(1, len(tensor) * _COPY_BYTES // tensor.nbytes)
         for first in range(0, len(tensor), rows):
-            yield from _pieces(tensor[first : first + rows])
+            yield from _in_order_of_elements(tensor[first : first + rows])

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from fsqueue.engine import arguments
 from fsqueue.engine.waiting import StopEvent
 from fsqueue.features.contract import FeatureStore
+from fsqueue.features.gathering import Collate, Gathering, InOneCall
+from fsqueue.features.loader_options import check_counts, check_rest, check_source
 from fsqueue.features.materialise import Materialiser, Transform, UnloadedError
 from fsqueue.features.prefetch import Prefetcher
+from fsqueue.features.sizes import bytes_of
 from fsqueue.features.source import QueueSource, Source
 from fsqueue.records import id_of_ref
+
+if TYPE_CHECKING:
+    import torch
+
+    from fsqueue.features.placement import Placement
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -37,6 +44,18 @@ class Batch(Generic[R]):
         return [id_of_ref(ref) for ref in self.refs]
 
 
+class _Made(Generic[R]):
+    """A batch on its way to the trainer, if there is one: once it is taken, nothing here keeps its tensors alive."""
+
+    def __init__(self, batch: Batch[R] | None) -> None:
+        self.batch = batch
+
+    def take(self) -> Batch[R]:
+        assert self.batch is not None
+        batch, self.batch = self.batch, None
+        return batch
+
+
 class FeatureDataLoader(Generic[R]):
     """Leases refs, loads their features, and acknowledges them.
 
@@ -44,8 +63,11 @@ class FeatureDataLoader(Generic[R]):
     What cannot be loaded is failed with its reason: for good, unless the features are missing or the filesystem has
     an error. Those are failed as retryable a sample's first two times in this loader object, over all its iterations,
     and for good the third. A batch that lost samples so is shorter; one that lost all is left out. An error that is no
-    sample's, since descriptors, memory or the disk are used up, ends the iteration whatever on_error says: it is
-    raised, and what is leased is released without counting an attempt, where the queue can do that.
+    sample's, since descriptors, memory, the disk or a device are used up, ends the iteration whatever on_error says: it
+    is raised, and what is leased is released without counting an attempt, where the queue can do that.
+
+    It has threads, and no processes: it is nothing for `torch.utils.data.DataLoader`, whose workers a
+    `FeatureDataset` feeds. After a fork, an iteration is its parent's alone.
 
     Args:
         store: where the features are.
@@ -58,12 +80,25 @@ class FeatureDataLoader(Generic[R]):
             iteration.
         prefetch: threads that load ahead; 0 loads when a batch is asked for.
         ahead: batches that are leased ahead of need with prefetch; two a thread unless given.
+        prefetch_bytes: what the batches that are being loaded, or wait to be asked for, may have together, as their
+            refs tell before anything is read. A larger batch is loaded while there is no other. What the trainer has
+            in hand does not count, nor do samples that a thread has read and not yet copied into its batch: 16 MiB and
+            one sample a thread, or with a collate of one's own a batch. None: only ahead limits it.
+        device: where the tensors go, as torch names it ("cuda", "cuda:1", "cpu"); "cuda" is the device that is current
+            where the loop runs. The copy to a CUDA device runs beside the trainer's kernels, and is done when the
+            batch comes; the batch is for the stream that is current where the loop runs. None: they stay on the host.
+        pin_memory: put them into page-locked memory: for a copy to a device, which that makes quicker, or to stay
+            there. None: for a CUDA device.
         transform: ``transform(ref, features)`` makes a sample of what the store holds.
-        collate: ``collate(samples)`` makes a batch; `stack` unless given, which neither pads nor cuts.
+        collate: ``collate(samples)`` makes a batch; `stack` unless given, which neither pads nor cuts. Of what it
+            makes, tensors are placed that it returns alone or in dicts, lists and tuples.
         ack: "auto" acknowledges a batch when the next one is asked for, and at the end; "deferred" leaves that to
             `ack` and `ack_ids`.
         on_error: "skip" goes on after a sample that cannot be loaded, "raise" gives back the rest of its batch and
             raises its error.
+
+    Raises:
+        InvalidArgumentError: an argument is of a kind that cannot be meant, or names a device that is not there.
     """
 
     def __init__(
@@ -78,29 +113,27 @@ class FeatureDataLoader(Generic[R]):
         drop_last: bool = False,
         prefetch: int = 0,
         ahead: int | None = None,
+        prefetch_bytes: int | None = None,
+        device: str | torch.device | None = None,
+        pin_memory: bool | None = None,
         transform: Transform[R] | None = None,
-        collate: Callable[[Sequence[Any]], Any] | None = None,
+        collate: Collate | None = None,
         ack: Literal["auto", "deferred"] = "auto",
         on_error: Literal["skip", "raise"] = "skip",
     ) -> None:
-        if (queue is None) == (refs is None):
-            raise ValueError("a FeatureDataLoader takes either queue= or refs=")
-        if queue is not None:
-            arguments.with_call("FeatureDataLoader(queue=)", "a queue, with get() and ack()", queue, "get", "ack")
-        for name, count in (("batch_size", batch_size), ("prefetch", prefetch), ("ahead", ahead)):
-            if count is not None or name != "ahead":
-                arguments.integer(f"FeatureDataLoader({name}=)", count)
-        if batch_size < 1 or prefetch < 0 or (ahead is not None and ahead < 1):
-            raise ValueError(f"needs batch_size and ahead of 1 or more, found {batch_size} and {ahead}")
-        if ack not in ("auto", "deferred") or on_error not in ("skip", "raise"):
-            raise ValueError(f"needs ack 'auto' or 'deferred', on_error 'skip' or 'raise', found {ack!r}, {on_error!r}")
+        check_source(store, queue, refs, partition, timeout_s)
+        check_counts({"batch_size": batch_size, "prefetch": prefetch, "ahead": ahead, "prefetch_bytes": prefetch_bytes})
+        check_rest(drop_last, pin_memory, transform, collate, {"ack": ack, "on_error": on_error})
         self._source = Source(refs) if refs is not None else QueueSource[R](queue, timeout_s, partition)
         self._materialiser = Materialiser(store, self._source, transform, on_error)
         self._batch_size = batch_size
         self._drop_last = drop_last
         self._prefetch = prefetch
         self._depth = ahead or 2 * prefetch
-        self._collate = collate or _stack
+        self._prefetch_bytes = prefetch_bytes
+        self._placement = _placement(device, pin_memory)
+        pinned = self._placement is not None and self._placement.pin_memory
+        self._gathering = _stacking(pinned) if collate is None else lambda count: InOneCall(collate)
         self._auto = ack == "auto"
         self._out: dict[str, R] = {}
         self._iteration: Callable[[], Generator[Batch[R], None, None] | None] = lambda: None
@@ -109,6 +142,8 @@ class FeatureDataLoader(Generic[R]):
         """Begin an iteration; one that goes on ends first, and gives back what it loaded ahead."""
         self.close()
         self._source.rewind()
+        if self._placement is not None:
+            self._placement.prepare()
         iteration = self._iterate()
         self._iteration = weakref.ref(iteration)
         return iteration
@@ -120,10 +155,10 @@ class FeatureDataLoader(Generic[R]):
         """
         try:
             with closing(self._ahead() if self._prefetch else self._one_by_one()) as batches:
-                for batch in batches:
-                    if batch is not None:
-                        self._out.update(zip(batch.ids, batch.refs, strict=True))
-                        yield batch
+                for made in batches:
+                    if made.batch is not None:
+                        self._hand_out(made.batch)
+                        yield made.take()
                         if self._auto:
                             self.ack()
         except UnloadedError as unloaded:  # only now that nothing more is leased, or it would be, for nobody
@@ -134,18 +169,34 @@ class FeatureDataLoader(Generic[R]):
                 left, self._out = self._out, {}
                 self._source.give_back(list(left.values()))
 
-    def _one_by_one(self) -> Generator[Batch[R] | None, None, None]:
+    def _hand_out(self, batch: Batch[R]) -> None:
+        self._out.update(zip(batch.ids, batch.refs, strict=True))
+        if self._placement is not None:
+            self._placement.hand_over(batch.features)
+
+    def _one_by_one(self) -> Generator[_Made[R], None, None]:
         while refs := self._lease(None):
             yield self._load(refs)
 
-    def _ahead(self) -> Generator[Batch[R] | None, None, None]:
-        def discard(what: list[R] | Batch[R] | BaseException | None) -> None:
+    def _ahead(self) -> Generator[_Made[R], None, None]:
+        def discard(what: list[R] | _Made[R] | BaseException) -> None:
             if isinstance(what, UnloadedError):
                 self._materialiser.give_up(what)
-            elif isinstance(what, (Batch, list)):
-                self._source.give_back(what.refs if isinstance(what, Batch) else what)
+            elif isinstance(what, list):
+                self._source.give_back(what)
+            elif isinstance(what, _Made) and what.batch is not None:
+                self._source.give_back(what.batch.refs)
 
-        with closing(Prefetcher(self._lease, self._load, discard, workers=self._prefetch, depth=self._depth)) as ahead:
+        ahead = Prefetcher(
+            self._lease,
+            self._load,
+            discard,
+            _bytes_of_batch,
+            workers=self._prefetch,
+            depth=self._depth,
+            most_bytes=self._prefetch_bytes,
+        )
+        with closing(ahead):
             yield from ahead
 
     @property
@@ -168,16 +219,20 @@ class FeatureDataLoader(Generic[R]):
             self._source.give_back(refs)
             raise
 
-    def _load(self, refs: list[R]) -> Batch[R] | None:
-        """Make a batch of those refs whose features can be had; None where there are none."""
-        loaded = self._materialiser.load(refs)
-        if not loaded:
-            return None
-        kept = [ref for ref, _ in loaded]
+    def _load(self, refs: list[R]) -> _Made[R]:
+        """Make a batch of those refs whose features can be had."""
+        gathering = self._gathering(len(refs))
+        kept = self._materialiser.load(refs, gathering.add)
         try:
-            return Batch(kept, self._collate([sample for _, sample in loaded]))
+            return _Made(Batch(kept, self._placed(gathering)) if kept else None)
         except Exception as error:
             raise self._materialiser.unloaded(error, None, kept) from error
+        except BaseException:  # Ctrl-C, where no thread loads ahead
+            self._source.give_back(kept)
+            raise
+
+    def _placed(self, gathering: Gathering) -> Any:
+        return gathering.batch() if self._placement is None else self._placement.place(gathering.batch())
 
     def ack(self, *, step: int | None = None) -> list[str]:
         """Acknowledge every batch handed out so far, at an optimizer step where given; returns the ids lost."""
@@ -218,7 +273,23 @@ class FeatureDataLoader(Generic[R]):
         self.close()
 
 
-def _stack(samples: Sequence[Any]) -> Any:
-    from fsqueue.features.collate import stack  # here, so that a loader with a collate of its own needs no torch
+def _bytes_of_batch(refs: list[Any]) -> int | None:
+    """Return the bytes of a batch; None where one of its refs does not tell."""
+    sizes = [bytes_of(ref) for ref in refs]
+    return None if None in sizes else sum(size or 0 for size in sizes)
 
-    return stack(samples)
+
+def _placement(device: Any, pin_memory: bool | None) -> Placement | None:
+    if device is None and not pin_memory:
+        return None
+    from fsqueue.features.placement import Placement  # here, so that a loader without either needs no torch
+
+    return Placement(device, pin_memory)
+
+
+def _stacking(pin_memory: bool) -> Callable[[int], Gathering]:
+    from fsqueue.features.buffers import Buffers  # here, so that a loader with a collate of its own needs no torch
+    from fsqueue.features.collate import Stack
+
+    buffers = Buffers()
+    return lambda count: Stack(count, pin_memory, buffers)

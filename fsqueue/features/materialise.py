@@ -19,6 +19,11 @@ TRIES = 3
 # would meet it as well. EIO and ESTALE may be one file's, so they count as that sample's.
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT})
 
+# torch's own words for it, all of them RuntimeErrors: a device has no memory left, or no call to it works any more in
+# this process; the host has none.
+_TORCH_S_CLASSES = ("OutOfMemoryError", "AcceleratorError")
+_TORCH_S_ALLOCATOR = "DefaultCPUAllocator"
+
 Transform = Callable[[R, dict[str, Any]], Any]
 OnError = Literal["skip", "raise"]
 
@@ -56,33 +61,43 @@ class Materialiser(Generic[R]):
         self._misses: Counter[str] = Counter()
         self.failed: dict[str, str] = {}
 
-    def load(self, refs: list[R]) -> list[tuple[R, Any]]:
-        """Return refs and their samples, without those that were failed.
+    def load(self, refs: list[R], take: Callable[[Any], object]) -> list[R]:
+        """Load refs' samples, and hand each to take as it comes; returns the refs without those that were failed.
 
         Raises:
-            UnloadedError: on_error is "raise", or it is no sample's error; the refs are still leased, and `give_up`
-                ends that.
+            UnloadedError: on_error is "raise", it is no sample's error, or take raised one; the refs are still leased,
+                and `give_up` ends that.
         """
-        loaded: list[tuple[R, Any]] = []
+        loaded: list[R] = []
         rest = list(refs)
         try:
             while rest:
-                try:
-                    loaded.append((rest[0], self._sample(rest[0])))
-                except Exception as error:
-                    others = [ref for ref, _ in loaded]
-                    if is_no_sample_s(error):
-                        raise self.unloaded(error, None, [*others, *rest]) from error
-                    if self._raise:
-                        raise self.unloaded(error, rest[0], [*others, *rest[1:]]) from error
-                    self._reject(rest[0], error)
+                if self._load_one(rest[0], take, loaded, rest[1:]):
+                    loaded.append(rest[0])
                 del rest[0]
         except UnloadedError:
             raise
         except BaseException:
-            self._source.give_back([*(ref for ref, _ in loaded), *rest])
+            self._source.give_back([*loaded, *rest])
             raise
         return loaded
+
+    def _load_one(self, ref: R, take: Callable[[Any], object], loaded: list[R], rest: list[R]) -> bool:
+        """Hand over a ref's sample; False where it was failed instead."""
+        try:
+            sample = self._sample(ref)
+        except Exception as error:
+            if is_no_sample_s(error):
+                raise self.unloaded(error, None, [*loaded, ref, *rest]) from error
+            if self._raise:
+                raise self.unloaded(error, ref, [*loaded, *rest]) from error
+            self._reject(ref, error)
+            return False
+        try:
+            take(sample)
+        except Exception as error:
+            raise self.unloaded(error, None, [*loaded, ref, *rest]) from error
+        return True
 
     def unloaded(self, error: Exception, culprit: R | None, others: list[R]) -> UnloadedError:
         """Return what to raise, with the batch still leased; after an error of no sample it is given back uncounted."""
@@ -113,5 +128,7 @@ class Materialiser(Generic[R]):
 
 
 def is_no_sample_s(error: BaseException) -> bool:
-    """Tell if an error speaks of this process, or its host, and not of the sample that was loaded."""
+    """Tell if an error speaks of this process, its host or device, and not of the sample that was loaded."""
+    if isinstance(error, RuntimeError):
+        return type(error).__name__ in _TORCH_S_CLASSES or _TORCH_S_ALLOCATOR in str(error)
     return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _EXHAUSTED)

@@ -1,15 +1,68 @@
-"""Load batches ahead of need: one thread leases refs, others load what they name."""
+"""Load batches ahead of need: one thread leases refs, others load what they name, within a number of bytes."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 R = TypeVar("R")
 B = TypeVar("B")
+
+
+class Budget:
+    """Bytes that may be taken at a time.
+
+    Whoever wants more than all of it, or does not know how much, waits until nothing is taken, and has it alone.
+
+    Args:
+        most: None: any number.
+    """
+
+    def __init__(self, most: int | None) -> None:
+        self._most = most
+        self._taken = 0
+        self._ended = False
+        self._changed = threading.Condition()
+
+    def take(self, count: int | None) -> int:
+        """Wait until so many bytes may be taken, or the budget has ended; returns what to give back."""
+        most = self._most
+        if most is None:
+            return 0
+        wanted = most if count is None else min(count, most)
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or self._taken + wanted <= most)
+            self._taken += wanted
+        return wanted
+
+    def give_back(self, count: int) -> None:
+        with self._changed:
+            self._taken -= count
+            self._changed.notify()
+
+    def end(self) -> None:
+        """Let whoever waits go on."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
+
+
+@dataclass(frozen=True)
+class _Coming(Generic[R, B]):
+    """A batch that is being loaded of refs; without refs, an error of leasing, which comes last.
+
+    Attributes:
+        taken: bytes of the budget that it has until it is handed out.
+    """
+
+    refs: list[R]
+    taken: int
+    batch: Future[B]
 
 
 class Prefetcher(Generic[R, B]):
@@ -19,6 +72,9 @@ class Prefetcher(Generic[R, B]):
         lease: returns the next batch's refs, [] at the end or once the event is set.
         load: makes a batch of refs.
         discard: takes back a batch that nobody will use: its refs, or what load returned, or what it raised.
+        size: returns how many bytes a batch of these refs will have; None: not known.
+        most_bytes: what batches that are being loaded, or were loaded and not asked for, may have together; a larger
+            one is loaded while there is no other. None: any number.
     """
 
     def __init__(
@@ -26,18 +82,22 @@ class Prefetcher(Generic[R, B]):
         lease: Callable[[threading.Event], list[R]],
         load: Callable[[list[R]], B],
         discard: Callable[[list[R] | B | BaseException], None],
+        size: Callable[[list[R]], int | None],
         *,
         workers: int,
         depth: int,
+        most_bytes: int | None,
     ) -> None:
         self._lease = lease
         self._load = load
         self._discard = discard
+        self._size = size
         self._stop = threading.Event()
         self._room = threading.Semaphore(depth)
-        # Refs and the batch that is being loaded of them; without refs, an error of leasing, which comes last.
-        self._coming: SimpleQueue[tuple[list[R], Future[B]] | None] = SimpleQueue()
+        self._budget = Budget(most_bytes)
+        self._coming: SimpleQueue[_Coming[R, B] | None] = SimpleQueue()
         self._pool = ThreadPoolExecutor(workers, "fsqueue-load")
+        self._pid = os.getpid()
         self._feeder = threading.Thread(target=self._feed, name="fsqueue-lease", daemon=True)
         self._feeder.start()
 
@@ -48,16 +108,20 @@ class Prefetcher(Generic[R, B]):
         except BaseException as error:
             failed: Future[B] = Future()
             failed.set_exception(error)
-            self._coming.put(([], failed))
+            self._coming.put(_Coming([], 0, failed))
         finally:
             self._coming.put(None)
 
     def _submit(self, refs: list[R]) -> None:
         try:
-            self._coming.put((refs, self._pool.submit(self._load_or_stop, refs)))
+            taken = self._budget.take(self._size(refs))
+            if not self._stop.is_set():
+                self._coming.put(_Coming(refs, taken, self._pool.submit(self._load_or_stop, refs)))
+                return
         except BaseException:  # no thread could be started
             self._discard(refs)
             raise
+        self._discard(refs)
 
     def _load_or_stop(self, refs: list[R]) -> B:
         try:
@@ -67,14 +131,21 @@ class Prefetcher(Generic[R, B]):
             raise
 
     def __iter__(self) -> Iterator[B]:
-        while coming := self._coming.get():
-            batch = coming[1].result()
-            self._room.release()
-            yield batch
+        while (coming := self._coming.get()) is not None:
+            yield self._batch_of(coming)
+
+    def _batch_of(self, coming: _Coming[R, B]) -> B:
+        batch = coming.batch.result()
+        self._budget.give_back(coming.taken)
+        self._room.release()
+        return batch
 
     def close(self) -> None:
         """Stop leasing, and discard what was loaded and not handed out: all of it, then raise the first error."""
+        if os.getpid() != self._pid:
+            return  # a fork has none of these threads, and no right to what they lease
         self._stop.set()
+        self._budget.end()
         self._room.release()
         self._feeder.join()
         first: Exception | None = None
@@ -82,7 +153,7 @@ class Prefetcher(Generic[R, B]):
             while not self._coming.empty():
                 try:
                     if coming := self._coming.get():
-                        self._discard_one(*coming)
+                        self._discard_one(coming)
                 except Exception as error:
                     first = first or error
         finally:
@@ -90,8 +161,8 @@ class Prefetcher(Generic[R, B]):
         if first is not None:
             raise first
 
-    def _discard_one(self, refs: list[R], batch: Future[B]) -> None:
-        if batch.cancel():
-            self._discard(refs)
+    def _discard_one(self, coming: _Coming[R, B]) -> None:
+        if coming.batch.cancel():
+            self._discard(coming.refs)
         else:
-            self._discard(batch.exception() or batch.result())
+            self._discard(coming.batch.exception() or coming.batch.result())

@@ -26,6 +26,7 @@ from fsqueue.errors import CorruptRefError, InvalidArgumentError
 from fsqueue.features import address, apart, collect, encoding, tensorfile
 from fsqueue.features.address import Address
 from fsqueue.features.apart import OpenFile
+from fsqueue.features.buffers import Buffers
 from fsqueue.features.contract import Collected, FeatureRef, StoredFeatures, StoreHealth
 from fsqueue.features.encoding import Encoder, NamesTooLongError
 from fsqueue.features.errors import (
@@ -43,6 +44,7 @@ from fsqueue.format.names import stem_of
 T = TypeVar("T")
 
 _TRIES = 3
+_KEPT_BYTES = 64 << 20
 _EITHER = (address.SUFFIX, address.RELEASED, address.SUFFIX)  # RACE: it may be published anew in between
 
 
@@ -75,10 +77,13 @@ class SharedDirFeatureStore:
         self._durable = durable
         self._given_mapped = mapped
         self._verify = verify
+        self._buffers = Buffers(_KEPT_BYTES)
         self._ops = current()
         with explained("opening feature store", self.root):
             self._store_root = StoreRoot(self._ops, self.root)
-        self._mapped = not is_remote(self._ops, self.root) if mapped is None else mapped
+        remote = is_remote(self._ops, self.root)
+        self._mapped = not remote if mapped is None else mapped
+        self._piece_bytes = encoding.REMOTE_PIECE_BYTES if remote else encoding.LOCAL_PIECE_BYTES
 
     @property
     def store_id(self) -> str:
@@ -99,7 +104,7 @@ class SharedDirFeatureStore:
         if problem := tensorfile.unsupported(tensors):
             raise FeatureSpecError(sample_id, *problem)
         try:
-            file = Encoder(sample_id, tensors)
+            file = Encoder(sample_id, tensors, self._piece_bytes)
         except NamesTooLongError as error:
             why = f"has the longest of {len(tensors)} names, and the file {error}: use fewer or shorter names"
             raise FeatureSpecError(sample_id, max(tensors, key=len, default=""), why) from None
@@ -259,7 +264,7 @@ class SharedDirFeatureStore:
             # By the descriptor: under its path there may be another file by now. The mapping outlives it.
             with suppress(RuntimeError):  # torch's word for whatever the system refuses
                 return torch.from_file(f"/dev/fd/{file.fd}", shared=False, size=file.size_bytes, dtype=torch.uint8)
-        return apart.content_of(self._ops, file)
+        return apart.content_of(self._ops, file, self._buffers.empty)
 
     @contextmanager
     def _opened(

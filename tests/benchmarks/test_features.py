@@ -27,4 +27,5 @@ def test_a_quick_run(tmp_path: Path) -> None:
     assert list((tmp_path / "scratch").iterdir()) == []
     found = json.loads(result.read_text())
     assert {row["way"] for row in found["files"]} >= {"put", "save_file", "get", "get, verified", "load_file"}
-    assert all(row["MB/s"] > 0 for row in found["files"]) and found["ends"]["samples"] == 6
+    assert [row["loop"] for row in found["loops"]] == ["bare", *(f"loader, {n} threads" for n in (0, 1, 2))]
+    assert all(row["MB/s"] > 0 for row in (*found["files"], *found["loops"])) and found["ends"]["samples"] == 6

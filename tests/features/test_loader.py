@@ -7,21 +7,14 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from fsqueue import (
-    DataFlowController,
-    FileMetadataStore,
-    FileSampleRefQueue,
-    MemorySampleRefQueue,
-    SampleRef,
-    TrainerView,
-)
+from fsqueue import FileSampleRefQueue, MemorySampleRefQueue, SampleRef, TrainerView
 from fsqueue.features import (
     Batch,
     CollateError,
@@ -32,65 +25,7 @@ from fsqueue.features import (
 )
 from tests.support import GUARD_S, InThread, Tap, assert_clean, wait_until
 from tests.support.features import file_of, publish, ref_of, tensors
-
-PREFETCH = (0, 1, 2)
-KINDS = ("file", "memory", "view", "lease")
-
-
-class Site:
-    """A store with samples, a queue that holds their refs, and the queue as a trainer of some kind sees it."""
-
-    def __init__(self, path: Path, kind: str, samples: int) -> None:
-        self.path = path / "queue"
-        self.store = SharedDirFeatureStore(path / "features")
-        self.refs = publish(self.store, samples)
-        self._closing = ExitStack()
-        self.queue: Any = MemorySampleRefQueue() if kind == "memory" else FileSampleRefQueue(self.path)
-        self._closing.enter_context(self.queue)
-        self.trainer: Any = self.queue
-        if kind == "lease":
-            ledger = self._closing.enter_context(FileMetadataStore[SampleRef](path / "ledger"))
-            controller: DataFlowController[SampleRef] = DataFlowController(
-                "r1", sample_queue=self.queue, metadata_store=ledger
-            )
-            controller.commit_samples("rollout", self.refs)
-            self.trainer = controller.train_lease("trainer")
-        else:
-            self.queue.put(self.refs)
-        if kind == "view":
-            assert isinstance(self.queue, FileSampleRefQueue)
-            with self.queue.producer("rollout"):
-                pass
-            self.trainer = self._closing.enter_context(TrainerView(self.queue))
-
-    def loader(self, **options: Any) -> FeatureDataLoader[SampleRef]:
-        return FeatureDataLoader(self.store, **({"queue": self.trainer, "batch_size": 4} | options))
-
-    def close(self) -> None:
-        self._closing.close()
-        if isinstance(self.queue, FileSampleRefQueue):
-            assert_clean(self.path)
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Callable[..., Site]]:
-    made: list[Site] = []
-
-    def make(kind: str = "file", samples: int = 12) -> Site:
-        made.append(Site(tmp_path, kind, samples))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
-
-
-def all_ids(batches: Any) -> list[str]:
-    return [sample_id for batch in batches for sample_id in batch.ids]
-
-
-def ids_of(refs: list[SampleRef]) -> list[str]:
-    return [ref.sample_id for ref in refs]
+from tests.support.loading import KINDS, PREFETCH, Site, all_ids, ids_of
 
 
 @pytest.mark.parametrize("prefetch", PREFETCH)
@@ -413,16 +348,36 @@ def test_an_error_that_is_no_sample_s_ends_the_loop_and_costs_no_sample_an_attem
     assert len(all_ids(loader)) == left and here.queue.counts() == (0, 0, 12, 0)
 
 
-@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOSPC, "No space left on device")])
-def test_a_transform_s_exhaustion_is_no_sample_s_either(site: Callable[..., Site], error: Exception) -> None:
-    here = site()
-
-    def transform(ref: SampleRef, features: dict[str, Any]) -> Any:
+def raising(error: Exception) -> Callable[[], object]:
+    def raise_it() -> object:
         raise error
 
-    with pytest.raises(type(error)):
-        list(here.loader(transform=transform))
+    return raise_it
+
+
+@pytest.mark.parametrize("where", ["transform", "collate"])
+@pytest.mark.parametrize(
+    "exhaust",
+    [
+        raising(MemoryError()),
+        raising(OSError(errno.ENOSPC, "No space left on device")),
+        raising(torch.OutOfMemoryError("CUDA out of memory")),
+        raising(torch.AcceleratorError("CUDA error: device-side assert triggered")),
+        lambda: torch.empty(1 << 50, dtype=torch.uint8),
+    ],
+    ids=["memory", "disk", "device memory", "device", "host memory, as torch says it"],
+)
+@pytest.mark.parametrize("kind", ["file", "view"])
+def test_an_exhaustion_while_a_batch_is_made_is_no_sample_s_either(
+    site: Callable[..., Site], exhaust: Callable[[], object], where: str, kind: str
+) -> None:
+    """Memory or disk used up, or a device that works no more in this process, costs no sample an attempt."""
+    here = site(kind)
+    options: dict[str, Any] = {"transform": lambda ref, features: exhaust(), "collate": lambda samples: exhaust()}
+    with pytest.raises((MemoryError, OSError, RuntimeError)):
+        list(here.loader(**{where: options[where]}))
     assert here.queue.counts() == (12, 0, 0, 0)
+    assert not [file for file in (here.path / "pending").iterdir() if b'"failed"' in file.read_bytes()]
 
 
 def test_what_was_leased_ahead_of_such_an_error_costs_no_attempt_either(site: Callable[..., Site]) -> None:
@@ -564,13 +519,40 @@ def test_waiting_for_late_refs(site: Callable[..., Site]) -> None:
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"queue": None}, {"refs": []}, {"batch_size": 0}, {"prefetch": -1}, {"ahead": 0}, {"ack": "x"}, {"on_error": "x"}],
+    ("options", "told"),
+    [
+        ({"queue": None}, "expected either queue= or refs=, found 'neither'"),
+        ({"refs": []}, "expected either queue= or refs=, found 'both'"),
+        ({"queue": "queue"}, "queue=.*get.*found 'queue', a str"),
+        ({"queue": None, "refs": "s000"}, "refs=.*an iterable of refs"),
+        ({"batch_size": 0}, "batch_size=.*1 or more, found 0"),
+        ({"batch_size": "8"}, "batch_size=.*an integer, found '8', a str"),
+        ({"prefetch": -1}, "prefetch=.*0 or more, found -1"),
+        ({"prefetch": None}, "prefetch=.*an integer, found None"),
+        ({"ahead": 0}, "ahead=.*1 or more, found 0"),
+        ({"prefetch_bytes": 0}, "prefetch_bytes=.*1 or more, found 0"),
+        ({"prefetch_bytes": "64M"}, "prefetch_bytes=.*an integer, found '64M', a str"),
+        ({"prefetch_bytes": 1e9}, "prefetch_bytes=.*an integer, found 1000000000.0, a float"),
+        ({"partition": 2}, "partition=.*two integers, found 2"),
+        ({"timeout_s": "5"}, "timeout_s=.*seconds or None, found '5'"),
+        ({"drop_last": "no"}, "drop_last=.*True or False, found 'no'"),
+        ({"transform": "x"}, "transform=.*a function or None, found 'x'"),
+        ({"collate": []}, "collate=.*a function or None"),
+        ({"ack": "x"}, "ack=.*'auto' or 'deferred', found 'x'"),
+        ({"on_error": None}, "on_error=.*'skip' or 'raise', found None"),
+    ],
+    ids=str,
 )
-def test_misuse(site: Callable[..., Site], options: dict[str, Any]) -> None:
-    """Arguments that make no sense are refused when the loader is made."""
-    with pytest.raises(ValueError, match=r"FeatureDataLoader|needs"):
+def test_misuse(site: Callable[..., Site], options: dict[str, Any], told: str) -> None:
+    """Arguments that make no sense are refused when the loader is made: what, expected, found."""
+    with pytest.raises(ValueError, match=rf"FeatureDataLoader.*{told}"):
         site().loader(**options)
+
+
+def test_no_store(site: Callable[..., Site]) -> None:
+    """A path in a store's place is told at once."""
+    with pytest.raises(ValueError, match=r"FeatureDataLoader\(store=\) expected a feature store, with get\(\)"):
+        FeatureDataLoader("features", queue=site().queue, batch_size=1)  # type: ignore[arg-type]
 
 
 def test_a_queue_s_own_wait_lets_features_come_later(site: Callable[..., Site]) -> None:

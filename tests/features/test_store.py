@@ -179,6 +179,38 @@ def test_a_put_needs_no_copy_of_the_tensors(tmp_path: Path) -> None:
     assert plain <= 16 and turned <= 16, f"{plain} and {turned} MiB"
 
 
+_MEMORY_OF_GETS = """
+import sys, torch
+from fsqueue.features import SharedDirFeatureStore
+options = {"durable": False, "mapped": False, "verify": sys.argv[2] == "verify"}
+store = SharedDirFeatureStore(sys.argv[1], **options)
+def put(name, width):
+    sample = {"x": torch.ones(10_000, width), "y": torch.ones(width, 10_000, dtype=torch.bfloat16)}
+    return store.put(name, sample).ref(run_id="r", source_task_id=None, strategy="s")
+warm, big, other = put("warm", 100), put("big", 5_000), put("other", 5_300)
+status = lambda key: int(open("/proc/self/status").read().split(key + ":")[1].split()[0]) >> 10
+store.get(warm)
+for ref in (big, other, big):
+    before = status("VmRSS")
+    open("/proc/self/clear_refs", "w").write("5")
+    found = store.get(ref)
+    print(status("VmHWM") - before - (ref.estimated_bytes >> 20))
+    del found
+    print(status("VmRSS") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what a process had in memory")
+@pytest.mark.parametrize("careful", ["verify", ""])
+def test_a_get_that_reads_needs_one_buffer(tmp_path: Path, careful: str) -> None:
+    """Reading 286 MiB takes up to 16 MiB more than they do, and gives it all back once the tensors are gone."""
+    command = [sys.executable, "-c", _MEMORY_OF_GETS, str(tmp_path / "f"), careful]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    beyond = list(map(int, run.stdout.split()))
+    assert len(beyond) == 6 and max(beyond) <= 16, f"{beyond} MiB"
+
+
 def test_replaced_and_removed_under_a_mapping(store: SharedDirFeatureStore) -> None:
     """Features that were read stay as they were when its file is replaced, and when it is removed."""
     found = store.get(ref_of(store.put("s1", tensors(1))))
