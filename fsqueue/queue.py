@@ -277,7 +277,7 @@ class FileSampleRefQueue(Generic[R]):
         Raises:
             ReadOnlyError: the queue was opened to be looked at.
         """
-        engine = self.engine
+        engine = (self._kept.opened or self._here()).engine
         engine.handle.require_writable(call)
         return engine
 
@@ -318,7 +318,7 @@ class FileSampleRefQueue(Generic[R]):
             MemberReplacedError: another process has taken the place of this handle's producer; nothing was put.
             QueueIOError: the filesystem refused; calling put again with the same refs completes it.
         """
-        opened = self._here()
+        opened = self._kept.opened or self._here()
         engine = opened.engine
         engine.handle.require_writable("put")
         if opened.stream is not None:
@@ -331,14 +331,12 @@ class FileSampleRefQueue(Generic[R]):
         if not contents:
             return Put(0, 0)
         try:
-            with reaching("putting refs into", engine.handle.layout):
-                if not engine.contents.fits_puts:
-                    engine.contents.agree_to_put()
-                added = engine.putter.put(contents)
+            if not engine.contents.fits_puts:
+                engine.contents.agree_to_put()
+            added = engine.putter.put(contents)
             return Put(added, given - added)
         except BaseException as error:
-            engine.after_interruption(error)
-            raise
+            engine.give_up("putting refs into", error)
 
     def put_when_below(
         self,
@@ -423,12 +421,9 @@ class FileSampleRefQueue(Generic[R]):
             return []
         leased: list[Claim] = []
         try:
-            with reaching("getting refs from", engine.handle.layout):
-                found = engine.getter.get(max_refs, timeout_s, partition, stop_event, leased)
-            return found
+            return engine.getter.get(max_refs, timeout_s, partition, stop_event, leased)
         except BaseException as error:
-            engine.after_interruption(error, leased)
-            raise
+            engine.give_up("getting refs from", error, leased)
 
     def consume(
         self,
@@ -584,12 +579,9 @@ class FileSampleRefQueue(Generic[R]):
         if not targets:
             return []
         try:
-            with reaching(what, engine.handle.layout):
-                lost = [ids[stem] for stem in act(targets)]
-            return lost
+            return [ids[stem] for stem in act(targets)]
         except BaseException as error:
-            engine.after_interruption(error)
-            raise
+            engine.give_up(what, error)
 
     def release_all(self) -> int:
         """Give back every ref leased in this handle's name, also those handed over to it; return how many."""

@@ -64,11 +64,11 @@ class Directory:
 
     def listing(self) -> list[str]:
         """Return the names in here, read afresh."""
-        fd = self._open_afresh()
+        fd, ops = self._open_afresh(), self.ops
         try:
-            return self.ops.listdir(fd)
+            return ops.listdir(fd)
         finally:
-            self.ops.close_read(fd)
+            ops.close_read(fd)
 
     def any_name(self, accept: Callable[[str], bool]) -> bool:
         """Return whether some name in here is accepted; read no further than to the first."""

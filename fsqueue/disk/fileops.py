@@ -212,7 +212,7 @@ class FileOps:
         """
         fd = self.open(name, _CREATE, 0o666, dir_fd=dir_fd)
         try:
-            done = 0
+            done = self.write(fd, data) if data else 0
             while done < len(data):
                 done += self.write(fd, data[done:])
         except BaseException:

@@ -8,7 +8,6 @@ fsyncs take long enough to be worth a thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Generic, Literal, TypeVar
 
 from fsqueue.disk.fileops import FileOps
@@ -30,32 +29,38 @@ class Overlap:
             long; 1: always one after the other; more: always so many at a time.
         remote: whether the mount is not known to be local.
         durable: whether an fsync does anything there: where it does not, it is not worth a thread.
+
+    Attributes:
+        in_turn: they are always made one after the other.
     """
 
     def __init__(self, ops: FileOps, io_threads: IoThreads, remote: bool, durable: bool = True) -> None:
         self._ops = ops
         self._measures = io_threads == "auto" and remote
         self._threads = 1 if io_threads == "auto" and not remote else _threads(io_threads)
+        self.in_turn = self._threads < 2
         self.syncs = _threads(io_threads) if durable else 1
 
-    def ahead(self, work: Callable[[T], U], items: Sequence[T]) -> list[Callable[[], U]]:
-        """Return one callable for each item, which returns or raises what work does.
+    def ahead(self, work: Callable[[T], U], items: Sequence[T]) -> Callable[[T], U]:
+        """Return what returns or raises for each of the items what work does; to be called in their order.
 
         Where work is done side by side, all of it has ended when this returns. Elsewhere each call does its own, so
         that the caller's operations come in between.
         """
-        if self._threads < 2 or len(items) < 2:
-            return [partial(work, item) for item in items]
-        outcomes = [_Outcome(work, item) for item in items]
-        rest = outcomes
+        if self.in_turn or len(items) < 2:
+            return work
+        outcomes = {item: _Outcome(work, item) for item in items}
+        rest = list(outcomes.values())
         if self._measures:
+            first, *others = rest
             started = self._ops.monotonic()
-            outcomes[0].run()
+            first.run()
             if self._ops.monotonic() - started < _WORTH_A_THREAD_S:
-                return [outcomes[0], *(partial(work, item) for item in items[1:])]
-            rest = outcomes[1:]
+                outcomes = {items[0]: first}
+                others = []
+            rest = others
         self._ops.each(_Outcome.run, rest, self._threads)
-        return list(outcomes)
+        return lambda item: outcomes.pop(item)() if item in outcomes else work(item)
 
 
 class _Outcome(Generic[T, U]):

@@ -173,7 +173,8 @@ def write_together(ops: FileOps, directory: Directory, named: Iterable[tuple[str
                 fds.append(fd)
                 if len(fds) == _SYNCED_TOGETHER:
                     _sync_and_close(ops, fds, syncs)
-        _sync_and_close(ops, fds, syncs or 1)
+        if fds:
+            _sync_and_close(ops, fds, syncs or 1)
     except BaseException:
         for fd in fds:
             ops.close_read(fd)  # the error that led here is the one to report

@@ -50,7 +50,7 @@ class Casing:
             InvalidRefError: an id is in upper case, and this mount lists names in lower case, so that nobody would find
                 the ref by its name.
         """
-        if not self.ignored:
+        if self._ignored is False or not self.ignored:
             return
         known: dict[str, str] = {}
         for stem in stems:

@@ -94,12 +94,11 @@ class Claimer:
         be leased. Then leased holds every ref that may be leased all the same; a sweep will find those whose places
         were taken and that were not claimed.
         """
-        wanted, before = len(leased) + count, len(leased)
-        swept = not thorough
+        had = before = len(leased)
+        wanted, swept = before + count, not thorough
         errors: list[OSError] = []
         try:
-            while len(leased) < wanted and len(errors) < _ERRORS_A_CALL:
-                had = len(leased)
+            while had < wanted and len(errors) < _ERRORS_A_CALL:
                 stems, exhausted = self._reserve(wanted - had, partition)
                 self._claim(stems, leased, errors)
                 # An order whose cursor cannot be moved, on a full disk, names the same refs again and again.
@@ -112,6 +111,7 @@ class Claimer:
                     elif not found:
                         break
                     self._scans.pop(partition, None)  # the order may have been torn and grown again below it
+                had = len(leased)
             if errors and len(leased) == before:
                 self._told_at = self._handle.ops.monotonic()
                 raise errors[0]
@@ -137,15 +137,15 @@ class Claimer:
         began_at = monotonic()
         since: dict[str, float] = {}
         stamp_pending = partial(self._stamp_noting, since) if handle.notes_ages else handle.moves.stamp_pending
-        stamps = handle.overlap.ahead(stamp_pending, stems)
-        for stem, stamp in zip(stems, stamps, strict=True):
+        stamp = handle.overlap.ahead(stamp_pending, stems)
+        for stem in stems:
             if stem in held and self._still_leased(stem):
                 continue
             claim = new_claim(stem)
             claim.stamped_at = claim.taken_at = began_at
             leased.append(claim)
             try:
-                if stamp():
+                if stamp(stem):
                     claim.stamped_by = monotonic()
                     claim.pending_since = since.get(stem)
                     if move(claim):
@@ -282,10 +282,13 @@ class Claimer:
             self._name_missed()
         if self._passed_over and not self._passed_over <= self._refused.now():
             handle.order.incomplete = True
-        swept_at, started = handle.order.swept_at, handle.ops.monotonic()
-        overdue = swept_at is not None and abs(handle.ops.time() - swept_at) > SWEEP_S
-        overdue = overdue and started - self._compared_at > SWEEP_S  # the header is left alone where nothing is pending
-        if handle.order.incomplete or (overdue and started >= self._no_sweep_before):
+        order, started = handle.order, handle.ops.monotonic()
+        if order.incomplete or (
+            order.swept_at is not None
+            and started >= self._no_sweep_before
+            and started - self._compared_at > SWEEP_S  # the header is left alone where nothing is pending
+            and abs(handle.ops.time() - order.swept_at) > SWEEP_S
+        ):
             self.name_stranded()
             self._no_sweep_before = started + 100 * self._sweep_s
 

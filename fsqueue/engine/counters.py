@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import threading
+from collections import defaultdict
+from threading import get_ident
 from typing import Literal, get_args
 
 Counted = Literal[
@@ -19,15 +20,14 @@ class Counters:
     """
 
     def __init__(self) -> None:
-        self._threads: dict[int, dict[Counted, float]] = {}
+        self._threads: dict[int, defaultdict[Counted, float]] = {}
 
     def add(self, what: Counted, number: float = 1) -> None:
         """Count so many."""
-        thread = threading.get_ident()
-        mine = self._threads.get(thread)
+        mine = self._threads.get(get_ident())
         if mine is None:
-            mine = self._threads.setdefault(thread, {})
-        mine[what] = mine.get(what, 0) + number
+            mine = self._threads.setdefault(get_ident(), defaultdict[Counted, float](int))
+        mine[what] += number
 
     def read(self) -> dict[Counted, float]:
         """Return the sums over all threads, also of those that have ended."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from fsqueue.disk.counting import NameCount
 from fsqueue.disk.fileops import FileOps, explained, is_callers
@@ -154,6 +154,15 @@ class Engine:
         self.pending = NameCount(layout.pending, names.parse_pending, moving)
         self.leased = NameCount(layout.leased, names.parse_leased, moving)
         self.opened_at = ops.monotonic()
+
+    def give_up(self, what: str, error: BaseException, leased: Iterable[Claim] = ()) -> NoReturn:
+        """Raise the error that has ended a call, told as by `reaching`, after what `after_interruption` does."""
+        try:
+            with reaching(what, self.handle.layout):
+                raise error
+        except BaseException as told:
+            self.after_interruption(told, leased)
+            raise
 
     def after_interruption(self, error: BaseException, leased: Iterable[Claim] = ()) -> None:
         """Clean up after a call of this thread that an exception ended, wherever it came: no lock stays held.

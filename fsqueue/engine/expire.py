@@ -16,6 +16,7 @@ record covers all of its leases. What a get's round looks at in vain is bounded;
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from math import inf
 from typing import NamedTuple
 
 from fsqueue.disk.directory import Directory
@@ -68,6 +69,7 @@ class Reclaimer:
         self._handle = handle
         self._limits = limits
         self._check_at: dict[Lease, float] = {}
+        self._first_check: float | None = None  # the first of them; None: to be found anew
         self._others = Others(handle)
         self._doubts = Doubts(handle.awake)
         self._departed = Departed(handle, self._others, handle.moves.owners_holding, self._round_now)
@@ -87,20 +89,23 @@ class Reclaimer:
 
     @property
     def _round_s(self) -> float:
-        timeout_s = self._timeout_s
-        return ROUND_S if timeout_s is None else min(ROUND_S, timeout_s / 10)
+        timeout_s = self._handle.layout.settings.lease_timeout_s
+        return ROUND_S if timeout_s is None or timeout_s > 10 * ROUND_S else timeout_s / 10
 
     def due(self, idle: bool) -> bool:
         """Return whether a round is due; that is sooner where idle, with nothing else to hand out."""
-        since_s = self._handle.ops.monotonic() - self._last_round_mono
-        if since_s >= (min(IDLE_ROUND_S, self._round_s) if idle else self._round_s):
+        now, round_s = self._handle.ops.monotonic(), self._round_s
+        if now - self._last_round_mono >= (min(IDLE_ROUND_S, round_s) if idle else round_s):
             return True
         if self._last_round is None:
             return True
-        now = self._tick()
-        return now >= min(self._check_at.values(), default=now + 1) or (
-            self._handle.clock.injected and now >= self._last_round + self._round_s
-        )
+        first = self._first_check
+        if first is None:
+            first = self._first_check = min(self._check_at.values(), default=inf)
+        if self._handle.clock.injected:
+            now = self._tick()
+            return now >= first or now >= self._last_round + round_s
+        return now >= first
 
     def idle_s(self, rounds: int) -> float:
         """Return for how many seconds a waiting get may go without a round, after so many idle ones.
@@ -109,7 +114,7 @@ class Reclaimer:
         """
         if self._handle.clock.injected:
             return self._round_s
-        first = min(self._check_at.values(), default=float("inf"))
+        first = min(self._check_at.values(), default=inf)
         return min(rounds * self._round_s, max(self._round_s, first - self._handle.ops.monotonic()))
 
     def round_if_due(self, idle: bool) -> int:
@@ -228,7 +233,9 @@ class Reclaimer:
     def _expired(self, leases: list[Lease], dead: set[str], started: float) -> list[Lease]:
         self._now = None
         self._doubts.keep({*leases, *(lease.owner for lease in leases)})
-        return [it for it in leases if _ends_with(it, dead) or self._given_up(it) or self._time_has_come(it, started)]
+        ended = [it for it in leases if _ends_with(it, dead) or self._given_up(it) or self._time_has_come(it, started)]
+        self._first_check = None
+        return ended
 
     def _given_up(self, lease: Lease) -> Claim | None:
         """Return this handle's claim on a lease that it has called lost, and that is there all the same.
@@ -273,6 +280,7 @@ class Reclaimer:
         try:
             despite_errors(reclaim, expired)
         finally:
+            self._first_check = None
             self._handle.order.append_soon(back)
             self._handle.counters.add("reclaimed", len(moved))
             self._tell(moved, how)

@@ -90,7 +90,8 @@ class Getter(Generic[R]):
         use = self._handle.begin_use()
         try:
             refs = self._get(max_refs, partition, Waiter(self._handle, timeout_s, self._pace, stop), leased)
-            self._handle.counters.add("leased", len(refs))
+            if refs:
+                self._handle.counters.add("leased", len(refs))
             return refs
         except BaseException as error:
             self._handle.strays.add(leased)
@@ -165,24 +166,25 @@ class Getter(Generic[R]):
                 break
             if not self._contents.fits_gets:
                 self._contents.agree_to_get(leased=True)
-            contents = self._handle.overlap.ahead(self._content, leased[seen:])
-            for index, content in enumerate(contents, seen):
+            taken = leased[seen:]
+            content = self._handle.overlap.ahead(self._content, taken)
+            for claim in taken:
                 known = len(leased)
                 try:
-                    ref = self._read(leased, index, content)
+                    ref = self._read(leased, claim, content)
                 except UnreadableRefError as error:
-                    unreadable[leased[index]] = error
+                    unreadable[claim] = error
                     continue
                 except (OSError, MemoryError) as error:
                     self._handle.strays.add(leased[known:])
-                    told = self._told(leased[index], error)
-                    if self._gave_up(leased[index], told):
+                    told = self._told(claim, error)
+                    if self._gave_up(claim, told):
                         continue
                     first = first or told
-                    self._handle.strays.add([leased[index]])
+                    self._handle.strays.add([claim])
                     continue
                 if ref is not None:
-                    leased[-1 if len(leased) > known else index].hand_out(ref)
+                    (leased[-1] if len(leased) > known else claim).hand_out(ref)
                     if partition is None or self._belongs(ref, partition):
                         refs.append(ref)
         if unreadable:
@@ -254,15 +256,16 @@ class Getter(Generic[R]):
 
     def _content(self, claim: Claim) -> bytes:
         """Read the file of a ref that this handle leases."""
-        data = self._handle.ops.read_file(self._handle.layout.leased.fd, claim.name)
-        claim.was_done |= tells_of_an_end(data)
+        layout = self._handle.layout
+        data = layout.ops.read_file(layout.leased.fd, claim.name)
+        if layout.remote:
+            claim.was_done |= tells_of_an_end(data)
         return data
 
-    def _read(self, leased: list[Claim], index: int, content: Callable[[], bytes]) -> R | None:
+    def _read(self, leased: list[Claim], claim: Claim, content: Callable[[Claim], bytes]) -> R | None:
         """Return the ref in a file that this handle leases; None where it is none, or the lease is gone already."""
-        claim = leased[index]
         try:
-            data = content()
+            data = content(claim)
             self._unread.note_success()
             ref = self._codec.decode(data)
             named = names.stem_of(id_of_ref(ref))

@@ -24,7 +24,8 @@ class Claim:
         name: the file's in leased/, which no other lease ever has.
         state: "held"; or how it ended: acked or buried, given back to pending/, or lost so that others may have it.
         is_new_here: this handle has claimed the file from its name in pending/, which its client forgot with that.
-        was_done: the ref may have been done before, so that this client may remember the file by a name in done/.
+        was_done: the ref may have been done before, so that this client may remember the file by a name in done/; not
+            told of a local disk, whose names are true.
         pending_since: the stamp that the file had before this lease, by the filesystem's clock; None where it was not
             asked for (`Handle.notes_ages`).
         taken_at: when the lease was taken, or the work on it last made progress, by monotonic; None while it waits for
@@ -34,23 +35,19 @@ class Claim:
         stamped_by: when it had; None while it does.
     """
 
-    __slots__ = (
-        "_handed_out", "is_new_here", "name", "pending_since", "stamped_at", "stamped_by", "state", "stem",
-        "taken_at", "waits", "was_done",
-    )  # fmt: skip
+    state: Literal["held"] | Ending = "held"
+    is_new_here = False
+    was_done = True
+    pending_since: float | None = None
+    taken_at: float | None = None
+    waits = False
+    stamped_at: float | None = None
+    stamped_by: float | None = None
+    _handed_out: weakref.ref[object] | None = None
 
     def __init__(self, stem: str, name: str) -> None:
         self.stem = stem
         self.name = name
-        self.state: Literal["held"] | Ending = "held"
-        self.is_new_here = False
-        self.was_done = True
-        self.pending_since: float | None = None
-        self.taken_at: float | None = None
-        self.waits = False
-        self.stamped_at: float | None = None
-        self.stamped_by: float | None = None
-        self._handed_out: weakref.ref[object] | None = None
 
     @property
     def holder(self) -> str:

@@ -43,9 +43,10 @@ class HoldLimit:
 
     def watch(self) -> None:
         """Begin to look, where there is a limit, or where nothing but the heartbeat would ever learn of one."""
+        if self._interval_s:
+            return
         handle = self._handle
-        wanted = handle.layout.settings.max_hold_s is not None or handle.presence.heartbeat_s is not None
-        if not self._interval_s and wanted:
+        if handle.layout.settings.max_hold_s is not None or handle.presence.heartbeat_s is not None:
             if self._key is None:
                 self._key = heartbeat.heartbeats.new_key()
             self._keep_pace()

@@ -104,8 +104,7 @@ class OrderFile:
             self._lease = OrderLease(ops, root)
 
     def _take_soon(self, to_take: bool = False) -> bool:
-        stuck = self._stuck_at is not None and self.ops.monotonic() < self._stuck_until
-        stuck = stuck and self.look() == self._stuck_at
+        stuck = self._stuck_at is not None and self._is_still_stuck()
         if self._take_if_room(0.0 if stuck else GET_PATIENCE_S, to_take):
             self._stuck_at = None
             return True
@@ -114,6 +113,9 @@ class OrderFile:
             if self._lease is not None:
                 self._lease.break_stale()
         return False
+
+    def _is_still_stuck(self) -> bool:
+        return self.ops.monotonic() < self._stuck_until and self.look() == self._stuck_at
 
     def _take_if_room(self, patience_s: float, to_take: bool = False) -> bool:
         """Do as `_take`; a full disk that has no room for the file that is to be locked counts as a lock not had."""
@@ -151,7 +153,8 @@ class OrderFile:
                 self._inside.discard(thread)
                 return False
             if self._lease is None and self._try_lock(0.0) and self.content.is_current(to_take):
-                self._pause_s = max(_FIRST_PAUSE_S, self._pause_s / 4)
+                if self._pause_s > _FIRST_PAUSE_S:
+                    self._pause_s = max(_FIRST_PAUSE_S, self._pause_s / 4)
                 return True
             if self._take_counting(patience_s):
                 return True
@@ -166,13 +169,14 @@ class OrderFile:
         if thread not in self._inside:
             return  # it was not had; or a signal handler that ran in the midst of the block has let go of it
         try:
-            content = self.content
+            content, locked_fd = self.content, self.content.locked_fd
             if not content.locked:
                 # NFS: without a lock on this very file, a kept descriptor would go on showing old content.
                 content.drop()
-            elif content.locked_fd >= 0:
-                content.close_second()
-                self.ops.unlock(content.locked_fd)
+            elif locked_fd >= 0:
+                if content.fd != locked_fd:
+                    content.close_second()
+                self.ops.unlock(locked_fd)
             if self._lease is not None:
                 self._lease.release()
         except BaseException:

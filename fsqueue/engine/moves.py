@@ -125,19 +125,21 @@ class Moves:
 
     def write_new(self, contents: list[bytes]) -> list[str]:
         """Write files into tmp/ and make them durable; returns their names. On an error none is left."""
-        named = [(next(self._tmp_names), data) for data in contents]
+        found = list(itertools.islice(self._tmp_names, len(contents)))
+        named = list(zip(found, contents, strict=True))
         try:
             if self._layout.remote:
-                for written in self._overlap.ahead(self._write_one, named):
-                    written()
+                write = self._overlap.ahead(self._write_one, named)
+                for each in named:
+                    write(each)
             else:
                 syncs = self._overlap.syncs if self._durable else None
                 write_together(self._ops, self._layout.tmp, named, syncs)
         except BaseException as error:
-            silently_remove(self._ops, self._layout.tmp.fd, [name for name, _ in named])
+            silently_remove(self._ops, self._layout.tmp.fd, found)
             located(error, self._layout.tmp)
             raise
-        return [name for name, _ in named]
+        return found
 
     def _write_one(self, named: tuple[str, bytes]) -> None:
         write_file(self._ops, self._layout.tmp.fd, *named, self._durable)
@@ -227,13 +229,13 @@ class Moves:
 
     def claim_stamped(self, claim: Claim) -> bool:
         """Make the second step: pending/ -> leased/@me."""
-        leased = self._layout.leased
+        layout, move = self._layout, self._renames.to_fresh
         place = self._returned.pop(claim.stem, None) if self._returned else None
-        if place and self._renames.to_fresh(*place, leased, claim.name):
+        if place and move(*place, layout.leased, claim.name):
             return True
-        claim.is_new_here = self._renames.to_fresh(self._layout.pending, names.ref_file(claim.stem), leased, claim.name)
-        claim.was_done = not claim.is_new_here
-        return claim.is_new_here
+        moved = move(layout.pending, names.ref_file(claim.stem), layout.leased, claim.name)
+        claim.is_new_here, claim.was_done = moved, not moved
+        return moved
 
     def take_over(self, lease: names.Lease, claim: Claim) -> bool:
         """Move leased/@other -> leased/@me: whatever the former owner does next finds the name gone.
@@ -279,7 +281,7 @@ class Moves:
     def move_to_done(self, source: Directory, name: str, done_name: str, claim: Claim | None = None) -> bool:
         """Move a file to done/ from anywhere, also from another name in there."""
         done = self._layout.done
-        stamped, was_done = (self._stamped(claim), claim.was_done) if claim else (None, True)
+        stamped, was_done = (partial(self._stamped, claim), claim.was_done) if claim else (None, True)
         result = self._renames.to_known(source, name, done, done_name, doubted=was_done, stamped=stamped)
         if result == "undone":
             aside = packed.aside_file(done_name, f"{int(self._ops.random() * 2**48):012x}", original=True)
@@ -290,8 +292,9 @@ class Moves:
         """Move leased/@me -> pending/."""
         leased, name = self._layout.leased, names.ref_file(claim.stem)
         result = self._renames.to_known(
-            leased, claim.name, self._layout.pending, name, doubted=not claim.is_new_here, stamped=self._stamped(claim)
-        )
+            leased, claim.name, self._layout.pending, name, doubted=not claim.is_new_here,
+            stamped=partial(self._stamped, claim),
+        )  # fmt: skip
         if result != "undone":
             return result == "done"
         # CRASH: before this an ordinary lease, which expires.
@@ -323,7 +326,7 @@ class Moves:
         """Move leased/@me -> failed/."""
         leased, failed = self._layout.leased, self._layout.failed
         try:
-            stamped = self._stamped(claim)
+            stamped = partial(self._stamped, claim)
             result = self._renames.to_known(leased, claim.name, failed, names.ref_file(claim.stem), stamped=stamped)
         except OSError as error:
             if error.errno not in NO_SUCH_REPLACEMENT:

@@ -13,6 +13,7 @@ nobody can use the file, they find an empty order and write nothing.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
@@ -27,6 +28,7 @@ COMPACT_BYTES = 1 << 16
 _SCAN_CHUNK_BYTES = 1 << 16
 _SCAN_LIMIT_BYTES = 1 << 21
 _LINE_GUESS_BYTES = 48
+_AHEAD_BYTES = 1 << 12
 DEAD = ord("#")
 
 
@@ -86,6 +88,10 @@ class Order:
         self.incomplete = False
         self.unwritable = False  # the filesystem has refused the latest write
         self._unwritten: Header | None = None  # where this handle stands in an order that it could not write
+        self._left = Header()  # the header as this handle's last take left it, and its bytes
+        self._encoded: bytes | None = None
+        self._ahead: deque[bytes] = deque()  # the lines from its cursor on that were read already, and where they end
+        self._ahead_end = 0
 
     def may_name_some(self) -> bool:
         """Guess whether it is worth taking the lock for: without the lock, on NFS from the cache."""
@@ -103,8 +109,8 @@ class Order:
     def header_locked(self) -> Header:
         """Return the header; replace a damaged one by that of an empty order."""
         try:
-            head = self._file.head or self._ops.pread(self._file.fd, HEADER_BYTES, 0)
-            header = Header.decode(head[:HEADER_BYTES])
+            head = (self._file.head or self._ops.pread(self._file.fd, HEADER_BYTES, 0))[:HEADER_BYTES]
+            header = self._left if head == self._encoded else Header.decode(head)
         except OSError as error:
             self._fail(error)
             header = None
@@ -140,24 +146,35 @@ class Order:
                 self.incomplete = True
 
     def take_locked(self, count: int) -> list[str]:
-        """Hand out the next count stems and move the cursor past them; fewer where the order ends."""
-        header = self.header_locked()
+        """Hand out the next count stems and move the cursor past them; fewer where the order ends.
+
+        Where the header is as this handle's last take left it, nobody has taken a place since: so the lines are next
+        that were read then and not handed out, and it pays to read some more.
+        """
+        header, size = self.header_locked(), self._file.size
         cursor, dead = header.cursor, header.dead
+        lines, end = self._ahead, self._ahead_end
+        self._ahead, self._ahead_end = deque(), 0
+        alone = header is self._left and end <= size
+        if not alone:
+            lines = deque()
         stems: list[str] = []
-        while len(stems) < count and cursor < self._file.size:
-            lines = self._lines(cursor, 128 + (count - len(stems)) * _LINE_GUESS_BYTES)
+        while len(stems) < count and cursor < size:
             if not lines:
-                break
-            for line in lines:
-                cursor += len(line)
-                if line[0] == DEAD:
-                    dead -= len(line)
-                elif line != b"\n" and (stem := _stem(line)) is not None:
-                    stems.append(stem)
-                    if len(stems) == count:
-                        break
-        after = Header(min(cursor, self._file.size), max(dead, 0), header.epoch, header.swept_at)
-        self._advance_locked(after, header)
+                wanted = 128 + (count - len(stems)) * _LINE_GUESS_BYTES
+                lines.extend(self._lines(cursor, max(wanted, _AHEAD_BYTES) if alone else wanted))
+                end = cursor + sum(map(len, lines))
+                if not lines:
+                    break
+            line = lines.popleft()
+            cursor += len(line)
+            if line[0] == DEAD:
+                dead -= len(line)
+            elif line != b"\n" and (stem := _stem(line)) is not None:
+                stems.append(stem)
+        after = Header(min(cursor, size), max(dead, 0), header.epoch, header.swept_at)
+        if self._advance_locked(after, header) and alone:
+            self._ahead, self._ahead_end = lines, end
         return stems
 
     def take_partition_locked(
@@ -173,7 +190,7 @@ class Order:
         Returns:
             The stems, where to go on the next time, and whether the scan reached the order's end.
         """
-        header = self.header_locked()
+        header, self._ahead = self.header_locked(), deque()
         offset = header.cursor
         if scan is not None and scan.epoch == header.epoch and scan.offset <= self._file.size:
             offset = max(offset, scan.offset)
@@ -238,17 +255,25 @@ class Order:
             dead -= len(line) if line[0] == DEAD else 0
         return header._replace(cursor=min(cursor, self._file.size), dead=max(dead, 0))
 
-    def _advance_locked(self, header: Header, before: Header) -> None:
-        """Write the header back, and drop the lines that were handed out once they are most of the file."""
+    def _advance_locked(self, header: Header, before: Header) -> bool:
+        """Write the header back, and drop the lines that were handed out once they are most of the file.
+
+        Return whether it was written, and offsets mean what they meant before.
+        """
         consumed = header.cursor - HEADER_BYTES + header.dead
         if consumed > COMPACT_BYTES and consumed > self._file.size - HEADER_BYTES - consumed:
             rest = self._read(self._file.size - header.cursor, header.cursor)
             if header.dead:
                 rest = b"".join(line for line in rest.splitlines(keepends=True) if line[0] != DEAD)
             written = self._rewrite_locked(Header(epoch=self._new_epoch(), swept_at=header.swept_at), rest)
-        else:
-            written = header == before or self._write(header.encode(), 0)
+            self._unwritten = None if written else header
+            return False
+        encoded = header.encode()
+        written = header == before or self._write(encoded, 0)
         self._unwritten = None if written else header
+        if written:
+            self._left, self._encoded = header, encoded
+        return written
 
     def _rewrite_locked(self, header: Header, lines: bytes) -> bool:
         """Write all of the file.
@@ -267,16 +292,17 @@ class Order:
 
     def _write(self, data: bytes, offset: int) -> bool:
         """Write into the order, if the filesystem lets it: a full disk costs the hint and nothing else."""
-        self._file.head = b""
-        self._file.is_written = True
+        file = self._file
+        file.head, file.is_written = b"", True
         try:
-            self._ops.pwrite_all(self._file.fd, data, offset)
-            self.unwritable = False
+            self._ops.pwrite_all(file.fd, data, offset)
         except OSError as error:
             self.unwritable = self.incomplete = True
             if error.errno in UNREADABLE:
-                self._file.fail(error)
-        return not self.unwritable
+                file.fail(error)
+            return False
+        self.unwritable = False
+        return True
 
     def _read(self, count: int, offset: int) -> bytes:
         try:

@@ -89,15 +89,16 @@ class OrderContent:
         NFS: the name may be a remembered one and its size with it; the descriptor's are fresh under the lock.
         """
         try:
+            if not self._remote:
+                status = self._ops.stat(ORDER, dir_fd=self._root.fd, follow_symlinks=False)
+                self.size = status.st_size
+                return status.st_ino == self._inode
             if self.doubted:
                 return self._freshen()
             self.head = b""
             if to_take and self._ops.uncached and self._reads_whole():
                 return True
-            if self._remote:
-                status = self._ops.fstat(self.fd)
-            else:
-                status = self._ops.stat(ORDER, dir_fd=self._root.fd, follow_symlinks=False)
+            status = self._ops.fstat(self.fd)
         except OSError as error:
             self.fail(error)
             return False

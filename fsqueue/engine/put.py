@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fsqueue.disk.fileops import silently_remove
 from fsqueue.engine.casing import Casing
 from fsqueue.engine.handle import Handle
@@ -48,7 +50,8 @@ class Putter:
             # Also where all refs were there already: the put of them may have died before its own sync.
             handle.layout.pending.sync()
             handle.layout.leased.sync()
-        handle.counters.add("skipped", given - published)
+        if published != given:
+            handle.counters.add("skipped", given - published)
         return published
 
     def _write_and_publish(self, contents: dict[str, bytes]) -> int:
@@ -73,17 +76,16 @@ class Putter:
         hold_s = _REMOTE_HOLD_S if handle.layout.remote else _HOLD_S
         stems = list(waiting)
         size, done = _FIRST_PIECE, 0
-        while done < len(stems):
-            if done:
-                handle.ops.sleep(_PAUSE_S)
+        while True:
             with handle.order_file.surely:
                 started = handle.ops.monotonic()
                 taken = self._publish_locked(stems[done : done + size], waiting, written_at, started + hold_s)
             done += taken
             if done == len(stems):
-                break
+                return
             took_s = handle.ops.monotonic() - started
             size = max(_LEAST_PIECE, min(int(taken * hold_s / max(took_s, 1e-6)), 2 * size))
+            handle.ops.sleep(_PAUSE_S)
 
     def _publish_locked(self, stems: list[str], waiting: dict[str, str], written_at: float, until: float) -> int:
         """Rename new refs into pending/ and name them in the order; return how many of the stems were seen to."""
@@ -95,8 +97,8 @@ class Putter:
         known = self.known(stems)
         published: list[str] = []
         seen = 0
+        publish, forget, monotonic = handle.moves.publish, handle.held.forget, handle.ops.monotonic
         try:
-            publish, forget, monotonic = handle.moves.publish, handle.held.forget, handle.ops.monotonic
             for seen, stem in enumerate(stems, 1):
                 if stem not in known:
                     publish(waiting[stem], stem, written_at)
@@ -121,28 +123,32 @@ class Putter:
         On a shared mount, where one more look costs round trips, leased/ comes last, once: a ref that comes back to
         pending/ after the look there is replaced, and so there once all the same.
         """
-        looks = [self._leased, self._pending, self._leased]
+        looks: tuple[Callable[[list[str]], set[str]], ...]
         if self._handle.layout.remote:
-            looks = [self._pending, self._leased]
+            looks = self._pending, self._leased
         elif len(stems) <= _FEW or len(stems) * _NAMES_A_STAT < self._leased_names:
-            looks = [self._pending, self._leased, self._pending]
-        known: set[str] = set()
-        for look in looks:
+            looks = self._pending, self._leased, self._pending
+        else:
+            looks = self._leased, self._pending, self._leased
+        known = looks[0](stems)
+        for look in looks[1:]:
             missing = [stem for stem in stems if stem not in known] if known else stems
-            if not missing:
-                break
-            known |= look(missing)
+            if missing:
+                known |= look(missing)
         return known
 
     def _pending(self, stems: list[str]) -> set[str]:
         handle = self._handle
         pending, is_there = handle.layout.pending, handle.ops.is_there
+        if not handle.layout.remote and handle.overlap.in_turn:
+            fd = pending.fd
+            return {stem for stem in stems if is_there(fd, stem + names.SUFFIX)}
         if self._listing_is_cheaper(stems):
             present = set(pending.listing())
             return {stem for stem in stems if stem + names.SUFFIX in present}
         handle.layout.refresh_pending()
-        looks = handle.overlap.ahead(lambda stem: is_there(pending.fd, stem + names.SUFFIX), stems)
-        found = {stem for stem, is_pending in zip(stems, looks, strict=True) if is_pending()}
+        is_pending = handle.overlap.ahead(lambda stem: is_there(pending.fd, stem + names.SUFFIX), stems)
+        found = set(filter(is_pending, stems))
         if found and handle.layout.remote and not handle.layout.filesystem.opening_asks:
             found.intersection_update(map(names.parse_pending, pending.listing()))  # else a name may be remembered only
         return found

@@ -55,14 +55,14 @@ class Renames:
         new_name: str,
         *,
         doubted: bool = True,
-        stamped: Stamped | None = None,
+        stamped: Callable[[], Stamped | None] | None = None,
     ) -> Result:
         """Rename to a name that this client may have known for the same file.
 
         Args:
             doubted: false where this client has moved the file away from that name itself, so that it remembers none.
                 Opening the directories is saved then.
-            stamped: tells the file from others that have had the new name.
+            stamped: returns what tells the file from others that have had the new name.
         """
         ops, started = self._ops, self._ops.monotonic()
         if doubted and self._opening_asks and self._remote:
@@ -71,7 +71,7 @@ class Renames:
         try:
             ops.rename(name, new_name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
         except OSError as error:
-            arrived = self._arrival(target, new_name, started, stamped)
+            arrived = self._arrival(target, new_name, started, stamped() if stamped else None)
             if not self._was_made(error, source, name, target, new_name, arrived):
                 return "lost"
         if self._remote and not self._opening_asks and self._is_there(source, name):

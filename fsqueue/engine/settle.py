@@ -47,18 +47,25 @@ class Settler:
         lost: dict[str, None] = {}
         late: dict[str, set[str]] = {}
         strangers: dict[str, None] = {}
+        acked = 0
         if handle.strays:
             self._recover_strays()
 
+        held, move, leased, keep = handle.held, handle.moves.finish, layout.leased, self._keep_done
+
         def finish(target: Target) -> None:
+            nonlocal acked
             stem, ref = target
-            claim = handle.held.find(stem, ref)
+            claim = held.find(stem, ref)
             if claim is None:
                 strangers[stem] = None
                 return
             if claim.state == "held":
-                done = self._finish_claim(claim, step)
-                handle.held.end(claim, "settled" if done else "lost")
+                done = move(leased, claim.name, stem, step, keep, claim)
+                acked += done
+                held.end(claim, "settled" if done else "lost")
+                if done:
+                    return
             if claim.state == "lost":
                 lost[stem] = None
             if claim.state != "settled":
@@ -67,13 +74,15 @@ class Settler:
         try:
             despite_errors(finish, targets)
         finally:
+            if acked:
+                handle.counters.add("acked", acked)
             if late:
                 self._ack_late(late, step)
             if strangers:
                 self._ack_by_id(list(strangers), step)
         if self._handle.durable and targets:
             self._sync(*([layout.done] if self._keep_done else []), layout.leased, layout.pending)
-        return self._told(lost)
+        return self._told(lost) if lost else []
 
     def _recover_strays(self) -> None:
         """Give strays back: among them may be a ref that an earlier call was about to end.
@@ -119,16 +128,11 @@ class Settler:
                 handle.strays.add([claim])
                 raise
 
-    def _finish_claim(self, claim: Claim, step: int | None) -> bool:
-        leased = self._handle.layout.leased
-        done = self._handle.moves.finish(leased, claim.name, claim.stem, step, self._keep_done, claim)
-        if done:
-            self._handle.counters.add("acked")
-        return done
-
-    def _finish_again(self, claim: Claim, step: int | None) -> bool:
+    def _finish_again(self, claim: Claim, step: int | None) -> None:
         claim.was_done = True  # it may have been, in an earlier life that this handle knows nothing of
-        return self._finish_claim(claim, step)
+        moves, leased = self._handle.moves, self._handle.layout.leased
+        if moves.finish(leased, claim.name, claim.stem, step, self._keep_done, claim):
+            self._handle.counters.add("acked")
 
     def _ack_by_id(self, stems: list[str], step: int | None) -> None:
         """Finish refs wherever they are live: leased by whomever, or pending after a lease that ended."""

@@ -48,6 +48,19 @@ def test_a_quick_run(tmp_path: Path, durability: str) -> None:
     assert all(verdict["clean"] and verdict["put"] == verdict["delivered"] for verdict in found["verified"])
 
 
+def test_a_quick_run_beside_another_build(tmp_path: Path) -> None:
+    """Two builds, here one and the same, do every case; nothing is lost, and the ratios are there."""
+    result = tmp_path / "result.json"
+    options = ("--quick", "--no-durable", "--batch", "1,8", "--procs", "1,2", "--json", str(result))
+    done = run("builds.py", "--dir", str(tmp_path / "scratch"), "--than", sys.executable, *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nothing lost or doubled" in done.stdout
+    assert list((tmp_path / "scratch").iterdir()) == []
+    rows = json.loads(result.read_text())["results"]
+    assert [(row["processes"], row["batch"]) for row in rows] == [(1, 1), (1, 8), (2, 1), (2, 8)]
+    assert all(row["times"] > 0 for row in rows)
+
+
 @pytest.mark.parametrize("bad", ["0", "x", "1,,2"])
 def test_bad_numbers_are_usage_errors(tmp_path: Path, bad: str) -> None:
     """A list of numbers that is none is refused before anything is written."""

@@ -409,3 +409,33 @@ def test_a_full_disk_under_the_order_costs_no_call(path: Path) -> None:
     (path / "s00010.json").rename(path / "pending" / "s00010.json")
     rest = drain(queue)
     assert sorted(ids(first[2:]) + rest) == sorted([*ids(numbered(30)), "later"])
+
+
+def test_what_a_handle_has_read_ahead_counts_for_it_alone(path: Path) -> None:
+    """Handles that take places in turn, each after a few of its own, get every ref once and in order.
+
+    So does one whose order was put anew while it had some of the former one's lines.
+    """
+    todo = numbered(60)
+    with FileSampleRefQueue(path, durable=False) as first, FileSampleRefQueue(path, durable=False) as second:
+        first.put(todo)
+        taken = [ref for handle in (first, second, first, second) for _ in range(5) for ref in handle.get(2)]
+        assert taken == todo[:40]
+        (path / "order.lock").unlink()
+        second.put(numbered(3, "late"))
+        left = ids(first.get(3)) + ids(first.get(20) + second.get(5))
+        assert left == [*ids(numbered(3, "late")), *ids(todo[40:])]
+    assert_clean(path)
+
+
+def test_a_lone_consumer_reads_its_lines_once_for_many_gets(path: Path) -> None:
+    """A get of one that follows a get of the same handle reads the header and no lines, until those it has are used."""
+    tap = Tap()
+    queue = open_tapped(tap, path, durable=False)
+    queue.put(numbered(50))
+    queue.get(1)
+    queue.get(1)
+    tap.counts.clear()
+    assert ids(queue.get(1)) == ids(numbered(50)[2:3])
+    assert tap.counts["pread"] == 1
+    queue.close()
