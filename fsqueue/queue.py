@@ -382,7 +382,7 @@ class FileSampleRefQueue(Generic[R]):
         if opened.watermark is None:
             from fsqueue.stream.watermark import Watermark  # imported where needed, as below: few processes need all
 
-            opened.watermark = Watermark(self.ops, self.path, stream, opened.engine.pending.count)
+            opened.watermark = Watermark(opened.engine.handle, self.path, stream, opened.engine.pending.count)
         with self._reaching("putting refs into"):
             opened.watermark.wait(batch, high, low, high_bytes, timeout_s)
         return self.put(batch)

@@ -118,8 +118,12 @@ _KNOWN: dict[str, Filesystem] = {
         ),
     ),
     **{kind: _Shared(title, shares_locks=True) for kind, title in (("gfs2", "GFS2"), ("ocfs2", "OCFS2"))},
-    "9p": _Shared("9p", lists_afresh=False, remark="what a guest caches (cache=) and locks is up to its mount's options"),
-    "virtiofs": _Shared("virtiofs", lists_afresh=False, remark="what a guest caches and locks is up to the options of virtiofsd"),
+    "9p": _Shared(
+        "9p", lists_afresh=False, remark="what a guest caches (cache=) and locks is up to its mount's options"
+    ),
+    "virtiofs": _Shared(
+        "virtiofs", lists_afresh=False, remark="what a guest caches and locks is up to the options of virtiofsd"
+    ),
     "fuse.glusterfs": _Shared(
         "GlusterFS", shares_locks=True, rename_stamps=True, step_s=0.01, stale_s=1.0,
         remark="files are stamped by the clients' clocks: keep them in step (NTP), well within the lease timeout",
@@ -127,7 +131,8 @@ _KNOWN: dict[str, Filesystem] = {
     "fuse.juicefs": _Shared("JuiceFS", shares_locks=True, rename_stamps=True, step_s=0.01, stale_s=1.0),
     "fuse.mfs": _Shared("MooseFS", shares_locks=True, rename_stamps=True, stale_s=1.0),
     "fuse.seaweedfs": Filesystem(
-        "SeaweedFS", shares_locks=False, lists_afresh=True, directory_times=True, step_s=0.01, stale_s=1.0, creates_once=False,
+        "SeaweedFS", shares_locks=False, lists_afresh=True, directory_times=True, step_s=0.01, stale_s=1.0,
+        creates_once=False,
         remark="O_EXCL and links have two winners: lock='lease' orders nobody there",
     ),
     "fuse.sshfs": _Shared(

@@ -115,7 +115,7 @@ class Reclaimer:
         if self._handle.clock.injected:
             return self._round_s
         first = min(self._check_at.values(), default=float("inf"))
-        longest_s = rounds * self._round_s if self._timeout_s is None else min(rounds * self._round_s, self._timeout_s / 2)
+        longest_s = min(rounds * self._round_s, (self._timeout_s or float("inf")) / 2)
         return min(longest_s, max(self._round_s, first - self._handle.ops.monotonic()))
 
     def misses_a_neighbour(self) -> bool:

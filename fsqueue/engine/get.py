@@ -70,7 +70,7 @@ class Getter(Generic[R]):
         self._unread = Unread(handle.ops.monotonic, attempts)
         self._claimer = Claimer(handle)
         self._ended_in: dict[str, int] = {}
-        self._pace = pace_of(handle, reclaimer)
+        self.pace = pace_of(handle, reclaimer)
 
     def get(
         self,
@@ -89,7 +89,7 @@ class Getter(Generic[R]):
             self._contents.agree_to_get()
         use = self._handle.begin_use()
         try:
-            refs = self._get(max_refs, partition, self._pace.waiter(timeout_s, stop), leased)
+            refs = self._get(max_refs, partition, self.pace.waiter(timeout_s, stop), leased)
             self._handle.counters.add("leased", len(refs))
             return refs
         except BaseException as error:
@@ -112,7 +112,7 @@ class Getter(Generic[R]):
             else:
                 refs = []
             if refs:
-                self._pace.restart()
+                self.pace.restart()
             paused = self._handle.pause.found is not None
             others = partition and look.takes and not paused and self._claimer.anything_pending()
             if refs or waiter.expired() or others:

@@ -59,6 +59,7 @@ class Lookout:
         self._order: tuple[int, int] | None = None
         self._by_order = not handle.layout.filesystem.lists_afresh
         self._swept_at = -inf
+        self._is_blind = False  # the last look has failed
 
     def waiter(self, timeout_s: float | None, stop: StopEvent | None) -> Waiting:
         return _SharedWaiter(self._handle, timeout_s, self, stop)
@@ -72,6 +73,14 @@ class Lookout:
     def is_fresh(self) -> bool:
         """True where no get has waited since one came back with refs."""
         return not self._waited_s
+
+    @property
+    def is_first_look(self) -> bool:
+        """True before a handle's first look, where one is enough to know that nothing is pending.
+
+        So a thousand handles that are opened at once, and find nothing, do not queue for the lock.
+        """
+        return self.looked_at == -inf and not self._by_order
 
     @property
     def pause_s(self) -> float:
@@ -112,8 +121,9 @@ class Lookout:
         try:
             found = self._handle.layout.pending.some_names(_NAMES_A_LOOK)
         except OSError:
-            self.full_at = self.looked_at
+            self.full_at, self._swept_at, self._is_blind = self.looked_at, -inf, True
             return
+        self._is_blind = False
         self.shown = frozenset(name for name in found if names.parse_pending(name) is not None)
         if self._by_order:
             self._order = self._handle.order_file.peek()
@@ -125,7 +135,8 @@ class Lookout:
         """Return the full look that is to be made now; what shows after it shows anew."""
         shown, self.shown, now = self.shown, frozenset[str](), self._handle.ops.monotonic()
         self.full_at = self.unnamed_at = inf
-        if not shown and not (self._by_order and now - self._swept_at >= SWEEP_S):
+        doubted = self._by_order or self._is_blind
+        if not shown and not (doubted and now - self._swept_at >= SWEEP_S):
             return Look.LEASES
         self._swept_at = now
         return Look.ALL
@@ -142,9 +153,11 @@ class _SharedWaiter(Waiting):
     def first(self) -> Look:
         """Return what to look at: no more than while waiting, where the get before has waited in vain."""
         lookout = self._lookout
-        if self._deadline is None or lookout.is_fresh or self._handle.strays:
+        if self._deadline is None or self._handle.strays or (lookout.is_fresh and not lookout.is_first_look):
             lookout.full_at = lookout.unnamed_at = inf
             return Look.ALL
+        if lookout.is_first_look:
+            lookout.full_at = self._ops.monotonic()
         return Look.NOTHING if lookout.has_just_looked() else self._look()
 
     def wait(self) -> Look:

@@ -17,6 +17,7 @@ _FIRST_PAUSE_S = 0.0002
 _GROWTH = 1.2
 _MOST_ROUNDS = 5
 _SLICE_S = 0.1
+_LEAST_S = 1e-6  # less may be nothing, by a clock that counts from 1970
 _LOOK_S = 1.0
 _LONGEST_LOOK_S = 10.0
 
@@ -76,7 +77,7 @@ def sleep_until(handle: Handle, at: float, ends: Callable[[], bool]) -> None:
     """
     slice_s = min(_SLICE_S, handle.awake.gap_s / 2)
     while not ends() and (left_s := at - handle.ops.monotonic()) > 0:
-        handle.ops.sleep(min(left_s, slice_s))
+        handle.ops.sleep(max(_LEAST_S, min(left_s, slice_s)))
         handle.awake.tick()
 
 
