@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from fsqueue.engine.holding import begin, wait_since
 from fsqueue.engine.renewing import LeasingQueue, Renewer
-from fsqueue.engine.waiting import StopEvent
+from fsqueue.engine.waiting import StopEvent, patience_s
 from fsqueue.errors import InvalidArgumentError
 from fsqueue.log import logger
 from fsqueue.records import id_of_ref
@@ -30,7 +30,6 @@ R = TypeVar("R")
 OnError = Literal["fail", "raise"]
 EndedBy = Literal["stop", "sigterm", "drained", "idle"]
 
-_LOOK_S = 1.0
 _TRACE_FRAMES = 12
 
 
@@ -182,14 +181,16 @@ class WorkLoop(Generic[R]):
     def _fetch(self) -> bool:
         """Lease a batch into `_refs`, where an exception between two lines finds it; False where the loop ends."""
         ops, began, paused = self.queue.ops, self.queue.ops.monotonic(), False
+        waits_since = began
         while True:
             if self.is_set():
                 self.ended_by = "sigterm" if self._terminated else "stop"
                 return False
             if self._refs:
                 return True
-            left_s = _LOOK_S if self._idle_s is None or paused else began + self._idle_s - ops.monotonic()
-            self._refs += self.queue.get(self._batch, min(_LOOK_S, max(0.0, left_s)), stop_event=self)
+            look_s = patience_s(self.queue.handle, ops.monotonic() - waits_since)
+            left_s = look_s if self._idle_s is None or paused else began + self._idle_s - ops.monotonic()
+            self._refs += self.queue.get(self._batch, min(look_s, max(0.0, left_s)), stop_event=self)
             if self._refs or self.is_set():
                 continue
             if paused := self.queue.handle.pause.found is not None:

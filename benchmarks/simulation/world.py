@@ -6,6 +6,7 @@ goes on. So a run depends on its plan alone.
 
 from __future__ import annotations
 
+import heapq
 import random
 import threading
 from collections.abc import Callable
@@ -40,7 +41,6 @@ class Actor:
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self.wakes_at = START_S
         self.gate = threading.Lock()
         self.gate.acquire()
 
@@ -67,19 +67,19 @@ class World:
         self.machines: list[Machine] = []
         self._inside: set[OpenFile] = set()
         self._main = Actor(-1)
-        self._actors = [self._main]
+        self._due: list[tuple[float, int, Actor]] = []  # the actors that sleep, in the order in which they wake
         self._running = self._main
 
     def wait(self, seconds: float) -> None:
         """The running actor sleeps; others run meanwhile."""
         me = self._running
-        me.wakes_at = self.now + seconds
+        heapq.heappush(self._due, (self.now + seconds, me.index, me))
         self._hand_on(me)
 
     def _hand_on(self, me: Actor | None) -> None:
-        following = min(self._actors, key=lambda actor: (actor.wakes_at, actor.index))
-        if following.wakes_at < inf:
-            self.now = max(self.now, following.wakes_at)
+        wakes_at, _, following = heapq.heappop(self._due)
+        if wakes_at < inf:
+            self.now = max(self.now, wakes_at)
         if following is me:
             return
         self._running = following
@@ -90,14 +90,11 @@ class World:
     def run(self, works: list[Callable[[], None]]) -> None:
         """Run these side by side, each as an actor; returns when all have ended."""
         actors = [Actor(index) for index in range(len(works))]
-        for actor in actors:
-            actor.wakes_at = self.now
         threads = [
             threading.Thread(target=self._act, args=(actor, work), daemon=True)
             for actor, work in zip(actors, works, strict=True)
         ]
-        self._actors = [*actors, self._main]
-        self._main.wakes_at = inf
+        self._due = [*((self.now, actor.index, actor) for actor in actors), (inf, self._main.index, self._main)]
         for thread in threads:
             thread.start()
         self._hand_on(self._main)
@@ -111,7 +108,6 @@ class World:
         except BaseException as error:
             self.failures.append(error)
         finally:
-            self._actors.remove(actor)
             self._hand_on(None)
 
     def pause_inside(self, process: Process) -> None:
@@ -207,14 +203,15 @@ class Machine:
             result = call(*args, **kwargs)
         except OSError as error:
             self._traced(name, args, kwargs, error)
-            self._took()
+            self._took(name, args, kwargs, error)
             raise
         self._traced(name, args, kwargs, result)
         self._lock_refused = name == "lock" and not result
-        self._took()
+        self._took(name, args, kwargs, result)
         return result
 
-    def _took(self) -> None:
+    def _took(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: object) -> None:
+        """Spend the time that a call took."""
         hang_s, self.process.hang_s = self.process.hang_s, 0.0
         latency_s = self._world.rules.latency_s
         if hang_s or self._rng.random() < 0.4:

@@ -15,7 +15,7 @@ from fsqueue.aio.threads import Threads
 from fsqueue.consume import OnError, require_on_error
 from fsqueue.disk.counting import Counts
 from fsqueue.engine import arguments
-from fsqueue.engine.waiting import StopEvent
+from fsqueue.engine.waiting import StopEvent, patience_s
 from fsqueue.records import Put
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 _WAITING_THREADS = 64
-_LOOK_S = 1.0
 
 
 class AsyncSampleRefQueue(Generic[R]):
@@ -151,12 +150,15 @@ class AsyncSampleRefQueue(Generic[R]):
         """Yield batches until there is a reason to end."""
         clock = asyncio.get_running_loop().time
         since, paused = clock(), False
+        waits_since = since
         while stop_event is None or not stop_event.is_set():
-            left_s = _LOOK_S if idle_s is None or paused else since + idle_s - clock()
-            refs = await self.get(size, min(_LOOK_S, max(0.0, left_s)))
+            look_s = patience_s(self.queue.handle, clock() - waits_since)
+            left_s = look_s if idle_s is None or paused else since + idle_s - clock()
+            refs = await self._threads.get(size, min(look_s, max(0.0, left_s)), stop_event=stop_event)
             paused = not refs and self.queue.handle.pause.found is not None
             if refs:
                 yield refs
+                waits_since = clock()
             if refs or paused:
                 since = clock()
             elif left_s <= 0.0 or await self.drained():

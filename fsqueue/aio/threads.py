@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from fsqueue.engine.waiting import AnyOf, StopEvent
 from fsqueue.errors import QueueClosedError
 
 if TYPE_CHECKING:
@@ -60,9 +61,15 @@ class Threads(Generic[R]):
             raise QueueClosedError(self.queue.path)
         return threads.submit(work)
 
-    async def get(self, max_refs: int, timeout_s: float | None, partition: Partition | None) -> list[R]:
+    async def get(
+        self,
+        max_refs: int,
+        timeout_s: float | None,
+        partition: Partition | None = None,
+        stop_event: StopEvent | None = None,
+    ) -> list[R]:
         """Lease refs; a get that is cancelled leases nothing."""
-        get = _Get(self.queue)
+        get = _Get(self.queue, stop_event)
         future = self._submit(self._waiters, lambda: get.run(max_refs, timeout_s, partition))
         self._gets[get] = future
         future.add_done_callback(lambda _: self._gets.pop(get, None))
@@ -103,14 +110,15 @@ class _Get(Generic[R]):
     refs back, or the task gets them, to do so.
     """
 
-    def __init__(self, queue: FileSampleRefQueue[R]) -> None:
+    def __init__(self, queue: FileSampleRefQueue[R], stop_event: StopEvent | None) -> None:
         self.stop = threading.Event()
+        self._stops = AnyOf(self.stop, stop_event)
         self._queue = queue
         self._lock = threading.Lock()
         self._returned: list[R] = []
 
     def run(self, max_refs: int, timeout_s: float | None, partition: Partition | None) -> list[R]:
-        refs = self._queue.get(max_refs, timeout_s, partition=partition, stop_event=self.stop)
+        refs = self._queue.get(max_refs, timeout_s, partition=partition, stop_event=self._stops)
         with self._lock:
             if not self.stop.is_set():
                 self._returned = refs

@@ -27,6 +27,7 @@ class Filesystem:
         shares_locks: a flock excludes the processes of other mounts and hosts; None: unknown, or up to its options.
         lock_freshens: under a granted flock, what a kept descriptor reads is current.
         opening_asks: opening a directory makes this client ask again about all names in it, also in a rename.
+        lists_afresh: a listing through a descriptor that was just opened is current.
         directory_times: a directory's mtime moves with every name that comes or goes.
         rename_stamps: a rename sets the file's ctime.
         step_s: seconds between two time stamps that differ, at most.
@@ -45,6 +46,7 @@ class Filesystem:
     shares_locks: bool | None = None
     lock_freshens: bool = False
     opening_asks: bool = False
+    lists_afresh: bool = False
     directory_times: bool = False
     rename_stamps: bool = False
     step_s: float = 2.0
@@ -58,12 +60,12 @@ class Filesystem:
 
 
 UNKNOWN = Filesystem()
-_Shared = partial(Filesystem, creates_once=True)
+_Shared = partial(Filesystem, creates_once=True, lists_afresh=True)
 _DISKS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs")
 
 _LOCAL = Filesystem(
-    local=True, shares_locks=True, lock_freshens=True, opening_asks=True, directory_times=True, rename_stamps=True,
-    step_s=0.01, creates_once=True, replaces_at_once=True,
+    local=True, shares_locks=True, lock_freshens=True, opening_asks=True, lists_afresh=True, directory_times=True,
+    rename_stamps=True, step_s=0.01, creates_once=True, replaces_at_once=True,
 )  # fmt: skip
 _MEMORY = replace(_LOCAL, durable=False, remark="held in memory: gone at the next boot, and of this host only")
 _OVERLAY = replace(
@@ -116,8 +118,12 @@ _KNOWN: dict[str, Filesystem] = {
         ),
     ),
     **{kind: _Shared(title, shares_locks=True) for kind, title in (("gfs2", "GFS2"), ("ocfs2", "OCFS2"))},
-    "9p": _Shared("9p", remark="what a guest caches (cache=) and locks is up to its mount's options"),
-    "virtiofs": _Shared("virtiofs", remark="what a guest caches and locks is up to the options of virtiofsd"),
+    "9p": _Shared(
+        "9p", lists_afresh=False, remark="what a guest caches (cache=) and locks is up to its mount's options"
+    ),
+    "virtiofs": _Shared(
+        "virtiofs", lists_afresh=False, remark="what a guest caches and locks is up to the options of virtiofsd"
+    ),
     "fuse.glusterfs": _Shared(
         "GlusterFS", shares_locks=True, rename_stamps=True, step_s=0.01, stale_s=1.0,
         remark="files are stamped by the clients' clocks: keep them in step (NTP), well within the lease timeout",
@@ -125,11 +131,12 @@ _KNOWN: dict[str, Filesystem] = {
     "fuse.juicefs": _Shared("JuiceFS", shares_locks=True, rename_stamps=True, step_s=0.01, stale_s=1.0),
     "fuse.mfs": _Shared("MooseFS", shares_locks=True, rename_stamps=True, stale_s=1.0),
     "fuse.seaweedfs": Filesystem(
-        "SeaweedFS", shares_locks=False, directory_times=True, step_s=0.01, stale_s=1.0, creates_once=False,
+        "SeaweedFS", shares_locks=False, lists_afresh=True, directory_times=True, step_s=0.01, stale_s=1.0,
+        creates_once=False,
         remark="O_EXCL and links have two winners: lock='lease' orders nobody there",
     ),
     "fuse.sshfs": _Shared(
-        "sshfs", shares_locks=False, stale_s=20.0,
+        "sshfs", shares_locks=False, lists_afresh=False, stale_s=20.0,
         remark="renames need the server's posix-rename; names are believed for 20 s (mount with dcache_timeout=1)",
     ),
     "fuse.encfs": replace(

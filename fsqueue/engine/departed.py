@@ -10,6 +10,7 @@ from fsqueue.engine.others import READS_A_ROUND, Others
 from fsqueue.format import names
 
 OWNERS_ROUND_S = 10.0
+SHARED_ROUND_S = 60.0  # a thousand nodes list a thousand names there
 ABANDONED_ROUND_S = 3600.0
 ABANDONED_AFTER_S = 86_400.0
 _LOOKS_A_ROUND = 4
@@ -40,7 +41,7 @@ class Departed:
         One that died between taking places in the order and claiming them left refs that no line names.
         """
         handle, started = self._handle, self._handle.ops.monotonic()
-        if started - self._last_round < OWNERS_ROUND_S:
+        if started - self._last_round < (SHARED_ROUND_S if handle.layout.remote else OWNERS_ROUND_S):
             return
         self._last_round = started
         if started - self._shown_up_at >= ABANDONED_ROUND_S:

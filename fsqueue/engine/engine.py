@@ -57,7 +57,7 @@ class Options:
     max_deliveries: int | None
     heartbeat_s: float | None
     clock: Callable[[], float] | None
-    poll_interval_s: float
+    poll_interval_s: float | None
     io_threads: IoThreads
     codec: RefCodec[Any, Any] | None = None
     read_only: bool = False
@@ -84,7 +84,7 @@ class Options:
         for name, limit in (("max_attempts", self.max_attempts), ("max_deliveries", self.max_deliveries)):
             if limit is not None and limit < 1:
                 raise QueueConfigError(path, f"needs {name} of at least 1 or None, found {limit}")
-        if not (self.poll_interval_s or 0) > 0:
+        if self.poll_interval_s is not None and not self.poll_interval_s > 0:
             raise QueueConfigError(path, f"needs a positive poll_interval_s, found {self.poll_interval_s}")
         if self.heartbeat_s is not None and not 0 < self.heartbeat_s < float("inf"):
             raise QueueConfigError(path, f"needs a positive heartbeat_s or None, found {self.heartbeat_s}")
@@ -124,6 +124,7 @@ class Engine:
             clock=options.clock,
             io_threads=options.io_threads,
             read_only=options.read_only,
+            poll_interval_s=options.poll_interval_s,
         )
         try:
             if not options.read_only:
@@ -147,7 +148,6 @@ class Engine:
             self.reclaimer,
             self.contents,
             self.holding,
-            options.poll_interval_s,
             options.max_attempts,
         )
         moving = layout.filesystem.directory_times

@@ -63,6 +63,9 @@ class Reclaimer:
     """Reclaim expired leases on behalf of one handle, at a bounded rate.
 
     A round is due after `ROUND_S` seconds, or a tenth of the lease timeout where that is less.
+
+    Attributes:
+        brought: how many refs this has brought back to pending/ so far.
     """
 
     def __init__(self, handle: Handle, limits: Limits) -> None:
@@ -75,6 +78,7 @@ class Reclaimer:
         self._departed = Departed(handle, self._others, handle.moves.owners_holding, self._round_now)
         self._owner_waits_s: dict[str, float] = {}  # of this round
         self._silent: set[str] = set()  # owners in this round whose heart has stopped
+        self._holders: set[str] = set()  # owners of leases that were left after the last round
         self._named: set[Lease] = set()  # refs on their way back that this handle has named in the order as they are
         self._looks_left = 0
         self._began_at = 0.0
@@ -82,6 +86,7 @@ class Reclaimer:
         self._last_round: float | None = None
         self._now: float | None = None  # the filesystem's time in this round, read when first needed
         self._last_round_mono = -1e9
+        self.brought = 0
 
     @property
     def _timeout_s(self) -> float | None:
@@ -107,7 +112,7 @@ class Reclaimer:
             return now >= first or now >= self._last_round + round_s
         return now >= first
 
-    def idle_s(self, rounds: int) -> float:
+    def idle_s(self, rounds: float) -> float:
         """Return for how many seconds a waiting get may go without a round, after so many idle ones.
 
         No lease is overlooked: one taken meanwhile is seen long before its time comes, one seen before in time.
@@ -115,7 +120,12 @@ class Reclaimer:
         if self._handle.clock.injected:
             return self._round_s
         first = min(self._check_at.values(), default=inf)
-        return min(rounds * self._round_s, max(self._round_s, first - self._handle.ops.monotonic()))
+        longest_s = min(rounds * self._round_s, (self._timeout_s or inf) / 2)
+        return min(longest_s, max(self._round_s, first - self._handle.ops.monotonic()))
+
+    def misses_a_neighbour(self) -> bool:
+        """Return whether a process on this host that held leases in the last round is gone; no file is looked at."""
+        return any(map(self._others.is_known_dead, self._holders))
 
     def round_if_due(self, idle: bool) -> int:
         """Make a round, unless none is due or another thread is at it."""
@@ -156,6 +166,7 @@ class Reclaimer:
             self._last_round = started
             self._last_round_mono = self._handle.ops.monotonic()
             moved = self._reclaim_all(sorted(expired), lambda it: _GONE if _ends_with(it, dead) else _TIMED_OUT)
+            self._holders = {it.owner for it in leases if it.is_held} - dead
             self._departed.round_if_due()
             return moved
 
@@ -281,6 +292,7 @@ class Reclaimer:
             despite_errors(reclaim, expired)
         finally:
             self._first_check = None
+            self.brought += len(back)
             self._handle.order.append_soon(back)
             self._handle.counters.add("reclaimed", len(moved))
             self._tell(moved, how)

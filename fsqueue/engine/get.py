@@ -19,10 +19,11 @@ from fsqueue.engine.expire import Reclaimer
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
 from fsqueue.engine.holding import HoldLimit
+from fsqueue.engine.lookout import pace_of
 from fsqueue.engine.put import Putter
 from fsqueue.engine.settle import Settler, bury
 from fsqueue.engine.unread import Unread
-from fsqueue.engine.waiting import Pace, StopEvent, StoppedError, Waiter
+from fsqueue.engine.waiting import Look, StopEvent, StoppedError, Waiting
 from fsqueue.errors import CorruptRefError, InvalidRefError, RefTypeError, UnreadableRefError
 from fsqueue.format import names
 from fsqueue.format.codec import Codec, tells_of_an_end
@@ -53,7 +54,6 @@ class Getter(Generic[R]):
         reclaimer: Reclaimer,
         contents: Contents,
         holding: HoldLimit,
-        poll_interval_s: float,
         max_attempts: int | None,
     ) -> None:
         self._handle = handle
@@ -70,7 +70,7 @@ class Getter(Generic[R]):
         self._unread = Unread(handle.ops.monotonic, attempts)
         self._claimer = Claimer(handle)
         self._ended_in: dict[str, int] = {}
-        self._pace = Pace(handle, poll_interval_s, reclaimer.idle_s)
+        self.pace = pace_of(handle, reclaimer)
 
     def get(
         self,
@@ -89,7 +89,7 @@ class Getter(Generic[R]):
             self._contents.agree_to_get()
         use = self._handle.begin_use()
         try:
-            refs = self._get(max_refs, partition, Waiter(self._handle, timeout_s, self._pace, stop), leased)
+            refs = self._get(max_refs, partition, self.pace.waiter(timeout_s, stop), leased)
             if refs:
                 self._handle.counters.add("leased", len(refs))
             return refs
@@ -103,23 +103,33 @@ class Getter(Generic[R]):
         finally:
             self._handle.end_use(use)
 
-    def _get(self, max_refs: int, partition: Partition | None, waiter: Waiter, leased: list[Claim]) -> list[R]:
-        thorough = True
+    def _get(self, max_refs: int, partition: Partition | None, waiter: Waiting, leased: list[Claim]) -> list[R]:
+        look = waiter.first()
         while True:
             if self._handle.closed or waiter.stop is not None:
                 waiter.raise_if_stopped()
-            refs = self._get_now(max_refs, partition, thorough, waiter, leased)
+            if look.takes or (look is Look.LEASES and self._have_ended()):
+                refs = self._get_now(max_refs, partition, look is Look.ALL, waiter, leased)
+            else:
+                refs = []
             if refs:
-                self._pace.waited_s = 0.0
+                self.pace.restart()
             paused = self._handle.pause.found is not None
-            if refs or waiter.expired() or (partition and not paused and self._claimer.anything_pending()):
+            others = partition and look.takes and not paused and self._claimer.anything_pending()
+            if refs or waiter.expired() or others:
                 if not refs and not paused:
                     self._claimer.raise_of_refused(partition, waiter.patient)
                 return refs
-            thorough = waiter.wait()
+            look = waiter.wait()
+
+    def _have_ended(self) -> bool:
+        """Return whether leases have ended and their refs are pending again."""
+        before = self._reclaimer.brought
+        self._reclaimer.round_if_due(idle=True)
+        return self._reclaimer.brought != before
 
     def _get_now(
-        self, max_refs: int, partition: Partition | None, thorough: bool, waiter: Waiter, leased: list[Claim]
+        self, max_refs: int, partition: Partition | None, thorough: bool, waiter: Waiting, leased: list[Claim]
     ) -> list[R]:
         """Reclaim and lease; what one expired lease raises costs that ref, and not those that can be leased."""
         first: OSError | None = None
@@ -135,7 +145,7 @@ class Getter(Generic[R]):
         return refs
 
     def _lease(
-        self, max_refs: int, partition: Partition | None, thorough: bool, waiter: Waiter, leased: list[Claim]
+        self, max_refs: int, partition: Partition | None, thorough: bool, waiter: Waiting, leased: list[Claim]
     ) -> list[R]:
         handle, started = self._handle, self._handle.ops.monotonic()
         handle.strays.recover()

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable
 
 from fsqueue.disk.fileops import FileOps, despite_errors
+from fsqueue.disk.filesystems import Filesystem
 from fsqueue.disk.mutex import Mutex
 from fsqueue.disk.parallel import IoThreads, Overlap
 from fsqueue.engine.awake import Awake, gap_s
@@ -20,6 +21,17 @@ from fsqueue.engine.pausing import PauseSign
 from fsqueue.engine.presence import Presence
 from fsqueue.engine.strays import Strays
 from fsqueue.errors import QueueClosedError, ReadOnlyError
+
+_LOCAL_POLL_S = 0.05
+_SHARED_POLL_S = 3.0
+_DOUBTED_POLL_S = 6.0
+
+
+def _poll_interval_s(filesystem: Filesystem) -> float:
+    """Return the longest pause between two looks of a waiting get where nobody chose one, seconds."""
+    if filesystem.local:
+        return _LOCAL_POLL_S
+    return _SHARED_POLL_S if filesystem.lists_afresh else _DOUBTED_POLL_S
 
 
 class Use:
@@ -37,6 +49,7 @@ class Handle:
         pause: whether the queue is paused.
         notes_ages: a claim notes since when the ref was pending, which costs a stat of it.
         read_only: it writes nothing; what would, raises.
+        poll_interval_s: the longest pause between two looks of a waiting get, seconds.
         awake: since when its process has been running.
         counters: what it has done, in numbers.
         presence: its record and heartbeat.
@@ -53,6 +66,7 @@ class Handle:
         clock: Callable[[], float] | None = None,
         io_threads: IoThreads = "auto",
         read_only: bool = False,
+        poll_interval_s: float | None = None,
     ) -> None:
         self.ops: FileOps = layout.ops
         self.layout = layout
@@ -60,6 +74,7 @@ class Handle:
         self.durable = durable
         self.mutex = Mutex()
         self.read_only = read_only
+        self.poll_interval_s = _poll_interval_s(layout.filesystem) if poll_interval_s is None else poll_interval_s
         if clock is not None:
             self.clock: Clock = InjectedClock(self.ops, clock)
         else:

@@ -82,6 +82,10 @@ class Others:
         known = self.look(owner)
         return known is not None and known.process is not None and known.process.liveness() == "dead"
 
+    def is_known_dead(self, owner: str) -> bool:
+        """Do as `is_dead`, for an owner whose record was read; of others, and of this handle's, say no."""
+        return owner != self._handle.owner and owner in self._known and self.is_dead(owner)
+
     def cannot_be_asked(self, owner: str) -> bool:
         """Return whether the record of an owner is known, and nobody here can tell whether its process lives."""
         known = self._known.get(owner)

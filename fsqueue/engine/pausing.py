@@ -69,6 +69,12 @@ class PauseSign:
             tell(__name__, "info", self._layout.path, "goes on: it is paused no more")
         return self.found
 
+    def has_ended(self) -> bool:
+        """Return whether a queue that was paused goes on, as a look tells that reads no reason."""
+        if _is_there(self._layout):
+            return False
+        return self.look_now() is None
+
 
 def find_pause(layout: Layout) -> Paused | None:
     """Return what paused.json says; None where there is none.
@@ -76,9 +82,12 @@ def find_pause(layout: Layout) -> Paused | None:
     NFS: a name may be remembered as missing, and on some mounts a file that is replaced is, for an instant: there a
     listing tells.
     """
+    return (read_json(layout.root, PAUSED, Paused) or Paused()) if _is_there(layout) else None
+
+
+def _is_there(layout: Layout) -> bool:
     root = layout.root
-    there = PAUSED in root.listing() if layout.remote else layout.ops.exists(root.fd, PAUSED)
-    return (read_json(root, PAUSED, Paused) or Paused()) if there else None
+    return PAUSED in root.listing() if layout.remote else layout.ops.exists(root.fd, PAUSED)
 
 
 def pause(layout: Layout, clock: Clock, reason: str | None) -> Paused:

@@ -26,7 +26,7 @@ import msgspec
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import read_json
 from fsqueue.errors import QueueConfigError
-from fsqueue.stream.members import open_file
+from fsqueue.stream.members import Member, open_file
 from fsqueue.stream.posts import Decision, Grammar, Post, PostName, Standing, Verdict, VerdictName
 from fsqueue.stream.stream import Stream
 
@@ -73,14 +73,14 @@ class Rendezvous:
         """Return the owners under which the ranks lease."""
         return frozenset(self._stream.open_owners("consumer", self._members))
 
-    def look_for_leader(self) -> None:
-        """Learn who rank 0 is; it may have been started after this rank, or again.
+    def look_for_leader(self, found: list[Member] | None = None) -> None:
+        """Learn who rank 0 is, among these members where they were read; it may have been started after this, or again.
 
         RACE: while a successor takes rank 0's place, both are there: so who it is changes once only one is. Where none
         is, it remains the one that was, whose last verdict may not have been read yet.
         """
         if self._rank != 0:
-            self._leader = self._stream.owner_in_place("consumer", self._members[0], self._leader)
+            self._leader = self._stream.owner_in_place("consumer", self._members[0], self._leader, found)
 
     def post(self, standing: Standing, refs: int = 0) -> None:
         """Say how this rank stands in the current window, and how many refs it wants; saying it again costs nothing."""

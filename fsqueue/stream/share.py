@@ -12,10 +12,11 @@ from typing import Generic, Protocol, TypeVar
 
 from fsqueue.engine.holding import wait_since
 from fsqueue.engine.renewing import LeasingQueue
-from fsqueue.engine.waiting import StopEvent
+from fsqueue.engine.waiting import AnyOf, StopEvent, sleep_until
 from fsqueue.errors import QueueClosedError, StreamStalledError
 from fsqueue.records import id_of_ref
 from fsqueue.stream.agreement import Rendezvous
+from fsqueue.stream.members import Member
 from fsqueue.stream.membership import Membership
 from fsqueue.stream.sieve import Sieve
 from fsqueue.stream.stream import Stream
@@ -24,13 +25,15 @@ R = TypeVar("R")
 Ended = Callable[[bool, bool], bool | None]
 """Return False where this window is on, True where the stream is over, None while neither is known.
 
-Its arguments: all that is wanted is leased; the last look found something.
+Its arguments: all that is wanted is leased; the last look found nothing, and what it may be the end of is to be asked.
 """
 
 _FIRST_PAUSE_S = 0.005
 _SLOWING = 1.25
 _LONGEST_PAUSE_S = 0.5
 _MEMBERS_S = 1.0
+_SHARE = 0.2
+_LONGEST_MEMBERS_S = 15.0
 _ALL_AGAIN = "the others wait for it; start all ranks again from the last checkpoint"
 
 
@@ -42,7 +45,12 @@ class StreamedQueue(LeasingQueue[R], Protocol[R]):
     def stream(self) -> Stream: ...
 
     def get(
-        self, max_refs: int, timeout_s: float | None = None, *, partition: tuple[int, int] | None = None
+        self,
+        max_refs: int,
+        timeout_s: float | None = None,
+        *,
+        partition: tuple[int, int] | None = None,
+        stop_event: StopEvent | None = None,
     ) -> list[R]: ...
 
 
@@ -80,6 +88,9 @@ class Share(Generic[R]):
         rank, self._world = partition or (0, 1)
         self._others = [name for k, name in enumerate(members) if k != rank]
         self._looked_at = self._ops.monotonic()  # across calls: also ranks that never wait learn of a failure
+        handle = queue.handle
+        self._is_remote = handle.layout.remote
+        self._longest_pause_s = max(_LONGEST_PAUSE_S, handle.poll_interval_s) if self._is_remote else _LONGEST_PAUSE_S
 
     def secure(self, wanted: int, refs: list[R], stop_event: StopEvent | None) -> bool:
         """Lease so many refs, until all ranks have as many; False when the stream has ended, or on the stop event.
@@ -125,83 +136,95 @@ class Share(Generic[R]):
     def _keep_leasing(self, wanted: int, refs: list[R], stop_event: StopEvent | None, has_ended: Ended) -> bool:
         last_came = self._ops.monotonic()
         pause_s = _FIRST_PAUSE_S
+        stop = AnyOf(stop_event, self._closed)
         while stop_event is None or not stop_event.is_set():
             if self._closed.is_set():
                 raise QueueClosedError(self._queue.path, "view")
-            if self._is_time_to_look():
+            looks = self._is_time_to_look(self._ops.monotonic() - last_came)
+            if looks:
                 self._look_around(self._looked_at - last_came, len(refs), wanted)
                 self._drop_lost(refs)
-            found = self._lease(refs, wanted - len(refs), pause_s)
-            if found or self._queue.handle.pause.look() is not None:
+            found = self._lease(refs, wanted - len(refs), pause_s, stop)
+            asks = not found and (looks or not self._is_remote)
+            if found or (asks and self._queue.handle.pause.look() is not None):
                 last_came = self._ops.monotonic()
-            ended = has_ended(len(refs) == wanted, found)
+            complete = len(refs) == wanted
+            ended = has_ended(complete, asks)
             if ended is not None:
                 return not ended
-            pause_s = _FIRST_PAUSE_S if found else min(_SLOWING * pause_s, _LONGEST_PAUSE_S)
+            longest_s = _LONGEST_PAUSE_S if complete else self._longest_pause_s
+            pause_s = _FIRST_PAUSE_S if found else min(_SLOWING * pause_s, longest_s)
         return False
 
-    def _lease(self, refs: list[R], wanted: int, pause_s: float) -> bool:
-        """Lease up to so many refs more; wait for pause_s at most, also where none is wanted any more.
+    def _lease(self, refs: list[R], wanted: int, pause_s: float, stop: AnyOf) -> bool:
+        """Lease up to so many refs more; wait for pause_s at most, also where none is wanted any more, or for the stop.
 
         What is leased is in refs at once, where an exception between two lines finds it.
         """
-        before, began = len(refs), self._ops.monotonic()
+        before, until = len(refs), self._ops.monotonic() + pause_s
         if not wanted:
-            self._ops.sleep(pause_s)
+            sleep_until(self._queue.handle, until, stop.is_set)
             return False
-        refs += self._queue.get(wanted, pause_s, partition=self._partition)
-        if len(refs) == before and self._world > 1:
-            refs += self._queue.get(wanted)
+        refs += self._queue.get(wanted, pause_s, partition=self._partition, stop_event=stop)
+        waited = self._ops.monotonic() >= until  # a get of a partition does not wait while others have some pending
+        if len(refs) == before and self._world > 1 and not (waited and self._is_remote):
+            refs += self._queue.get(wanted, stop_event=stop)
         self._wait_since(refs[before:], None)
         found = len(refs) > before
-        left_s = began + pause_s - self._ops.monotonic()
-        if not found and left_s > 0:  # a get of a partition does not wait while others have something pending
-            self._ops.sleep(left_s)
+        if not found:
+            sleep_until(self._queue.handle, until, stop.is_set)
         self._sieve.sift(refs, before)
         self._drop_leased_anew(refs, before)
         return found
 
-    def _is_time_to_look(self) -> bool:
+    def _is_time_to_look(self, waited_s: float = 0.0) -> bool:
+        """Tell whether the members are to be looked at, once a second; on a shared mount less often while it waits."""
         now = self._ops.monotonic()
-        due = now - self._looked_at > _MEMBERS_S
+        relaxed_s = min(_SHARE * waited_s, _LONGEST_MEMBERS_S) if self._is_remote else 0.0
+        due = now - self._looked_at > max(_MEMBERS_S, relaxed_s)
         if due:
             self._looked_at = now
         return due
 
-    def _raise_failures(self) -> None:
+    def _raise_failures(self) -> list[Member]:
+        """Raise where somebody failed; return the members, as they were read for that."""
         self._membership.raise_if_replaced()
-        self._stream.raise_failures("producer")
-        self._stream.raise_failures("consumer", among=self._members)
+        found = self._stream.members()
+        self._stream.raise_failures("producer", found=found)
+        self._stream.raise_failures("consumer", among=self._members, found=found)
+        return found
 
     def _look_around(self, waited_s: float, have: int, wanted: int) -> None:
-        self._raise_failures()
-        self._rendezvous.look_for_leader()
-        self._raise_if_left_alone()
-        if self._idle_timeout_s is not None and waited_s > self._idle_timeout_s:
+        found = self._raise_failures()
+        self._rendezvous.look_for_leader(found)
+        self._raise_if_left_alone(found)
+        if self._idle_timeout_s is None or waited_s <= self._idle_timeout_s:
+            return
+        if self._queue.handle.pause.look_now() is None:
             raise StreamStalledError(
                 f"queue {self._queue.path}: no ref for {waited_s:.0f} s, {have} of {wanted} in hand; "
                 f"{self._rendezvous.describe()}; {self._stream.describe('producer')}"
             )
 
-    def _raise_if_left_alone(self) -> None:
+    def _raise_if_left_alone(self, found: list[Member]) -> None:
         """Raise where another rank has left for no verdict.
 
         RACE: a rank that has read the end's verdict leaves; so this looks for one once more before it raises.
         """
-        gone = self._stream.left(self._others)
+        gone = self._stream.left(self._others, found)
         if gone is not None and self._rendezvous.verdict() is None:
             raise StreamStalledError(
                 f"queue {self._queue.path}: {gone.describe()} has left, and this rank cannot go on without it"
             )
 
-    def _is_starved(self, complete: bool, found: bool) -> bool:
+    def _is_starved(self, complete: bool, asks: bool) -> bool:
         """Tell whether this rank will get nothing more: what others than the ranks lease may still come back."""
-        closed = not complete and not found and self._stream.all_closed("producer")
+        closed = not complete and asks and self._stream.all_closed("producer")
         return closed and self._stream.drained(besides=self._rendezvous.owners())
 
-    def _has_ended(self, wanted: int, complete: bool, found: bool) -> bool | None:
+    def _has_ended(self, wanted: int, complete: bool, asks: bool) -> bool | None:
         """Agree with the other ranks: the end comes only when every rank waits here for the same window."""
-        starved = self._is_starved(complete, found)
+        starved = self._is_starved(complete, asks)
         if self._world == 1:
             return False if complete else starved or None
         if starved and self._stream.have_closed(self._others):
@@ -215,9 +238,9 @@ class Share(Generic[R]):
             return None  # a lease was lost after this rank had spoken: the others wait for it at their next step
         return None if verdict is None else verdict == "end"
 
-    def _has_none_for_the_lost(self, complete: bool, found: bool) -> bool | None:
+    def _has_none_for_the_lost(self, complete: bool, asks: bool) -> bool | None:
         """Do as `_has_ended`, where all ranks have agreed to go on."""
-        if self._is_starved(complete, found):
+        if self._is_starved(complete, asks):
             raise self._lost_for_good()
         return False if complete else None
 

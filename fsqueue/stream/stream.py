@@ -217,7 +217,9 @@ class Stream:
             if membership.place[0] == role and not membership.has_left:
                 membership.raise_if_replaced()
 
-    def raise_failures(self, role: Role, among: Container[str] | None = None) -> None:
+    def raise_failures(
+        self, role: Role, among: Container[str] | None = None, found: list[Member] | None = None
+    ) -> None:
         """Raise the error of a member of this role without which the others cannot go on, if there is one.
 
         That is one that failed, one that is required and missing, and one that was awaited for long enough; the last
@@ -225,12 +227,15 @@ class Stream:
 
         Args:
             among: the names to look at; None: all.
+            found: the members, where they were just read.
 
         Raises:
             MemberFailedError: names the member and its reason.
         """
         looked_at = [
-            m for m in self.members() if m.role == role and (among is None or m.unreadable or m.record.name in among)
+            m
+            for m in (self.members() if found is None else found)
+            if m.role == role and (among is None or m.unreadable or m.record.name in among)
         ]
         at_work = any(member.standing == "joined" for member in looked_at)
         awaited: MemberFailedError | None = None
@@ -306,12 +311,13 @@ class Stream:
         self._failures_seen = left
         self._unchanged.listed(began_at)
 
-    def left(self, among: Container[str]) -> Member | None:
+    def left(self, among: Container[str], found: list[Member]) -> Member | None:
         """Return one of these consumers that has left since this handle was opened, or has not come back for `await_s`.
 
-        Ranks that are started again all together find the others of before, which come back one after the other.
+        Of the members found, that is. Ranks that are started again all together find the others of before, which come
+        back one after the other.
         """
-        for member in self.members():
+        for member in found:
             closed = member.role == "consumer" and member.state == "closed" and member.record.name in among
             if closed and (not self._happened_before(member) or self._open_s() > member.policy.await_s):
                 return member
@@ -334,6 +340,11 @@ class Stream:
 
         Where the policy names a quorum, so many producers are enough, once no other one is at work.
         """
+        with reaching("reading the members of", self._handle.layout):
+            listing = self.directory.listing()
+        self.greet(listing)
+        if not any(parse_member(name) == (role, "closed") for name in listing):
+            return False
         mine = [member for member in self.members() if member.role == role]
         if quorum := _quorum(role, mine):
             closed = sum(member.state == "closed" for member in mine)
@@ -348,12 +359,15 @@ class Stream:
             if (member.role, member.state) == (role, "open") and member.record.name in names
         ]
 
-    def owner_in_place(self, role: Role, name: str, before: str | None) -> str | None:
+    def owner_in_place(
+        self, role: Role, name: str, before: str | None, members: list[Member] | None = None
+    ) -> str | None:
         """Return who has a member's place: the only one that is open, or else who had it before.
 
         One that has closed since this handle was opened had it.
         """
-        found = [member for member in self.members() if (member.role, member.record.name) == (role, name)]
+        members = self.members() if members is None else members
+        found = [member for member in members if (member.role, member.record.name) == (role, name)]
         there = [member.record.process.owner for member in found if member.state == "open"]
         if before is None and not there:
             there = [it.record.process.owner for it in found if it.state == "closed" and not self._happened_before(it)]

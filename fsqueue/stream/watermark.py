@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from math import inf
 
-from fsqueue.disk.fileops import FileOps
+from fsqueue.engine.handle import Handle
+from fsqueue.engine.waiting import sleep_until
 from fsqueue.errors import QueueConfigError, StreamEndedError, StreamStalledError
 from fsqueue.stream.stream import Stream
 
 _FIRST_PAUSE_S = 0.005
 _LONGEST_PAUSE_S = 0.25
+_SHARE = 0.2
+_LONGEST_MEMBERS_S = 15.0
 
 
 class Watermark:
@@ -19,8 +23,9 @@ class Watermark:
         depth: returns how many refs are pending.
     """
 
-    def __init__(self, ops: FileOps, path: str, stream: Stream, depth: Callable[[], int]) -> None:
-        self._ops = ops
+    def __init__(self, handle: Handle, path: str, stream: Stream, depth: Callable[[], int]) -> None:
+        self._handle = handle
+        self._ops = handle.ops
         self._path = path
         self._stream = stream
         self._depth = depth
@@ -63,18 +68,27 @@ class Watermark:
         return self._bytes / self._refs if self._refs else 0.0
 
     def _wait_for_room(self, low: int, timeout_s: float | None) -> None:
-        pause_s, started = _FIRST_PAUSE_S, self._ops.monotonic()
+        """Wait until fewer than low are pending; on a shared mount by looks that come ever less often."""
+        pause_s, started, remote = _FIRST_PAUSE_S, self._ops.monotonic(), self._handle.layout.remote
+        longest_s = max(_LONGEST_PAUSE_S, self._handle.poll_interval_s) if remote else _LONGEST_PAUSE_S
+        looked_at = -inf
         while self._depth() >= max(1, low):
-            self._stream.raise_if_replaced("producer")
-            self._stream.raise_failures("consumer")
-            if self._stream.all_closed("consumer"):
-                raise StreamEndedError(
-                    f"queue {self._path}: all consumers have left, what is pending will not be taken"
-                )
-            if timeout_s is not None and self._ops.monotonic() - started >= timeout_s:
+            now = self._ops.monotonic()
+            relaxed_s = min(_SHARE * (now - started), _LONGEST_MEMBERS_S) if remote else 0.0
+            if now - looked_at >= relaxed_s:
+                looked_at = now
+                self._raise_if_nobody_takes()
+            if timeout_s is not None and now - started >= timeout_s:
                 raise StreamStalledError(
                     f"queue {self._path}: {self._depth()} refs pending, not below the low watermark {low} for "
                     f"{timeout_s:g} s; {self._stream.describe('consumer')}"
                 )
-            self._ops.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            until = now + pause_s if timeout_s is None else min(now + pause_s, started + timeout_s)
+            sleep_until(self._handle, until, lambda: self._handle.closed)
+            pause_s = min(2 * pause_s, max(_LONGEST_PAUSE_S, min(_SHARE * (now - started), longest_s)))
+
+    def _raise_if_nobody_takes(self) -> None:
+        self._stream.raise_if_replaced("producer")
+        self._stream.raise_failures("consumer")
+        if self._stream.all_closed("consumer"):
+            raise StreamEndedError(f"queue {self._path}: all consumers have left, what is pending will not be taken")
