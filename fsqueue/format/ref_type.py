@@ -9,9 +9,9 @@ list or the values of an object::
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 
@@ -56,9 +56,13 @@ class RefType(msgspec.Struct, frozen=True):
     fields: list[Field]
 
 
-@lru_cache(maxsize=16)
 def describe(ref_type: type[Any]) -> RefType:
     """Return the description of a class that a `Codec` takes."""
+    return _describe(cast(Hashable, ref_type))
+
+
+@lru_cache(maxsize=16)
+def _describe(ref_type: Any) -> RefType:
     from msgspec import inspect  # takes as long as the rest of msgspec; a handle that only looks needs none of it
 
     return RefType(full_name(ref_type), list(_record(inspect.type_info(ref_type), "", (ref_type,))))
