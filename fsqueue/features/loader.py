@@ -133,7 +133,7 @@ class FeatureDataLoader(Generic[R]):
         self._prefetch_bytes = prefetch_bytes
         self._placement = _placement(device, pin_memory)
         pinned = self._placement is not None and self._placement.pin_memory
-        self._gathering = _stacking(pinned) if collate is None else lambda count: InOneCall(collate)
+        self._gathering = _gathering(collate, pinned, prefetch > 0)
         self._auto = ack == "auto"
         self._out: dict[str, R] = {}
         self._iteration: Callable[[], Generator[Batch[R], None, None] | None] = lambda: None
@@ -287,9 +287,13 @@ def _placement(device: Any, pin_memory: bool | None) -> Placement | None:
     return Placement(device, pin_memory)
 
 
-def _stacking(pin_memory: bool) -> Callable[[int], Gathering]:
+def _gathering(collate: Collate | None, pin_memory: bool, ahead: bool) -> Callable[[int], Gathering]:
+    if collate is not None:
+        return lambda count: InOneCall(collate)
     from fsqueue.features.buffers import Buffers  # here, so that a loader with a collate of its own needs no torch
-    from fsqueue.features.collate import Stack
+    from fsqueue.features.collate import Stack, stack
 
+    if not ahead and not pin_memory:
+        return lambda count: InOneCall(stack)
     buffers = Buffers()
     return lambda count: Stack(count, pin_memory, buffers)
