@@ -28,9 +28,10 @@ PARTS: dict[str, Callable[[Scale], list[Measure]]] = {
     "many": many.many,
     "idle": idle.idle,
     "start": idle.start,
+    "rates": operators.rates,
     "operators": operators.operators,
 }
-LONG = ("operators",)
+LONG = ("rates", "operators")
 """What is measured only where --only names it."""
 
 
@@ -58,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("--seconds", type=float, help="for each thing that is watched for a while (default: 5)")
     parts = partial(_parts, known=list(PARTS))
     short = [name for name in PARTS if name not in LONG]
-    known = f"some of {','.join(PARTS)}; default: all but {','.join(LONG)}"
+    known = f"some of {','.join(PARTS)}; default: all but {','.join(LONG)}; rates is a part of operators"
     found.add_argument("--only", type=parts, default=short, help=known)
     found.add_argument("--beside", metavar="CHECKOUT", help="operators: another checkout to take ratios to")
     found.add_argument("--durable", action="store_true", help="operators: fsync what is put")

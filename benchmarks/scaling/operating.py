@@ -1,9 +1,9 @@
-"""One operation of operators' work, timed in a process of its own, which may import another checkout's fsqueue.
+"""Operators' work, timed in a process of its own, which may import another checkout's fsqueue.
 
-    python benchmarks/scaling/operating.py OPERATION REFS DIRECTORY DURABLE
+    python benchmarks/scaling/operating.py REFS DIRECTORY DURABLE OPERATION...
 
-Prints a line of JSON: seconds, seconds of CPU, refs. What the operation needs is set up before, and what it did is
-looked at afterwards.
+Prints a line of JSON for each operation: seconds, seconds of CPU, refs. What the operation needs is set up before, and
+what it did is looked at afterwards.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -142,12 +143,14 @@ def _consume(path: str, pipe: Connection) -> None:
 
 
 def main() -> None:
-    name, refs, directory, durable = sys.argv[1:]
-    site = Site(directory, int(refs), durable == "durable")
+    refs, directory, durable, *operations = sys.argv[1:]
     special = {RECONCILE: reconciling, MEANWHILE: meanwhile}
-    with site.queue:
-        found = special[name](site) if name in special else operation(name, site)
-    print(json.dumps({**found, "refs": site.refs}))
+    for name in operations:
+        with tempfile.TemporaryDirectory(dir=directory) as within:
+            site = Site(within, int(refs), durable == "durable")
+            with site.queue:
+                found = special[name](site) if name in special else operation(name, site)
+            print(json.dumps({**found, "refs": site.refs}), flush=True)
 
 
 if __name__ == "__main__":

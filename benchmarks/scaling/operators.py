@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from statistics import median
@@ -35,19 +33,19 @@ TOP_SHARE = 5.0
 
 
 def operators(scale: Scale) -> list[Measure]:
-    """Rates at `wide` refs, each operation in processes of its own, then the commands at `backlog` refs."""
-    return [*_rates(scale), *_meanwhile(scale), *_commands(scale)]
+    """Rates at `wide` refs, then the commands at `backlog` refs."""
+    return [*rates(scale), *_meanwhile(scale), *_commands(scale)]
 
 
-def _rates(scale: Scale) -> list[Measure]:
-    """Each operation in turns, the other checkout's beside it where there is one."""
+def rates(scale: Scale) -> list[Measure]:
+    """Each operation, by this checkout and the other one in turns, where there is one."""
     builds = [None, scale.beside] if scale.beside else [None]
     names, rounds = [*OPERATIONS, RECONCILE], min(scale.rounds, 5)
     found: dict[tuple[str, str | None], list[dict[str, float]]] = {}
     for _ in range(rounds):
-        for name in names:
-            for build in builds:
-                found.setdefault((name, build), []).append(_run(name, scale, build))
+        for build in builds:
+            for name, took in zip(names, _run(names, scale, build), strict=True):
+                found.setdefault((name, build), []).append(took)
     result = []
     for name in names:
         ours = found[name, None]
@@ -62,17 +60,13 @@ def _rates(scale: Scale) -> list[Measure]:
     return result
 
 
-def _run(name: str, scale: Scale, build: str | None) -> dict[str, float]:
-    directory = tempfile.mkdtemp(dir=scale.directory)
-    command = [sys.executable, str(_SCRIPT), name, str(scale.wide), directory, "durable" if scale.durable else "quick"]
-    try:
-        done = subprocess.run(command, env=_environment(build), capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{name} with {build or 'this build'}: {done.stderr}")
-        found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-        return found
-    finally:
-        shutil.rmtree(directory)
+def _run(operations: list[str], scale: Scale, build: str | None) -> list[dict[str, float]]:
+    durable = "durable" if scale.durable else "quick"
+    command = [sys.executable, str(_SCRIPT), str(scale.wide), scale.directory, durable, *operations]
+    done = subprocess.run(command, env=_environment(build), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{build or 'this build'}: {done.stderr}")
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
 def _environment(build: str | None) -> dict[str, str]:
@@ -82,7 +76,7 @@ def _environment(build: str | None) -> dict[str, str]:
 
 
 def _meanwhile(scale: Scale) -> list[Measure]:
-    found = [_run(MEANWHILE, scale, None)["p99_s"] for _ in range(min(scale.rounds, 5))]
+    found = [took["p99_s"] for took in _run(min(scale.rounds, 5) * [MEANWHILE], scale, None)]
     name = f"get beside a rewind of {scale.wide:,} packed refs, 99th percentile"
     return [Measure(name, median(found) * 1e3, "ms", GET_P99_MS)]
 
