@@ -1,9 +1,11 @@
 """Does the cost stay flat? Backlog, partitions, processes, waiting, memory and start, each against its goal.
 
     python benchmarks/scale.py --dir /dev/shm/bench --backlog 1000000
+    python benchmarks/scale.py --dir /dev/shm/bench --only operators --beside ../an-older-checkout
 
-Prints a table of measure, figure, goal, met or not. Filling 10^6 refs takes a minute or two and 5 GB on a tmpfs;
-everything runs with durability off. Exits with 1 when a ref was lost or delivered twice, whatever the figures are.
+Prints a table of measure, figure, goal, met or not. Filling 10^6 refs takes a minute or two and 5 GB on a tmpfs.
+Everything runs with durability off, but for the rates of `operators` with --durable. Exits with 1 when a ref was lost
+or delivered twice, whatever the figures are.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from functools import partial
 
 from measuring.session import parser, progress, session
 from measuring.tables import table
-from scaling import depth, idle, many
+from scaling import depth, idle, many, operators
 from scaling.measures import Measure, Scale
 
 PARTS: dict[str, Callable[[Scale], list[Measure]]] = {
@@ -26,7 +28,11 @@ PARTS: dict[str, Callable[[Scale], list[Measure]]] = {
     "many": many.many,
     "idle": idle.idle,
     "start": idle.start,
+    "rates": operators.rates,
+    "operators": operators.operators,
 }
+LONG = ("rates", "operators")
+"""What is measured only where --only names it."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,7 +58,11 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("--producers", type=int, help="producer processes (default: 16)")
     found.add_argument("--seconds", type=float, help="for each thing that is watched for a while (default: 5)")
     parts = partial(_parts, known=list(PARTS))
-    found.add_argument("--only", type=parts, default=list(PARTS), help=f"some of {','.join(PARTS)}")
+    short = [name for name in PARTS if name not in LONG]
+    known = f"some of {','.join(PARTS)}; default: all but {','.join(LONG)}; rates is a part of operators"
+    found.add_argument("--only", type=parts, default=short, help=known)
+    found.add_argument("--beside", metavar="CHECKOUT", help="operators: another checkout to take ratios to")
+    found.add_argument("--durable", action="store_true", help="operators: fsync what is put")
     found.add_argument("--quick", action="store_true", help="a few seconds: to see that it runs, not to measure")
     return found
 
@@ -74,6 +84,8 @@ def _scale(parsed: argparse.Namespace, directory: str) -> Scale:
         producers=parsed.producers or (2 if quick else 16),
         seconds=parsed.seconds or (0.5 if quick else 5.0),
         rounds=3 if quick else 60,
+        beside=os.path.abspath(parsed.beside) if parsed.beside else None,
+        durable=parsed.durable,
     )
 
 

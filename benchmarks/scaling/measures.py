@@ -20,7 +20,12 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Scale:
-    """The parameters of a run; `seconds` is how long things are watched, `rounds` how often calls are timed."""
+    """The parameters of a run; `seconds` is how long things are watched, `rounds` how often calls are timed.
+
+    Attributes:
+        beside: another checkout, whose operations are timed in turns with this one's.
+        durable: whether operators' queues fsync what is put.
+    """
 
     directory: str
     backlog: int
@@ -29,6 +34,8 @@ class Scale:
     producers: int
     seconds: float
     rounds: int
+    beside: str | None = None
+    durable: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import termios
 import time
 import tty
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -42,8 +42,8 @@ _STYLES = {
 }  # fmt: skip
 
 
-def watch(looks: Iterator[tuple[Status, Rates | None]], interval_s: float) -> None:
-    """Show look after look until they end or q is pressed."""
+def watch(looks: Iterator[tuple[Status, Rates | None]], pause: Callable[[], float]) -> None:
+    """Show look after look until they end or q is pressed; pause says for how many seconds each is shown."""
     console = Console()
     done_per_s: deque[float] = deque(maxlen=_HISTORY)
     with _keys() as wait, Live(console=console, screen=True, auto_refresh=False) as live:
@@ -51,7 +51,7 @@ def watch(looks: Iterator[tuple[Status, Rates | None]], interval_s: float) -> No
             if between is not None:
                 done_per_s.append(max(0.0, between.done_per_s))
             live.update(_view(seen, between, list(done_per_s), console), refresh=True)
-            if wait(interval_s):
+            if wait(pause()):
                 return
 
 

@@ -182,7 +182,7 @@ class FileSide(ContractSide):
         super().__init__(queue, store)
         self._files = queue
         self._handle = handle
-        self._pending: set[str] = set()
+        self._pending: set[str] = set()  # stems, and what other names there are
         self._holders: dict[str, list[names.Lease]] = {}
 
     def end_dead_leases(self, predecessor_gone: bool) -> None:
@@ -256,7 +256,9 @@ class FileSide(ContractSide):
             self._holders = self._handle.moves.holders()
             listed = set(before)
             listed.update(pending.listing())
-            self._pending = set(filter(None, map(names.parse_pending, listed)))
+            moved = [name for name in listed if "@" in name]
+            self._pending = {name.removesuffix(names.SUFFIX) for name in listed}
+            self._pending |= set(filter(None, map(names.parse_pending, moved)))
 
     def missing(self, sample_ids: Iterable[str]) -> list[str]:
         """Return those that are neither pending nor leased."""

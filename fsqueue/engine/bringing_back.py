@@ -75,7 +75,8 @@ class BringingBack:
             live, named = self._fetch(batch, fetched, moved)
             self._give_back(fetched, moved)
         except BaseException:
-            handle.strays.add(claim for entry, claim in fetched.items() if entry not in moved)
+            back_stems = {stem for _, stem, _ in moved}
+            handle.strays.add(claim for claim in fetched.values() if claim.stem not in back_stems)
             raise
         finally:
             back = list(dict.fromkeys(entry[1] for entry in batch if entry in moved))

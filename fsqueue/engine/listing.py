@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 from fsqueue.disk.directory import Directory
@@ -14,13 +16,15 @@ from fsqueue.engine.layout import HEADER_BYTES, ORDER, Layout, open_layout
 from fsqueue.engine.order import Header
 from fsqueue.engine.owners import read_record
 from fsqueue.engine.packing.pack import packed_lines
-from fsqueue.engine.packing.revision import look
+from fsqueue.engine.packing.revision import listed, look
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import names, packed
 from fsqueue.format.packed import Line
 from fsqueue.format.untyped import Place, RefSight, place_of, sight
 
 _SORT_BY_MTIME_LIMIT = 4096
+_SORT_LIMIT = 1 << 16
+_ORDER_BYTES = 1 << 16
 
 
 @contextmanager
@@ -99,7 +103,9 @@ def files_in(layout: Layout, state: str) -> list[File]:
 
 def count_in(layout: Layout, state: str) -> int:
     """Count the refs in a state, by one listing."""
-    return look(layout).count if state == "done" else len(files_in(layout, state))
+    if state == "done":
+        return packed.count(listed(layout))
+    return names.count_refs(directory_of(layout, state).listing(), partial(place_of, state))
 
 
 def packed_in(layout: Layout, stem: str | None = None) -> Iterator[File]:
@@ -142,37 +148,77 @@ def stamp_of(layout: Layout, file: File) -> Stamp | None:
 
 def hinted(layout: Layout) -> Iterator[str]:
     """Yield the stems that the order names, the next one first, read without its lock: a hint, as all of the order."""
+    with suppress(OSError, CorruptRefError):
+        for line in _order_lines(layout):
+            stem = line.decode("ascii", "replace")
+            if stem and names.is_stem(stem):
+                yield stem
+
+
+def _order_lines(layout: Layout) -> Iterator[bytes]:
+    """Yield the lines from the cursor on, read as they are wanted."""
+    fd = layout.ops.open_to_read(layout.root.fd, ORDER)
     try:
-        data = layout.ops.read_file(layout.root.fd, ORDER)
-    except (OSError, CorruptRefError):
-        return
-    header = Header.decode(data[:HEADER_BYTES])
-    for line in data[header.cursor if header else HEADER_BYTES :].split(b"\n"):
-        stem = line.decode("ascii", "replace")
-        if stem and names.is_stem(stem):
-            yield stem
+        header = Header.decode(layout.ops.pread_uncached(fd, HEADER_BYTES, 0))
+        offset, rest = header.cursor if header else HEADER_BYTES, b""
+        while data := layout.ops.pread_uncached(fd, _ORDER_BYTES, offset):
+            offset += len(data)
+            *lines, rest = (rest + data).split(b"\n")
+            yield from lines
+        yield rest
+    finally:
+        layout.ops.close_read(fd)
 
 
 def in_order(layout: Layout, state: str, owner: str | None = None) -> Iterator[File]:
     """Yield the files of a state: pending as they come next, the others by their last stamp, packed refs first.
 
     Refs that the order does not name, and those of the other states, go by mtime where there are at most 4,096
-    of them, and by name where a stat of each would cost too much.
+    of them, by name where a stat of each would cost too much, and, where there are more than 65,536 in another state
+    than pending, as its directory lists them: whoever looks would else wait for the last name to see the first.
     """
+    if state == "pending" and owner is None:
+        yield from _pending_in_order(layout)
+        return
+    if state == "done":
+        yield from packed_in(layout)
+    if owner is None and (some := directory_of(layout, state).some_names(_SORT_LIMIT + 1))[_SORT_LIMIT:]:
+        yield from _as_they_lie(layout, state, some)
+        return
     files = files_in(layout, state)
     if owner is not None:
         wanted = owners_named(layout, owner, (file.place.owner for file in files if file.place.owner))
         files = [file for file in files if file.place.owner in wanted]
-    if state != "pending":
-        if state == "done":
-            yield from packed_in(layout)
-        yield from _arranged(layout, files)
-        return
-    by_stem = {file.place.stem: file for file in files}
+    yield from _arranged(layout, files)
+
+
+def _pending_in_order(layout: Layout) -> Iterator[File]:
+    """Yield the refs that the order names as long as they are there, then the others."""
+    named: set[str] = set()
     for stem in hinted(layout):
-        if stem in by_stem:
-            yield by_stem.pop(stem)
-    yield from _arranged(layout, by_stem.values())
+        name = names.ref_file(stem)
+        if name not in named and layout.ops.is_there(layout.pending.fd, name):
+            named.add(name)
+            yield File("pending", name, Place(stem))
+    others = (name for name in layout.pending.listing() if name not in named)
+    parsed = ((name, place_of("pending", name)) for name in others)
+    yield from _arranged(layout, [File("pending", name, place) for name, place in parsed if place is not None])
+
+
+def _as_they_lie(layout: Layout, state: str, first: list[str]) -> Iterator[File]:
+    """Yield the files of a state that are too many to be sorted first, those that are known already before the rest."""
+    directory, known = directory_of(layout, state), set(first)
+    aside: list[str] = []
+    rest = (name for name in directory.listing() if name not in known)
+    for name in chain(first, rest):
+        place = place_of(state, name)
+        if place is not None:
+            yield File(state, name, place)
+        elif state == "done":
+            aside.append(name)
+    for name, file in packed.read_names(aside).files.items():
+        if (place := place_of(state, name)) and not layout.ops.exists(directory.fd, name):
+            yield File(state, file, place)
 
 
 def _arranged(layout: Layout, files: Iterable[File]) -> list[File]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from fsqueue.disk.fileops import callers, current, explained
 from fsqueue.engine.attempts import Limits
-from fsqueue.engine.bringing_back import Acked, BringingBack, batches, by_last_life
+from fsqueue.engine.bringing_back import BringingBack, batches, by_last_life
 from fsqueue.engine.expire import Reclaimer
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import Layout, open_layout
@@ -55,22 +55,23 @@ def rewind(
         refuse_while_held(handle.layout, handle.moves.owners_holding() - {handle.owner})
     handle.presence.announce()
     returned: list[str] = []
-    settled: set[Acked] = set()
-    missed: set[Acked] = set()
+    settled: set[tuple[int, str]] = set()  # by step and stem: a file may have another name at the next look
+    missed: set[tuple[int, str]] = set()
     pauses = Pauses(handle.ops)
     for look in itertools.count(1):
         # RACE: a packing may claim a file while it is listed, or afterwards: look twice, then for what was missed.
         with BringingBack(handle, after_step) as back:
-            later = [e for e in back.acked_later() if e not in settled and (look <= _LOOKS or e in missed)]
+            found = [acked for acked in back.acked_later() if acked[:2] not in settled]
+            later = [acked for acked in found if look <= _LOOKS or acked[:2] in missed]
             total = len(settled) + len(later)
             for batch in batches(later, handle.layout.batch_size):
                 before = len(returned)
-                settled |= back.put_back(batch, returned)
+                settled |= {acked[:2] for acked in back.put_back(batch, returned)}
                 if each is not None:
                     for stem in returned[before:]:
                         each(names.id_of(stem) or stem)
                 progress(len(settled), total)
-        missed = set(later) - settled
+        missed = {acked[:2] for acked in later} - settled
         if look >= _LOOKS and not missed:
             break
         if missed:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -216,6 +217,33 @@ def parse_done(name: str) -> tuple[str, int | None] | None:
     """Return the stem and the optimizer step of a name in done/."""
     match = _parse_plain_done(name) or _parse_done(name)
     return (match[1], int(match[2]) if match[2] else None) if match and len(match[1]) <= STEM_LIMIT else None
+
+
+_COUNTED = 512
+_PLAIN_BYTES = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-\0"
+_all_plain_done = re.compile(rf"(?:{_PLAIN_STEM}(?:@[0-9]+)?\.json\0)*\Z").match
+
+
+def _all_plain(listed: Sequence[str]) -> bool:
+    """Return whether all of these names are of ids that need no encoding."""
+    raw = ("\0" + "\0".join(listed) + "\0").encode("utf-8", "surrogateescape")
+    are_refs = raw.count(b".json\0") == len(listed) and b"\0." not in raw
+    return are_refs and max(map(len, listed)) <= STEM_LIMIT + len(SUFFIX) and not raw.translate(None, _PLAIN_BYTES)
+
+
+def count_refs(listing: Sequence[str], parse: Callable[[str], object]) -> int:
+    """Count the names that parse, by many at a time: most are plain ones."""
+    return _count(listing, _all_plain, parse)
+
+
+def count_done(listing: Sequence[str]) -> int:
+    """Count the names of done refs."""
+    return _count(listing, lambda names: _all_plain_done("\0".join(names) + "\0") is not None, parse_done)
+
+
+def _count(listing: Sequence[str], are_all: Callable[[Sequence[str]], bool], parse: Callable[[str], object]) -> int:
+    parts = (listing[start : start + _COUNTED] for start in range(0, len(listing), _COUNTED))
+    return sum(len(part) if are_all(part) else sum(map(bool, map(parse, part))) for part in parts)
 
 
 def parse_owner(name: str) -> str | None:

@@ -152,6 +152,14 @@ def is_in_transit(listing: Iterable[str]) -> bool:
     return any(map(parse_aside, odd)) or read_names(odd).in_transit
 
 
+def count(listing: list[str]) -> int:
+    """Return `Done.count` of a listing, at less cost."""
+    odd = of_packing(listing)
+    if any(map(parse_aside, odd)):
+        return read_names(listing).count
+    return read_names(odd).count + names.count_done([name for name in listing if name.endswith(names.SUFFIX)])
+
+
 def segment_file(revision: str, refs: int, replaces: Iterable[str] = ()) -> str:
     return "-".join(("packed", revision, str(refs), *replaces)) + ".jsonl"
 
@@ -260,7 +268,18 @@ def whole_lines(data: bytes) -> tuple[list[Line], list[tuple[int, int]]]:
     return lines, damaged
 
 
-def _line(data: bytes, start: int, end: int, offset: int) -> Line | None:
+def count_lines(data: bytes) -> int | None:
+    """Count the lines of a segment; None where some of it belongs to none."""
+    count = end = 0
+    for start, end in framing.scan(data):
+        if _head(data, start, end) is None:
+            return None
+        count += 1
+    return count if end == len(data) else None
+
+
+def _head(data: bytes, start: int, end: int) -> tuple[_Head, int] | None:
+    """Return the fields of a whole line, and where its ref begins; None where they are wrong."""
     split = data.find(_REF, start, end)
     try:
         head = _decode_head(b"{" + data[start + framing.PREFIX_BYTES : split] + b"}")
@@ -268,12 +287,21 @@ def _line(data: bytes, start: int, end: int, offset: int) -> Line | None:
         return None
     if split < 0 or not names.is_stem(head.stem) or (head.step or 0) < 0:
         return None
-    ref = data[split + len(_REF) : end - 2]
+    begin = split + len(_REF)
+    if any(not (0 <= at < end - 2 - begin and data[begin + at] == 0x20) for at in head.breaks):
+        return None
+    return head, begin
+
+
+def _line(data: bytes, start: int, end: int, offset: int) -> Line | None:
+    found = _head(data, start, end)
+    if found is None:
+        return None
+    head, begin = found
+    ref = data[begin : end - 2]
     if head.breaks:
         broken = bytearray(ref)
         for at in head.breaks:
-            if not (0 <= at < len(ref) and ref[at] == 0x20):
-                return None
             broken[at] = 0x0A
         ref = bytes(broken)
     return Line(head.stem, head.step, head.mtime_ns, ref, (offset + start, offset + end))

@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 
 from fsqueue.disk.counting import Counts
 from fsqueue.engine.layout import STATES, Layout
@@ -17,9 +18,11 @@ from fsqueue.engine.onlooker import time_there
 from fsqueue.engine.owners import read_record
 from fsqueue.engine.pausing import Paused, find_pause
 from fsqueue.format import names
+from fsqueue.format.untyped import Place, place_of
 from fsqueue.operate.stream_status import StreamStatus, stream_status
 
 _SAMPLE = 256
+_HINTS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,11 @@ def status(path: str | os.PathLike[str]) -> Status:
     """
     with reading(path) as layout:
         now = time_there(layout)
-        listed = {state: files_in(layout, state) for state in ("pending", "leased")}
-        held = [file for file in listed["leased"] if file.place.due is None]
+        pending = layout.pending.listing()
+        leased = files_in(layout, "leased")
+        held = [file for file in leased if file.place.due is None]
         owners = _owners(layout, held, now)
-        head, estimated = _head(layout, listed["pending"])
+        head, estimated = _head(layout, pending)
         lease_ages = [found.oldest_lease_age_s for found in owners if found.oldest_lease_age_s is not None]
         return Status(
             queue=layout.path,
@@ -94,9 +98,11 @@ def status(path: str | os.PathLike[str]) -> Status:
             lock=layout.settings.lock,
             paused=find_pause(layout),
             counts=Counts(
-                len(listed["pending"]), len(listed["leased"]), *(count_in(layout, s) for s in ("done", "failed"))
+                names.count_refs(pending, names.parse_pending),
+                len(leased),
+                *(count_in(layout, state) for state in ("done", "failed")),
             ),
-            delayed=len(listed["leased"]) - len(held),
+            delayed=len(leased) - len(held),
             oldest_pending_id=id_of(layout, head[0]) if head else None,
             oldest_pending_age_s=elapsed_s(now, head[1]) if head else None,
             oldest_pending_is_estimate=estimated,
@@ -122,15 +128,17 @@ def elapsed_s(now: float, mtime: float) -> float:
     return max(0.0, now - mtime)
 
 
-def _head(layout: Layout, pending: list[File]) -> tuple[tuple[File, float] | None, bool]:
+def _head(layout: Layout, pending: list[str]) -> tuple[tuple[File, float] | None, bool]:
     """Return the pending ref that comes next with its mtime, and whether it is only the oldest of a sample."""
-    by_stem = {file.place.stem: file for file in pending}
-    for stem in hinted(layout):
-        found = stamp_of(layout, by_stem[stem]) if stem in by_stem else None
+    for stem in islice(hinted(layout), _HINTS) if pending else ():
+        file = File("pending", names.ref_file(stem), Place(stem))
+        found = stamp_of(layout, file)
         if found is not None:
-            return (by_stem[stem], found.mtime), False
+            return (file, found.mtime), False
     step = max(1, len(pending) // _SAMPLE)
-    stats = ((file, stamp_of(layout, file)) for file in pending[::step])
+    parsed = ((name, place_of("pending", name)) for name in pending[::step])
+    files = (File("pending", name, place) for name, place in parsed if place is not None)
+    stats = ((file, stamp_of(layout, file)) for file in files)
     sampled = [(file, found.mtime) for file, found in stats if found is not None]
     return min(sampled, key=lambda each: each[1], default=None), bool(sampled)
 

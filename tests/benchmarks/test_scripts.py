@@ -186,6 +186,19 @@ def test_a_quick_run_of_the_scale_measures(tmp_path: Path) -> None:
     assert all(name in done.stdout for name in measures)
 
 
+def test_a_quick_run_of_operators_work(tmp_path: Path) -> None:
+    """Rates, ratios to another checkout, and the commands over one queue in each state; no ref is lost by them."""
+    result, here = tmp_path / "result.json", Path(__file__).parents[2]
+    options = ("--quick", "--only", "operators", "--wide", "200", "--backlog", "300", "--beside", str(here))
+    done = run("scale.py", "--dir", str(tmp_path / "scratch"), *options, "--json", str(result))
+    assert done.returncode == 0, done.stdout + done.stderr
+    measures = {row["name"]: row["value"] for row in json.loads(result.read_text())["measures"]}
+    assert measures["refs lost by all of that"] == 0
+    assert measures["rewind of packed refs: time of the other build"] > 0
+    assert set(measures) >= {"reconcile_on_restart, 200 refs", "check, 300 packed", "requeue, 300 refs: peak memory"}
+    assert all(name in done.stdout for name in measures)
+
+
 def test_charts(tmp_path: Path) -> None:
     """Each is a PNG with its name; one that would show a single point is left out."""
     pytest.importorskip("matplotlib")

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 import fsqueue
-from fsqueue import FileSampleRefQueue
+from fsqueue import FileSampleRefQueue, operate
 from fsqueue.engine.expire import LOOKS_A_ROUND
 from fsqueue.engine.owners import OwnerRecord
 from tests.support import (
@@ -93,6 +93,49 @@ def spent_on(call: str, mount: str, path: Path, batch: int, durable: bool) -> tu
         "ack": lambda: queue.ack(taken),
     }
     calls[call]()
+    tap.before = None
+    queue.close()
+    return len(made), sum(made)
+
+
+OPERATORS = re.findall(
+    r"^\| (rewind|rewind, packed|pack|requeue)" + 2 * r" \| (\d+) \((\d+)\)" + r" \|$",
+    (Path(fsqueue.__file__).parent / "FORMAT.md").read_text(encoding="utf-8"),
+    flags=re.MULTILINE,
+)
+assert len(OPERATORS) == 4, "every row of the table is read"
+
+
+@pytest.mark.parametrize("durable", [False, True], ids=["", "durable"])
+@pytest.mark.parametrize("row", OPERATORS, ids=lambda row: row[0])
+def test_operators_work_costs_what_format_says(path: Path, row: tuple[str, ...], durable: bool) -> None:
+    """A ref costs what the table in FORMAT.md states, by two queues that differ by 100 refs."""
+    call, *numbers = row
+    few, many = (spent_by_operators(call, path / str(count), count, durable) for count in (10, 110))
+    per_ref = [(b - a) / 100 for a, b in zip(few, many, strict=True)]
+    assert per_ref == [int(number) for number in (numbers[2:] if durable else numbers[:2])]
+
+
+def spent_by_operators(call: str, path: Path, count: int, durable: bool) -> tuple[int, int]:
+    """Count the file operations that it takes to bring all refs of a queue back, or to pack them."""
+    tap = Tap()
+    queue = open_tapped(tap, path, durable=durable, io_threads=1)
+    queue.put(numbered(count))
+    if call == "requeue":
+        queue.fail(queue.get(count), "no good", retryable=False)
+    else:
+        queue.ack(queue.get(count), step=1)
+    if call == "rewind, packed":
+        queue.pack(older_than_s=0.0)
+    made: list[bool] = []
+    tap.before = lambda name, args, _: made.append(name in MODIFYING or (name == "open" and bool(args[1] & os.O_TRUNC)))
+    with tap.here():
+        if call == "requeue":
+            operate.requeue_failed(path)
+        elif call == "pack":
+            queue.pack(older_than_s=0.0)
+        else:
+            queue.rewind(after_step=0)
     tap.before = None
     queue.close()
     return len(made), sum(made)

@@ -86,6 +86,53 @@ def everything(path: Path) -> dict[str, list[str]]:
 # --- what is packed is done ---
 
 
+def test_a_rewind_brings_back_several_segments_by_one_revision_in_the_order_of_steps(
+    path: Path, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each ref comes with its event, stamped now; what was acked before the step stays packed."""
+    monkeypatch.setattr(packing, "SEGMENT_REFS", 2)
+    for step in range(1, 8):
+        acked(queue, refs(f"a{step}", f"b{step}"), step=step)
+    queue.pack(older_than_s=0.0)
+    assert len(segments_in(path)) == 7
+    commits: list[str] = []
+    tap = Tap()
+    tap.before = lambda name, args, _: (
+        commits.append(args[1]) if name == "rename" and args[1][:7] == "packed-" else None
+    )
+    with tap.here(), FileSampleRefQueue(path, durable=False) as other:
+        assert other.rewind(after_step=2) == [f"{name}{step}" for step in range(3, 8) for name in "ab"]
+    assert len(commits) == 1
+    assert sum(map(refs_in, segments_in(path))) == 4
+    (came,) = show(path, "a5")
+    assert (came.state, [event.event for event in came.history]) == ("pending", ["rewound"])
+    assert came.age_s < GUARD_S
+    assert ids(queue.get(20)) == [f"{name}{step}" for step in range(3, 8) for name in "ab"]
+    assert_clean(path)
+
+
+def test_a_rewind_leaves_a_packed_ref_that_is_live_in_its_segment(path: Path, queue: Queue) -> None:
+    acked(queue, refs("again", "once"), step=3)
+    queue.pack(older_than_s=0.0)
+    queue.put(refs("again"))
+    assert queue.rewind(after_step=2) == ["once"]
+    (segment,) = segments_in(path)
+    assert (names_in(path, "done"), refs_in(segment)) == ([segment.name], 1)
+    assert everything(path) == {"again": ["pending", "done"], "once": ["pending"]}
+
+
+def test_of_two_lives_under_one_name_a_rewind_brings_back_the_later_one(path: Path, queue: Queue) -> None:
+    """One is packed, and has a file of its own besides; the other one's stamp is the newer."""
+    acked(queue, [ref("s", metadata={"life": 1})], step=3)
+    queue.pack(older_than_s=0.0)
+    acked(queue, [ref("s", metadata={"life": 2})], step=3)
+    assert queue.rewind(after_step=2) == ["s"]
+    (back,) = queue.get(5)
+    assert back.metadata == {"life": 2}
+    queue.ack([back])
+    assert_clean(path)
+
+
 def test_packed_refs_are_counted_listed_and_shown_as_before(path: Path, queue: Queue) -> None:
     """counts, status, ls and show say of a packed ref what they said of its file; check finds nothing to say."""
     acked(queue, numbered(20), step=3)

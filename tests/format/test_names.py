@@ -176,6 +176,18 @@ def test_over_long_stems_are_foreign_everywhere() -> None:
     assert names.parse_done(f"{stem}.json") is None
 
 
+@pytest.mark.parametrize(
+    "odd", ["", ".json", ".x.json", "x", "x@1.json", "x@y.json", "%2f.json", "x~.json", "ü.json", "é"]
+)
+def test_names_are_counted_together_as_they_parse_one_by_one(odd: str) -> None:
+    listing = (
+        [f"s{number}.json" for number in range(600)] + [odd] + [f"t{number}@{number}.json" for number in range(600)]
+    )
+    assert names.count_refs(listing, names.parse_ref) == sum(map(bool, map(names.parse_ref, listing)))
+    assert names.count_done(listing) == sum(map(bool, map(names.parse_done, listing)))
+    assert names.count_refs([], names.parse_ref) == 0
+
+
 def test_a_stem_that_is_no_text_tells_no_id() -> None:
     """Escapes that are no UTF-8 come from no id."""
     assert names.id_of("%ff") is None

@@ -511,10 +511,12 @@ def test_repairing_a_queue_in_full_use_loses_nothing(tmp_path: Path) -> None:
 def test_a_file_that_is_replaced_under_the_check_does_not_end_it(path: Path, call: str, code: int) -> None:
     """On a shared mount; the next look sees what is there."""
     (path / "pending" / "broken.json").write_bytes(b"{")
-    failing = [code]
+    with FileSampleRefQueue(path, durable=False) as queue:
+        queue.put([ref("long", metadata={"text": 70_000 * "x"})])
+    failing, file = [code], {"stat": "long.json", "open": "dead.json"}[call]
 
     def around(name: str, real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if name == call and args[0] == "dead.json" and failing:
+        if name == call and args[0] == file and failing:
             raise OSError(failing.pop(), "replaced", args[0])
         return real(*args, **kwargs)
 

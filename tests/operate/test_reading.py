@@ -189,6 +189,18 @@ def test_entries_of_other_states_come_by_age(path: Path) -> None:
     assert about(found[0].age_s, 30.0)
 
 
+def test_entries_of_many_come_as_their_directory_lists_them(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each once, those that are packed or on their way into a segment, too."""
+    monkeypatch.setattr("fsqueue.engine.listing._SORT_LIMIT", 4)
+    with FileSampleRefQueue(path, durable=False) as queue:
+        queue.put(numbered(20))
+        queue.ack(queue.get(8))
+        queue.pack(older_than_s=0.0)
+        queue.ack(queue.get(12))
+    (path / "done" / "s00015.json").rename(path / "done" / "s00015.json.into-0123456789ab")
+    assert sorted(entry.id for entry in entries(path, ["done"])) == [f"s{number:05d}" for number in range(20)]
+
+
 @pytest.mark.parametrize(("wanted", "found"), [(ELSEWHERE, 1), ("node9", 1), ("node", 0), ("node9.4242", 0)])
 def test_entries_of_one_owner_or_of_a_node(path: Path, wanted: str, found: int) -> None:
     lease_elsewhere(path, "a", 1.0)

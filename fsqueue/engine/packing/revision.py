@@ -47,7 +47,12 @@ _LOOKS = 16
 
 
 def look(layout: Layout) -> Done:
-    """Return what is done, by one listing; where a revision is at work, by two that agree.
+    """Return what is done, by one listing; where a revision is at work, by two that agree."""
+    return packed.read_names(listed(layout))
+
+
+def listed(layout: Layout) -> list[str]:
+    """Return the names in done/ that `look` goes by.
 
     RACE: a listing that a rename overtakes may show neither the old name nor the new one.
     """
@@ -58,7 +63,7 @@ def look(layout: Layout) -> Done:
         before, listing = packed.revisions_in(listing), layout.done.listing()
         if before == packed.revisions_in(listing):
             break
-    return packed.read_names(listing)
+    return listing
 
 
 def look_firmly(layout: Layout) -> Done:

@@ -34,7 +34,8 @@ def unpack(handle: Handle, wanted: Wanted, copies: Copies | None = None) -> Done
     Costs one listing where nothing is packed; otherwise every segment is read. A running packing is ended.
 
     Args:
-        copies: takes those that it is to move on; what is live stays in its segment then.
+        copies: takes those that it is to move on, and is ended by the caller, after an error too; what is live stays
+            in its segment then.
 
     RACE: a packing that begins afterwards may claim such a file before the caller has moved it on.
     """
@@ -57,7 +58,8 @@ def unpack(handle: Handle, wanted: Wanted, copies: Copies | None = None) -> Done
             pauses.wait()
             continue  # a segment was replaced, or the licence taken away: look again
         except OSError:
-            recover_quietly(handle)
+            if not copies:
+                recover_quietly(handle)
             raise
         if not copies:
             recover(handle, alone=True, stuck=stuck)

@@ -2,6 +2,7 @@
 
 violations.py   what can be wrong, and what is done about each
 looks.py        a look at one directory entry
+sound.py        a shorter one, for those with which nothing is wrong
 examine.py      a look over all of them, and a second one before anything is claimed
 duplicates.py   refs that are live twice
 mend.py         the remedies
@@ -35,7 +36,7 @@ def check_queue(
 
     A state that a running queue passes through, or that a kill at any instant leaves, is no damage. Takes no lock
     and writes nothing; only the order file is touched, to read the filesystem's clock, where members of a stream may
-    have fallen silent. Costs a stat and a read of every file, and a second look at those with a problem.
+    have fallen silent. Costs an open, a stat, a read and a close of every file, and more for those with a problem.
 
     Args:
         notes: include what costs nothing, such as leftovers of killed processes and a damaged order hint.

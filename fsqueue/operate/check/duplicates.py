@@ -6,8 +6,31 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from fsqueue.format import names
+from fsqueue.format.untyped import place_of
 from fsqueue.operate.check.looks import Copy, Looks
 from fsqueue.operate.check.violations import Severity, Violation
+
+
+def pair_up(looks: Looks) -> None:
+    """Add to the live files that were looked at closely the sound ones of the same refs, and those leased twice."""
+    leased, ops = looks.sound.leased, looks.layout.ops
+    several = bool(looks.sound.twice or looks.live)
+    for name in looks.sound.twice:
+        _add(looks, "leased", name)
+    for stem in {*leased, *map(names.stem_of, looks.live)}:
+        file = names.ref_file(stem)
+        is_pending = ops.is_there(looks.layout.pending.fd, file)
+        if is_pending:
+            _add(looks, "pending", file)
+        if stem in leased and (is_pending or several):
+            _add(looks, "leased", leased[stem])
+
+
+def _add(looks: Looks, state: str, name: str) -> None:
+    place = place_of(state, name)
+    if place is not None:
+        looks.live[names.id_of(place.stem) or place.stem][Copy(state, name, place.owner)] = None
 
 
 def duplicates(looks: Looks, copies: list[Copy]) -> Iterator[Violation]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 
-from fsqueue.engine.layout import Layout
+from fsqueue.engine.layout import STATES, Layout
 from fsqueue.engine.progress import Progress, unheard
-from fsqueue.operate.check.duplicates import duplicates, twins
+from fsqueue.operate.check.duplicates import duplicates, pair_up, twins
 from fsqueue.operate.check.looks import Look, Looks
 from fsqueue.operate.check.violations import Violation
 
@@ -24,6 +24,7 @@ def examine(layout: Layout, progress: Progress = unheard) -> list[Violation]:
     with closing(Looks(layout)) as looks:
         looks.refresh()
         suspects = [look for look in _look_at_all(looks, progress) if look.found]
+        pair_up(looks)
         several = [list(copies) for copies in looks.live.values() if len(copies) > 1]
         found = [*looks.unfit_directories(), *_confirmed(looks, suspects)]
         for copies in several:
@@ -41,8 +42,10 @@ def _look_at_all(looks: Looks, progress: Progress) -> Iterator[Look]:
         left.pop(where, None)
         listed = looks.names_in(where)
         total = done + len(listed) + sum(left.values())
-        for name in listed:
-            yield looks.look(where, name)
+        close = looks.sound.others(where, looks.directories[where], listed) if where in STATES else listed
+        for name in close:
+            if name is not None:
+                yield looks.look(where, name)
             done += 1
             progress(done, total)
 

@@ -22,6 +22,7 @@ from fsqueue.errors import CorruptRefError
 from fsqueue.format import names, packed
 from fsqueue.format.ref_type import RefType
 from fsqueue.format.untyped import Place, RefSight, allows, place_of, sight, type_name
+from fsqueue.operate.check.sound import Sound
 from fsqueue.operate.check.stream_looks import StreamLooks
 from fsqueue.operate.check.violations import Problem, Severity, Violation, violation
 from fsqueue.operate.stream_status import open_stream
@@ -62,7 +63,8 @@ class Looks:
     Attributes:
         directories: those to look at, by name; "" for the queue's own.
         leases: how many leases each owner holds, as of the last `refresh`.
-        live: the files in pending/ and leased/ by sample id, as far as they were looked at.
+        sound: passes over what is sound by itself.
+        live: the files in pending/ and leased/ by sample id, as far as they were looked at closely (`pair_up`).
         linked: by inode, (state, name) of the refs' files that have several hard links.
     """
 
@@ -81,6 +83,7 @@ class Looks:
         self.leases: Counter[str] = Counter()
         self.live: dict[str, dict[Copy, None]] = defaultdict(dict)
         self.linked: dict[int, dict[tuple[str, str], None]] = defaultdict(dict)
+        self.sound = Sound(layout, self._now + FUTURE_S, self._participant)
         self._revisions: set[str] = set()
         self._replaced: set[str] = set()
 
@@ -95,7 +98,7 @@ class Looks:
             self._stream.refresh()
         parsed = (names.parse_leased(name) for name in self.layout.leased.listing())
         self.leases = Counter(lease.owner for lease in parsed if lease and lease.is_held)
-        done = packed.read_names(self.layout.done.listing())
+        done = packed.read_names(packed.of_packing(self.layout.done.listing()))
         running = (found for found in done.licences if not is_abandoned(self.layout, found, self._now))
         self._revisions = {licence.revision for licence in running}
         self._replaced = {segment.name for segment in done.replaced}
@@ -198,12 +201,12 @@ class Looks:
         data = yield from self._data("done", segment.name)
         if data is None:
             return
-        lines, damaged = packed.whole_lines(data)
-        if damaged:
-            size = sum(end - start for start, end in damaged)
+        held = packed.count_lines(data)
+        if held is None:
+            size = sum(end - start for start, end in packed.whole_lines(data)[1])
             yield "segment", f"{size} bytes in it belong to no whole line"
-        elif len(lines) != segment.refs:
-            yield "segment", f"it holds {len(lines)} refs, its name says {segment.refs}"
+        elif held != segment.refs:
+            yield "segment", f"it holds {held} refs, its name says {segment.refs}"
 
     def _permissions(self, state: str, status: os.stat_result) -> Iterator[Problem]:
         if not allows(status, write=False):
