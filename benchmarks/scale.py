@@ -17,7 +17,7 @@ from functools import partial
 
 from measuring.session import parser, progress, session
 from measuring.tables import table
-from scaling import depth, idle, many
+from scaling import cluster, depth, idle, many
 from scaling.measures import Measure, Scale
 
 PARTS: dict[str, Callable[[Scale], list[Measure]]] = {
@@ -26,6 +26,7 @@ PARTS: dict[str, Callable[[Scale], list[Measure]]] = {
     "many": many.many,
     "idle": idle.idle,
     "start": idle.start,
+    "cluster": cluster.cluster,
 }
 
 
