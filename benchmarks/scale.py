@@ -1,4 +1,4 @@
-"""Does the cost stay flat? Backlog, partitions, processes, waiting, memory and start, each against its goal.
+"""Does the cost stay flat? Backlog, partitions, processes, waiting, memory, start and nodes, each against its goal.
 
     python benchmarks/scale.py --dir /dev/shm/bench --backlog 1000000
 
@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("--consumers", type=int, help="consumer processes (default: 64)")
     found.add_argument("--producers", type=int, help="producer processes (default: 16)")
     found.add_argument("--seconds", type=float, help="for each thing that is watched for a while (default: 5)")
+    found.add_argument("--modify-ms", type=float, help="of cluster's server: how long a modification takes it")
     parts = partial(_parts, known=list(PARTS))
     found.add_argument("--only", type=parts, default=list(PARTS), help=f"some of {','.join(PARTS)}")
     found.add_argument("--quick", action="store_true", help="a few seconds: to see that it runs, not to measure")
@@ -75,6 +76,7 @@ def _scale(parsed: argparse.Namespace, directory: str) -> Scale:
         producers=parsed.producers or (2 if quick else 16),
         seconds=parsed.seconds or (0.5 if quick else 5.0),
         rounds=3 if quick else 60,
+        modify_ms=parsed.modify_ms,
     )
 
 

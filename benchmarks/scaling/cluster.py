@@ -28,8 +28,10 @@ _BUDGET_S = 1.0
 _LOCK = "holds of the lock"
 
 
-def speed_of(directory: str) -> Speed:
-    """Return how fast the server of a shared mount answers; of a local disk, what the slow mount's answers take."""
+def speed_of(directory: str, modify_ms: float | None = None) -> Speed:
+    """Return how fast the server of a shared mount answers; on a local disk, how fast the slow mount's does."""
+    if modify_ms is not None:
+        return Speed(READ_S, modify_ms / 1e3)
     ops = FileOps()
     with closing(Directory(ops, directory)) as where:
         if where.filesystem.local:
@@ -67,7 +69,7 @@ def _limit(made: Made, batch: int, speed: Speed) -> _Limit:
 
 def cluster(scale: Scale) -> list[Measure]:
     """The load of many nodes: idle, at work, and after a restart of all at once."""
-    speed = speed_of(scale.directory)
+    speed = speed_of(scale.directory, scale.modify_ms)
     quick = scale.rounds < 10
     nodes = (3, 10) if quick else NODES
     result = [

@@ -20,7 +20,13 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Scale:
-    """The parameters of a run; `seconds` is how long things are watched, `rounds` how often calls are timed."""
+    """The parameters of a run.
+
+    Attributes:
+        seconds: how long things are watched.
+        rounds: how often calls are timed.
+        modify_ms: how long a modification takes on a simulated server; None: as on this mount, if it is a shared one.
+    """
 
     directory: str
     backlog: int
@@ -29,6 +35,7 @@ class Scale:
     producers: int
     seconds: float
     rounds: int
+    modify_ms: float | None = None
 
 
 @dataclass(frozen=True)
