@@ -1,4 +1,4 @@
-"""Does the cost stay flat? Backlog, partitions, processes, waiting, memory and start, each against its goal.
+"""Does the cost stay flat? Backlog, partitions, processes, waiting, memory, start and nodes, each against its goal.
 
     python benchmarks/scale.py --dir /dev/shm/bench --backlog 1000000
     python benchmarks/scale.py --dir /dev/shm/bench --only operators --beside ../an-older-checkout
@@ -19,7 +19,7 @@ from functools import partial
 
 from measuring.session import parser, progress, session
 from measuring.tables import table
-from scaling import depth, idle, many, operators
+from scaling import cluster, depth, idle, many, operators
 from scaling.measures import Measure, Scale
 
 PARTS: dict[str, Callable[[Scale], list[Measure]]] = {
@@ -28,6 +28,7 @@ PARTS: dict[str, Callable[[Scale], list[Measure]]] = {
     "many": many.many,
     "idle": idle.idle,
     "start": idle.start,
+    "cluster": cluster.cluster,
     "rates": operators.rates,
     "operators": operators.operators,
 }
@@ -57,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     found.add_argument("--consumers", type=int, help="consumer processes (default: 64)")
     found.add_argument("--producers", type=int, help="producer processes (default: 16)")
     found.add_argument("--seconds", type=float, help="for each thing that is watched for a while (default: 5)")
+    found.add_argument("--modify-ms", type=float, help="of cluster's server: how long a modification takes it")
     parts = partial(_parts, known=list(PARTS))
     short = [name for name in PARTS if name not in LONG]
     known = f"some of {','.join(PARTS)}; default: all but {','.join(LONG)}; rates is a part of operators"
@@ -86,6 +88,7 @@ def _scale(parsed: argparse.Namespace, directory: str) -> Scale:
         rounds=3 if quick else 60,
         beside=os.path.abspath(parsed.beside) if parsed.beside else None,
         durable=parsed.durable,
+        modify_ms=parsed.modify_ms,
     )
 
 

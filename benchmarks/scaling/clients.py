@@ -10,6 +10,7 @@ import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from unittest import mock
 
 from fsqueue import FileSampleRefQueue, SampleRef
@@ -51,6 +52,13 @@ class Cluster:
     def client(self, name: str) -> Client:
         self.clients.append(Client(self, name))
         return self.clients[-1]
+
+    def filled(self, backlog: int) -> float:
+        """Create the queue, with so many refs, by a client that does not count; return the time."""
+        with Client(self, "creator").open() as queue:
+            for number in range(backlog):
+                queue.put([make_ref(f"s{number:06d}")])
+        return self.now_s
 
     def spend(self, price: Price) -> None:
         """Let the running client wait for its answer; what is modified alone is modified in turn."""
@@ -160,32 +168,31 @@ def made_by(clients: list[Client], lasted_s: float) -> Made:
 
 
 def restarted(nodes: int, speed: Speed, backlog: int, until_s: float, window_s: float) -> tuple[Made, Made]:
-    """Open a handle on each of so many nodes at once, each of which gets a ref where there are some, and waits.
+    """Open a handle on each of so many nodes at once; each gets a ref and works on it, or where there is none, waits.
 
     Returns:
         What was made until all had opened and had their first refs, and what in the window that ends at until_s.
     """
-    with deterministic():
+    with deterministic(), mock.patch("fsqueue.engine.heartbeat.heartbeats", Hearts()) as hearts:
         cluster = Cluster(speed)
-        creator = cluster.client("creator")
-        with creator.open() as queue:
-            for number in range(backlog):
-                queue.put([make_ref(f"s{number:06d}")])
-        cluster.clients.clear()
-        began_s, ready_s = cluster.now_s, []
+        began_s = cluster.filled(backlog)
+        ready_s: list[float] = []
         marks: list[Made] = []
 
         def work(client: Client) -> Callable[[], None]:
             def run() -> None:
                 hearts.run_in(client, lambda *_: None)
-                queue = client.open()
-                if backlog:
-                    queue.get(1, 60.0)
-                ready_s.append(cluster.now_s - began_s)
-                if len(ready_s) == nodes:
-                    marks.append(made_by(cluster.clients, ready_s[-1]))
-                while cluster.now_s < began_s + until_s:
-                    queue.get(1, began_s + until_s - cluster.now_s)
+                with client.open() as queue:
+                    if backlog:
+                        queue.get(1, 60.0)
+                    ready_s.append(cluster.now_s - began_s)
+                    if len(ready_s) == nodes:
+                        marks.append(made_by(cluster.clients, ready_s[-1]))
+                    left_s = max(0.01, began_s + until_s - cluster.now_s)
+                    if backlog:
+                        client.ops.sleep(left_s)
+                    else:
+                        queue.get(1, left_s)
 
             return run
 
@@ -194,10 +201,61 @@ def restarted(nodes: int, speed: Speed, backlog: int, until_s: float, window_s: 
                 cluster.world.wait(max(0.0, began_s + at_s - cluster.now_s))
                 marks.append(made_by(cluster.clients, at_s))
 
-        hearts = Hearts()
-        with mock.patch("fsqueue.engine.heartbeat.heartbeats", hearts):
-            works = [work(cluster.client(f"node-{number}")) for number in range(nodes)]
-            cluster.run([*works, watch])
-        for client in cluster.clients:
-            client.dead = True
+        cluster.run([*(work(cluster.client(f"node-{number}")) for number in range(nodes)), watch])
         return marks[0], marks[2] - marks[1]
+
+
+def worked(pairs: int, speed: Speed, samples: float, batch: int, lasts_s: float) -> tuple[Made, int]:
+    """Have so many nodes put samples a second, all together, and as many get and acknowledge them.
+
+    Returns:
+        What was made meanwhile, and how many samples went through.
+    """
+    with deterministic(), mock.patch("fsqueue.engine.heartbeat.heartbeats", Hearts()) as hearts:
+        cluster = Cluster(speed)
+        began_s = cluster.filled(0)
+        through = [0]
+        every_s = pairs * batch / samples
+
+        def left_s() -> float:
+            return began_s + lasts_s - cluster.now_s
+
+        def put(client: Client, index: int) -> None:
+            hearts.run_in(client, lambda *_: None)
+            with client.open() as queue:
+                cluster.world.wait(every_s * index / pairs)
+                number = 0
+                while left_s() > 0:
+                    began = cluster.now_s
+                    queue.put([make_ref(f"n{index}-{number}-{at}") for at in range(batch)])
+                    number += 1
+                    cluster.world.wait(max(0.0, min(began + every_s - cluster.now_s, left_s())))
+
+        def take(client: Client, index: int) -> None:
+            hearts.run_in(client, lambda *_: None)
+            with client.open() as queue:
+                while left_s() > 0:
+                    refs = queue.get(batch, max(0.01, left_s()))
+                    queue.ack(refs)
+                    through[0] += len(refs)
+
+        works = [
+            partial(work, cluster.client(f"{work.__name__}-{index}"), index)
+            for index in range(pairs)
+            for work in (put, take)
+        ]
+        cluster.run(works)
+        return made_by(cluster.clients, cluster.now_s - began_s), through[0]
+
+
+def cycle(batch: int, speed: Speed) -> Made:
+    """Have one client alone put, get and acknowledge a batch, not its first."""
+    with deterministic():
+        cluster = Cluster(speed)
+        client = cluster.client("alone")
+        with client.open() as queue:
+            for number in range(2):
+                before = made_by([client], cluster.now_s)
+                queue.put([make_ref(f"s{number}-{at}") for at in range(batch)])
+                queue.ack(queue.get(batch))
+            return made_by([client], cluster.now_s) - before

@@ -20,11 +20,14 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Scale:
-    """The parameters of a run; `seconds` is how long things are watched, `rounds` how often calls are timed.
+    """The parameters of a run.
 
     Attributes:
+        seconds: how long things are watched.
+        rounds: how often calls are timed.
         beside: another checkout, whose operations are timed in turns with this one's.
         durable: whether operators' queues fsync what is put.
+        modify_ms: how long a modification takes on a simulated server; None: as on this mount, if it is a shared one.
     """
 
     directory: str
@@ -36,6 +39,7 @@ class Scale:
     rounds: int
     beside: str | None = None
     durable: bool = False
+    modify_ms: float | None = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _NAMES_A_READDIR = 1_000
-_ACROSS = "renames"
+RENAMES = "renames"
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Requests:
             return Price(modifies=1)
         if name == "rename":
             source, target = self._place_of(kwargs["src_dir_fd"]), self._place_of(kwargs["dst_dir_fd"])
-            return Price(modifies=1, place=_ACROSS if source != target else source)
+            return Price(modifies=1, place=RENAMES if source != target else source)
         if name in ("unlink", "link", "mkdir"):
             fd = kwargs.get("dir_fd", kwargs.get("dst_dir_fd"))
             return Price(modifies=1, place=self._place_of(fd) if fd is not None else "")

@@ -27,7 +27,7 @@ _SHARED_POLL_S = 3.0
 _DOUBTED_POLL_S = 6.0
 
 
-def _poll_interval_s(filesystem: Filesystem) -> float:
+def default_poll_interval_s(filesystem: Filesystem) -> float:
     """Return the longest pause between two looks of a waiting get where nobody chose one, seconds."""
     if filesystem.local:
         return _LOCAL_POLL_S
@@ -74,7 +74,7 @@ class Handle:
         self.durable = durable
         self.mutex = Mutex()
         self.read_only = read_only
-        self.poll_interval_s = _poll_interval_s(layout.filesystem) if poll_interval_s is None else poll_interval_s
+        self.poll_interval_s = poll_interval_s or default_poll_interval_s(layout.filesystem)
         if clock is not None:
             self.clock: Clock = InjectedClock(self.ops, clock)
         else:

@@ -17,7 +17,7 @@ from fsqueue.engine.handle import Handle
 from fsqueue.engine.waiting import Look, Pace, StopEvent, Waiting
 from fsqueue.format import names
 
-_FIRST_PAUSE_S = 0.0002
+_FIRST_PAUSE_S = 0.01  # a request takes about a millisecond
 _SHARE = 0.2
 _MOST_ROUNDS = 15
 _JUST_NOW_S = 0.05

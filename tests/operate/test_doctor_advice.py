@@ -226,7 +226,7 @@ class TestAdvice:
 
     def test_leases_on_nfs_outlast_what_clients_remember(self) -> None:
         advice = advise(found(kind="nfs4", options=("vers=4.2", "local_lock=none")))
-        assert (advice.lease_timeout_s, advice.lock) == (120.0, "flock")
+        assert (advice.lease_timeout_s, advice.lock, advice.poll_interval_s) == (120.0, "flock", 3.0)
         assert any("--peer" in remark for remark in advice.remarks)
 
     def test_leases_on_any_shared_mount_outlast_a_restart_of_the_server(self) -> None:

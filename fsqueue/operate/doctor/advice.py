@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fsqueue.disk.filesystems import UNKNOWN
+from fsqueue.engine.handle import default_poll_interval_s
 from fsqueue.operate.doctor.findings import Advice, Diagnosis, Lock
 from fsqueue.operate.doctor.notes import NFS_TYPES, attribute_cache_s, lock_is_node_local
 from fsqueue.operate.doctor.probes import NAME_BYTES_NEEDED
@@ -12,7 +14,6 @@ _REMOTE_FLOOR_S = 90.0
 _OPERATIONS_PER_LEASE = 1000
 _TICKS_PER_LEASE = 4
 _POLL_FLOOR_S = 0.05
-_REMOTE_POLL_FLOOR_S = 0.1
 _POLL_CEILING_S = 1.0
 _POLL_SHARE = 20
 _SKEW_WORTH_SAYING_S = 1.0
@@ -61,10 +62,12 @@ def _lease_timeout_s(found: Diagnosis, remarks: list[str]) -> float:
 
 
 def _poll_interval_s(found: Diagnosis) -> float:
-    """Return an interval that spends at most a twentieth of the time on looking."""
+    """Return an interval that spends at most a twentieth of the time on looking; on a shared mount the default."""
     look_us = sum(found.costs[name].median_us for name in ("stat", "lock_unlock") if name in found.costs)
-    floor_s = _REMOTE_POLL_FLOOR_S if found.remote else _POLL_FLOOR_S
-    return min(rounded_up(max(floor_s, _POLL_SHARE * look_us / 1e6)), _POLL_CEILING_S)
+    wanted_s = min(rounded_up(max(_POLL_FLOOR_S, _POLL_SHARE * look_us / 1e6)), _POLL_CEILING_S)
+    if not found.remote:
+        return wanted_s
+    return max(wanted_s, default_poll_interval_s(found.mount.filesystem if found.mount else UNKNOWN))
 
 
 def _lock(found: Diagnosis, remarks: list[str]) -> Lock:
