@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from unittest import mock
@@ -69,7 +69,7 @@ class Cluster:
             ends_at = began_at + self._speed.of(price)
         self.world.wait(ends_at - self.world.now)
 
-    def run(self, works: list[Callable[[], None]]) -> None:
+    def run(self, works: Sequence[Callable[[], None]]) -> None:
         """Run these side by side until all have ended; raise what one of them raised."""
         before = threading.stack_size(_STACK_BYTES)
         try:

@@ -16,7 +16,7 @@ from unittest import mock
 
 from fsqueue import FileSampleRefQueue, QueueIOError, SampleRef, StaleLockWarning
 from fsqueue.disk.fileops import using
-from fsqueue.engine.claim import SWEEP_S
+from fsqueue.engine.refused import SWEEP_S
 from fsqueue.errors import CorruptRefError, FsQueueError
 from fsqueue.format import names, packed
 from fsqueue.format.codec import Codec

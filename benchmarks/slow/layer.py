@@ -41,6 +41,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fsqueue.disk.fileops import FileOps, wrapped
+from slow.clock import VirtualClock
 
 READ_S = 0.0003
 MODIFY_S = 0.003
@@ -78,6 +79,7 @@ class SlowMount:
 
     Args:
         sleep: spends the time of a round trip, seconds.
+        clock: what time is told by instead, where everything happens in one thread.
 
     Attributes:
         ops: the table of file operations to open handles with.
@@ -85,12 +87,17 @@ class SlowMount:
     """
 
     def __init__(
-        self, read_s: float = READ_S, modify_s: float = MODIFY_S, sleep: Callable[[float], object] = time.sleep
+        self,
+        read_s: float = READ_S,
+        modify_s: float = MODIFY_S,
+        sleep: Callable[[float], object] = time.sleep,
+        clock: VirtualClock | None = None,
     ) -> None:
         self.trips: Counter[str] = Counter()
         self._read_s = read_s
         self._modify_s = modify_s
-        self._sleep = sleep
+        self._sleep = clock.sleep if clock else sleep
+        self._clock = clock
         self._mutex = threading.Lock()
         self._across = threading.Lock()
         self._directories: dict[_Key, threading.Lock] = {}
@@ -101,6 +108,9 @@ class SlowMount:
         self._changes: Counter[_Key] = Counter()
         self.ops = wrapped(FileOps(), self._around)
         self.ops.filesystem_type = lambda path: "nfs4"
+        if clock:
+            self.ops.each = clock.each  # type: ignore[method-assign]
+            self.ops.monotonic = clock.monotonic
 
     def reset(self) -> None:
         """Begin to count."""
@@ -121,9 +131,14 @@ class SlowMount:
         with self._mutex:
             locks = [self._directories.setdefault(key, threading.Lock()) for key in keys]
         with ExitStack() as held:
-            for lock in [self._across, *locks] if len(locks) > 1 else locks:
+            taken = [self._across, *locks] if len(locks) > 1 else locks
+            for lock in taken:
                 held.enter_context(lock)
+            if self._clock:
+                self._clock.await_locks(taken)
             yield
+            if self._clock:
+                self._clock.let_go(taken)
 
     def _open(self, call: Callable[..., int], path: str, flags: int, *rest: Any, dir_fd: int | None = None) -> int:
         creates = flags & os.O_CREAT and not os.access(path, os.F_OK, dir_fd=dir_fd, follow_symlinks=False)

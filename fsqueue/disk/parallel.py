@@ -37,6 +37,7 @@ class Overlap:
     def __init__(self, ops: FileOps, io_threads: IoThreads, remote: bool, durable: bool = True) -> None:
         self._ops = ops
         self._measures = io_threads == "auto" and remote
+        self._pays = not self._measures  # as of the last two that were made
         self._threads = 1 if io_threads == "auto" and not remote else _threads(io_threads)
         self.in_turn = self._threads < 2
         self.syncs = _threads(io_threads) if durable else 1
@@ -49,7 +50,7 @@ class Overlap:
         """
         if self.in_turn or len(items) < 2:
             return work
-        outcomes = {item: _Outcome(work, item) for item in items}
+        outcomes = {item: Outcome(work, item) for item in items}
         rest = list(outcomes.values())
         if self._measures:
             first, *others = rest
@@ -59,12 +60,38 @@ class Overlap:
                 outcomes = {items[0]: first}
                 others = []
             rest = others
-        self._ops.each(_Outcome.run, rest, self._threads)
+        self._ops.each(Outcome.run, rest, self._threads)
         return lambda item: outcomes.pop(item)() if item in outcomes else work(item)
 
+    def beside(self, work: Callable[[], object], other: Callable[[], object]) -> bool:
+        """Make work, and where that pays the other at the same time; return whether it was made.
 
-class _Outcome(Generic[T, U]):
-    """Make a call, and keep its result for somebody who asks for it later, once."""
+        An error of either is raised once both have ended, that of work first.
+        """
+        if self.in_turn:
+            work()
+            return False
+        started, both = self._ops.monotonic(), self._pays
+        try:
+            if both:
+                outcomes = [Outcome(_call, work), Outcome(_call, other)]
+                self._ops.each(Outcome.run, outcomes, self._threads)
+                for outcome in outcomes:
+                    outcome()
+            else:
+                work()
+        finally:
+            if self._measures:
+                self._pays = self._ops.monotonic() - started >= _WORTH_A_THREAD_S
+        return both
+
+
+def _call(work: Callable[[], U]) -> U:
+    return work()
+
+
+class Outcome(Generic[T, U]):
+    """Make a call, and keep its result, or its error, for somebody who asks for it later, once."""
 
     __slots__ = ("_error", "_item", "_result", "_work")
 

@@ -9,64 +9,31 @@ import msgspec
 
 from fsqueue.disk.counting import Unchanged
 from fsqueue.disk.denied import told
+from fsqueue.disk.parallel import Outcome
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import read_json
 from fsqueue.engine.order import DEAD, Scan
+from fsqueue.engine.refused import SWEEP_S, Refused
 from fsqueue.format import names
 from fsqueue.records import dp_partition, partition_of
 
-SWEEP_S = 60.0
 _SORT_BY_MTIME_LIMIT = 4096
 _CHEAP_SWEEP_S = 0.001
 _TOLD_S = 1.0
 _RELAX = 20
 _CLAIMING_S = 0.002
 _ERRORS_A_CALL = 64
-_REFUSED_S = 1.0
 _REMOTE_CLAIMING_S = 0.05
 _MISSED_S = 1.0  # for about as long a name is remembered as missing where opening the directory does not end that
 _MISSED = 64
+_PLACES_A_HOLD = 1_000
 
 Partition = tuple[int, int]
 
 
 class _SampleId(msgspec.Struct):
     sample_id: str
-
-
-class Refused:
-    """Remember the refs that could not be claimed, so that they do not fail every call: each is left alone for longer.
-
-    The first error costs no time, as one that passes; after the second it is a second, then two, and so on.
-    """
-
-    def __init__(self, monotonic: Callable[[], float]) -> None:
-        self._monotonic = monotonic
-        self._of: dict[str, tuple[int, float, Exception]] = {}
-
-    def add(self, stem: str, error: Exception) -> None:
-        """Note that this ref could not be claimed, and why."""
-        times = self._of[stem][0] + 1 if stem in self._of else 1
-        pause_s = min(_REFUSED_S * 2.0 ** (times - 2), SWEEP_S) if times > 1 else 0.0
-        self._of[stem] = times, self._monotonic() + pause_s, error.with_traceback(None)
-
-    def discard(self, stem: str) -> None:
-        """Note that it could be, after all."""
-        self._of.pop(stem, None)
-
-    def why(self) -> dict[str, Exception]:
-        """Return what was said of each when it was tried last."""
-        return {stem: error for stem, (_, _, error) in self._of.items()}
-
-    def __bool__(self) -> bool:
-        return bool(self._of)
-
-    def now(self) -> set[str]:
-        """Return the stems of those that are to be left alone now; forget those that have been for long enough."""
-        time = self._monotonic()
-        self._of = {stem: found for stem, found in self._of.items() if found[1] > time - 2 * SWEEP_S}
-        return {stem for stem, (_, until, _) in self._of.items() if until > time}
 
 
 class Claimer:
@@ -83,6 +50,7 @@ class Claimer:
         self._refused = Refused(handle.ops.monotonic)
         self._told_at = -1e9  # when the error of such a ref was raised last
         self._passed_over: set[str] = set()  # while they were left alone: no line names them any more
+        self._stamped: tuple[float, Callable[[str], bool]] | None = None  # since when, and how a stamp made ahead ended
         self._missed: dict[str, float] = {}  # refs that were not where the order said, and when
 
     def take(self, count: int, partition: Partition | None, thorough: bool, leased: list[Claim]) -> bool:
@@ -99,7 +67,7 @@ class Claimer:
         errors: list[OSError] = []
         try:
             while had < wanted and len(errors) < _ERRORS_A_CALL:
-                stems, exhausted = self._reserve(wanted - had, partition)
+                stems, exhausted = self._reserve(min(wanted - had, _PLACES_A_HOLD), partition)
                 self._claim(stems, leased, errors)
                 # An order whose cursor cannot be moved, on a full disk, names the same refs again and again.
                 if (exhausted or self._handle.order.unwritable) and len(leased) == had:
@@ -123,7 +91,8 @@ class Claimer:
     def _claim(self, stems: list[str], leased: list[Claim], errors: list[OSError]) -> None:
         """Claim the refs whose places were taken; append to errors what some of them raise."""
         handle, held = self._handle, self._handle.held
-        if handle.layout.remote and stems:
+        ahead, self._stamped = self._stamped, None
+        if handle.layout.remote and stems and ahead is None:
             # NFS: a remembered name may still mean the file of an earlier life, which the stamp would go to. Of the
             # names in leased/ that a claim goes to, nobody can remember anything.
             handle.layout.pending.refresh()
@@ -136,8 +105,11 @@ class Claimer:
         monotonic = handle.ops.monotonic
         began_at = monotonic()
         since: dict[str, float] = {}
-        stamp_pending = partial(self._stamp_noting, since) if handle.notes_ages else handle.moves.stamp_pending
-        stamp = handle.overlap.ahead(stamp_pending, stems)
+        if ahead is not None:
+            began_at, stamp = ahead
+        else:
+            stamp_pending = partial(self._stamp_noting, since) if handle.notes_ages else handle.moves.stamp_pending
+            stamp = handle.overlap.ahead(stamp_pending, stems)
         for stem in stems:
             if stem in held and self._still_leased(stem):
                 continue
@@ -199,17 +171,34 @@ class Claimer:
 
     def _reserve(self, count: int, partition: Partition | None) -> tuple[list[str], bool]:
         """Take places in the order; the second value says that it holds no more of them."""
-        handle = self._handle
+        handle, self._stamped = self._handle, None
         with handle.order_file.to_take as held:
             if not held:
                 return self._without_lock(count, partition), True
             if partition is None:
-                stems = handle.order.take_locked(count)
+                stems = handle.order.take_locked(count, self._stamp_meanwhile if handle.layout.remote else None)
                 return stems, len(stems) < count
             stems, self._scans[partition], at_end = handle.order.take_partition_locked(
                 count, partition[1], lambda lines: self._belonging(lines, partition), self._scans.get(partition)
             )
             return stems, at_end
+
+    def _stamp_meanwhile(self, write: Callable[[], object], stems: list[str]) -> None:
+        """Write the order's cursor, and stamp the one ref whose place was taken at the same time where that pays.
+
+        CRASH: the ref is pending, with a new mtime; its place may be handed out again.
+        """
+        handle, began_at = self._handle, self._handle.ops.monotonic()
+        if len(stems) != 1 or handle.strays or self._refused or handle.notes_ages or stems[0] in handle.held:
+            write()
+            return
+        outcome = Outcome(self._stamp_afresh, stems[0])
+        if handle.overlap.beside(write, outcome.run):
+            self._stamped = began_at, lambda _: outcome()
+
+    def _stamp_afresh(self, stem: str) -> bool:
+        self._handle.layout.pending.refresh()
+        return self._handle.moves.stamp_pending(stem)
 
     def _without_lock(self, count: int, partition: Partition | None) -> list[str]:
         """Return candidates from a listing, in an order of this handle's own so that claims rarely collide."""

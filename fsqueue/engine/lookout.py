@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from math import inf
 
-from fsqueue.engine.claim import SWEEP_S
 from fsqueue.engine.expire import Reclaimer
 from fsqueue.engine.handle import Handle
+from fsqueue.engine.refused import SWEEP_S
 from fsqueue.engine.waiting import Look, Pace, StopEvent, Waiting
 from fsqueue.format import names
 

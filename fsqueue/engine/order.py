@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -26,10 +27,13 @@ from fsqueue.format.names import is_stem
 
 COMPACT_BYTES = 1 << 16
 _SCAN_CHUNK_BYTES = 1 << 16
-_SCAN_LIMIT_BYTES = 1 << 21
+_SCAN_LIMIT_BYTES = 1 << 17  # some milliseconds of hashing
+_REMOTE_SCAN_LIMIT_BYTES = 1 << 21
 _LINE_GUESS_BYTES = 48
 _AHEAD_BYTES = 1 << 12
 DEAD = ord("#")
+
+Writing = Callable[[Callable[[], object], list[str]], object]
 
 
 class Header(NamedTuple):
@@ -145,11 +149,14 @@ class Order:
             else:
                 self.incomplete = True
 
-    def take_locked(self, count: int) -> list[str]:
+    def take_locked(self, count: int, writing: Writing | None = None) -> list[str]:
         """Hand out the next count stems and move the cursor past them; fewer where the order ends.
 
         Where the header is as this handle's last take left it, nobody has taken a place since: so the lines are next
         that were read then and not handed out, and it pays to read some more.
+
+        Args:
+            writing: called with what writes the cursor, for it to call, and with the stems.
         """
         header, size = self.header_locked(), self._file.size
         cursor, dead = header.cursor, header.dead
@@ -173,9 +180,16 @@ class Order:
             elif line != b"\n" and (stem := _stem(line)) is not None:
                 stems.append(stem)
         after = Header(min(cursor, size), max(dead, 0), header.epoch, header.swept_at)
-        if self._advance_locked(after, header) and alone:
-            self._ahead, self._ahead_end = lines, end
+        if writing is None:
+            self._leave_locked(after, header, lines if alone else None, end)
+        else:
+            writing(partial(self._leave_locked, after, header, lines if alone else None, end), stems)
         return stems
+
+    def _leave_locked(self, header: Header, before: Header, ahead: deque[bytes] | None, end: int) -> None:
+        """Write the header back after a take, and keep the lines that were read ahead, if they may be used."""
+        if self._advance_locked(header, before) and ahead is not None:
+            self._ahead, self._ahead_end = ahead, end
 
     def take_partition_locked(
         self, count: int, width: int, mine: Callable[[bytes], Iterator[int]], scan: Scan | None
@@ -194,7 +208,7 @@ class Order:
         offset = header.cursor
         if scan is not None and scan.epoch == header.epoch and scan.offset <= self._file.size:
             offset = max(offset, scan.offset)
-        stop = offset + _SCAN_LIMIT_BYTES
+        stop = offset + (_REMOTE_SCAN_LIMIT_BYTES if self._file.remote else _SCAN_LIMIT_BYTES)
         stems: list[str] = []
         dead = header.dead
         while (wanted := count - len(stems)) and offset < min(stop, self._file.size):

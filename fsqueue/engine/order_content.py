@@ -39,6 +39,7 @@ class OrderContent:
         size: the file's length in bytes; as of when the lock was taken.
         head: what it begins with, where that was read when the lock was taken and nothing was written since.
         is_written: something was written since the lock was taken.
+        remote: whether the mount is not known to be local.
         locked: flock is what locks it, so it stays open from one hold to the next.
     """
 
@@ -50,7 +51,7 @@ class OrderContent:
         self.is_written = False
         self.locked = locked
         self.doubted = not filesystem.lock_freshens
-        self._remote = not filesystem.local
+        self.remote = not filesystem.local
         self._ops = ops
         self._root = root
         self._inode = 0
@@ -89,7 +90,7 @@ class OrderContent:
         NFS: the name may be a remembered one and its size with it; the descriptor's are fresh under the lock.
         """
         try:
-            if not self._remote:
+            if not self.remote:
                 status = self._ops.stat(ORDER, dir_fd=self._root.fd, follow_symlinks=False)
                 self.size = status.st_size
                 return status.st_ino == self._inode

@@ -95,6 +95,10 @@ class Putter:
             handle.order.header_locked()  # tells how long the backlog is
         self._casing.require(stems)  # RACE: another put may have come in between
         known = self.known(stems)
+        if remote and len(stems) == 1:
+            if not known:
+                self._publish_one_locked(stems[0], waiting, written_at)
+            return 1
         published: list[str] = []
         seen = 0
         publish, forget, monotonic = handle.moves.publish, handle.held.forget, handle.ops.monotonic
@@ -114,6 +118,26 @@ class Putter:
                 handle.counters.add("put", len(published))
                 handle.order.append_locked(published)
         return seen
+
+    def _publish_one_locked(self, stem: str, waiting: dict[str, str], written_at: float) -> None:
+        """Rename a ref into pending/, and name it in the order, at the same time where that pays.
+
+        CRASH: a line may name a ref that never came: whoever takes its place finds no file.
+        """
+        handle, named = self._handle, False
+
+        def publish() -> None:
+            handle.moves.publish(waiting[stem], stem, written_at)
+            del waiting[stem]
+            handle.held.forget(stem)
+
+        try:
+            named = handle.overlap.beside(publish, lambda: handle.order.append_locked([stem]))
+        finally:
+            if not waiting:
+                handle.counters.add("put")
+                if not named:
+                    handle.order.append_locked([stem])
 
     def known(self, stems: list[str]) -> set[str]:
         """Return those of the stems that are pending or leased.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,59 @@ def test_what_the_first_operation_took_decides(shared: Tap, tmp_path: Path, firs
     shared.before = lambda name, args, _: threads.add(threading.get_ident()) if name == "write" else None
     queue.put(numbered(20))
     assert (len(threads) > 1) == spread
+    queue.close()
+
+
+def test_one_ref_has_its_two_modifications_made_at_once(shared: Tap, tmp_path: Path) -> None:
+    """The rename of a put meets the order's line, and the stamp of a get the order's cursor; the ref goes through."""
+    queue = open_tapped(shared, tmp_path / "q", io_threads=4, durable=False)
+    queue.put(numbered(1, "first"))
+    queue.ack(queue.get(1))
+    taken: list[Any] = []
+    calls: dict[str, Callable[[], object]] = {
+        "rename": lambda: queue.put(numbered(1)),
+        "utime": lambda: taken.extend(queue.get(1)),
+    }
+    for operation, call in calls.items():
+        meeting, awaited = threading.Barrier(2), {operation, "pwrite"}
+
+        def meet(name: str, args: Any, kwargs: Any, awaited: set[str] = awaited, meeting: Any = meeting) -> None:
+            if name in awaited:
+                awaited.discard(name)
+                meeting.wait(GUARD_S)
+
+        shared.before = meet
+        call()
+        assert not awaited
+    shared.before = None
+    assert taken == numbered(1)
+    assert queue.ack(taken) == []
+    queue.close()
+    assert_clean(tmp_path / "q")
+
+
+@pytest.mark.parametrize("failing", ["rename", "pwrite"])
+def test_a_put_of_one_whose_rename_or_line_fails(shared: Tap, tmp_path: Path, failing: str) -> None:
+    """A rename that fails leaves nothing but a line that means nothing; a line that fails leaves a ref to be found."""
+    queue = open_tapped(shared, tmp_path / "q", io_threads=4, durable=False)
+    queue.put(numbered(1, "first"))
+    queue.ack(queue.get(1))
+
+    def fail(name: str, args: Any, kwargs: Any) -> None:
+        if name == failing:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    shared.before = fail
+    if failing == "rename":
+        with pytest.raises(QueueIOError, match="No space left"):
+            queue.put(numbered(1))
+        shared.before = None
+        assert names_in(tmp_path / "q", "pending") == names_in(tmp_path / "q", "tmp") == []
+        assert queue.put(numbered(1)).added == 1
+    else:
+        assert queue.put(numbered(1)).added == 1
+        shared.before = None
+    assert queue.get(2) == numbered(1)
     queue.close()
 
 

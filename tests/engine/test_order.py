@@ -439,3 +439,25 @@ def test_a_lone_consumer_reads_its_lines_once_for_many_gets(path: Path) -> None:
     assert ids(queue.get(1)) == ids(numbered(50)[2:3])
     assert tap.counts["pread"] == 1
     queue.close()
+
+
+@pytest.mark.parametrize("partition", [None, (0, 2)])
+def test_a_large_get_lets_others_in_between(path: Path, partition: tuple[int, int] | None) -> None:
+    """A get that reads 200 KiB of lines does so in several holds of the lock, of some milliseconds each."""
+    tap, todo = Tap(), numbered(2_500, "x" * 80)
+    queue = open_tapped(tap, path, durable=False)
+    queue.put(todo)
+    read_bytes: list[int] = []
+
+    def note(name: str, args: Any, kwargs: Any) -> None:
+        if name == "lock":
+            read_bytes.append(0)
+        elif name == "pread":
+            read_bytes[-1] += args[1]
+
+    tap.before = note
+    taken = queue.get(2_500, partition=partition)
+    tap.before = None
+    assert ids(taken) == [each for each in ids(todo) if partition is None or dp_partition(each, 2) == 0]
+    assert max(read_bytes) < 200_000
+    queue.close()
