@@ -73,7 +73,7 @@ class Cluster:
         """Run these side by side until all have ended; raise what one of them raised."""
         before = threading.stack_size(_STACK_BYTES)
         try:
-            self.world.run(works)
+            self.world.run(list(works))
         finally:
             threading.stack_size(before)
         if self.world.failures:
