@@ -145,10 +145,10 @@ class Revision:
         try:
             with locating(self._done):
                 self._fd = reserve.retrying(lambda: self._ops.create(self._done.fd, self._licence, b""))
+            return self
         except BaseException:
             self.__exit__()
             raise
-        return self
 
     def __exit__(self, *exc_info: object) -> None:
         """Give up what was not committed: others may then end what it has begun."""
