@@ -239,7 +239,7 @@ def worked(pairs: int, speed: Speed, samples: float, batch: int, lasts_s: float)
                     queue.ack(refs)
                     through[0] += len(refs)
 
-        works = [
+        works: list[Callable[[], None]] = [
             partial(work, cluster.client(f"{work.__name__}-{index}"), index)
             for index in range(pairs)
             for work in (put, take)
