@@ -177,6 +177,7 @@ def restarted(nodes: int, speed: Speed, backlog: int, until_s: float, window_s: 
         cluster = Cluster(speed)
         began_s = cluster.filled(backlog)
         ready_s: list[float] = []
+        at_work: list[Made] = []
         marks: list[Made] = []
 
         def work(client: Client) -> Callable[[], None]:
@@ -187,7 +188,7 @@ def restarted(nodes: int, speed: Speed, backlog: int, until_s: float, window_s: 
                         queue.get(1, 60.0)
                     ready_s.append(cluster.now_s - began_s)
                     if len(ready_s) == nodes:
-                        marks.append(made_by(cluster.clients, ready_s[-1]))
+                        at_work.append(made_by(cluster.clients, ready_s[-1]))
                     left_s = max(0.01, began_s + until_s - cluster.now_s)
                     if backlog:
                         client.ops.sleep(left_s)
@@ -202,7 +203,7 @@ def restarted(nodes: int, speed: Speed, backlog: int, until_s: float, window_s: 
                 marks.append(made_by(cluster.clients, at_s))
 
         cluster.run([*(work(cluster.client(f"node-{number}")) for number in range(nodes)), watch])
-        return marks[0], marks[2] - marks[1]
+        return at_work[0], marks[1] - marks[0]
 
 
 def worked(pairs: int, speed: Speed, samples: float, batch: int, lasts_s: float) -> tuple[Made, int]:
@@ -239,7 +240,7 @@ def worked(pairs: int, speed: Speed, samples: float, batch: int, lasts_s: float)
                     queue.ack(refs)
                     through[0] += len(refs)
 
-        works = [
+        works: list[Callable[[], None]] = [
             partial(work, cluster.client(f"{work.__name__}-{index}"), index)
             for index in range(pairs)
             for work in (put, take)

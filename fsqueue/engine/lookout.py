@@ -206,10 +206,12 @@ class _SharedWaiter(Waiting):
         return Look.ORDER if self._arrivals != before else otherwise
 
     def _look_for_the_end_of_a_pause(self) -> Look:
-        """Look for nothing else while the queue is paused: no get leases anything."""
+        """Look for no refs while the queue is paused: no get leases anything; but leases end as ever."""
         lookout = self._lookout
-        lookout.looked_at = self._ops.monotonic()
-        if not self._handle.pause.has_ended():
-            return Look.NOTHING
-        lookout.full_at = lookout.unnamed_at = inf
-        return Look.ALL
+        now = lookout.looked_at = self._ops.monotonic()
+        found = Look.ALL if self._handle.pause.has_ended() else Look.NOTHING
+        if found is Look.NOTHING and now >= lookout.full_at:
+            found = Look.LEASES
+        if found is not Look.NOTHING:
+            lookout.full_at = lookout.unnamed_at = inf
+        return found

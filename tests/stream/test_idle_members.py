@@ -15,12 +15,15 @@ from tests.support.shared import Shared
 def test_a_view_that_waits_makes_few_operations(path: Path) -> None:
     """Fewer than six a second, once it has waited for ten; a put is seen within the poll interval all the same."""
     shared = Shared(path, "nfs4")
-    with FileSampleRefQueue[SampleRef](path, durable=False) as other, other.producer("p"):
-        with TrainerView(shared.queue, batch=1, rest="release") as view:
-            put_at = shared.after(130.0, lambda: other.put(refs("a")))
-            assert ids(view.get()) == ["a"]
-            assert put_at <= shared.now <= put_at + shared.queue.handle.poll_interval_s
-            assert 0 < shared.a_second(130.0) < 6
+    with (
+        FileSampleRefQueue[SampleRef](path, durable=False) as other,
+        other.producer("p"),
+        TrainerView(shared.queue, batch=1, rest="release") as view,
+    ):
+        put_at = shared.after(130.0, lambda: other.put(refs("a")))
+        assert ids(view.get()) == ["a"]
+        assert put_at <= shared.now <= put_at + shared.queue.handle.poll_interval_s
+        assert 0 < shared.a_second(130.0) < 6
     shared.queue.close()
 
 
@@ -40,11 +43,14 @@ def test_a_failure_is_heard_of_after_a_fifth_of_the_time_that_was_waited(path: P
 def test_a_stop_ends_the_wait_of_a_view_at_once(path: Path) -> None:
     """However long its pauses are by then."""
     shared, stop = Shared(path, "nfs4"), threading.Event()
-    with FileSampleRefQueue[SampleRef](path, durable=False) as other, other.producer("p"):
-        with TrainerView(shared.queue, batch=1) as view:
-            set_at = shared.after(100.0, stop.set)
-            assert view.get(stop_event=stop) == []
-            assert shared.now <= set_at + 0.2
+    with (
+        FileSampleRefQueue[SampleRef](path, durable=False) as other,
+        other.producer("p"),
+        TrainerView(shared.queue, batch=1) as view,
+    ):
+        set_at = shared.after(100.0, stop.set)
+        assert view.get(stop_event=stop) == []
+        assert shared.now <= set_at + 0.2
     shared.queue.close()
 
 
