@@ -46,16 +46,21 @@ def limited(path: Path) -> Iterator[Limited]:
 
 
 class Meanwhile:
-    """A stop event that is never set; once something is leased, it does something in the midst of the wait."""
+    """A stop event that is never set; once something is leased, it does something in the midst of the wait.
+
+    The get that leases it is the first to ask.
+    """
 
     def __init__(self, limited: Limited, act: Callable[[], Any]) -> None:
         self._limited = limited
-        self._act: Callable[[], Any] | None = act
+        self._act = act
+        self._asked = 0
 
     def is_set(self) -> bool:
-        if self._act is not None and self._limited.queue.in_flight():
-            act, self._act = self._act, None
-            act()
+        if self._limited.queue.in_flight():
+            self._asked += 1
+            if self._asked == 2:
+                self._act()
         return False
 
 
