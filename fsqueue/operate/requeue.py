@@ -127,12 +127,12 @@ def requeue_failed(
         if any(chosen is not None for chosen in (owner, reason, older_than_s, where)):
             left = list(_chosen(layout, left, Wanted(layout, owner, reason, older_than_s, where), progress))
         left.reverse()  # it shrinks as the outcomes grow
-        total, beside = len(left), dict[str, Letter]()
+        total, beside = len(left), list[Letter]()
         while left:
             requeueing.move(_next_letters(layout, left, beside))
             if progress is not None and not dry_run:
                 progress(total - len(left), total)
-        requeueing.move(list(beside.values()))
+        _move_beside(requeueing, beside)
         return requeueing.outcomes
 
 
@@ -149,24 +149,26 @@ def _chosen(layout: Layout, listed: list[str], wanted: Wanted, progress: Progres
             yield name
 
 
-def _next_letters(layout: Layout, left: list[str], beside: dict[str, Letter]) -> list[Letter]:
-    """Take a batch of names from the end, and read the letters.
-
-    Of several letters of one ref, which have substitutes for its name, one is requeued: that under the ref's own name,
-    or else the last, which comes into beside.
-    """
+def _next_letters(layout: Layout, left: list[str], beside: list[Letter]) -> list[Letter]:
+    """Take a batch of names from the end, and read the letters; those with substitutes for names come into beside."""
     letters: list[Letter] = []
     while left and len(letters) < layout.batch_size:
         name = left.pop()
         letter = read_letter(layout.failed, name)
         if letter is None:
             continue
-        own_name = names.ref_file(letter.stem)
-        if name == own_name:
-            letters.append(letter)
-        elif not layout.ops.exists(layout.failed.fd, own_name):
-            beside[letter.sample_id] = letter
+        (letters if name == names.ref_file(letter.stem) else beside).append(letter)
     return letters
+
+
+def _move_beside(requeueing: _Requeueing, beside: list[Letter]) -> None:
+    """Requeue the last letter of each ref that had none under its own name; the others stay, since one is enough."""
+    moved = {outcome.sample_id for outcome in requeueing.outcomes if outcome.moved} if beside else set()
+    chosen = {letter.sample_id: letter for letter in beside if letter.sample_id not in moved}
+    requeueing.move(list(chosen.values()))
+    for letter in beside:
+        if chosen.get(letter.sample_id) is not letter:
+            requeueing.leave(letter.sample_id, f"requeued already: {letter.where} stays")
 
 
 class _Requeueing:
