@@ -234,5 +234,5 @@ def _stem(name: str) -> str:
 
 def _beating() -> list[object]:
     gc.collect()
-    hearts = [heart for hearts in heartbeat.heartbeats._hearts.values() for heart in hearts.values()]
+    hearts = [heart for hearts in list(heartbeat.heartbeats._hearts.values()) for heart in list(hearts.values())]
     return [getattr(heart.beat(), "__self__", None) for heart in hearts]
