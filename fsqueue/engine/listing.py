@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import NamedTuple
 
 from fsqueue.disk.directory import Directory
@@ -25,6 +26,7 @@ from fsqueue.format.untyped import Place, RefSight, place_of, sight
 _SORT_BY_MTIME_LIMIT = 4096
 _SORT_LIMIT = 1 << 16
 _ORDER_BYTES = 1 << 16
+_LOOKED_FOR = 256
 
 
 @contextmanager
@@ -159,6 +161,8 @@ def _order_lines(layout: Layout) -> Iterator[bytes]:
     """Yield the lines from the cursor on, read as they are wanted."""
     fd = layout.ops.open_to_read(layout.root.fd, ORDER)
     try:
+        if not stat.S_ISREG(layout.ops.fstat(fd).st_mode):
+            return
         header = Header.decode(layout.ops.pread_uncached(fd, HEADER_BYTES, 0))
         offset, rest = header.cursor if header else HEADER_BYTES, b""
         while data := layout.ops.pread_uncached(fd, _ORDER_BYTES, offset):
@@ -193,15 +197,23 @@ def in_order(layout: Layout, state: str, owner: str | None = None) -> Iterator[F
 
 
 def _pending_in_order(layout: Layout) -> Iterator[File]:
-    """Yield the refs that the order names as long as they are there, then the others."""
-    named: set[str] = set()
-    for stem in hinted(layout):
+    """Yield the refs that the order names as long as they are there, then the others.
+
+    The first are looked for by name, so that whoever looks need not wait for the listing.
+    """
+    stems, seen = hinted(layout), set[str]()
+    for stem in islice(stems, _LOOKED_FOR):
         name = names.ref_file(stem)
-        if name not in named and layout.ops.is_there(layout.pending.fd, name):
-            named.add(name)
+        if name not in seen and layout.ops.is_there(layout.pending.fd, name):
+            seen.add(name)
             yield File("pending", name, Place(stem))
-    others = (name for name in layout.pending.listing() if name not in named)
-    parsed = ((name, place_of("pending", name)) for name in others)
+    left = set(layout.pending.listing()) - seen
+    for stem in stems:
+        name = names.ref_file(stem)
+        if name in left:
+            left.remove(name)
+            yield File("pending", name, Place(stem))
+    parsed = ((name, place_of("pending", name)) for name in left)
     yield from _arranged(layout, [File("pending", name, place) for name, place in parsed if place is not None])
 
 

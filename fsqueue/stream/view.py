@@ -140,11 +140,18 @@ class TrainerView(Generic[R]):
                     ranks=members,
                     on_sigterm=on_sigterm,
                 )
-            self._membership = joined[0]
-            self._rendezvous = Rendezvous(handle, stream, rank, members, session)
-            self._share = Share(
-                queue, self._membership, self._rendezvous, partition, members, idle_timeout_s, self._closed, self._sieve
-            )
+                self._membership = joined[0]
+                self._rendezvous = Rendezvous(handle, stream, rank, members, session)
+                self._share = Share(
+                    queue,
+                    self._membership,
+                    self._rendezvous,
+                    partition,
+                    members,
+                    idle_timeout_s,
+                    self._closed,
+                    self._sieve,
+                )
             self._renewer = Renewer(queue, self._held)
             self._renewer.start()
         except BaseException:

@@ -199,7 +199,7 @@ def test_a_queue_that_never_reclaims_is_caught(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_queue_that_loses_what_it_unpacks_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rewind that takes refs out of a segment without writing them loses them, and the end of the run says so."""
-    without("settled", monkeypatch, Revision, "copy_out", lambda self, lines: None)
+    without("settled", monkeypatch, Revision, "copy", lambda self, named: None)
 
 
 def test_a_failing_plan_is_made_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
