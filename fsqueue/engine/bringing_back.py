@@ -23,7 +23,8 @@ class BringingBack:
     """Move what was acknowledged after a step, for the length of a with block.
 
     A ref that has a file of its own is leased on its way, which fences others off. The copy of a packed one, which
-    nobody else knows, goes to pending/ at once, under the lock, as what is put does.
+    nobody else knows, goes to pending/ at once on a local mount, under the lock, as what is put does. On a shared one
+    the lock may exclude no other node, so copies are leased on their way, too.
     """
 
     def __init__(self, handle: Handle, after_step: int) -> None:
@@ -97,6 +98,7 @@ class BringingBack:
         claims: dict[str, Claim] = {}
         stems = [stem for _, stem, _ in batch]
         with handle.order_file.soon as held:
+            excludes = held and not handle.layout.remote
             if held:
                 handle.order.header_locked()  # how long the backlog is decides how to look through it
             known = Putter(handle).known(stems)
@@ -106,8 +108,8 @@ class BringingBack:
                 _, stem, name = entry
                 if stem in known:
                     return
-                if held and lives[stem] == 1 and name in copies.stamps:
-                    if handle.moves.publish_copy(name, stem, copies.made_at):
+                if excludes and lives[stem] == 1 and name in copies.stamps:
+                    if handle.moves.publish_copy(name, stem):
                         moved.add(entry)
                         del copies.stamps[name]
                         handle.held.forget(stem)

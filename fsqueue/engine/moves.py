@@ -162,17 +162,12 @@ class Moves:
         if not (layout.remote and has_come_in(layout, stem, written_at, started)):
             raise self._removed(tmp_name)
 
-    def publish_copy(self, name: str, stem: str, made_at: float) -> bool:
+    def publish_copy(self, name: str, stem: str) -> bool:
         """Move a copy of a packed ref done/ -> pending/ that this process has just made; False where it was gone.
 
-        The caller holds the lock, and knows that the ref is not live.
-
-        Args:
-            made_at: before it was made, by monotonic.
+        The mount is a local one, and the caller holds the lock, and knows that the ref is not live.
         """
-        layout, started = self._layout, self._ops.monotonic()
-        made = self._renames.of_new(layout.done, name, layout.pending, names.ref_file(stem))
-        return made or (layout.remote and has_come_in(layout, stem, made_at, started))
+        return self._renames.of_new(self._layout.done, name, self._layout.pending, names.ref_file(stem))
 
     def write(self, data: bytes, directory: Directory, name: str, *, vital: bool = False) -> None:
         """Publish one small file by tmp + rename, in place of an older one of this name.

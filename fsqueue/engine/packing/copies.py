@@ -24,7 +24,6 @@ class Copies:
 
     Attributes:
         stamps: by file, the stamp that the ref had, in ns.
-        made_at: before the first of them was made, by monotonic.
         used: whether there were any.
     """
 
@@ -32,7 +31,6 @@ class Copies:
         self._handle = handle
         self._content = content
         self.stamps: dict[str, int] = {}
-        self.made_at = handle.ops.monotonic()
         self.used = False
 
     def live(self, lines: list[Line]) -> set[str]:
