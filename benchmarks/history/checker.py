@@ -10,7 +10,7 @@ hold, whatever happened in between:
 - broken leases: an owner was told that it had lost a lease that cannot have expired yet. Must be none. (An answer
   that comes so late that the ref has gone on meanwhile is no proof: a lost reply leaves the owner in doubt.)
 - delivered again, though nobody gave it back: each must be explained, by an earlier lease that may have
-  expired, or by two puts of the same id while the lock did not exclude.
+  expired, or by two calls that queue the same id while the lock did not exclude.
 - recovered: a put did not return, and its ref was delivered all the same. Counted.
 
 A lease surely runs for the timeout from the moment at which the get, or the renewal, was *invoked*, since its
@@ -29,6 +29,7 @@ from history.recording import OVERLAP, Call
 _SETTLES = ("ack", "fail", "release", "move")
 _ENDS_LIFE = ("ack", "fail", "arrived")
 _GIVES_BACK = ("fail", "release", "requeue", "move")
+_QUEUES = ("put", "requeueing")  # the latter while it lasts, whatever comes of it
 
 
 _FINDINGS = ("lost", "unexpected", "double_leases", "broken_leases", "unexplained")
@@ -314,13 +315,14 @@ class _History:
         return ended and any(call.kind == "put" for call in between)
 
     def _lock_failed(self) -> bool:
-        """Whether two puts of this id may have been in the lock at the same time, or one may have missed the other."""
+        """Whether two calls that queue this id may have been in the lock at once, or a put may have missed another."""
         if not self._deduplicates and len(self._puts) > 1:
             return True
         if self._overlaps is not None and not self._overlaps:
             return False
-        for index, one in enumerate(self._puts):
-            for other in self._puts[:index]:
+        queueing = [call for call in self._calls if call.kind in _QUEUES]
+        for index, one in enumerate(queueing):
+            for other in queueing[:index]:
                 if one.overlaps(other) and (
                     self._overlaps is None or any(o.overlaps(one) and o.overlaps(other) for o in self._overlaps)
                 ):

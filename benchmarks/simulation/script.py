@@ -174,8 +174,12 @@ class Script:
 
     def _requeue(self, queue: Recorded, ids: list[str]) -> None:
         """What `fsqueue requeue` does, as a process of its own would; the observer sees what comes of it."""
-        with using(self._machine.ops):
-            requeue(QUEUE, ids)
+        key = self._log.begin("requeueing", queue.owner, ids)
+        try:
+            with using(self._machine.ops):
+                requeue(QUEUE, ids)
+        finally:
+            self._log.gave_up(key)
 
     def _rewind(self, queue: Recorded, step: int) -> None:
         key = self._log.begin("rewind", queue.owner)

@@ -123,9 +123,10 @@ def test_a_lease_that_was_lost_too_early_is_broken() -> None:
     assert not verdict(*history, renewed_too_late, call("ack", "a", 13, lost=("x",))).broken_leases
 
 
-def test_a_lock_that_does_not_exclude_explains_two_files() -> None:
-    """Two puts at once queued the id twice; only where both were in the lock, and only as two files."""
-    puts = (call("put", "p", 0, 1.0), call("put", "q", 0.5, 1.5))
+@pytest.mark.parametrize("kind", ["put", "requeueing"])
+def test_a_lock_that_does_not_exclude_explains_two_files(kind: str) -> None:
+    """Two calls at once queued the id twice; only where both were in the lock, and only as two files."""
+    puts = (call("put", "p", 0, 1.0), call(kind, "q", 0.5, 1.5))
     gets = (call("get", "a", 2, files=(1,)), call("get", "b", 3, files=(2,)))
     acks = (call("ack", "a", 4), call("ack", "b", 4))
     assert verdict(*puts, *gets, *acks).double_leases
