@@ -213,7 +213,7 @@ def _pending_in_order(layout: Layout) -> Iterator[File]:
         if name in left:
             left.remove(name)
             yield File("pending", name, Place(stem))
-    parsed = ((name, place_of("pending", name)) for name in left)
+    parsed = ((name, place_of("pending", name)) for name in sorted(left))
     yield from _arranged(layout, [File("pending", name, place) for name, place in parsed if place is not None])
 
 

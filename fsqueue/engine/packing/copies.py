@@ -66,7 +66,7 @@ class Copies:
         recover(self._handle, alone=True)
 
     def _let_go(self, files: set[str]) -> None:
-        for file in files:
+        for file in sorted(files):
             stamp_ns = self.stamps.pop(file)
             try:
                 restamp(self._handle, file, stamp_ns)
