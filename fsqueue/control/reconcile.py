@@ -256,9 +256,8 @@ class FileSide(ContractSide):
             self._holders = self._handle.moves.holders()
             listed = set(before)
             listed.update(pending.listing())
-            moved = [name for name in listed if "@" in name]
-            self._pending = {name.removesuffix(names.SUFFIX) for name in listed}
-            self._pending |= set(filter(None, map(names.parse_pending, moved)))
+            self._pending = {name.removesuffix(names.SUFFIX) for name in listed if name.endswith(names.SUFFIX)}
+            self._pending.update(filter(None, (names.parse_pending(name) for name in listed if "@" in name)))
 
     def missing(self, sample_ids: Iterable[str]) -> list[str]:
         """Return those that are neither pending nor leased."""

@@ -110,6 +110,15 @@ def test_a_sample_that_was_committed_and_not_put(site: Site) -> None:
     assert_clean(site.queue)
 
 
+def test_a_file_that_is_no_ref_is_no_sample(site: Site) -> None:
+    """One with a sample's id for its name, which somebody left in pending/, does not stand for it: that is put."""
+    controller = site.controller()
+    controller.store.commit_samples(refs("a"))
+    (site.queue / "pending" / "a").touch()
+    controller.reconcile_on_restart()
+    assert site.live() == {"a": 1}
+
+
 def test_a_sample_that_was_acknowledged_in_the_ledger_alone(site: Site) -> None:
     """The crash between the two acknowledgements: done under its step, wherever it lies and whoever holds it."""
     before = site.controller()
