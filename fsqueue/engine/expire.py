@@ -104,13 +104,18 @@ class Reclaimer:
             return True
         if self._last_round is None:
             return True
-        first = self._first_check
-        if first is None:
-            first = self._first_check = min(self._check_at.values(), default=inf)
+        first = self._first()
         if self._handle.clock.injected:
             now = self._tick()
             return now >= first or now >= self._last_round + round_s
         return now >= first
+
+    def _first(self) -> float:
+        """Return when the first of the leases that are known is to be looked at."""
+        first = self._first_check
+        if first is None:
+            first = self._first_check = min(self._check_at.values(), default=inf)
+        return first
 
     def idle_s(self, rounds: float) -> float:
         """Return for how many seconds a waiting get may go without a round, after so many idle ones.
@@ -119,9 +124,8 @@ class Reclaimer:
         """
         if self._handle.clock.injected:
             return self._round_s
-        first = min(self._check_at.values(), default=inf)
         longest_s = min(rounds * self._round_s, (self._timeout_s or inf) / 2)
-        return min(longest_s, max(self._round_s, first - self._handle.ops.monotonic()))
+        return min(longest_s, max(self._round_s, self._first() - self._handle.ops.monotonic()))
 
     def misses_a_neighbour(self) -> bool:
         """Return whether a process on this host that held leases in the last round is gone; no file is looked at."""

@@ -14,11 +14,10 @@ from math import inf
 from fsqueue.engine.expire import Reclaimer
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.refused import SWEEP_S
-from fsqueue.engine.waiting import Look, Pace, StopEvent, Waiting
+from fsqueue.engine.waiting import SHARE, Look, Pace, StopEvent, Waiting
 from fsqueue.format import names
 
 _FIRST_PAUSE_S = 0.01  # a request takes about a millisecond
-_SHARE = 0.2
 _MOST_ROUNDS = 15
 _JUST_NOW_S = 0.05
 _NEIGHBOURS_S = 1.0
@@ -84,7 +83,7 @@ class Lookout:
 
     @property
     def pause_s(self) -> float:
-        return min(max(_FIRST_PAUSE_S, _SHARE * self._waited_s), self._handle.poll_interval_s)
+        return min(max(_FIRST_PAUSE_S, SHARE * self._waited_s), self._handle.poll_interval_s)
 
     def has_just_looked(self) -> bool:
         return self._handle.ops.monotonic() - self.looked_at < min(_JUST_NOW_S, self.pause_s / 2)

@@ -98,12 +98,8 @@ class Order:
         self._ahead_end = 0
 
     def may_name_some(self) -> bool:
-        """Guess whether it is worth taking the lock for: without the lock, on NFS from the cache."""
+        """Guess, on a local mount and without the lock, whether it is worth taking that for."""
         fd = self._file.fd
-        if self._file.doubted:
-            shown = self._lock.look()
-            header = Header.decode(shown.header) if shown else None
-            return header is None or shown is None or header.cursor < shown.size
         try:
             header = Header.decode(self._ops.pread(fd, HEADER_BYTES, 0)) if fd >= 0 else None
             return header is None or header.cursor < self._ops.fstat(fd).st_size

@@ -16,6 +16,8 @@ from fsqueue.errors import QueueClosedError
 _FIRST_PAUSE_S = 0.0002
 _GROWTH = 1.2
 _MOST_ROUNDS = 5
+SHARE = 0.2
+"""How long a pause between two looks on a shared mount may be, as a part of the time that was waited."""
 _SLICE_S = 0.1
 _LEAST_S = 1e-6  # less may be nothing, by a clock that counts from 1970
 _LOOK_S = 1.0

@@ -195,7 +195,7 @@ def done_file(stem: str, step: int | None) -> str:
 def parse_ref(name: str) -> str | None:
     """Return the stem of a name such as ``<id>.json``."""
     stem = name.removesuffix(SUFFIX)
-    return stem if stem is not name and is_stem(stem) else None
+    return stem if len(stem) != len(name) and is_stem(stem) else None
 
 
 def parse_pending(name: str) -> str | None:
@@ -220,15 +220,8 @@ def parse_done(name: str) -> tuple[str, int | None] | None:
 
 
 _COUNTED = 512
-_PLAIN_BYTES = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-\0"
+_all_plain = re.compile(rf"(?:{_PLAIN_STEM}\.json\0)*\Z").match
 _all_plain_done = re.compile(rf"(?:{_PLAIN_STEM}(?:@[0-9]+)?\.json\0)*\Z").match
-
-
-def _all_plain(listed: Sequence[str]) -> bool:
-    """Return whether all of these names are of ids that need no encoding."""
-    raw = ("\0" + "\0".join(listed) + "\0").encode("utf-8", "surrogateescape")
-    are_refs = raw.count(b".json\0") == len(listed) and b"\0." not in raw
-    return are_refs and max(map(len, listed)) <= STEM_LIMIT + len(SUFFIX) and not raw.translate(None, _PLAIN_BYTES)
 
 
 def count_refs(listing: Sequence[str], parse: Callable[[str], object]) -> int:
@@ -238,12 +231,13 @@ def count_refs(listing: Sequence[str], parse: Callable[[str], object]) -> int:
 
 def count_done(listing: Sequence[str]) -> int:
     """Count the names of done refs."""
-    return _count(listing, lambda names: _all_plain_done("\0".join(names) + "\0") is not None, parse_done)
+    return _count(listing, _all_plain_done, parse_done)
 
 
-def _count(listing: Sequence[str], are_all: Callable[[Sequence[str]], bool], parse: Callable[[str], object]) -> int:
+def _count(listing: Sequence[str], are_all: Callable[[str], object], parse: Callable[[str], object]) -> int:
+    """Count the names that parse; are_all takes many, each with a NUL behind it, and says that all of them do."""
     parts = (listing[start : start + _COUNTED] for start in range(0, len(listing), _COUNTED))
-    return sum(len(part) if are_all(part) else sum(map(bool, map(parse, part))) for part in parts)
+    return sum(len(part) if are_all("\0".join(part) + "\0") else sum(map(bool, map(parse, part))) for part in parts)
 
 
 def parse_owner(name: str) -> str | None:

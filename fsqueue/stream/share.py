@@ -18,6 +18,7 @@ from fsqueue.records import id_of_ref
 from fsqueue.stream.agreement import Rendezvous
 from fsqueue.stream.members import Member
 from fsqueue.stream.membership import Membership
+from fsqueue.stream.pacing import longest_pause_s, members_pause_s
 from fsqueue.stream.sieve import Sieve
 from fsqueue.stream.stream import Stream
 
@@ -32,8 +33,6 @@ _FIRST_PAUSE_S = 0.005
 _SLOWING = 1.25
 _LONGEST_PAUSE_S = 0.5
 _MEMBERS_S = 1.0
-_SHARE = 0.2
-_LONGEST_MEMBERS_S = 15.0
 _ALL_AGAIN = "the others wait for it; start all ranks again from the last checkpoint"
 
 
@@ -90,7 +89,7 @@ class Share(Generic[R]):
         self._looked_at = self._ops.monotonic()  # across calls: also ranks that never wait learn of a failure
         handle = queue.handle
         self._is_remote = handle.layout.remote
-        self._longest_pause_s = max(_LONGEST_PAUSE_S, handle.poll_interval_s) if self._is_remote else _LONGEST_PAUSE_S
+        self._longest_pause_s = longest_pause_s(handle, _LONGEST_PAUSE_S)
 
     def secure(self, wanted: int, refs: list[R], stop_event: StopEvent | None) -> bool:
         """Lease so many refs, until all ranks have as many; False when the stream has ended, or on the stop event.
@@ -180,8 +179,7 @@ class Share(Generic[R]):
     def _is_time_to_look(self, waited_s: float = 0.0) -> bool:
         """Tell whether the members are to be looked at, once a second; on a shared mount less often while it waits."""
         now = self._ops.monotonic()
-        relaxed_s = min(_SHARE * waited_s, _LONGEST_MEMBERS_S) if self._is_remote else 0.0
-        due = now - self._looked_at > max(_MEMBERS_S, relaxed_s)
+        due = now - self._looked_at > max(_MEMBERS_S, members_pause_s(self._queue.handle, waited_s))
         if due:
             self._looked_at = now
         return due

@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterable
 from math import inf
 
 from fsqueue.engine.handle import Handle
-from fsqueue.engine.waiting import sleep_until
+from fsqueue.engine.waiting import SHARE, sleep_until
 from fsqueue.errors import QueueConfigError, StreamEndedError, StreamStalledError
+from fsqueue.stream.pacing import longest_pause_s, members_pause_s
 from fsqueue.stream.stream import Stream
 
 _FIRST_PAUSE_S = 0.005
 _LONGEST_PAUSE_S = 0.25
-_SHARE = 0.2
-_LONGEST_MEMBERS_S = 15.0
 
 
 class Watermark:
@@ -69,13 +68,12 @@ class Watermark:
 
     def _wait_for_room(self, low: int, timeout_s: float | None) -> None:
         """Wait until fewer than low are pending; on a shared mount by looks that come ever less often."""
-        pause_s, started, remote = _FIRST_PAUSE_S, self._ops.monotonic(), self._handle.layout.remote
-        longest_s = max(_LONGEST_PAUSE_S, self._handle.poll_interval_s) if remote else _LONGEST_PAUSE_S
+        pause_s, started = _FIRST_PAUSE_S, self._ops.monotonic()
+        longest_s = longest_pause_s(self._handle, _LONGEST_PAUSE_S)
         looked_at = -inf
         while self._depth() >= max(1, low):
             now = self._ops.monotonic()
-            relaxed_s = min(_SHARE * (now - started), _LONGEST_MEMBERS_S) if remote else 0.0
-            if now - looked_at >= relaxed_s:
+            if now - looked_at >= members_pause_s(self._handle, now - started):
                 looked_at = now
                 self._raise_if_nobody_takes()
             if timeout_s is not None and now - started >= timeout_s:
@@ -85,7 +83,7 @@ class Watermark:
                 )
             until = now + pause_s if timeout_s is None else min(now + pause_s, started + timeout_s)
             sleep_until(self._handle, until, lambda: self._handle.closed)
-            pause_s = min(2 * pause_s, max(_LONGEST_PAUSE_S, min(_SHARE * (now - started), longest_s)))
+            pause_s = min(2 * pause_s, max(_LONGEST_PAUSE_S, min(SHARE * (now - started), longest_s)))
 
     def _raise_if_nobody_takes(self) -> None:
         self._stream.raise_if_replaced("producer")

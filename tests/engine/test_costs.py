@@ -45,12 +45,15 @@ def test_opening_a_handle_lists_nothing(tmp_path: Path) -> None:
     assert calls[1]["listdir"] == 0
 
 
-BUDGET = re.findall(
-    r"^\| (put|get|ack) \| ([A-Za-z, ]+)" + 4 * r" \| (\d+) \((\d+)\)" + r" \|$",
-    (Path(fsqueue.__file__).parent / "FORMAT.md").read_text(encoding="utf-8"),
-    flags=re.MULTILINE,
-)
-assert len(BUDGET) == 6, "every row of the table is read"
+def stated(begin: str, cells: int, rows: int) -> list[tuple[str, ...]]:
+    """Read a table of FORMAT.md: what its rows begin with, and their cells with two numbers each."""
+    text = (Path(fsqueue.__file__).parent / "FORMAT.md").read_text(encoding="utf-8")
+    found = re.findall(rf"^\| {begin}" + cells * r" \| (\d+) \((\d+)\)" + r" \|$", text, flags=re.MULTILINE)
+    assert len(found) == rows, "every row of the table is read"
+    return found
+
+
+BUDGET = stated(r"(put|get|ack) \| ([A-Za-z, ]+)", cells=4, rows=6)
 
 
 @pytest.mark.parametrize("durable", [False, True], ids=["", "durable"])
@@ -59,10 +62,10 @@ def test_the_budget_is_what_format_says(path: Path, row: tuple[str, ...], durabl
     """A ref and a call cost what the table in FORMAT.md states, by two batches that differ by 100 refs."""
     call, mount, *numbers = row
     few, many = (spent_on(call, mount, path / str(batch), batch, durable) for batch in (10, 110))
-    stated = [int(number) for number in (numbers[4:] if durable else numbers[:4])]
+    expected = [int(number) for number in (numbers[4:] if durable else numbers[:4])]
     per_ref = [(b - a) / 100 for a, b in zip(few, many, strict=True)]
     per_call = [a - 10 * each for a, each in zip(few, per_ref, strict=True)]
-    assert [per_ref[0], per_ref[1], per_call[0], per_call[1]] == stated
+    assert [per_ref[0], per_ref[1], per_call[0], per_call[1]] == expected
 
 
 def put_on_nfs(tap: Tap) -> None:
@@ -98,12 +101,7 @@ def spent_on(call: str, mount: str, path: Path, batch: int, durable: bool) -> tu
     return len(made), sum(made)
 
 
-OPERATORS = re.findall(
-    r"^\| (rewind|rewind, packed|pack|requeue)" + 2 * r" \| (\d+) \((\d+)\)" + r" \|$",
-    (Path(fsqueue.__file__).parent / "FORMAT.md").read_text(encoding="utf-8"),
-    flags=re.MULTILINE,
-)
-assert len(OPERATORS) == 4, "every row of the table is read"
+OPERATORS = stated("(rewind|rewind, packed|pack|requeue)", cells=2, rows=4)
 
 
 @pytest.mark.parametrize("durable", [False, True], ids=["", "durable"])
