@@ -6,10 +6,12 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Barrier
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -131,12 +133,20 @@ def _run(parts: tuple[Part, Part], directory: str, samples: int, sample_bytes: i
         process.start()
     ready.wait()
     began = time.perf_counter()
-    for process in processes:
-        process.join()
-    seconds = time.perf_counter() - began
-    if any(process.exitcode for process in processes):
-        raise RuntimeError(f"a process failed in {directory}")
-    return seconds
+    _await(processes, directory)
+    return time.perf_counter() - began
+
+
+def _await(processes: Sequence[BaseProcess], directory: str) -> None:
+    """Wait until all have ended; where one has failed, end the others, which may wait for it for half an hour."""
+    running = {process.sentinel: process for process in processes}
+    while running:
+        for sentinel in wait(running):
+            running.pop(cast(int, sentinel)).join()
+        if any(process.exitcode for process in processes):
+            for process in running.values():
+                process.kill()
+            raise RuntimeError(f"a process failed in {directory}")
 
 
 def _when_ready(ready: Barrier, part: Part, directory: str, number: int, samples: int, sample_bytes: int) -> None:
