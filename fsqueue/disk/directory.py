@@ -74,12 +74,13 @@ class Directory:
         """Return whether some name in here is accepted; read no further than to the first."""
         return self.afresh(lambda fd: self.ops.scan_until(fd, accept))
 
-    def some_names(self, count: int) -> list[str]:
-        """Return the first count names in here; whatever there is, read no further."""
+    def some_names(self, count: int, accept: Callable[[str], bool] = bool) -> list[str]:
+        """Return the first count names in here that are accepted; whatever there is, read no further."""
         found: list[str] = []
 
         def take(name: str) -> bool:
-            found.append(name)
+            if accept(name):
+                found.append(name)
             return len(found) >= count
 
         self.afresh(lambda fd: self.ops.scan_until(fd, take))

@@ -115,7 +115,8 @@ class Getter(Generic[R]):
             if refs:
                 self.pace.restart()
             paused = self._handle.pause.found is not None
-            others = partition and look.takes and not paused and self._claimer.anything_pending()
+            seen = look.takes or self.pace.sees_some
+            others = partition and seen and not paused and self._claimer.anything_pending()
             if refs or waiter.expired() or others:
                 if not refs and not paused:
                     self._claimer.raise_of_refused(partition, waiter.patient)

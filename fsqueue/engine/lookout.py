@@ -39,6 +39,7 @@ class Lookout:
 
     Attributes:
         shown: the names of refs that the last look showed.
+        sees_some: it showed any.
         looked_at: when that was, monotonic.
         arrivals: how many looks have shown something new.
         full_at: when to look at leases and at what no line of the order names; inf: that has just been done.
@@ -47,6 +48,7 @@ class Lookout:
 
     def __init__(self, handle: Handle, reclaimer: Reclaimer) -> None:
         self.shown: frozenset[str] = frozenset()
+        self.sees_some = False
         self.looked_at = -inf
         self.arrivals = 0
         self.full_at = inf
@@ -57,6 +59,7 @@ class Lookout:
         self._ticked_at = self._neighbours_at = -inf
         self._order: tuple[int, int] | None = None
         self._by_order = not handle.layout.filesystem.lists_afresh
+        self._peeked_at = -inf
         self._swept_at = -inf
         self._is_blind = False  # the last look has failed
 
@@ -114,19 +117,24 @@ class Lookout:
         self._ticked_at = self._handle.ops.monotonic()
 
     def look(self) -> None:
-        """Look at what is pending; where that fails, a full look comes next, and says why."""
+        """Look at what is pending; where that fails, a full look comes next, and says why.
+
+        NFS: where a server tells of a change by a coarse time stamp, a client may believe an old listing until the
+        directory changes again. So the order is looked at, too, once a minute.
+        """
         before, order_before = self.shown, self._order
         self.looked_at = self._handle.ops.monotonic()
         try:
-            found = self._handle.layout.pending.some_names(_NAMES_A_LOOK)
+            found = self._handle.layout.pending.some_names(_NAMES_A_LOOK, _is_of_a_ref)
         except OSError:
             self.full_at, self._swept_at, self._is_blind = self.looked_at, -inf, True
             return
         self._is_blind = False
-        self.shown = frozenset(name for name in found if names.parse_pending(name) is not None)
-        if self._by_order:
-            self._order = self._handle.order_file.peek()
-        if not self.shown <= before or self._order != order_before:
+        self.shown, self.sees_some = frozenset(found), bool(found)
+        if self._by_order or self.looked_at - self._peeked_at >= SWEEP_S:
+            self._order, self._peeked_at = self._handle.order_file.peek(), self.looked_at
+        first = order_before is None and not self._by_order
+        if not self.shown <= before or (self._order != order_before and not first):
             self.arrivals += 1
             self.unnamed_at = self.looked_at + _UNNAMED_S
 
@@ -192,8 +200,10 @@ class _SharedWaiter(Waiting):
         lookout.look()
         now = self._ops.monotonic()
         if now >= lookout.full_at or (lookout.shown and now >= lookout.unnamed_at):
-            self._arrivals = lookout.arrivals
-            return lookout.made_full()
+            found = lookout.made_full()
+            if found.takes:
+                self._arrivals = lookout.arrivals
+            return found
         return self._new(Look.NOTHING)
 
     def _new(self, otherwise: Look) -> Look:
@@ -214,3 +224,7 @@ class _SharedWaiter(Waiting):
         if found is not Look.NOTHING:
             lookout.full_at = lookout.unnamed_at = inf
         return found
+
+
+def _is_of_a_ref(name: str) -> bool:
+    return names.parse_pending(name) is not None

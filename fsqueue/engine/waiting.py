@@ -142,7 +142,10 @@ class Pace:
         ceiling_s: the longest pause between two looks.
         waited_s: how long gets have waited since one last came back with refs, seconds.
         rounds: how many full looks in a row have found nothing.
+        sees_some: False: no look here is one at what is pending.
     """
+
+    sees_some = False
 
     def __init__(self, handle: Handle, idle_s: Callable[[float], float]) -> None:
         self.ceiling_s = handle.poll_interval_s

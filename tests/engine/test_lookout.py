@@ -13,6 +13,7 @@ import pytest
 
 from fsqueue import FileSampleRefQueue, QueueClosedError, SampleRef
 from fsqueue.aio import AsyncSampleRefQueue
+from fsqueue.records import dp_partition
 from tests.support import (
     Child,
     Queue,
@@ -106,6 +107,46 @@ def test_a_ref_that_was_moved_in_by_hand_is_seen_too(path: Path, other: Queue) -
     put_at = shared.after(100.0, lambda: os.rename(path / "a.json", path / "pending" / "a.json"))
     assert ids(shared.queue.get(1, 200.0)) == ["a"]
     assert shared.now <= put_at + 2 * shared.queue.handle.poll_interval_s
+    shared.queue.close()
+
+
+def test_names_that_are_none_of_the_queue_s_hide_no_ref(path: Path, other: Queue) -> None:
+    """However many of them a listing shows first."""
+
+    def put() -> None:
+        other.put(refs("a"))
+        for number in range(200):  # a tmpfs lists the latest first, other filesystems in an order of their own
+            (path / "pending" / f".{number}.part").touch()
+            (path / "pending" / f"a.{number}.part").touch()
+
+    shared = Shared(path, "nfs4")
+    put_at = shared.after(100.0, put)
+    assert ids(shared.queue.get(1, 200.0)) == ["a"]
+    assert shared.now <= put_at + shared.queue.handle.poll_interval_s
+    shared.queue.close()
+
+
+@pytest.mark.parametrize("mount", ["nfs4", "fuse.sshfs"])
+def test_a_listing_that_stays_old_costs_a_minute(path: Path, other: Queue, mount: str) -> None:
+    """An NFS client may believe one until the directory changes again; the order tells of the put."""
+    shared = Shared(path, mount)
+    shared.tap.ops.scan_until = lambda fd, accept: False
+    put_at = shared.after(100.0, lambda: other.put(refs("a")))
+    assert ids(shared.queue.get(1, 400.0)) == ["a"]
+    assert shared.now <= put_at + 60.0 + shared.queue.handle.poll_interval_s
+    shared.queue.close()
+
+
+def test_a_get_of_a_partition_waits_for_nothing_while_others_have_some_pending(path: Path, other: Queue) -> None:
+    """Also where it begins after one that has waited, and the last look was a moment ago."""
+    theirs = [each for each in numbered(20) if dp_partition(each.sample_id, 2) == 1]
+    shared = Shared(path, "nfs4")
+    put_at = shared.after(100.0, lambda: other.put(theirs))
+    assert shared.queue.get(1, 200.0, partition=(0, 2)) == []
+    seen_at = shared.now
+    assert put_at <= seen_at <= put_at + shared.queue.handle.poll_interval_s
+    for _ in range(5):
+        assert shared.queue.get(1, 200.0, partition=(0, 2)) == [] and shared.now == seen_at
     shared.queue.close()
 
 
