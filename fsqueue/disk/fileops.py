@@ -43,6 +43,7 @@ _UPDATE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _CHUNK = 1 << 16
+_LOOK_S = 0.001
 REF_LIMIT_BYTES = 1 << 26
 FILE_LIMIT_BYTES = REF_LIMIT_BYTES + (1 << 20)  # leaves room for the longest history
 
@@ -139,23 +140,38 @@ class FileOps:
     """Return how many bytes and how many inodes a filesystem, or this user's share of it, has left."""
 
     def each(self, work: Callable[[T], None], items: list[T], threads: int) -> None:
-        """Run work on every item, so many at a time; the first error is raised after all have ended."""
+        """Run work on every item, so many at a time; the first error is raised after all have ended.
+
+        Also an exception from a signal handler, wherever it comes: the caller may close what the threads write to.
+        """
         futures: list[Future[None]] = []
-        if min(len(items), threads) > 1:
-            with suppress(RuntimeError):  # the interpreter is shutting down, and starts no threads any more
-                futures += (_pool(threads).submit(work, item) for item in items)
-        for item in items[len(futures) :]:
-            work(item)
-        if not futures:
+        if min(len(items), threads) < 2:
+            for item in items:
+                work(item)
             return
         from concurrent.futures import wait
 
+        running: list[T] = []
+        ended: list[bool] = []
+
+        def run(item: T) -> None:
+            running.append(item)
+            try:
+                if not ended:
+                    work(item)
+            finally:
+                running.pop()
+
         try:
+            with suppress(RuntimeError):  # the interpreter is shutting down, and starts no threads any more
+                futures += (_pool(threads).submit(run, item) for item in items)
+            for item in items[len(futures) :]:
+                work(item)
             wait(futures)
         except BaseException:
-            for future in futures:
-                future.cancel()
-            wait(futures)
+            ended.append(True)
+            while running:  # not the futures: a thread may have one that `submit` did not come to return
+                timing.sleep(_LOOK_S)
             raise
         for future in futures:
             future.result()

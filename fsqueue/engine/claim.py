@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
+from typing import NamedTuple
 
 import msgspec
 
@@ -36,6 +37,14 @@ class _SampleId(msgspec.Struct):
     sample_id: str
 
 
+class _Stamped(NamedTuple):
+    """Say of which ref a stamp was made ahead, when that began, by monotonic, and how it ended."""
+
+    stem: str
+    began_at: float
+    outcome: Callable[[str], bool]
+
+
 class Claimer:
     """Claim pending refs for one handle."""
 
@@ -50,7 +59,7 @@ class Claimer:
         self._refused = Refused(handle.ops.monotonic)
         self._told_at = -1e9  # when the error of such a ref was raised last
         self._passed_over: set[str] = set()  # while they were left alone: no line names them any more
-        self._stamped: tuple[float, Callable[[str], bool]] | None = None  # since when, and how a stamp made ahead ended
+        self._stamped: _Stamped | None = None
         self._missed: dict[str, float] = {}  # refs that were not where the order said, and when
 
     def take(self, count: int, partition: Partition | None, thorough: bool, leased: list[Claim]) -> bool:
@@ -92,6 +101,8 @@ class Claimer:
         """Claim the refs whose places were taken; append to errors what some of them raise."""
         handle, held = self._handle, self._handle.held
         ahead, self._stamped = self._stamped, None
+        if ahead is not None and [ahead.stem] != stems:
+            ahead = None  # RACE: that of another thread, which makes its own anew
         if handle.layout.remote and stems and ahead is None:
             # NFS: a remembered name may still mean the file of an earlier life, which the stamp would go to. Of the
             # names in leased/ that a claim goes to, nobody can remember anything.
@@ -106,7 +117,7 @@ class Claimer:
         began_at = monotonic()
         since: dict[str, float] = {}
         if ahead is not None:
-            began_at, stamp = ahead
+            began_at, stamp = ahead.began_at, ahead.outcome
         else:
             stamp_pending = partial(self._stamp_noting, since) if handle.notes_ages else handle.moves.stamp_pending
             stamp = handle.overlap.ahead(stamp_pending, stems)
@@ -194,7 +205,7 @@ class Claimer:
             return
         outcome = Outcome(self._stamp_afresh, stems[0])
         if handle.overlap.beside(write, outcome.run):
-            self._stamped = began_at, lambda _: outcome()
+            self._stamped = _Stamped(stems[0], began_at, lambda _: outcome())
 
     def _stamp_afresh(self, stem: str) -> bool:
         self._handle.layout.pending.refresh()

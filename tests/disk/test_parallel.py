@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fsqueue import FileSampleRefQueue, QueueConfigError, QueueIOError
-from tests.support import Tap, assert_clean, ids, names_in, numbered, open_tapped, refs
+from fsqueue.disk.fileops import FileOps
+from tests.support import InThread, Tap, assert_clean, ids, names_in, numbered, open_tapped, refs
 
 GUARD_S = 60.0
 
@@ -129,6 +132,57 @@ def test_a_put_of_one_whose_rename_or_line_fails(shared: Tap, tmp_path: Path, fa
         shared.before = None
     assert queue.get(2) == numbered(1)
     queue.close()
+
+
+def test_two_threads_of_a_handle_each_go_by_their_own_stamp(shared: Tap, tmp_path: Path) -> None:
+    """The stamp of a get of one that goes along with the cursor: another thread's says nothing of this one's ref."""
+    queue = open_tapped(shared, tmp_path / "q", io_threads=4, durable=False)
+    queue.put(refs("warm"))
+    queue.ack(queue.get(1))
+    queue.put(refs("a", "b", "c"))
+    os.rename(tmp_path / "q" / "pending" / "b.json", tmp_path / "b.json")
+    first_took, second_took, first_ended, main = *(threading.Event() for _ in range(3)), threading.get_ident()
+
+    def stop(name: str, args: Any, kwargs: Any) -> None:
+        if name == "unlock":
+            (second_took if threading.get_ident() == main else first_took).set()
+            (first_ended if threading.get_ident() == main else second_took).wait(GUARD_S)
+
+    def get() -> list[str]:
+        try:
+            return ids(queue.get(1))
+        finally:
+            first_ended.set()
+
+    shared.after = stop
+    first = InThread(get)
+    assert first_took.wait(GUARD_S)
+    assert (ids(queue.get(1)), first.result()) == (["c"], ["a"])
+    shared.after = None
+    queue.close()
+
+
+def test_an_interrupt_waits_for_what_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it comes while work is handed to a thread: the caller may close what that writes to."""
+    submit, begun, running = ThreadPoolExecutor.submit, threading.Semaphore(0), []
+
+    def work(item: int) -> None:
+        running.append(item)
+        begun.release()
+        threading.Event().wait(0.2)
+        running.remove(item)
+
+    def interrupted(*args: Any) -> Any:
+        future = submit(*args)
+        begun.acquire()
+        if len(running) == 2:
+            raise KeyboardInterrupt
+        return future
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        FileOps().each(work, [1, 2, 3], 4)
+    assert running == []
 
 
 def test_an_unreadable_file_costs_that_ref_alone(shared: Tap, tmp_path: Path) -> None:
