@@ -24,7 +24,7 @@ class BringingBack:
 
     A ref that has a file of its own is leased on its way, which fences others off. The copy of a packed one, which
     nobody else knows, goes to pending/ at once on a local mount, under the lock, as what is put does. On a shared one
-    the lock may exclude no other node, so copies are leased on their way, too.
+    the lock may exclude no other node, and a queue may have none, so copies are leased on their way there, too.
     """
 
     def __init__(self, handle: Handle, after_step: int) -> None:
@@ -98,7 +98,7 @@ class BringingBack:
         claims: dict[str, Claim] = {}
         stems = [stem for _, stem, _ in batch]
         with handle.order_file.soon as held:
-            excludes = held and not handle.layout.remote
+            excludes = held and not handle.layout.remote and handle.layout.settings.lock != "none"
             if held:
                 handle.order.header_locked()  # how long the backlog is decides how to look through it
             known = Putter(handle).known(stems)

@@ -121,6 +121,27 @@ def test_a_rewind_leaves_a_packed_ref_that_is_live_in_its_segment(path: Path, qu
     assert everything(path) == {"again": ["pending", "done"], "once": ["pending"]}
 
 
+def test_a_rewind_without_a_lock_looks_again_before_a_packed_ref_is_pending(path: Path) -> None:
+    """Where nothing excludes a put, its ref may be leased as soon as the rewind has looked for it."""
+    tap = Tap()
+    with (
+        open_tapped(tap, path, lock="none", durable=False) as queue,
+        FileSampleRefQueue[SampleRef](path, lock="none", durable=False) as other,
+    ):
+        acked(queue, refs("a"), step=3)
+        queue.pack(older_than_s=0.0)
+
+        def put(name: str, args: tuple[Any, ...], _: dict[str, Any]) -> None:
+            if name == "rename" and str(args[0]).startswith("a@3.json.from-"):
+                tap.before = None
+                other.put(refs("a"))
+                assert ids(other.get(1)) == ["a"]
+
+        tap.before = put
+        assert queue.rewind(after_step=2, force=True) == [] and tap.before is None
+        assert everything(path) == {"a": ["leased", "done"]}
+
+
 def test_of_two_lives_under_one_name_a_rewind_brings_back_the_later_one(path: Path, queue: Queue) -> None:
     """One is packed, and has a file of its own besides; the other one's stamp is the newer."""
     acked(queue, [ref("s", metadata={"life": 1})], step=3)
