@@ -135,10 +135,15 @@ class Prefetcher(Generic[R, B]):
             yield self._batch_of(coming)
 
     def _batch_of(self, coming: _Coming[R, B]) -> B:
-        batch = coming.batch.result()
-        self._budget.give_back(coming.taken)
-        self._room.release()
-        return batch
+        try:
+            batch = coming.batch.result()
+            self._budget.give_back(coming.taken)
+            self._room.release()
+            return batch
+        except BaseException as error:
+            if not coming.batch.done() or coming.batch.exception() is not error:
+                self._coming.put(coming)  # Ctrl-C: `close` discards it
+            raise
 
     def close(self) -> None:
         """Stop leasing, and discard what was loaded and not handed out: all of it, then raise the first error."""

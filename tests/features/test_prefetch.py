@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -133,15 +135,19 @@ def test_an_error_while_a_batch_waits_for_room(site: Callable[..., Site]) -> Non
     assert here.queue.counts() == (12, 0, 0, 0)
 
 
-def test_a_ref_of_odd_specs_is_told_and_given_back(site: Callable[..., Site]) -> None:
+def test_a_ref_whose_size_cannot_be_asked_for_is_told_and_given_back(site: Callable[..., Site]) -> None:
     """An error of finding out a batch's size comes out of the loop, and leaves nothing leased."""
+
+    class Specs(dict[str, Any]):
+        def values(self) -> Any:
+            raise AttributeError
 
     class Odd:
         def __init__(self, queue: Any) -> None:
             self.queue = queue
 
         def get(self, *args: Any, **kwargs: Any) -> list[SampleRef]:
-            return [replace(ref, feature_specs={"hidden": None}) for ref in self.queue.get(*args, **kwargs)]
+            return [replace(ref, feature_specs=Specs()) for ref in self.queue.get(*args, **kwargs)]
 
         def __getattr__(self, name: str) -> Any:
             return getattr(self.queue, name)
@@ -150,6 +156,19 @@ def test_a_ref_of_odd_specs_is_told_and_given_back(site: Callable[..., Site]) ->
     with pytest.raises(AttributeError):
         list(here.loader(queue=Odd(here.queue), prefetch=1, prefetch_bytes=10))
     assert here.queue.counts() == (12, 0, 0, 0)
+
+
+@pytest.mark.parametrize("prefetch", PREFETCH)
+def test_a_class_of_refs_with_specs_of_its_own_is_loaded(prefetch: int) -> None:
+    """What a store makes of a ref is its own affair: the loader only asks for sizes that it knows."""
+
+    class Store:
+        def get(self, ref: Any) -> dict[str, torch.Tensor]:
+            return {"x": torch.zeros(ref.feature_specs["x"]["shape"])}
+
+    some = [SimpleNamespace(sample_id=name, feature_specs={"x": {"shape": [4], "dtype": "float32"}}) for name in "abc"]
+    loader: FeatureDataLoader[Any] = FeatureDataLoader(Store(), refs=some, batch_size=2, prefetch=prefetch)  # type: ignore[arg-type]
+    assert all_ids(loader) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("prefetch", PREFETCH)
@@ -219,6 +238,31 @@ def test_an_interrupt_while_a_batch_is_made_gives_it_back(site: Callable[..., Si
     rest = all_ids(loader)
     loader.ack()
     assert here.queue.counts() == (0, 0, 12, 0) and rest
+
+
+def test_an_interrupt_while_a_batch_is_waited_for_gives_it_back(site: Callable[..., Site]) -> None:
+    """The thread that trains has to wait for a batch that another one loads, as Ctrl-C comes."""
+    here, interrupted = site(), threading.Event()
+
+    def interrupt(*_: object) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    def transform(ref: SampleRef, features: Any) -> Any:
+        if not interrupted.is_set():
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            assert interrupted.wait(GUARD_S)
+        return features
+
+    loader = here.loader(prefetch=1, ack="deferred", transform=transform)
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(loader)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert here.queue.in_flight() == 0
+    assert sorted(all_ids(loader)) == sorted(ids_of(here.refs))
 
 
 def test_a_fork_leaves_the_iteration_to_its_parent(site: Callable[..., Site]) -> None:

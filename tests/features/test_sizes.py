@@ -34,3 +34,20 @@ def test_what_refs_say_otherwise(tmp_path: Path) -> None:
     assert bytes_of(replace(ref, feature_specs={}, estimated_bytes=0)) is None
     assert bytes_of(replace(ref, feature_specs={"y": FeatureSpec("y", (0,), "int8")}, estimated_bytes=0)) == 0
     assert bytes_of(SimpleNamespace(sample_id="s")) is None
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"shape": [4], "dtype": "float32"},
+        None,
+        FeatureSpec("x", (None, 4), "float32"),  # type: ignore[arg-type]
+        FeatureSpec("x", (-1, 4), "int8"),
+    ],
+    ids=str,
+)
+def test_a_class_with_specs_of_its_own_does_not_tell(spec: object) -> None:
+    """A ref's class is the user's: a size that cannot be read off is not known, and no error."""
+    assert bytes_of(SimpleNamespace(sample_id="s", feature_specs={"x": spec})) is None
+    assert bytes_of(SimpleNamespace(sample_id="s", feature_specs={"x": spec}, estimated_bytes=-1)) is None
+    assert bytes_of(SimpleNamespace(sample_id="s", feature_specs={"x": spec}, estimated_bytes=9)) == 9
