@@ -7,7 +7,7 @@ from math import inf
 
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.waiting import SHARE, sleep_until
-from fsqueue.errors import QueueConfigError, StreamEndedError, StreamStalledError
+from fsqueue.errors import QueueClosedError, QueueConfigError, StreamEndedError, StreamStalledError
 from fsqueue.stream.pacing import longest_pause_s, members_pause_s
 from fsqueue.stream.stream import Stream
 
@@ -83,6 +83,8 @@ class Watermark:
                 )
             until = now + pause_s if timeout_s is None else min(now + pause_s, started + timeout_s)
             sleep_until(self._handle, until, lambda: self._handle.closed)
+            if self._handle.closed:
+                raise QueueClosedError(self._path)
             pause_s = min(2 * pause_s, max(_LONGEST_PAUSE_S, min(SHARE * (now - started), longest_s)))
 
     def _raise_if_nobody_takes(self) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fsqueue import FileSampleRefQueue, MemberFailedError, SampleRef, StreamStalledError, TrainerView
+from fsqueue import FileSampleRefQueue, MemberFailedError, QueueClosedError, SampleRef, StreamStalledError, TrainerView
 from tests.support import ids, numbered, refs
 from tests.support.shared import Shared
 
@@ -25,6 +25,15 @@ def test_a_view_that_waits_makes_few_operations(path: Path) -> None:
         assert put_at <= shared.now <= put_at + shared.queue.handle.poll_interval_s
         assert 0 < shared.a_second(130.0) < 6
     shared.queue.close()
+
+
+def test_a_close_ends_a_put_that_waits_for_room(path: Path) -> None:
+    """By an error that says so, and not by one of a descriptor that is closed."""
+    shared = Shared(path, "nfs4", durable=False)
+    shared.queue.put(numbered(8))
+    shared.after(60.0, shared.queue.close)
+    with pytest.raises(QueueClosedError):
+        shared.queue.put_when_below(refs("a"), high=4)
 
 
 def test_a_failure_is_heard_of_after_a_fifth_of_the_time_that_was_waited(path: Path) -> None:
