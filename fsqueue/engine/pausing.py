@@ -1,7 +1,7 @@
 """Pause a queue: while paused.json is there, no get leases anything; all else goes on.
 
-The file counts, whatever is in it, so that `touch` and `rm` do. A handle that gets looks for it once a second: that is
-all that it costs, also those who wait.
+The file counts, whatever is in it, so that `touch` and `rm` do. A handle looks for it before it leases, once a second
+at most: that is all that it costs. One that waits while nothing is pending does not look.
 """
 
 from __future__ import annotations
