@@ -185,6 +185,19 @@ def test_only_files_that_are_old_enough_are_packed(path: Path, queue: Queue) -> 
     assert os.stat(segment).st_mtime == LONG_AGO_S, "a segment is as old as its youngest ref"
 
 
+@pytest.mark.parametrize("stamp_s", [-11_644_473_600, -1, 0], ids=["1601", "1969", "1970"])
+def test_a_stamp_that_can_be_none_loses_no_ref(path: Path, queue: Queue, stamp_s: int) -> None:
+    """SMB's stamps begin in 1601, 64 bits of nanoseconds in 1677, and seconds in 1970."""
+    acked(queue, refs("a", "b"), step=3)
+    os.utime(path / "done" / "b@3.json", (stamp_s, stamp_s))
+    if (path / "done" / "b@3.json").stat().st_mtime != stamp_s:
+        pytest.skip("this filesystem has no such stamps")
+    assert queue.pack(older_than_s=0.0).refs == 2
+    assert queue.rewind(after_step=2) == ["a", "b"]
+    assert everything(path) == {"a": ["pending"], "b": ["pending"]}
+    assert_clean(path)
+
+
 def test_a_name_that_a_listing_repeats_is_packed_once(path: Path) -> None:
     """NFS may list a name twice while the directory changes; there a claim that finds its file claimed is believed."""
     ops: Any = FileOps()

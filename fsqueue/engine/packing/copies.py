@@ -42,7 +42,7 @@ class Copies:
         latest: dict[str, Line] = {}
         for line in lines:
             file = revision.copy_of(line)
-            if self.stamps.get(file, -1) <= line.mtime_ns:
+            if self.stamps.get(file, line.mtime_ns) <= line.mtime_ns:
                 self.stamps[file] = line.mtime_ns
                 latest[file] = line
         self.used = True

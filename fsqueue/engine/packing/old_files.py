@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 
 from fsqueue.engine.layout import Layout
@@ -12,7 +13,7 @@ FRAME_BYTES = 512
 """How much longer a line may be than its file."""
 _STAMP_BYTES = 8
 _SIZE_BYTES = 4
-_EPOCH = 1 << 63
+_EARLIEST_NS = -(1 << 63)
 
 
 class OldFiles:
@@ -37,7 +38,7 @@ class OldFiles:
         if status and stat.S_ISREG(status.st_mode):
             size_bytes = status.st_size
             if status.st_mtime <= self._limit and size_bytes <= SEGMENT_BYTES // 4:
-                stamp = (status.st_mtime_ns + _EPOCH).to_bytes(_STAMP_BYTES, "big")
+                stamp = (stamp_ns_of(status) - _EARLIEST_NS).to_bytes(_STAMP_BYTES, "big")
                 self._found.append(stamp + name.encode() + size_bytes.to_bytes(_SIZE_BYTES, "big"))
         return False
 
@@ -62,6 +63,11 @@ class OldFiles:
         dropped = self._found.pop()
         while self._found and self._found[-1] == dropped:
             self._found.pop()
+
+
+def stamp_ns_of(status: os.stat_result) -> int:
+    """Return a file's mtime, in ns; 1677 where it is earlier, as SMB's first stamps are: a line holds 64 bits."""
+    return max(status.st_mtime_ns, _EARLIEST_NS)
 
 
 def _room_for(entry: bytes) -> int:

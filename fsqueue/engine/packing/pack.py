@@ -15,7 +15,7 @@ from fsqueue.disk.directory import locating
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import Layout
 from fsqueue.engine.onlooker import time_there
-from fsqueue.engine.packing.old_files import OldFiles
+from fsqueue.engine.packing.old_files import OldFiles, stamp_ns_of
 from fsqueue.engine.packing.revision import (
     MERGED,
     SEGMENT_BYTES,
@@ -251,7 +251,7 @@ def _line_of(handle: Handle, aside: str, name: str) -> Line | None:
     try:
         fd = ops.open_to_read(done.fd, aside)
         try:
-            mtime_ns = ops.fstat(fd).st_mtime_ns
+            mtime_ns = stamp_ns_of(ops.fstat(fd))
             data = ops.read_regular(fd)
         finally:
             ops.close_read(fd)
