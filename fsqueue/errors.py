@@ -268,7 +268,7 @@ class QueueClosedError(FsQueueError, ValueError):
 
 
 class OtherProcessError(FsQueueError, RuntimeError):
-    """A part in a stream was used in a forked child of the process that takes it.
+    """A part in a stream, or a loader's iteration, was used in a forked child of the process that has it.
 
     Attributes:
         pid: of that process.

@@ -67,7 +67,8 @@ class FeatureDataLoader(Generic[R]):
     is raised, and what is leased is released without counting an attempt, where the queue can do that.
 
     It has threads, and no processes: it is nothing for `torch.utils.data.DataLoader`, whose workers a
-    `FeatureDataset` feeds. After a fork, an iteration is its parent's alone.
+    `FeatureDataset` feeds. After a fork, an iteration is its parent's alone: a child that goes on with one that loads
+    ahead has an OtherProcessError.
 
     Args:
         store: where the features are.

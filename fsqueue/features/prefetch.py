@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Generic, TypeVar
+
+from fsqueue.errors import OtherProcessError
 
 R = TypeVar("R")
 B = TypeVar("B")
@@ -96,6 +99,7 @@ class Prefetcher(Generic[R, B]):
         self._room = threading.Semaphore(depth)
         self._budget = Budget(most_bytes)
         self._coming: SimpleQueue[_Coming[R, B] | None] = SimpleQueue()
+        self._left: deque[_Coming[R, B]] = deque()  # what is not handed out, whatever interrupts that
         self._pool = ThreadPoolExecutor(workers, "fsqueue-load")
         self._pid = os.getpid()
         self._feeder = threading.Thread(target=self._feed, name="fsqueue-lease", daemon=True)
@@ -108,7 +112,7 @@ class Prefetcher(Generic[R, B]):
         except BaseException as error:
             failed: Future[B] = Future()
             failed.set_exception(error)
-            self._coming.put(_Coming([], 0, failed))
+            self._announce(_Coming([], 0, failed))
         finally:
             self._coming.put(None)
 
@@ -116,12 +120,16 @@ class Prefetcher(Generic[R, B]):
         try:
             taken = self._budget.take(self._size(refs))
             if not self._stop.is_set():
-                self._coming.put(_Coming(refs, taken, self._pool.submit(self._load_or_stop, refs)))
+                self._announce(_Coming(refs, taken, self._pool.submit(self._load_or_stop, refs)))
                 return
         except BaseException:  # no thread could be started
             self._discard(refs)
             raise
         self._discard(refs)
+
+    def _announce(self, coming: _Coming[R, B]) -> None:
+        self._left.append(coming)
+        self._coming.put(coming)
 
     def _load_or_stop(self, refs: list[R]) -> B:
         try:
@@ -131,19 +139,25 @@ class Prefetcher(Generic[R, B]):
             raise
 
     def __iter__(self) -> Iterator[B]:
-        while (coming := self._coming.get()) is not None:
+        while (coming := self._next()) is not None:
             yield self._batch_of(coming)
+
+    def _next(self) -> _Coming[R, B] | None:
+        if os.getpid() != self._pid:
+            raise OtherProcessError("a loader's iteration with prefetch", self._pid)  # it would wait for no thread
+        return self._coming.get()
 
     def _batch_of(self, coming: _Coming[R, B]) -> B:
         try:
             batch = coming.batch.result()
-            self._budget.give_back(coming.taken)
-            self._room.release()
-            return batch
         except BaseException as error:
-            if not coming.batch.done() or coming.batch.exception() is not error:
-                self._coming.put(coming)  # Ctrl-C: `close` discards it
+            if coming.batch.done() and coming.batch.exception() is error:  # else Ctrl-C
+                self._left.popleft()
             raise
+        self._budget.give_back(coming.taken)
+        self._room.release()
+        self._left.popleft()
+        return batch
 
     def close(self) -> None:
         """Stop leasing, and discard what was loaded and not handed out: all of it, then raise the first error."""
@@ -155,10 +169,9 @@ class Prefetcher(Generic[R, B]):
         self._feeder.join()
         first: Exception | None = None
         try:
-            while not self._coming.empty():
+            while self._left:
                 try:
-                    if coming := self._coming.get():
-                        self._discard_one(coming)
+                    self._discard_one(self._left.popleft())
                 except Exception as error:
                     first = first or error
         finally:

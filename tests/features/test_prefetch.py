@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 import torch
 
-from fsqueue import SampleRef
+from fsqueue import OtherProcessError, SampleRef
 from fsqueue.features import FeatureDataLoader, SharedDirFeatureStore
 from fsqueue.features.prefetch import Budget
-from tests.support import GUARD_S, InThread, wait_until
+from tests.support import GUARD_S, InThread, in_fork, wait_until
 from tests.support.features import ref_of
 from tests.support.loading import KINDS, PREFETCH, Site, all_ids, ids_of
 
@@ -242,27 +242,45 @@ def test_an_interrupt_while_a_batch_is_made_gives_it_back(site: Callable[..., Si
 
 def test_an_interrupt_while_a_batch_is_waited_for_gives_it_back(site: Callable[..., Site]) -> None:
     """The thread that trains has to wait for a batch that another one loads, as Ctrl-C comes."""
-    here, interrupted = site(), threading.Event()
+    here, interrupted, handed_out = site(), threading.Event(), threading.Event()
 
     def interrupt(*_: object) -> None:
         interrupted.set()
         raise KeyboardInterrupt
 
     def transform(ref: SampleRef, features: Any) -> Any:
-        if not interrupted.is_set():
+        if ref.sample_id == here.refs[4].sample_id and not interrupted.is_set():
+            assert handed_out.wait(GUARD_S)
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             assert interrupted.wait(GUARD_S)
         return features
 
-    loader = here.loader(prefetch=1, ack="deferred", transform=transform)
+    loader = here.loader(prefetch=1, transform=transform)
     before = signal.signal(signal.SIGINT, interrupt)
     try:
         with pytest.raises(KeyboardInterrupt):
-            list(loader)
+            for _ in loader:
+                handed_out.set()
     finally:
         signal.signal(signal.SIGINT, before)
+        loader.close()
     assert here.queue.in_flight() == 0
-    assert sorted(all_ids(loader)) == sorted(ids_of(here.refs))
+    all_ids(loader)
+    assert here.queue.counts() == (0, 0, 12, 0)
+
+
+def test_a_fork_that_goes_on_with_an_iteration_is_told(site: Callable[..., Site]) -> None:
+    """It has none of the threads that load: it would wait for good, or hand out what its parent trains."""
+    here = site()
+    batches = iter(here.loader(prefetch=2))
+    seen = next(batches).ids
+
+    def go_on() -> None:
+        with pytest.raises(OtherProcessError):
+            next(batches)
+
+    in_fork(go_on)
+    assert seen + all_ids(batches) == ids_of(here.refs)
 
 
 def test_a_fork_leaves_the_iteration_to_its_parent(site: Callable[..., Site]) -> None:
