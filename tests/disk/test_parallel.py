@@ -15,6 +15,7 @@ import pytest
 
 from fsqueue import FileSampleRefQueue, QueueConfigError, QueueIOError
 from fsqueue.disk.fileops import FileOps
+from fsqueue.engine.claim import Claimer
 from tests.support import InThread, Tap, assert_clean, ids, names_in, numbered, open_tapped, refs
 
 GUARD_S = 60.0
@@ -134,19 +135,25 @@ def test_a_put_of_one_whose_rename_or_line_fails(shared: Tap, tmp_path: Path, fa
     queue.close()
 
 
-def test_two_threads_of_a_handle_each_go_by_their_own_stamp(shared: Tap, tmp_path: Path) -> None:
+def test_two_threads_of_a_handle_each_go_by_their_own_stamp(
+    shared: Tap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The stamp of a get of one that goes along with the cursor: another thread's says nothing of this one's ref."""
     queue = open_tapped(shared, tmp_path / "q", io_threads=4, durable=False)
     queue.put(refs("warm"))
     queue.ack(queue.get(1))
     queue.put(refs("a", "b", "c"))
     os.rename(tmp_path / "q" / "pending" / "b.json", tmp_path / "b.json")
-    first_took, second_took, first_ended, main = *(threading.Event() for _ in range(3)), threading.get_ident()
+    first_took, second_took, first_ended = (threading.Event() for _ in range(3))
+    claim, tell, wait_for = Claimer._claim, {"a": first_took, "b": second_took}, {"a": second_took, "b": first_ended}
 
-    def stop(name: str, args: Any, kwargs: Any) -> None:
-        if name == "unlock":
-            (second_took if threading.get_ident() == main else first_took).set()
-            (first_ended if threading.get_ident() == main else second_took).wait(GUARD_S)
+    def claim_later(claimer: Claimer, stems: list[str], *args: Any) -> None:
+        if stems and stems[0] in tell:
+            tell[stems[0]].set()
+            assert wait_for[stems[0]].wait(GUARD_S)
+        claim(claimer, stems, *args)
+
+    monkeypatch.setattr(Claimer, "_claim", claim_later)
 
     def get() -> list[str]:
         try:
@@ -154,11 +161,9 @@ def test_two_threads_of_a_handle_each_go_by_their_own_stamp(shared: Tap, tmp_pat
         finally:
             first_ended.set()
 
-    shared.after = stop
     first = InThread(get)
     assert first_took.wait(GUARD_S)
     assert (ids(queue.get(1)), first.result()) == (["c"], ["a"])
-    shared.after = None
     queue.close()
 
 
