@@ -1,10 +1,10 @@
 """Benchmark put, get and ack beside another build of fsqueue, in one run: this one's throughput over that one's.
 
-    python benchmarks/builds.py --dir /dev/shm/bench --than /path/to/older/env/bin/python --no-durable
+    python benchmarks/builds.py --dir /dev/shm/bench --beside ../an-older-checkout --no-durable
 
-Each build's processes run under an interpreter of their own, at a queue of their own with a backlog, in interleaved
-rounds; ratios are taken within a round. CPU time says what the calls cost where other work shares the machine. Exits
-with 1 when a ref was lost or delivered twice, whatever the figures are.
+Each build's processes work at a queue of their own with a backlog, in interleaved rounds; ratios are taken within a
+round. CPU time says what the calls cost where other work shares the machine. Exits with 1 when a ref was lost or
+delivered twice, whatever the figures are.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
     rounds = parsed.rounds or (1 if parsed.quick else 9)
     slice_s = parsed.slice or (0.02 if parsed.quick else 0.3)
     with session(parsed) as run:
-        builds = {"this": sys.executable, "that": parsed.than}
+        builds = {"this": None, "that": os.path.abspath(parsed.beside)}
         crews = [
-            Crew(label, python, os.path.join(run.directory, label), max(parsed.procs), parsed.durable)
-            for label, python in builds.items()
+            Crew(label, checkout, os.path.join(run.directory, label), max(parsed.procs), parsed.durable)
+            for label, checkout in builds.items()
         ]
         try:
             for crew in crews:
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
             for crew in crews:
                 crew.end()
     rows = [_row(case, found[case]) for case in cases]
-    print(f"durability {'on' if parsed.durable else 'off'}, {rounds} rounds of {slice_s:g} s; times {parsed.than}\n")
+    print(f"durability {'on' if parsed.durable else 'off'}, {rounds} rounds of {slice_s:g} s; times {parsed.beside}\n")
     print(_text(rows))
     print(f"\nchecked: {'nothing' if all(clean) else 'SOME'} lost or doubled")
     run.write({"options": vars(parsed), "results": rows})
@@ -111,7 +111,7 @@ def _text(rows: list[dict[str, Any]]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     found = parser(__doc__)
-    found.add_argument("--than", required=True, help="the Python of an environment with the other build")
+    found.add_argument("--beside", metavar="CHECKOUT", required=True, help="another checkout to take ratios to")
     found.add_argument("--batch", type=counts, default=(1, 64), help="refs a call (default: 1,64)")
     found.add_argument("--procs", type=counts, default=(1, 4), help="processes at once (default: 1,4)")
     found.add_argument("--durable", action=argparse.BooleanOptionalAction, default=True, help="fsync what is put")

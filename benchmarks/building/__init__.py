@@ -1,1 +1,1 @@
-"""The processes of builds.py, each of which runs under the Python that it is given."""
+"""The processes of builds.py, each of which imports the fsqueue of its build."""

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-_HERE = Path(__file__).resolve().parent
+from measuring.builds import importing
+
+_WORKER = Path(__file__).with_name("worker.py")
 _END_S = 30.0
 
 
 class Crew:
-    """Start so many workers under an interpreter, whose own fsqueue they use."""
+    """Start so many workers that use the fsqueue of a checkout; None: this one's."""
 
-    def __init__(self, label: str, python: str, path: str, size: int, durable: bool) -> None:
+    def __init__(self, label: str, checkout: str | None, path: str, size: int, durable: bool) -> None:
         self.label = label
-        path_of = [str(_HERE.parent), os.environ.get("PYTHONPATH", "")]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path_of))}
         durability = "durable" if durable else "quick"
         self._workers = [
             subprocess.Popen(
-                [python, str(_HERE / "worker.py"), path, f"{label}{index}", durability],
-                env=environment,
+                [sys.executable, str(_WORKER), path, f"{label}{index}", durability],
+                env=importing(checkout),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

@@ -1,6 +1,6 @@
 """One process of builds.py: cycles of put, get, ack at one queue, for as long as it is told.
 
-It imports the fsqueue of its own interpreter. A line on stdin is a command, a JSON list; a line on stdout its answer.
+A line on stdin is a command, a JSON list; a line on stdout its answer.
 """
 
 from __future__ import annotations

@@ -16,10 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fsqueue import FileSampleRefQueue, SampleRef, operate
 from fsqueue.control.controller import DataFlowController

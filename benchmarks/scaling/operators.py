@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from measuring.builds import importing
 from scaling.measures import Measure, Scale, fill, open_queue
 from scaling.operating import BATCH, MEANWHILE, OPERATIONS, RECONCILE
 
@@ -63,16 +64,10 @@ def rates(scale: Scale) -> list[Measure]:
 def _run(operations: list[str], scale: Scale, build: str | None) -> list[dict[str, float]]:
     durable = "durable" if scale.durable else "quick"
     command = [sys.executable, str(_SCRIPT), str(scale.wide), scale.directory, durable, *operations]
-    done = subprocess.run(command, env=_environment(build), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=importing(build), capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{build or 'this build'}: {done.stderr}")
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-
-
-def _environment(build: str | None) -> dict[str, str]:
-    """Return variables with which Python imports this checkout's fsqueue, or another one's."""
-    here = str(Path(__file__).resolve().parents[2])
-    return {**os.environ, "PYTHONPATH": build or here}
 
 
 def _meanwhile(scale: Scale) -> list[Measure]:
@@ -159,4 +154,4 @@ class _Commands:
 
     def _start(self, stdout: int, command: str, *options: str) -> subprocess.Popen[Any]:
         arguments = [sys.executable, "-m", "fsqueue", command, self._path, *options]
-        return subprocess.Popen(arguments, stdout=stdout, env=_environment(None))
+        return subprocess.Popen(arguments, stdout=stdout, env=importing(None))

@@ -52,7 +52,7 @@ def test_a_quick_run_beside_another_build(tmp_path: Path) -> None:
     """Two builds, here one and the same, do every case; nothing is lost, and the ratios are there."""
     result = tmp_path / "result.json"
     options = ("--quick", "--no-durable", "--batch", "1,8", "--procs", "1,2", "--json", str(result))
-    done = run("builds.py", "--dir", str(tmp_path / "scratch"), "--than", sys.executable, *options)
+    done = run("builds.py", "--dir", str(tmp_path / "scratch"), "--beside", str(ROOT), *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nothing lost or doubled" in done.stdout
     assert list((tmp_path / "scratch").iterdir()) == []

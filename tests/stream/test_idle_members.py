@@ -12,6 +12,12 @@ from tests.support import ids, numbered, refs
 from tests.support.shared import Shared
 
 
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Nothing is there yet: the queue is made on the mount."""
+    return tmp_path / "q"
+
+
 def test_a_view_that_waits_makes_few_operations(path: Path) -> None:
     """Fewer than six a second, once it has waited for ten; a put is seen within the poll interval all the same."""
     shared = Shared(path, "nfs4")

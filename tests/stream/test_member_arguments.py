@@ -14,12 +14,6 @@ from tests.support import Queue, backdate
 
 
 @pytest.fixture
-def queue(tmp_path: Path) -> Iterator[Queue]:
-    with FileSampleRefQueue(tmp_path / "q", durable=False, lease_timeout_s=60) as it:
-        yield it
-
-
-@pytest.fixture
 def other(queue: Queue) -> Iterator[Queue]:
     with FileSampleRefQueue(queue.path, durable=False) as it:
         yield it

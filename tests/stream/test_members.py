@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -36,18 +36,6 @@ from fsqueue.stream.membership import Membership
 from fsqueue.stream.policy import StreamPolicy
 from tests.support import GUARD_S, Queue, Tap, backdate, open_tapped, ref, refs
 from tests.support.ranks import Group
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    FileSampleRefQueue(tmp_path / "q", durable=False, lease_timeout_s=60).close()
-    return tmp_path / "q"
-
-
-@pytest.fixture
-def queue(path: Path) -> Iterator[Queue]:
-    with FileSampleRefQueue(path, durable=False) as it:
-        yield it
 
 
 @pytest.fixture

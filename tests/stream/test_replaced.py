@@ -21,12 +21,6 @@ from tests.support import GUARD_S, Queue, refs, wait_until
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    FileSampleRefQueue(tmp_path / "q", durable=False, lease_timeout_s=60).close()
-    return tmp_path / "q"
-
-
-@pytest.fixture
 def old(path: Path) -> Iterator[Queue]:
     with FileSampleRefQueue(path, durable=False) as it:
         yield it

@@ -49,12 +49,6 @@ def ids(found: list[SampleRef]) -> list[str]:
     return [ref.sample_id for ref in found]
 
 
-@pytest.fixture
-def queue(tmp_path: Path) -> Any:
-    with FileSampleRefQueue(tmp_path / "q", durable=False, lease_timeout_s=60) as it:
-        yield it
-
-
 def produce(path: str, name: str, count: int, start: int) -> None:
     with FileSampleRefQueue(path, durable=False) as mine, mine.producer(name, expected=2):
         for ref in refs(count, start):

@@ -38,12 +38,6 @@ from tests.support.ranks import Group
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    FileSampleRefQueue(tmp_path / "q", durable=False, lease_timeout_s=60).close()
-    return tmp_path / "q"
-
-
-@pytest.fixture
 def queue(path: Path) -> Iterator[Queue]:
     with FileSampleRefQueue(path, durable=False) as it:
         yield it

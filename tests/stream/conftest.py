@@ -1,0 +1,24 @@
+"""A queue whose members beat often enough for a test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fsqueue import FileSampleRefQueue
+from tests.support import Queue
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """The path of an empty queue with a lease timeout of a minute."""
+    FileSampleRefQueue(tmp_path / "q", durable=False, lease_timeout_s=60).close()
+    return tmp_path / "q"
+
+
+@pytest.fixture
+def queue(path: Path) -> Iterator[Queue]:
+    with FileSampleRefQueue(path, durable=False) as it:
+        yield it
