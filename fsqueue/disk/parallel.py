@@ -7,8 +7,8 @@ directories. On a local disk only fsyncs take long enough to be worth a thread.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Generic, Literal, TypeVar
 
 from fsqueue.disk.fileops import FileOps
@@ -22,6 +22,7 @@ Kind = Literal["look", "read", "stamp", "write", "one"]
 
 _THREADS = 16
 _SYNCS = 8
+_BELIEVED = 16
 _WORTH_A_THREAD_S = 0.0005
 
 
@@ -42,6 +43,7 @@ class Overlap:
         self._ops = ops
         self._measures = io_threads == "auto" and remote
         self._slow: dict[Kind, bool] = {}  # as the last one of its kind that was timed
+        self._believed: Counter[Kind] = Counter()  # for how many calls more
         self._threads = 1 if io_threads == "auto" and not remote else _several(io_threads, _THREADS)
         self.in_turn = self._threads < 2
         self.syncs = _several(io_threads, _SYNCS) if durable else 1
@@ -60,19 +62,22 @@ class Overlap:
             return work
         outcomes = {item: Outcome(work, item) for item in items}
         runs = [outcome.run for outcome in outcomes.values()]
-        if self._measures:
-            runs[0] = partial(self._time, kind, runs[0])
-            if not self._slow.get(kind):
-                runs.pop(0)()
-                if not self._slow[kind]:
-                    outcomes, runs = {items[0]: outcomes[items[0]]}, []
+        if self._is_to_be_timed(kind):
+            started = self._ops.monotonic()
+            runs.pop(0)()
+            self._slow[kind] = self._ops.monotonic() - started >= _WORTH_A_THREAD_S
+            if not self._slow[kind]:
+                outcomes, runs = {items[0]: outcomes[items[0]]}, []
         self._ops.each(_call, runs, self._threads)
         return lambda item: outcomes.pop(item)() if item in outcomes else work(item)
 
-    def _time(self, kind: Kind, run: Callable[[], object]) -> None:
-        started = self._ops.monotonic()
-        run()
-        self._slow[kind] = self._ops.monotonic() - started >= _WORTH_A_THREAD_S
+    def _is_to_be_timed(self, kind: Kind) -> bool:
+        """Return whether the first operation is to be made alone; beside others, a thread's turns count as its time."""
+        if not self._measures:
+            return False
+        left = self._believed[kind] if self._slow.get(kind) else 0
+        self._believed[kind] = left - 1 if left else _BELIEVED
+        return not left
 
     def beside(self, work: Callable[[], object], other: Callable[[], object]) -> bool:
         """Make work, and where that pays the other at the same time; return whether it was made.
