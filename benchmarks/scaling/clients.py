@@ -250,12 +250,12 @@ def worked(pairs: int, speed: Speed, samples: float, batch: int, lasts_s: float)
 
 
 def cycle(batch: int, speed: Speed) -> Made:
-    """Have one client alone put, get and acknowledge a batch, not its first."""
+    """Have one client alone put, get and acknowledge a batch, not one of its first, which open what later ones use."""
     with deterministic():
         cluster = Cluster(speed)
         client = cluster.client("alone")
         with client.open() as queue:
-            for number in range(2):
+            for number in range(3):
                 before = made_by([client], cluster.now_s)
                 queue.put([make_ref(f"s{number}-{at}") for at in range(batch)])
                 queue.ack(queue.get(batch))

@@ -1,12 +1,13 @@
 """Make file operations side by side, on mounts where that pays.
 
 A Linux NFS client holds a directory's lock for the whole of a create, and the mount's for the whole of a rename
-between directories, but it lets writes with their close, stamps, lookups and reads overlap. On a local disk only
-fsyncs take long enough to be worth a thread.
+between directories, but it lets writes with their close, stamps, lookups and reads overlap, and creates in different
+directories. On a local disk only fsyncs take long enough to be worth a thread.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Generic, Literal, TypeVar
 
@@ -16,8 +17,12 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 IoThreads = int | Literal["auto"]
+Kind = Literal["look", "read", "stamp", "write", "one"]
+"""What operations do that take about as long as each other; "one": whatever is made beside another one."""
 
-_THREADS = 8
+_THREADS = 16
+_SYNCS = 8
+_BELIEVED = 16
 _WORTH_A_THREAD_S = 0.0005
 
 
@@ -25,7 +30,7 @@ class Overlap:
     """Make those file operations of one handle that do not depend on each other.
 
     Args:
-        io_threads: "auto": side by side on a mount that is not known to be local, where the first of them took
+        io_threads: "auto": side by side on a mount that is not known to be local, where the first of their kind took
             long; 1: always one after the other; more: always so many at a time.
         remote: whether the mount is not known to be local.
         durable: whether an fsync does anything there: where it does not, it is not worth a thread.
@@ -37,12 +42,17 @@ class Overlap:
     def __init__(self, ops: FileOps, io_threads: IoThreads, remote: bool, durable: bool = True) -> None:
         self._ops = ops
         self._measures = io_threads == "auto" and remote
-        self._pays = not self._measures  # as of the last two that were made
-        self._threads = 1 if io_threads == "auto" and not remote else _threads(io_threads)
+        self._slow: dict[Kind, bool] = {}  # as the last one of its kind that was timed
+        self._believed: Counter[Kind] = Counter()  # for how many calls more
+        self._threads = 1 if io_threads == "auto" and not remote else _several(io_threads, _THREADS)
         self.in_turn = self._threads < 2
-        self.syncs = _threads(io_threads) if durable else 1
+        self.syncs = _several(io_threads, _SYNCS) if durable else 1
 
-    def ahead(self, work: Callable[[T], U], items: Sequence[T]) -> Callable[[T], U]:
+    def pays(self, kind: Kind) -> bool:
+        """Return whether the next operations of a kind are made side by side, as far as is known before the first."""
+        return not self.in_turn and (not self._measures or self._slow.get(kind, False))
+
+    def ahead(self, kind: Kind, work: Callable[[T], U], items: Sequence[T]) -> Callable[[T], U]:
         """Return what returns or raises for each of the items what work does; to be called in their order.
 
         Where work is done side by side, all of it has ended when this returns. Elsewhere each call does its own, so
@@ -51,17 +61,23 @@ class Overlap:
         if self.in_turn or len(items) < 2:
             return work
         outcomes = {item: Outcome(work, item) for item in items}
-        rest = list(outcomes.values())
-        if self._measures:
-            first, *others = rest
+        runs = [outcome.run for outcome in outcomes.values()]
+        if self._is_to_be_timed(kind):
             started = self._ops.monotonic()
-            first.run()
-            if self._ops.monotonic() - started < _WORTH_A_THREAD_S:
-                outcomes = {items[0]: first}
-                others = []
-            rest = others
-        self._ops.each(Outcome.run, rest, self._threads)
+            runs.pop(0)()
+            self._slow[kind] = self._ops.monotonic() - started >= _WORTH_A_THREAD_S
+            if not self._slow[kind]:
+                outcomes, runs = {items[0]: outcomes[items[0]]}, []
+        self._ops.each(_call, runs, self._threads)
         return lambda item: outcomes.pop(item)() if item in outcomes else work(item)
+
+    def _is_to_be_timed(self, kind: Kind) -> bool:
+        """Return whether the first operation is to be made alone; beside others, a thread's turns count as its time."""
+        if not self._measures:
+            return False
+        left = self._believed[kind] if self._slow.get(kind) else 0
+        self._believed[kind] = left - 1 if left else _BELIEVED
+        return not left
 
     def beside(self, work: Callable[[], object], other: Callable[[], object]) -> bool:
         """Make work, and where that pays the other at the same time; return whether it was made.
@@ -71,18 +87,17 @@ class Overlap:
         if self.in_turn:
             work()
             return False
-        started, both = self._ops.monotonic(), self._pays
+        started, both = self._ops.monotonic(), self.pays("one")
         try:
             if both:
                 outcomes = [Outcome(_call, work), Outcome(_call, other)]
-                self._ops.each(Outcome.run, outcomes, self._threads)
+                self._ops.each(_call, [outcome.run for outcome in outcomes], self._threads)
                 for outcome in outcomes:
                     outcome()
             else:
                 work()
         finally:
-            if self._measures:
-                self._pays = self._ops.monotonic() - started >= _WORTH_A_THREAD_S
+            self._slow["one"] = self._ops.monotonic() - started >= _WORTH_A_THREAD_S
         return both
 
 
@@ -112,5 +127,5 @@ class Outcome(Generic[T, U]):
         return self._result
 
 
-def _threads(io_threads: IoThreads) -> int:
-    return _THREADS if io_threads == "auto" else io_threads
+def _several(io_threads: IoThreads, unless_given: int) -> int:
+    return unless_given if io_threads == "auto" else io_threads

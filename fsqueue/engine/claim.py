@@ -120,7 +120,7 @@ class Claimer:
             began_at, stamp = ahead.began_at, ahead.outcome
         else:
             stamp_pending = partial(self._stamp_noting, since) if handle.notes_ages else handle.moves.stamp_pending
-            stamp = handle.overlap.ahead(stamp_pending, stems)
+            stamp = handle.overlap.ahead("stamp", stamp_pending, stems)
         for stem in stems:
             if stem in held and self._still_leased(stem):
                 continue

@@ -7,6 +7,7 @@ refs may have another one.
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import msgspec
@@ -15,6 +16,8 @@ from fsqueue.disk.once import await_creators, publish_once
 from fsqueue.engine.layout import REF_TYPE, Layout, read_json
 from fsqueue.errors import RefTypeError
 from fsqueue.format.ref_type import RefType, Use, describe, misfit
+
+_ASK_AGAIN_S = 15.0
 
 
 class Contents:
@@ -29,6 +32,7 @@ class Contents:
         self._ref_type = ref_type
         self.fits_puts = False
         self.fits_gets = False
+        self._ask_again_at = -inf
 
     def agree_to_put(self) -> None:
         """Refuse a class that does not fit; the first put says what the queue holds from now on.
@@ -49,6 +53,8 @@ class Contents:
     def agree_to_get(self, *, leased: bool = False) -> None:
         """Refuse a class that does not fit; as long as nothing says what the queue holds, ask again with every get.
 
+        On a shared mount, with one every 15 s: most of them wait, and find nothing that could be of another class.
+
         Args:
             leased: the queue has given a ref. A put writes the file first, so where there is still none, the queue
                 takes any class.
@@ -56,8 +62,13 @@ class Contents:
         Raises:
             RefTypeError: this class cannot hold the refs that are in the queue.
         """
-        if leased and self._layout.remote:
-            self._layout.root.refresh()
+        if self._layout.remote:
+            now = self._layout.ops.monotonic()
+            if leased:
+                self._layout.root.refresh()
+            elif now < self._ask_again_at:
+                return
+            self._ask_again_at = now + _ASK_AGAIN_S
         if self._agree("get") or leased:
             self.fits_gets = True
 

@@ -90,6 +90,7 @@ class Departed:
         handle = self._handle
         handle.order.incomplete = True
         prefixes = tuple(f"{owner}." for owner in gone if owner in dead)
-        leftovers = [name for name in handle.layout.tmp.listing() if name.startswith(prefixes)] if prefixes else []
-        silently_remove(handle.ops, handle.layout.tmp.fd, leftovers)
+        for tmp in (handle.layout.tmp, *handle.layout.more_tmp()) if prefixes else ():
+            leftovers = [name for name in tmp.listing() if name.startswith(prefixes)]
+            silently_remove(handle.ops, tmp.fd, leftovers)
         silently_remove(handle.ops, handle.layout.owners.fd, [names.ref_file(owner) for owner in gone])

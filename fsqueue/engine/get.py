@@ -178,7 +178,7 @@ class Getter(Generic[R]):
             if not self._contents.fits_gets:
                 self._contents.agree_to_get(leased=True)
             taken = leased[seen:]
-            content = self._handle.overlap.ahead(self._content, taken)
+            content = self._handle.overlap.ahead("read", self._content, taken)
             for claim in taken:
                 known = len(leased)
                 try:

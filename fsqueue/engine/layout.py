@@ -63,6 +63,8 @@ REF_TYPE = "type.json"
 ORDER_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 STATES = ("pending", "leased", "done", "failed")
 DIRECTORIES = ("owners", "tmp", *STATES)
+MORE_TMP = (".tmp-1", ".tmp-2", ".tmp-3")
+"""Directories beside tmp/, for the same, where a client creates one file at a time in each (see `newfiles`)."""
 _warned: set[str] = set()
 _GONE = (errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.ENOENT)
 
@@ -81,6 +83,7 @@ class Layout:
         remote: other hosts may change the files behind this one's caches, so an ENOENT and a remembered name are
             doubted; true unless the filesystem is known to be local.
         reserve: what is left of the disk, once it is full, for taking refs out of the queue.
+        tmps: tmp/, and what is open of those beside it.
     """
 
     def __init__(self, root: Directory, settings: Settings, make_missing: bool = False) -> None:
@@ -100,6 +103,7 @@ class Layout:
                 root.ops = self.ops = without_delegations(root.ops)
             self.owners = self.open("owners", make_missing)
             self.tmp = self.open("tmp", make_missing)
+            self.tmps = [self.tmp]
             self.pending = self.open("pending", make_missing)
             self.leased = self.open("leased", make_missing)
             self.done = self.open("done", make_missing)
@@ -124,6 +128,17 @@ class Layout:
             directory = self.within(name)
         self._opened.append(directory)
         return directory
+
+    def more_tmp(self, make: bool = False) -> list[Directory]:
+        """Open the directories beside tmp/, closed with the others: those that are there, or can be made."""
+        for name in MORE_TMP:
+            if any(name == directory.name for directory in self.tmps):
+                continue
+            with suppress(OSError):
+                if make:
+                    make_within(self.ops, self.root, name)
+                self.tmps.append(self.open(name))
+        return self.tmps[1:]
 
     def recover(self, error: OSError) -> None:
         """Open the queue by its path again after an error that says that it cannot be reached by its descriptors.

@@ -197,8 +197,9 @@ class _SharedWaiter(Waiting):
 
     def _look(self) -> Look:
         lookout = self._lookout
-        lookout.look()
         now = self._ops.monotonic()
+        if now < lookout.full_at or now - lookout.looked_at >= lookout.pause_s / 2:
+            lookout.look()
         if now >= lookout.full_at or (lookout.shown and now >= lookout.unnamed_at):
             found = lookout.made_full()
             if found.takes:

@@ -30,14 +30,13 @@ from collections.abc import Iterator
 from functools import partial
 
 from fsqueue.disk.directory import Directory, located
-from fsqueue.disk.fileops import silently_remove
 from fsqueue.disk.parallel import Overlap
-from fsqueue.disk.publish import write_file, write_together
 from fsqueue.engine.annotations import NO_SUCH_REPLACEMENT, Annotations
 from fsqueue.engine.arrival import Stamped, has_come_in, holds, is_gone
 from fsqueue.engine.clock import Clock
 from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import Layout
+from fsqueue.engine.newfiles import NewFiles, Written
 from fsqueue.engine.renames import Renames
 from fsqueue.errors import CorruptRefError, QueueIOError
 from fsqueue.format import names, packed
@@ -50,6 +49,7 @@ class Moves:
 
     Attributes:
         annotate, part: see `annotations.Annotations`.
+        write_new, discard: see `newfiles.NewFiles`.
     """
 
     def __init__(self, layout: Layout, clock: Clock, owner: str, durable: bool, overlap: Overlap) -> None:
@@ -58,11 +58,13 @@ class Moves:
         self._clock = clock
         self._owner = owner
         self._durable = durable
-        self._overlap = overlap
         self._renames = Renames(layout)
         self._returned: dict[str, tuple[Directory, str]] = {}
-        self._tmp_names = map(partial("{}.{}".format, owner), itertools.count())
-        annotations = Annotations(layout, durable, self._tmp_names)
+        tmp_names = map(partial("{}.{}".format, owner), itertools.count())
+        new_files = NewFiles(layout, tmp_names, durable, overlap)
+        self.write_new = new_files.write
+        self.discard = new_files.discard
+        annotations = Annotations(layout, durable, tmp_names)
         self.annotate = annotations.annotate
         self.part = annotations.part
         self._claims = itertools.count(1)
@@ -123,28 +125,7 @@ class Moves:
                 raise
             return False
 
-    def write_new(self, contents: list[bytes]) -> list[str]:
-        """Write files into tmp/ and make them durable; returns their names. On an error none is left."""
-        found = list(itertools.islice(self._tmp_names, len(contents)))
-        named = list(zip(found, contents, strict=True))
-        try:
-            if self._layout.remote:
-                write = self._overlap.ahead(self._write_one, named)
-                for each in named:
-                    write(each)
-            else:
-                syncs = self._overlap.syncs if self._durable else None
-                write_together(self._ops, self._layout.tmp, named, syncs)
-        except BaseException as error:
-            silently_remove(self._ops, self._layout.tmp.fd, found)
-            located(error, self._layout.tmp)
-            raise
-        return found
-
-    def _write_one(self, named: tuple[str, bytes]) -> None:
-        write_file(self._ops, self._layout.tmp.fd, *named, self._durable)
-
-    def publish(self, tmp_name: str, stem: str, written_at: float) -> None:
+    def publish(self, written: Written, stem: str, written_at: float) -> None:
         """Move tmp/ -> pending/.
 
         NFS: that the file is gone may mean that the rename was done, whatever it said, or that somebody removed it
@@ -157,10 +138,10 @@ class Moves:
             QueueIOError: the file was gone before, and nothing shows that it came into the queue.
         """
         layout, started = self._layout, self._ops.monotonic()
-        if self._renames.of_new(layout.tmp, tmp_name, layout.pending, names.ref_file(stem)):
+        if self._renames.of_new(*written, layout.pending, names.ref_file(stem)):
             return
         if not (layout.remote and has_come_in(layout, stem, written_at, started)):
-            raise self._removed(tmp_name)
+            raise self._removed(written)
 
     def publish_copy(self, name: str, stem: str) -> bool:
         """Move a copy of a packed ref done/ -> pending/ that this process has just made; False where it was gone.
@@ -178,13 +159,13 @@ class Moves:
         if vital:
             self._layout.reserve.retrying(lambda: self.write(data, directory, name))
             return
-        (tmp_name,) = self.write_new([data])
+        (written,) = self.write_new([data])
         try:
-            made = self._renames.of_new(self._layout.tmp, tmp_name, directory, name)
+            made = self._renames.of_new(*written, directory, name)
             if not made and not (self._layout.remote and self._reads(directory, name) == data):
-                raise self._removed(tmp_name)
+                raise self._removed(written)
         except OSError:
-            silently_remove(self._ops, self._layout.tmp.fd, [tmp_name])
+            self.discard([written])
             raise
         if self._durable:
             directory.sync()
@@ -196,9 +177,9 @@ class Moves:
         except (FileNotFoundError, CorruptRefError):
             return None
 
-    def _removed(self, tmp_name: str) -> QueueIOError:
+    def _removed(self, written: Written) -> QueueIOError:
         gone = FileNotFoundError(errno.ENOENT, "removed before it was published")
-        return QueueIOError("publishing", f"{self._layout.tmp.path}/{tmp_name}", gone, _REMOVED)
+        return QueueIOError("publishing", f"{written.directory.path}/{written.name}", gone, _REMOVED)
 
     def stamp_pending(self, stem: str) -> bool:
         """Make the first step of a claim: start the lease timeout, since a rename keeps the old mtime.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fsqueue.disk.fileops import silently_remove
 from fsqueue.engine.casing import Casing
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.longnames import NameLimit
+from fsqueue.engine.newfiles import Written
 from fsqueue.format import names
 
 _HOLD_S = 0.005  # for which a put holds the lock at most, where the filesystem lets it do anything in that time
@@ -62,11 +62,11 @@ class Putter:
             self._publish(waiting, written_at)
         finally:
             if waiting:
-                silently_remove(handle.ops, handle.layout.tmp.fd, waiting.values())
+                handle.moves.discard(waiting.values())
         handle.layout.reserve.tend_if_due(handle.order_file.content.size)
         return len(contents) - len(waiting)
 
-    def _publish(self, waiting: dict[str, str], written_at: float) -> None:
+    def _publish(self, waiting: dict[str, Written], written_at: float) -> None:
         """Publish in pieces, so that others come in between; what remains in waiting is in the queue already.
 
         A piece ends when it has taken as long as a hold of the lock may; the next one is as large as that leaves time
@@ -87,7 +87,7 @@ class Putter:
             size = max(_LEAST_PIECE, min(int(taken * hold_s / max(took_s, 1e-6)), 2 * size))
             handle.ops.sleep(_PAUSE_S)
 
-    def _publish_locked(self, stems: list[str], waiting: dict[str, str], written_at: float, until: float) -> int:
+    def _publish_locked(self, stems: list[str], waiting: dict[str, Written], written_at: float, until: float) -> int:
         """Rename new refs into pending/ and name them in the order; return how many of the stems were seen to."""
         handle = self._handle
         remote = handle.layout.remote
@@ -119,7 +119,7 @@ class Putter:
                 handle.order.append_locked(published)
         return seen
 
-    def _publish_one_locked(self, stem: str, waiting: dict[str, str], written_at: float) -> None:
+    def _publish_one_locked(self, stem: str, waiting: dict[str, Written], written_at: float) -> None:
         """Rename a ref into pending/, and name it in the order, at the same time where that pays.
 
         CRASH: a line may name a ref that never came: whoever takes its place finds no file.
@@ -171,7 +171,7 @@ class Putter:
             present = set(pending.listing())
             return {stem for stem in stems if stem + names.SUFFIX in present}
         handle.layout.refresh_pending()
-        is_pending = handle.overlap.ahead(lambda stem: is_there(pending.fd, stem + names.SUFFIX), stems)
+        is_pending = handle.overlap.ahead("look", lambda stem: is_there(pending.fd, stem + names.SUFFIX), stems)
         found = set(filter(is_pending, stems))
         if found and handle.layout.remote and not handle.layout.filesystem.opening_asks:
             found.intersection_update(map(names.parse_pending, pending.listing()))  # else a name may be remembered only

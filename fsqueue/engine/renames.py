@@ -106,7 +106,7 @@ class Renames:
         """
         if not self._remote and error.errno == errno.ENOENT:
             return False
-        while is_full(error) and source is not self._layout.tmp and self._layout.reserve.give_up():
+        while is_full(error) and source not in self._layout.tmps and self._layout.reserve.give_up():
             try:
                 self._ops.rename(name, new_name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
                 return True

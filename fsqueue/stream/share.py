@@ -32,6 +32,8 @@ Its arguments: all that is wanted is leased; the last look found nothing, and wh
 _FIRST_PAUSE_S = 0.005
 _SLOWING = 1.25
 _LONGEST_PAUSE_S = 0.5
+_LONGEST_AGREEMENT_S = 2.0  # on a shared mount: two of these, one after the other, are between a ref and its step
+_JUST_NOW_S = 0.2
 _MEMBERS_S = 1.0
 _ALL_AGAIN = "the others wait for it; start all ranks again from the last checkpoint"
 
@@ -90,6 +92,7 @@ class Share(Generic[R]):
         handle = queue.handle
         self._is_remote = handle.layout.remote
         self._longest_pause_s = longest_pause_s(handle, _LONGEST_PAUSE_S)
+        self._longest_agreement_s = min(self._longest_pause_s, _LONGEST_AGREEMENT_S)
 
     def secure(self, wanted: int, refs: list[R], stop_event: StopEvent | None) -> bool:
         """Lease so many refs, until all ranks have as many; False when the stream has ended, or on the stop event.
@@ -134,7 +137,7 @@ class Share(Generic[R]):
 
     def _keep_leasing(self, wanted: int, refs: list[R], stop_event: StopEvent | None, has_ended: Ended) -> bool:
         last_came = self._ops.monotonic()
-        pause_s = _FIRST_PAUSE_S
+        pause_s, found = _FIRST_PAUSE_S, True
         stop = AnyOf(stop_event, self._closed)
         while stop_event is None or not stop_event.is_set():
             if self._closed.is_set():
@@ -143,17 +146,24 @@ class Share(Generic[R]):
             if looks:
                 self._look_around(self._looked_at - last_came, len(refs), wanted)
                 self._drop_lost(refs)
+                # Here, and not after a long pause: the look at the members tells most of it.
+                if self._is_remote and not found and (ended := has_ended(len(refs) == wanted, True)) is not None:
+                    return not ended
             found = self._lease(refs, wanted - len(refs), pause_s, stop)
-            asks = not found and (looks or not self._is_remote)
-            if found or (asks and self._queue.handle.pause.look() is not None):
+            asks = not found and (self._has_just_looked() or not self._is_remote)
+            if found or (looks and self._is_paused()):
                 last_came = self._ops.monotonic()
             complete = len(refs) == wanted
             ended = has_ended(complete, asks)
             if ended is not None:
                 return not ended
-            longest_s = _LONGEST_PAUSE_S if complete else self._longest_pause_s
+            longest_s = self._longest_agreement_s if complete else self._longest_pause_s
             pause_s = _FIRST_PAUSE_S if found else min(_SLOWING * pause_s, longest_s)
         return False
+
+    def _is_paused(self) -> bool:
+        """Tell whether the queue is paused, where that keeps the time from running that a ref is waited for."""
+        return self._idle_timeout_s is not None and self._queue.handle.pause.look() is not None
 
     def _lease(self, refs: list[R], wanted: int, pause_s: float, stop: AnyOf) -> bool:
         """Lease up to so many refs more; wait for pause_s at most, also where none is wanted any more, or for the stop.
@@ -184,10 +194,13 @@ class Share(Generic[R]):
             self._looked_at = now
         return due
 
+    def _has_just_looked(self) -> bool:
+        return self._ops.monotonic() - self._looked_at < _JUST_NOW_S
+
     def _raise_failures(self) -> list[Member]:
         """Raise where somebody failed; return the members, as they were read for that."""
         self._membership.raise_if_replaced()
-        found = self._stream.members()
+        found = self._stream.watched()
         self._stream.raise_failures("producer", found=found)
         self._stream.raise_failures("consumer", among=self._members, found=found)
         return found
@@ -217,8 +230,10 @@ class Share(Generic[R]):
 
     def _is_starved(self, complete: bool, asks: bool) -> bool:
         """Tell whether this rank will get nothing more: what others than the ranks lease may still come back."""
-        closed = not complete and asks and self._stream.all_closed("producer")
-        return closed and self._stream.drained(besides=self._rendezvous.owners())
+        may_have = not complete and asks and (not self._is_remote or self._stream.some_had_closed("producer"))
+        return (
+            may_have and self._stream.all_closed("producer") and self._stream.drained(besides=self._rendezvous.owners())
+        )
 
     def _has_ended(self, wanted: int, complete: bool, asks: bool) -> bool | None:
         """Agree with the other ranks: the end comes only when every rank waits here for the same window."""
@@ -229,6 +244,8 @@ class Share(Generic[R]):
             return True  # this rank was started again after the others had come to the end
         if complete or starved:
             self._rendezvous.post("ready" if complete else "starved", wanted)
+        elif self._is_remote and not asks:
+            return None
         verdict = self._rendezvous.verdict()
         if verdict == "go" and starved:
             raise self._lost_for_good()

@@ -39,6 +39,7 @@ from fsqueue.stream.members import (
 )
 from fsqueue.stream.membership import Membership
 from fsqueue.stream.policy import BEAT_S, POLICY, StreamPolicy, read_policy
+from fsqueue.stream.roster import Roster
 from fsqueue.stream.sigterm import OnSigterm, SigtermHandler
 
 QUANTUM = "quantum.json"
@@ -89,6 +90,8 @@ class Stream:
         self._doubts = Doubts(handle.awake)
         self._beat_s = BEAT_S
         self._voices = 0
+        self._roster = Roster(handle, self.directory, self._files)
+        self._closed: set[Role] = set()  # of whom a listing has shown some that have closed
         self._came: dict[Role, tuple[int, float]] = {}  # how many have come, and since when that was not enough
 
     def close(self) -> None:
@@ -181,21 +184,36 @@ class Stream:
     def members(self) -> list[Member]:
         return [member for _, member in without_leaving(self._files())]
 
-    def _files(self) -> list[tuple[str, Member]]:
+    def watched(self, listing: list[str] | None = None) -> list[Member]:
+        """Return the members for a caller who asks often: on a shared mount, of who is at work, as of an older look.
+
+        Args:
+            listing: of stream/, where it was just made.
+        """
+        with reaching("reading the members of", self._handle.layout):
+            if listing is None:
+                listing = self.directory.listing()
+                self.greet(listing)
+            self._closed = {parsed[0] for parsed in map(parse_member, listing) if parsed and parsed[1] == "closed"}
+            return [member for _, member in without_leaving(self._roster.look(listing))]
+
+    def _files(self, listing: list[str] | None = None) -> list[tuple[str, Member]]:
         """Read each member with its file.
 
         RACE: a member whose file is renamed meanwhile must not be missing: so then this lists again.
         """
         with reaching("reading the members of", self._handle.layout):
             while True:
-                listing = self.directory.listing()
-                self.greet(listing)
+                if listing is None:
+                    listing = self.directory.listing()
+                    self.greet(listing)
                 now = self._handle.clock.now() if any(map(parse_member, listing)) else 0.0
                 found = list(read_members(self._ops, self.directory, listing, now))
                 unread = {name for name in listing if parse_member(name)} - {name for name, _ in found}
                 if not unread or unread <= set(self.directory.listing()):
                     self._beat_s = min((member.policy.beat_s for _, member in found), default=BEAT_S)
                     return found
+                listing = None
 
     def greet(self, listing: list[str]) -> None:
         """Show newcomers that are in a listing of stream/ that this handle's members live, and see who was replaced.
@@ -306,7 +324,7 @@ class Stream:
         marks = (role, "failed"), (role, "withdrawn")
         left = {name for name in listing if parse_member(name) in marks}
         if overdue or not left <= self._failures_seen:
-            self.raise_failures(role)
+            self.raise_failures(role, found=self.watched(listing))
             self._watched_at = began_at
         self._failures_seen = left
         self._unchanged.listed(began_at)
@@ -334,6 +352,10 @@ class Stream:
         paused = self._handle.pause.look_now()
         waits = [] if paused is None else [f"the queue is paused{paused} (`fsqueue resume` lets it go on)"]
         return "; ".join([found, *waits])
+
+    def some_had_closed(self, role: Role) -> bool:
+        """Tell whether any member of this role had closed when `watched` was last called."""
+        return role in self._closed
 
     def all_closed(self, role: Role) -> bool:
         """Tell whether every expected member of this role has joined and left; False before the first one joins.

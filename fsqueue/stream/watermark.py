@@ -89,6 +89,6 @@ class Watermark:
 
     def _raise_if_nobody_takes(self) -> None:
         self._stream.raise_if_replaced("producer")
-        self._stream.raise_failures("consumer")
-        if self._stream.all_closed("consumer"):
+        self._stream.raise_failures("consumer", found=self._stream.watched())
+        if self._stream.some_had_closed("consumer") and self._stream.all_closed("consumer"):
             raise StreamEndedError(f"queue {self._path}: all consumers have left, what is pending will not be taken")

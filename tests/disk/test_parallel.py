@@ -232,7 +232,7 @@ def test_a_short_backlog_is_listed_a_long_one_is_asked_for(
     shared: Tap, tmp_path: Path, backlog: int, lookups: int
 ) -> None:
     """Finding out which ids are pending already costs one listing if few are, and a lookup each if many are."""
-    queue = open_tapped(shared, tmp_path / "q", durable=False)
+    queue = open_tapped(shared, tmp_path / "q", io_threads=1, durable=False)
     queue.put(numbered(backlog, prefix="old"))
     queue.put(refs("warm up"))
     shared.counts.clear()

@@ -65,7 +65,7 @@ def test_a_replaced_producer_that_waits_for_room_hears_of_it(old: Queue, new: Qu
                 member.beat()
             return False
 
-        depth.all_closed = replaced  # type: ignore[method-assign]
+        depth.some_had_closed = replaced  # type: ignore[method-assign]
         old.put_when_below(refs("s2"), high=2)
     assert len(looks) == 2
 

@@ -10,7 +10,6 @@ from collections import Counter, defaultdict
 from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
-from fsqueue.disk.directory import Directory
 from fsqueue.engine.departed import ABANDONED_AFTER_S
 from fsqueue.engine.layout import DIRECTORIES, HEADER_BYTES, LEDGER, ORDER, REF_TYPE, STATES, STREAM, Layout, read_json
 from fsqueue.engine.order import Header
@@ -73,8 +72,8 @@ class Looks:
         self.layout = layout
         self._now = layout.ops.time()
         self._participant = self._ops.access(".", os.W_OK, dir_fd=layout.pending.fd)
-        self.directories: dict[str, Directory] = {"": layout.root}
-        self.directories |= {name: getattr(layout, name) for name in DIRECTORIES}
+        beside = {directory.name: directory for directory in layout.more_tmp()}
+        self.directories = {"": layout.root, **{name: getattr(layout, name) for name in DIRECTORIES}, **beside}
         self._stream: StreamLooks | None = None
         stream = open_stream(layout)
         if stream is not None:
@@ -139,8 +138,8 @@ class Looks:
     def _present(self, where: str, name: str, status: os.stat_result) -> Iterator[Problem]:
         if where in STATES:
             return self._ref(where, name, status)
-        looks = {"": self._root, "owners": self._owner, "tmp": self._unfinished, STREAM: self._stream_file}
-        return looks[where](name, status)
+        looks = {"": self._root, "owners": self._owner, STREAM: self._stream_file}
+        return looks.get(where, self._unfinished)(name, status)
 
     def _absent(self, where: str, name: str) -> Iterator[Problem]:
         owner = names.parse_owner(name) if where == "owners" else None
