@@ -26,7 +26,7 @@ from __future__ import annotations
 import errno
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 from fsqueue.disk.directory import Directory, located
@@ -59,7 +59,8 @@ class Moves:
         self._owner = owner
         self._durable = durable
         self._overlap = overlap
-        self._renames = Renames(layout)
+        self._syncs = overlap.syncs if durable else None
+        self._renames = Renames(layout, self._stamped)
         self._returned: dict[str, tuple[Directory, str]] = {}
         self._tmp_names = map(partial("{}.{}".format, owner), itertools.count())
         annotations = Annotations(layout, durable, self._tmp_names)
@@ -123,21 +124,25 @@ class Moves:
                 raise
             return False
 
-    def write_new(self, contents: list[bytes]) -> list[str]:
-        """Write files into tmp/ and make them durable; returns their names. On an error none is left."""
-        found = list(itertools.islice(self._tmp_names, len(contents)))
-        named = list(zip(found, contents, strict=True))
+    def write_new(self, contents: Mapping[str, bytes]) -> dict[str, str]:
+        """Write files into tmp/ and make them durable; return the name of each there, by its key.
+
+        On an error none is left.
+        """
+        tmp = self._layout.tmp
+        found = dict(zip(contents, self._tmp_names, strict=False))
+        named = zip(found.values(), contents.values(), strict=True)
         try:
             if self._layout.remote:
-                write = self._overlap.ahead(self._write_one, named)
-                for each in named:
+                files = list(named)
+                write = self._overlap.ahead(self._write_one, files)
+                for each in files:
                     write(each)
             else:
-                syncs = self._overlap.syncs if self._durable else None
-                write_together(self._ops, self._layout.tmp, named, syncs)
+                write_together(self._ops, tmp, named, self._syncs)
         except BaseException as error:
-            silently_remove(self._ops, self._layout.tmp.fd, found)
-            located(error, self._layout.tmp)
+            silently_remove(self._ops, tmp.fd, found.values())
+            located(error, tmp)
             raise
         return found
 
@@ -178,7 +183,7 @@ class Moves:
         if vital:
             self._layout.reserve.retrying(lambda: self.write(data, directory, name))
             return
-        (tmp_name,) = self.write_new([data])
+        tmp_name = self.write_new({name: data})[name]
         try:
             made = self._renames.of_new(self._layout.tmp, tmp_name, directory, name)
             if not made and not (self._layout.remote and self._reads(directory, name) == data):
@@ -206,7 +211,7 @@ class Moves:
         RACE: the stamp may land on a file that another owner claims meanwhile: it prolongs that lease once.
         CRASH: a stamped file in pending/ is an ordinary pending ref.
         """
-        pending, name = self._layout.pending, names.ref_file(stem)
+        pending, name = self._layout.pending, stem + names.SUFFIX
         if self._returned and (place := self._returned.get(stem)):
             if self.stamp(*place):
                 return True
@@ -228,7 +233,7 @@ class Moves:
         place = self._returned.pop(claim.stem, None) if self._returned else None
         if place and move(*place, layout.leased, claim.name):
             return True
-        moved = move(layout.pending, names.ref_file(claim.stem), layout.leased, claim.name)
+        moved = move(layout.pending, claim.stem + names.SUFFIX, layout.leased, claim.name)
         claim.is_new_here, claim.was_done = moved, not moved
         return moved
 
@@ -275,9 +280,8 @@ class Moves:
 
     def move_to_done(self, source: Directory, name: str, done_name: str, claim: Claim | None = None) -> bool:
         """Move a file to done/ from anywhere, also from another name in there."""
-        done = self._layout.done
-        stamped, was_done = (partial(self._stamped, claim), claim.was_done) if claim else (None, True)
-        result = self._renames.to_known(source, name, done, done_name, doubted=was_done, stamped=stamped)
+        done, was_done = self._layout.done, claim is None or claim.was_done
+        result = self._renames.to_known(source, name, done, done_name, doubted=was_done, claim=claim)
         if result == "undone":
             aside = packed.aside_file(done_name, f"{int(self._ops.random() * 2**48):012x}", original=True)
             return self._renames.to_fresh(source, name, done, aside)
@@ -287,9 +291,8 @@ class Moves:
         """Move leased/@me -> pending/."""
         leased, name = self._layout.leased, names.ref_file(claim.stem)
         result = self._renames.to_known(
-            leased, claim.name, self._layout.pending, name, doubted=not claim.is_new_here,
-            stamped=partial(self._stamped, claim),
-        )  # fmt: skip
+            leased, claim.name, self._layout.pending, name, doubted=not claim.is_new_here, claim=claim
+        )
         if result != "undone":
             return result == "done"
         # CRASH: before this an ordinary lease, which expires.
@@ -321,8 +324,7 @@ class Moves:
         """Move leased/@me -> failed/."""
         leased, failed = self._layout.leased, self._layout.failed
         try:
-            stamped = partial(self._stamped, claim)
-            result = self._renames.to_known(leased, claim.name, failed, names.ref_file(claim.stem), stamped=stamped)
+            result = self._renames.to_known(leased, claim.name, failed, names.ref_file(claim.stem), claim=claim)
         except OSError as error:
             if error.errno not in NO_SUCH_REPLACEMENT:
                 raise

@@ -13,7 +13,7 @@ nobody can use the file, they find an empty order and write nothing.
 
 from __future__ import annotations
 
-from collections import deque
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from itertools import islice
@@ -32,6 +32,8 @@ _REMOTE_SCAN_LIMIT_BYTES = 1 << 21
 _LINE_GUESS_BYTES = 48
 _AHEAD_BYTES = 1 << 12
 DEAD = ord("#")
+_find_line = re.compile(r"^[A-Za-z0-9_%-][A-Za-z0-9._%~-]*$", re.MULTILINE).search
+"""Find the next line that may be a stem: neither blank nor dead."""
 
 Writing = Callable[[Callable[[], object], list[str]], object]
 
@@ -74,6 +76,22 @@ class Scan(NamedTuple):
     offset: int
 
 
+class _Ahead(NamedTuple):
+    """Hold whole lines that were read ahead.
+
+    Attributes:
+        at: where in the text the cursor stands.
+        end: the offset in the file at which the text ends.
+    """
+
+    text: str
+    at: int
+    end: int
+
+
+_NOTHING = _Ahead("", 0, 0)
+
+
 class Order:
     """Read and write the order inside a locked `OrderFile`.
 
@@ -94,8 +112,7 @@ class Order:
         self._unwritten: Header | None = None  # where this handle stands in an order that it could not write
         self._left = Header()  # the header as this handle's last take left it, and its bytes
         self._encoded: bytes | None = None
-        self._ahead: deque[bytes] = deque()  # the lines from its cursor on that were read already, and where they end
-        self._ahead_end = 0
+        self._ahead = _NOTHING
 
     def may_name_some(self) -> bool:
         """Guess, on a local mount and without the lock, whether it is worth taking that for."""
@@ -108,26 +125,25 @@ class Order:
 
     def header_locked(self) -> Header:
         """Return the header; replace a damaged one by that of an empty order."""
+        file, kept = self._file, self._unwritten
         try:
-            head = (self._file.head or self._ops.pread(self._file.fd, HEADER_BYTES, 0))[:HEADER_BYTES]
+            head = (file.head or self._ops.pread(file.fd, HEADER_BYTES, 0))[:HEADER_BYTES]
             header = self._left if head == self._encoded else Header.decode(head)
         except OSError as error:
             self._fail(error)
             header = None
-        if header is None or header.cursor > self._file.size:
+        if header is None or header.cursor > file.size:
             header = Header(epoch=self._new_epoch())
             self._rewrite_locked(header, b"")
-        elif (
-            (kept := self._unwritten) and kept.epoch == header.epoch and header.cursor < kept.cursor <= self._file.size
-        ):
+        elif kept and kept.epoch == header.epoch and header.cursor < kept.cursor <= file.size:
             header = header._replace(cursor=kept.cursor)
         self.swept_at = header.swept_at
-        self.backlog_bytes = self._file.size - header.cursor - header.dead
+        self.backlog_bytes = file.size - header.cursor - header.dead
         return header
 
     def append_locked(self, stems: Iterable[str]) -> None:
         """Name these at the tail, after a blank line that ends what a torn append left behind."""
-        data = ("\n" + "\n".join(stems) + "\n").encode("ascii")
+        data = "\n".join(("", *stems, "")).encode("ascii")
         offset = self._file.size
         if offset < HEADER_BYTES:
             data = Header(epoch=self._new_epoch(), swept_at=int(self._ops.time())).encode() + data
@@ -155,37 +171,38 @@ class Order:
             writing: called with what writes the cursor, for it to call, and with the stems.
         """
         header, size = self.header_locked(), self._file.size
-        cursor, dead = header.cursor, header.dead
-        lines, end = self._ahead, self._ahead_end
-        self._ahead, self._ahead_end = deque(), 0
-        alone = header is self._left and end <= size
-        if not alone:
-            lines = deque()
+        cursor, dead, epoch, swept_at = header
+        lines, self._ahead = self._ahead, _NOTHING
+        alone = header is self._left and lines.end <= size
+        text, at, end = lines if alone else _NOTHING
         stems: list[str] = []
         while len(stems) < count and cursor < size:
-            if not lines:
+            if at >= len(text):
                 wanted = 128 + (count - len(stems)) * _LINE_GUESS_BYTES
-                lines.extend(self._lines(cursor, max(wanted, _AHEAD_BYTES) if alone else wanted))
-                end = cursor + sum(map(len, lines))
-                if not lines:
+                data = self._whole_lines(cursor, max(wanted, _AHEAD_BYTES) if alone else wanted)
+                if not data:
                     break
-            line = lines.popleft()
-            cursor += len(line)
-            if line[0] == DEAD:
-                dead -= len(line)
-            elif line != b"\n" and (stem := _stem(line)) is not None:
+                text, at, end = data.decode("ascii", "replace"), 0, cursor + len(data)
+            found = _find_line(text, at)
+            after = found.end() + 1 if found else len(text)
+            if dead:
+                dead -= _dead_bytes(text[at:after])
+            cursor += after - at
+            at = after
+            if found and is_stem(stem := found[0]):
                 stems.append(stem)
-        after = Header(min(cursor, size), max(dead, 0), header.epoch, header.swept_at)
+        left = Header(min(cursor, size), max(dead, 0), epoch, swept_at)
+        ahead = _Ahead(text, at, end) if alone else _NOTHING
         if writing is None:
-            self._leave_locked(after, header, lines if alone else None, end)
+            self._leave_locked(left, header, ahead)
         else:
-            writing(partial(self._leave_locked, after, header, lines if alone else None, end), stems)
+            writing(partial(self._leave_locked, left, header, ahead), stems)
         return stems
 
-    def _leave_locked(self, header: Header, before: Header, ahead: deque[bytes] | None, end: int) -> None:
+    def _leave_locked(self, header: Header, before: Header, ahead: _Ahead) -> None:
         """Write the header back after a take, and keep the lines that were read ahead, if they may be used."""
-        if self._advance_locked(header, before) and ahead is not None:
-            self._ahead, self._ahead_end = ahead, end
+        if self._advance_locked(header, before):
+            self._ahead = ahead
 
     def take_partition_locked(
         self, count: int, width: int, mine: Callable[[bytes], Iterator[int]], scan: Scan | None
@@ -200,7 +217,7 @@ class Order:
         Returns:
             The stems, where to go on the next time, and whether the scan reached the order's end.
         """
-        header, self._ahead = self.header_locked(), deque()
+        header, self._ahead = self.header_locked(), _NOTHING
         offset = header.cursor
         if scan is not None and scan.epoch == header.epoch and scan.offset <= self._file.size:
             offset = max(offset, scan.offset)
@@ -344,6 +361,11 @@ class Order:
 
     def _new_epoch(self) -> int:
         return int(self._ops.random() * 2**53)
+
+
+def _dead_bytes(lines: str) -> int:
+    """Return how long those of the lines are, with their line feeds, that were handed out already."""
+    return sum(len(line) + 1 for line in lines.split("\n") if line.startswith("#"))
 
 
 def _stem(line: bytes) -> str | None:
