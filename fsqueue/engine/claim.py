@@ -64,18 +64,18 @@ class Claimer:
         were taken and that were not claimed.
         """
         had = before = len(leased)
-        wanted, swept = before + count, not thorough
+        wanted, swept, order = before + count, not thorough, self._handle.order
         errors: list[OSError] = []
         try:
             while had < wanted and len(errors) < _ERRORS_A_CALL:
                 stems, exhausted = self._reserve(min(wanted - had, _PLACES_A_HOLD), partition)
                 self._claim(stems, leased, errors)
                 # An order whose cursor cannot be moved, on a full disk, names the same refs again and again.
-                if (exhausted or self._handle.order.unwritable) and len(leased) == had:
+                if len(leased) == had and (exhausted or order.unwritable):
                     if swept or len(leased) > before:
                         break
                     found, swept = self._sweep(), True
-                    if self._handle.order.unwritable:
+                    if order.unwritable:
                         self._claim(self._without_lock(wanted - had, partition), leased, errors)
                     elif not found:
                         break
@@ -85,9 +85,9 @@ class Claimer:
                 self._told_at = self._handle.ops.monotonic()
                 raise errors[0]
         except BaseException:
-            self._handle.order.incomplete = True
+            order.incomplete = True
             raise
-        return len(leased) > before
+        return had > before
 
     def _claim(self, stems: list[str], leased: list[Claim], errors: list[OSError]) -> None:
         """Claim the refs whose places were taken; append to errors what some of them raise."""

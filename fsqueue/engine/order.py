@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from itertools import islice
+from math import inf
 from typing import NamedTuple
 
 from fsqueue.disk.fileops import FileOps
@@ -32,7 +33,7 @@ _REMOTE_SCAN_LIMIT_BYTES = 1 << 21
 _LINE_GUESS_BYTES = 48
 _AHEAD_BYTES = 1 << 12
 DEAD = ord("#")
-_find_line = re.compile(r"^[A-Za-z0-9_%-][A-Za-z0-9._%~-]*$", re.MULTILINE).search
+_find_line = re.compile(r"^([A-Za-z0-9_%-][A-Za-z0-9._%~-]*)(?:\n|\Z)", re.MULTILINE).search
 """Find the next line that may be a stem: neither blank nor dead."""
 
 Writing = Callable[[Callable[[], object], list[str]], object]
@@ -76,20 +77,9 @@ class Scan(NamedTuple):
     offset: int
 
 
-class _Ahead(NamedTuple):
-    """Hold whole lines that were read ahead.
-
-    Attributes:
-        at: where in the text the cursor stands.
-        end: the offset in the file at which the text ends.
-    """
-
-    text: str
-    at: int
-    end: int
-
-
-_NOTHING = _Ahead("", 0, 0)
+_Ahead = tuple[str, int, int]
+"""Whole lines that were read ahead, where in them the cursor stands, and the offset in the file at which they end."""
+_NOTHING: _Ahead = "", 0, 0
 
 
 class Order:
@@ -97,7 +87,6 @@ class Order:
 
     Attributes:
         swept_at: from the header when it was last read, seconds; None before.
-        backlog_bytes: how much there was to hand out then, in bytes of lines; inf before.
         incomplete: as far as this handle knows, refs may lie in pending/ that no line names.
     """
 
@@ -106,7 +95,7 @@ class Order:
         self._lock = file
         self._file = file.content
         self.swept_at: int | None = None
-        self.backlog_bytes = float("inf")
+        self._seen: tuple[Header, int] | None = None  # the header that was read last, and how long the file was
         self.incomplete = False
         self.unwritable = False  # the filesystem has refused the latest write
         self._unwritten: Header | None = None  # where this handle stands in an order that it could not write
@@ -125,10 +114,13 @@ class Order:
 
     def header_locked(self) -> Header:
         """Return the header; replace a damaged one by that of an empty order."""
-        file, kept = self._file, self._unwritten
+        file, left, kept = self._file, self._left, self._unwritten
         try:
             head = (file.head or self._ops.pread(file.fd, HEADER_BYTES, 0))[:HEADER_BYTES]
-            header = self._left if head == self._encoded else Header.decode(head)
+            if head == self._encoded and left.cursor <= file.size and kept is None:
+                self._seen = left, file.size
+                return left
+            header = Header.decode(head)
         except OSError as error:
             self._fail(error)
             header = None
@@ -138,8 +130,16 @@ class Order:
         elif kept and kept.epoch == header.epoch and header.cursor < kept.cursor <= file.size:
             header = header._replace(cursor=kept.cursor)
         self.swept_at = header.swept_at
-        self.backlog_bytes = file.size - header.cursor - header.dead
+        self._seen = header, file.size
         return header
+
+    @property
+    def backlog_bytes(self) -> float:
+        """Return how much there was to hand out when the header was last read, in bytes of lines; inf before."""
+        if self._seen is None:
+            return inf
+        header, size = self._seen
+        return size - header.cursor - header.dead
 
     def append_locked(self, stems: Iterable[str]) -> None:
         """Name these at the tail, after a blank line that ends what a torn append left behind."""
@@ -173,7 +173,7 @@ class Order:
         header, size = self.header_locked(), self._file.size
         cursor, dead, epoch, swept_at = header
         lines, self._ahead = self._ahead, _NOTHING
-        alone = header is self._left and lines.end <= size
+        alone = header is self._left and lines[2] <= size
         text, at, end = lines if alone else _NOTHING
         stems: list[str] = []
         while len(stems) < count and cursor < size:
@@ -184,15 +184,15 @@ class Order:
                     break
                 text, at, end = data.decode("ascii", "replace"), 0, cursor + len(data)
             found = _find_line(text, at)
-            after = found.end() + 1 if found else len(text)
+            after = found.end() if found else len(text)
             if dead:
                 dead -= _dead_bytes(text[at:after])
             cursor += after - at
             at = after
-            if found and is_stem(stem := found[0]):
+            if found and is_stem(stem := found[1]):
                 stems.append(stem)
         left = Header(min(cursor, size), max(dead, 0), epoch, swept_at)
-        ahead = _Ahead(text, at, end) if alone else _NOTHING
+        ahead = (text, at, end) if alone else _NOTHING
         if writing is None:
             self._leave_locked(left, header, ahead)
         else:

@@ -244,6 +244,8 @@ class Codec(Generic[R]):
             UnreadableRefError: there is one, which this class does not take.
         """
         try:
+            if _KEY not in data:
+                return self._decode(data)
             return self._decode_whole(data)
         except MemoryError:
             raise  # it says nothing about the ref
