@@ -13,7 +13,6 @@ nobody can use the file, they find an empty order and write nothing.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from itertools import islice
@@ -24,6 +23,7 @@ from fsqueue.disk.fileops import FileOps
 from fsqueue.engine.layout import HEADER_BYTES
 from fsqueue.engine.lock import OrderFile
 from fsqueue.engine.order_access import UNREADABLE
+from fsqueue.engine.order_lines import NOTHING, Ahead, dead_bytes, find_line
 from fsqueue.format.names import is_stem
 
 COMPACT_BYTES = 1 << 16
@@ -33,8 +33,6 @@ _REMOTE_SCAN_LIMIT_BYTES = 1 << 21
 _LINE_GUESS_BYTES = 48
 _AHEAD_BYTES = 1 << 12
 DEAD = ord("#")
-_find_line = re.compile(r"^([A-Za-z0-9_%-][A-Za-z0-9._%~-]*)(?:\n|\Z)", re.MULTILINE).search
-"""Find the next line that may be a stem: neither blank nor dead."""
 
 Writing = Callable[[Callable[[], object], list[str]], object]
 
@@ -77,11 +75,6 @@ class Scan(NamedTuple):
     offset: int
 
 
-_Ahead = tuple[str, int, int]
-"""Whole lines that were read ahead, where in them the cursor stands, and the offset in the file at which they end."""
-_NOTHING: _Ahead = "", 0, 0
-
-
 class Order:
     """Read and write the order inside a locked `OrderFile`.
 
@@ -101,7 +94,7 @@ class Order:
         self._unwritten: Header | None = None  # where this handle stands in an order that it could not write
         self._left = Header()  # the header as this handle's last take left it, and its bytes
         self._encoded: bytes | None = None
-        self._ahead = _NOTHING
+        self._ahead = NOTHING
 
     def may_name_some(self) -> bool:
         """Guess, on a local mount and without the lock, whether it is worth taking that for."""
@@ -172,9 +165,9 @@ class Order:
         """
         header, size = self.header_locked(), self._file.size
         cursor, dead, epoch, swept_at = header
-        lines, self._ahead = self._ahead, _NOTHING
+        lines, self._ahead = self._ahead, NOTHING
         alone = header is self._left and lines[2] <= size
-        text, at, end = lines if alone else _NOTHING
+        text, at, end = lines if alone else NOTHING
         stems: list[str] = []
         while len(stems) < count and cursor < size:
             if at >= len(text):
@@ -183,23 +176,23 @@ class Order:
                 if not data:
                     break
                 text, at, end = data.decode("ascii", "replace"), 0, cursor + len(data)
-            found = _find_line(text, at)
+            found = find_line(text, at)
             after = found.end() if found else len(text)
             if dead:
-                dead -= _dead_bytes(text[at:after])
+                dead -= dead_bytes(text[at:after])
             cursor += after - at
             at = after
             if found and is_stem(stem := found[1]):
                 stems.append(stem)
         left = Header(min(cursor, size), max(dead, 0), epoch, swept_at)
-        ahead = (text, at, end) if alone else _NOTHING
+        ahead = (text, at, end) if alone else NOTHING
         if writing is None:
             self._leave_locked(left, header, ahead)
         else:
             writing(partial(self._leave_locked, left, header, ahead), stems)
         return stems
 
-    def _leave_locked(self, header: Header, before: Header, ahead: _Ahead) -> None:
+    def _leave_locked(self, header: Header, before: Header, ahead: Ahead) -> None:
         """Write the header back after a take, and keep the lines that were read ahead, if they may be used."""
         if self._advance_locked(header, before):
             self._ahead = ahead
@@ -217,7 +210,7 @@ class Order:
         Returns:
             The stems, where to go on the next time, and whether the scan reached the order's end.
         """
-        header, self._ahead = self.header_locked(), _NOTHING
+        header, self._ahead = self.header_locked(), NOTHING
         offset = header.cursor
         if scan is not None and scan.epoch == header.epoch and scan.offset <= self._file.size:
             offset = max(offset, scan.offset)
@@ -361,11 +354,6 @@ class Order:
 
     def _new_epoch(self) -> int:
         return int(self._ops.random() * 2**53)
-
-
-def _dead_bytes(lines: str) -> int:
-    """Return how long those of the lines are, with their line feeds, that were handed out already."""
-    return sum(len(line) + 1 for line in lines.split("\n") if line.startswith("#"))
 
 
 def _stem(line: bytes) -> str | None:
