@@ -21,6 +21,7 @@ import time as timing
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from fsqueue.disk.mounts import mount_of
@@ -42,24 +43,24 @@ _UPDATE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _CHUNK = 1 << 16
-_HELD = (errno.EAGAIN, errno.EACCES)
 REF_LIMIT_BYTES = 1 << 26
 FILE_LIMIT_BYTES = REF_LIMIT_BYTES + (1 << 20)  # leaves room for the longest history
 
 
+@lru_cache(maxsize=1)
+def _filelock() -> ModuleType:
+    """Import filelock with the first lock: that costs as much as all of this package."""
+    import filelock
+
+    return filelock
+
+
 def _lock(fd: int) -> bool:
-    """Lock a file as filelock's FileLock does, so that they exclude each other; False where somebody else has it."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in _HELD:
-            return False
-        raise
-    return True
+    return bool(_filelock().lock_descriptor(fd, blocking=False))
 
 
 def _unlock(fd: int) -> None:
-    fcntl.flock(fd, fcntl.LOCK_UN)
+    _filelock().unlock_descriptor(fd)
 
 
 @lru_cache

@@ -1,4 +1,4 @@
-"""Lock order.lock, which orders put and get: by flock, as filelock does, polled, never waited on for good.
+"""Lock order.lock, which orders put and get: by filelock's own primitive, polled, never waited on for good.
 
 No promise but FIFO order and deduplication rests on it. Where it cannot be had, get goes on without it, and
 put replaces the file, whose lock a dead node may keep for minutes, by a fresh one. Where the file cannot be used at
