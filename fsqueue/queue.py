@@ -30,13 +30,13 @@ from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import LEDGER, STREAM, ensure_queue
 from fsqueue.engine.settings import LONGEST_DELAY_S, RETRY_BACKOFF, RETRY_JITTER, Retry, Settings, require_same
-from fsqueue.engine.settle import Target
+from fsqueue.engine.settle import Settler, Target
 from fsqueue.engine.waiting import StopEvent
 from fsqueue.errors import InvalidArgumentError, QueueClosedError, QueueConfigError
 from fsqueue.format import names
 from fsqueue.format.codec import tidy
 from fsqueue.format.wire import RefCodec, codec_of
-from fsqueue.records import Put, SampleRef
+from fsqueue.records import Put, SampleRef, id_of_ref
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -325,18 +325,14 @@ class FileSampleRefQueue(Generic[R]):
         engine.handle.require_writable("put")
         if opened.stream is not None:
             opened.stream.raise_if_replaced("producer")
-        contents: dict[str, bytes] = {}
-        given = 0
-        for _, stem, data in self._codec.encode_all(arguments.batch("put", refs), at_most=fileops.REF_LIMIT_BYTES):
-            contents.setdefault(stem, data)
-            given += 1
-        if not contents:
+        encoded = self._codec.encode_all(arguments.batch("put", refs), at_most=fileops.REF_LIMIT_BYTES)
+        if not encoded:
             return Put(0, 0)
         try:
             if not engine.contents.fits_puts:
                 engine.contents.agree_to_put()
-            added = engine.putter.put(contents)
-            return Put(added, given - added)
+            added = engine.putter.put(encoded)
+            return Put(added, len(encoded) - added)
         except BaseException as error:
             engine.give_up("putting refs into", error)
 
@@ -418,7 +414,8 @@ class FileSampleRefQueue(Generic[R]):
             arguments.partition("get", partition)
         if stop_event is not None:
             arguments.with_call("get(stop_event=)", "an event with is_set()", stop_event, "is_set")
-        engine = self._to_write("get")
+        engine = (self._kept.opened or self._here()).engine
+        engine.handle.require_writable("get")
         if max_refs <= 0:
             return []
         leased: list[Claim] = []
@@ -493,16 +490,17 @@ class FileSampleRefQueue(Generic[R]):
         A ref that a get of this handle returned stands for the lease that it was returned with, and one that was
         built anew for the latest lease on its id; the same holds for fail, release, renew and hand_over.
         """
-        given = step
-        try:
-            step = None if step is None else operator.index(step) + 0
-        except TypeError:
-            step = -1
-        if step is not None and step < 0:
-            raise QueueConfigError(self.path, f"needs as step an integer of 0 or more, or None, found {given!r}")
-        return self._on_leases(
-            "acknowledging refs in", "ack", refs, lambda found: self._here().engine.settler.ack(found, step)
-        )
+        if step is not None:
+            step = self._step(step)
+        return self._on_leases("acknowledging refs in", "ack", refs, Settler.ack, step)
+
+    def _step(self, given: int) -> int:
+        """Return an optimizer step as an int."""
+        with suppress(TypeError):
+            step = operator.index(given) + 0
+            if step >= 0:
+                return step
+        raise QueueConfigError(self.path, f"needs as step an integer of 0 or more, or None, found {given!r}")
 
     def fail(self, refs: Iterable[R], reason: str, retryable: bool, *, delay_s: float | None = None) -> list[str]:
         """Count an attempt: retryable refs go to the tail of pending/, others to failed/ with the reason.
@@ -520,17 +518,15 @@ class FileSampleRefQueue(Generic[R]):
         if delay_s is not None:
             arguments.wait("fail(delay_s=)", delay_s, LONGEST_DELAY_S)
         said = tidy(reason)
-        return self._on_leases(
-            "failing refs in", "fail", refs, lambda found: self.engine.settler.fail(found, said, retryable, delay_s)
-        )
+        return self._on_leases("failing refs in", "fail", refs, Settler.fail, said, retryable, delay_s)
 
     def release(self, refs: Iterable[R]) -> list[str]:
         """Give refs back to the tail of pending/ without counting an attempt; return the ids lost, as ack does."""
-        return self._on_leases("releasing refs in", "release", refs, self.engine.settler.release)
+        return self._on_leases("releasing refs in", "release", refs, Settler.release)
 
     def renew(self, refs: Iterable[R]) -> list[str]:
         """Start the lease timeout of refs anew; return the ids that this handle does not lease (any more)."""
-        return self._on_leases("renewing leases in", "renew", refs, self.engine.settler.renew)
+        return self._on_leases("renewing leases in", "renew", refs, Settler.renew)
 
     def progress(self, refs: Iterable[R] | None = None) -> None:
         """Say that the work goes on: `max_hold_s` begins anew for these refs, or for all that this handle holds.
@@ -559,31 +555,29 @@ class FileSampleRefQueue(Generic[R]):
         Returns:
             The ids whose lease this handle had lost.
         """
-        return self._on_leases(
-            "handing leases over in", "hand_over", refs, lambda found: self.engine.settler.hand_over(found, owner)
-        )
+        return self._on_leases("handing leases over in", "hand_over", refs, Settler.hand_over, owner)
 
     def adopt(self, refs: Iterable[R]) -> list[str]:
         """Take up leases that were handed over to this handle, to settle and renew them; return the ids of others."""
-        return self._on_leases("adopting leases in", "adopt", refs, self.engine.settler.adopt)
+        return self._on_leases("adopting leases in", "adopt", refs, Settler.adopt)
 
     def _on_leases(
-        self, what: str, call: str, refs: Iterable[R], act: Callable[[list[Target]], list[str]]
+        self, what: str, call: str, refs: Iterable[R], act: Callable[..., list[str]], *how: object
     ) -> list[str]:
-        """Act on these refs' leases; return the ids of those that act returns by stem."""
-        ids: dict[str, str] = {}
-        targets: list[Target] = []
-        for ref, sample_id in arguments.with_ids(call, refs):
-            stem = names.stem_of(sample_id)
-            ids[stem] = sample_id
-            targets.append((stem, ref))
-        engine = self._to_write(call)
+        """Let the settler act on these refs' leases; return the ids of those that it returns by stem."""
+        targets: list[Target] = [(names.stem_of(sample_id), ref) for ref, sample_id in arguments.with_ids(call, refs)]
+        engine = (self._kept.opened or self._here()).engine
+        engine.handle.require_writable(call)
         if not targets:
             return []
         try:
-            return [ids[stem] for stem in act(targets)]
+            lost = act(engine.settler, targets, *how)
         except BaseException as error:
             engine.give_up(what, error)
+        if not lost:
+            return lost
+        ids = {stem: id_of_ref(ref) for stem, ref in targets}
+        return [ids[stem] for stem in lost]
 
     def release_all(self) -> int:
         """Give back every ref leased in this handle's name, also those handed over to it; return how many."""

@@ -50,6 +50,7 @@ class Claimer:
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
+        self._remote = handle.layout.remote
         self._scans: dict[Partition | None, Scan] = {}
         self._unchanged = Unchanged(handle.layout.pending, handle.layout.filesystem.directory_times, SWEEP_S)
         self._no_sweep_before = -1e9
@@ -72,18 +73,18 @@ class Claimer:
         were taken and that were not claimed.
         """
         had = before = len(leased)
-        wanted, swept = before + count, not thorough
+        wanted, swept, order = before + count, not thorough, self._handle.order
         errors: list[OSError] = []
         try:
             while had < wanted and len(errors) < _ERRORS_A_CALL:
                 stems, exhausted = self._reserve(min(wanted - had, _PLACES_A_HOLD), partition)
                 self._claim(stems, leased, errors)
                 # An order whose cursor cannot be moved, on a full disk, names the same refs again and again.
-                if (exhausted or self._handle.order.unwritable) and len(leased) == had:
+                if len(leased) == had and (exhausted or order.unwritable):
                     if swept or len(leased) > before:
                         break
                     found, swept = self._sweep(), True
-                    if self._handle.order.unwritable:
+                    if order.unwritable:
                         self._claim(self._without_lock(wanted - had, partition), leased, errors)
                     elif not found:
                         break
@@ -93,25 +94,24 @@ class Claimer:
                 self._told_at = self._handle.ops.monotonic()
                 raise errors[0]
         except BaseException:
-            self._handle.order.incomplete = True
+            order.incomplete = True
             raise
-        return len(leased) > before
+        return had > before
 
     def _claim(self, stems: list[str], leased: list[Claim], errors: list[OSError]) -> None:
         """Claim the refs whose places were taken; append to errors what some of them raise."""
-        handle, held = self._handle, self._handle.held
-        ahead, self._stamped = self._stamped, None
+        handle, refused, ahead = self._handle, self._refused, self._stamped
+        held, moves, self._stamped = handle.held, handle.moves, None
         if ahead is not None and [ahead.stem] != stems:
             ahead = None  # RACE: that of another thread, which makes its own anew
-        if handle.layout.remote and stems and ahead is None:
+        if self._remote and stems and ahead is None:
             # NFS: a remembered name may still mean the file of an earlier life, which the stamp would go to. Of the
             # names in leased/ that a claim goes to, nobody can remember anything.
             handle.layout.pending.refresh()
-        new_claim, move = handle.moves.new_claim, handle.moves.claim_stamped
-        if handle.strays or self._refused:
-            refused = self._refused.now()
-            self._passed_over |= refused.intersection(stems)
-            left_alone = handle.strays.stems() | refused
+        if refused or handle.strays:
+            left_alone = refused.now()
+            self._passed_over |= left_alone.intersection(stems)
+            left_alone |= handle.strays.stems()
             stems = [stem for stem in stems if stem not in left_alone]
         monotonic = handle.ops.monotonic
         began_at = monotonic()
@@ -119,29 +119,28 @@ class Claimer:
         if ahead is not None:
             began_at, stamp = ahead.began_at, ahead.outcome
         else:
-            stamp_pending = partial(self._stamp_noting, since) if handle.notes_ages else handle.moves.stamp_pending
+            stamp_pending = partial(self._stamp_noting, since) if handle.notes_ages else moves.stamp_pending
             stamp = handle.overlap.ahead("stamp", stamp_pending, stems)
         for stem in stems:
             if stem in held and self._still_leased(stem):
                 continue
-            claim = new_claim(stem)
+            claim = moves.new_claim(stem)
             claim.stamped_at = claim.taken_at = began_at
             leased.append(claim)
             try:
                 if stamp(stem):
                     claim.stamped_by = monotonic()
                     claim.pending_since = since.get(stem)
-                    if move(claim):
+                    if moves.claim_stamped(claim):
                         held.add(claim)
-                        if self._refused:
-                            self._refused.discard(stem)
+                        refused.discard(stem)
                         continue
                 if len(self._missed) < _MISSED:
                     self._missed[stem] = began_at
             except OSError as error:
                 error = told("leasing", handle.layout.pending, names.ref_file(stem), error)
                 errors.append(error)
-                self._refused.add(stem, error)
+                refused.add(stem, error)
                 handle.strays.add([claim])
             leased.pop()
 
@@ -187,7 +186,7 @@ class Claimer:
             if not held:
                 return self._without_lock(count, partition), True
             if partition is None:
-                stems = handle.order.take_locked(count, self._stamp_meanwhile if handle.layout.remote else None)
+                stems = handle.order.take_locked(count, self._stamp_meanwhile if self._remote else None)
                 return stems, len(stems) < count
             stems, self._scans[partition], at_end = handle.order.take_partition_locked(
                 count, partition[1], lambda lines: self._belonging(lines, partition), self._scans.get(partition)
@@ -275,22 +274,21 @@ class Claimer:
                 handle.order.swept_locked(handle.ops.time())
             return unnamed
 
-    def sweep_if_due(self) -> None:
+    def sweep_if_due(self, now: float) -> None:
         """Name stranded refs though the order is not exhausted, once in a while and for all handles."""
-        handle = self._handle
+        order = self._handle.order
         if self._missed:
             self._name_missed()
         if self._passed_over and not self._passed_over <= self._refused.now():
-            handle.order.incomplete = True
-        order, started = handle.order, handle.ops.monotonic()
+            order.incomplete = True
         if order.incomplete or (
             order.swept_at is not None
-            and started >= self._no_sweep_before
-            and started - self._compared_at > SWEEP_S  # the header is left alone where nothing is pending
-            and abs(handle.ops.time() - order.swept_at) > SWEEP_S
+            and now >= self._no_sweep_before
+            and now - self._compared_at > SWEEP_S  # the header is left alone where nothing is pending
+            and abs(self._handle.ops.time() - order.swept_at) > SWEEP_S
         ):
             self.name_stranded()
-            self._no_sweep_before = started + 100 * self._sweep_s
+            self._no_sweep_before = now + 100 * self._sweep_s
 
     def _name_missed(self) -> None:
         """Name refs again whose places were taken, that were not there just then, and are there after all.

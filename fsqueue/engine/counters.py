@@ -24,10 +24,10 @@ class Counters:
 
     def add(self, what: Counted, number: float = 1) -> None:
         """Count so many."""
-        mine = self._threads.get(get_ident())
-        if mine is None:
-            mine = self._threads.setdefault(get_ident(), defaultdict[Counted, float](int))
-        mine[what] += number
+        try:
+            self._threads[get_ident()][what] += number
+        except KeyError:  # this thread has counted nothing yet
+            self._threads.setdefault(get_ident(), defaultdict[Counted, float](int))[what] += number
 
     def read(self) -> dict[Counted, float]:
         """Return the sums over all threads, also of those that have ended."""

@@ -73,6 +73,7 @@ class Reclaimer:
         self._limits = limits
         self._check_at: dict[Lease, float] = {}
         self._first_check: float | None = None  # the first of them; None: to be found anew
+        self._quiet_until = -inf  # until then, by monotonic, no round is due but where nothing else is to be done
         self._others = Others(handle)
         self._doubts = Doubts(handle.awake)
         self._departed = Departed(handle, self._others, handle.moves.owners_holding, self._round_now)
@@ -99,7 +100,10 @@ class Reclaimer:
 
     def due(self, idle: bool) -> bool:
         """Return whether a round is due; that is sooner where idle, with nothing else to hand out."""
-        now, round_s = self._handle.ops.monotonic(), self._round_s
+        now = self._handle.ops.monotonic()
+        if not idle and now < self._quiet_until:
+            return False
+        round_s = self._round_s
         if now - self._last_round_mono >= (min(IDLE_ROUND_S, round_s) if idle else round_s):
             return True
         if self._last_round is None:
@@ -108,6 +112,7 @@ class Reclaimer:
         if self._handle.clock.injected:
             now = self._tick()
             return now >= first or now >= self._last_round + round_s
+        self._quiet_until = min(first, self._last_round_mono + round_s)
         return now >= first
 
     def _first(self) -> float:
@@ -116,6 +121,10 @@ class Reclaimer:
         if first is None:
             first = self._first_check = min(self._check_at.values(), default=inf)
         return first
+
+    def _forget_the_first(self) -> None:
+        """Note that other leases may be the first to be looked at."""
+        self._first_check, self._quiet_until = None, -inf
 
     def idle_s(self, rounds: float) -> float:
         """Return for how many seconds a waiting get may go without a round, after so many idle ones.
@@ -249,7 +258,7 @@ class Reclaimer:
         self._now = None
         self._doubts.keep({*leases, *(lease.owner for lease in leases)})
         ended = [it for it in leases if _ends_with(it, dead) or self._given_up(it) or self._time_has_come(it, started)]
-        self._first_check = None
+        self._forget_the_first()
         return ended
 
     def _given_up(self, lease: Lease) -> Claim | None:
@@ -295,7 +304,7 @@ class Reclaimer:
         try:
             despite_errors(reclaim, expired)
         finally:
-            self._first_check = None
+            self._forget_the_first()
             self.brought += len(back)
             self._handle.order.append_soon(back)
             self._handle.counters.add("reclaimed", len(moved))

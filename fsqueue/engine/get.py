@@ -87,21 +87,22 @@ class Getter(Generic[R]):
         """
         if not self._contents.fits_gets:
             self._contents.agree_to_get()
-        use = self._handle.begin_use()
+        handle = self._handle
+        use = handle.begin_use()
         try:
             refs = self._get(max_refs, partition, self.pace.waiter(timeout_s, stop), leased)
             if refs:
-                self._handle.counters.add("leased", len(refs))
+                handle.counters.add("leased", len(refs))
             return refs
         except BaseException as error:
-            self._handle.strays.add(leased)
+            handle.strays.add(leased)
             if isinstance(error, (StoppedError, RefTypeError)):
-                self._handle.strays.recover()
+                handle.strays.recover()
             if isinstance(error, StoppedError):
                 return []
             raise
         finally:
-            self._handle.end_use(use)
+            handle.end_use(use)
 
     def _get(self, max_refs: int, partition: Partition | None, waiter: Waiting, leased: list[Claim]) -> list[R]:
         look = waiter.first()
@@ -114,13 +115,13 @@ class Getter(Generic[R]):
                 refs = []
             if refs:
                 self.pace.restart()
-            paused = self._handle.pause.found is not None
-            seen = look.takes or self.pace.sees_some
-            others = partition and seen and not paused and self._claimer.anything_pending()
-            if refs or waiter.expired() or others:
-                if not refs and not paused:
-                    self._claimer.raise_of_refused(partition, waiter.patient)
                 return refs
+            paused = self._handle.pause.found is not None
+            seen = partition and not paused and (look.takes or self.pace.sees_some)
+            if waiter.expired() or (seen and self._claimer.anything_pending()):
+                if not paused:
+                    self._claimer.raise_of_refused(partition, waiter.patient)
+                return []
             look = waiter.wait()
 
     def _have_ended(self) -> bool:
@@ -148,14 +149,18 @@ class Getter(Generic[R]):
     def _lease(
         self, max_refs: int, partition: Partition | None, thorough: bool, waiter: Waiting, leased: list[Claim]
     ) -> list[R]:
-        handle, started = self._handle, self._handle.ops.monotonic()
+        handle = self._handle
+        started = handle.ops.monotonic()
         handle.strays.recover()
         if handle.pause.look() is not None:
             return []
         handle.presence.announce()
         self._holding.watch()
-        self._claimer.sweep_if_due()
-        refs = self._renewed_if_slow(self._fill(max_refs, partition, thorough, leased), started)
+        self._claimer.sweep_if_due(started)
+        refs = self._fill(max_refs, partition, thorough, leased)
+        timeout_s = handle.layout.settings.lease_timeout_s
+        if timeout_s is not None and handle.ops.monotonic() - started >= timeout_s / 4:
+            refs = self._renewed(refs)
         if handle.closed or waiter.stop is not None:
             waiter.raise_if_stopped()  # what was leased meanwhile would be leased to nobody
         return refs
@@ -256,11 +261,8 @@ class Getter(Generic[R]):
         self._settler.release([(stem, ref)])
         return False
 
-    def _renewed_if_slow(self, refs: list[R], started: float) -> list[R]:
-        """Give refs a fresh lease where getting them took a good part of the lease timeout."""
-        timeout_s = self._handle.layout.settings.lease_timeout_s
-        if timeout_s is None or self._handle.ops.monotonic() - started < timeout_s / 4:
-            return refs
+    def _renewed(self, refs: list[R]) -> list[R]:
+        """Give refs a fresh lease, since getting them took a good part of the lease timeout."""
         stems = {names.stem_of(id_of_ref(ref)): ref for ref in refs}
         lost = set(self._settler.renew(list(stems.items())))
         return [ref for stem, ref in stems.items() if stem not in lost]

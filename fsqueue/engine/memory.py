@@ -19,7 +19,7 @@ from fsqueue.errors import InvalidRefError
 from fsqueue.format.codec import Codec
 from fsqueue.format.roundtrip import full_name
 from fsqueue.format.wire import RefCodec, codec_of
-from fsqueue.records import Put, SampleRef, dp_partition
+from fsqueue.records import Put, SampleRef, dp_partition, id_of_ref
 
 if TYPE_CHECKING:
     from fsqueue.engine.states import RefState
@@ -91,17 +91,14 @@ class MemorySampleRefQueue(Generic[R]):
     def put(self, refs: Iterable[R], *, partition_key: str | None = None) -> Put:
         """Add refs at the tail; an id that is pending or leased is skipped."""
         entries: dict[str, _Entry] = {}
-        given = added = 0
-        refs = arguments.batch("put", refs)
+        added, refs = 0, list(arguments.batch("put", refs))
         if self._codec is None:
-            refs = list(refs)
             if not refs:
                 return Put(0, 0)
             self._take_class_of(refs[0])
         assert self._codec is not None
-        for sample_id, _, data in self._codec.encode_all(refs):
-            given += 1
-            entries.setdefault(sample_id, _Entry(data))
+        for ref, (_, data) in zip(refs, self._codec.encode_all(refs), strict=True):
+            entries.setdefault(id_of_ref(ref), _Entry(data))
         with self._changed:
             for sample_id, entry in entries.items():
                 if sample_id not in self._leased and sample_id not in self._pending:
@@ -110,7 +107,7 @@ class MemorySampleRefQueue(Generic[R]):
                     self._lost.discard(sample_id)
                     self._claims.pop(sample_id, None)
             self._changed.notify_all()
-        return Put(added, given - added)
+        return Put(added, len(refs) - added)
 
     def _take_class_of(self, ref: R) -> None:
         if not is_dataclass(ref):

@@ -58,7 +58,7 @@ class Moves:
         self._clock = clock
         self._owner = owner
         self._durable = durable
-        self._renames = Renames(layout)
+        self._renames = Renames(layout, self._stamped)
         self._returned: dict[str, tuple[Directory, str]] = {}
         tmp_names = map(partial("{}.{}".format, owner), itertools.count())
         new_files = NewFiles(layout, tmp_names, durable, overlap)
@@ -159,7 +159,7 @@ class Moves:
         if vital:
             self._layout.reserve.retrying(lambda: self.write(data, directory, name))
             return
-        (written,) = self.write_new([data])
+        written = self.write_new({name: data})[name]
         try:
             made = self._renames.of_new(*written, directory, name)
             if not made and not (self._layout.remote and self._reads(directory, name) == data):
@@ -187,7 +187,7 @@ class Moves:
         RACE: the stamp may land on a file that another owner claims meanwhile: it prolongs that lease once.
         CRASH: a stamped file in pending/ is an ordinary pending ref.
         """
-        pending, name = self._layout.pending, names.ref_file(stem)
+        pending, name = self._layout.pending, stem + names.SUFFIX
         if self._returned and (place := self._returned.get(stem)):
             if self.stamp(*place):
                 return True
@@ -209,7 +209,7 @@ class Moves:
         place = self._returned.pop(claim.stem, None) if self._returned else None
         if place and move(*place, layout.leased, claim.name):
             return True
-        moved = move(layout.pending, names.ref_file(claim.stem), layout.leased, claim.name)
+        moved = move(layout.pending, claim.stem + names.SUFFIX, layout.leased, claim.name)
         claim.is_new_here, claim.was_done = moved, not moved
         return moved
 
@@ -256,9 +256,8 @@ class Moves:
 
     def move_to_done(self, source: Directory, name: str, done_name: str, claim: Claim | None = None) -> bool:
         """Move a file to done/ from anywhere, also from another name in there."""
-        done = self._layout.done
-        stamped, was_done = (partial(self._stamped, claim), claim.was_done) if claim else (None, True)
-        result = self._renames.to_known(source, name, done, done_name, doubted=was_done, stamped=stamped)
+        done, was_done = self._layout.done, claim is None or claim.was_done
+        result = self._renames.to_known(source, name, done, done_name, doubted=was_done, claim=claim)
         if result == "undone":
             aside = packed.aside_file(done_name, f"{int(self._ops.random() * 2**48):012x}", original=True)
             return self._renames.to_fresh(source, name, done, aside)
@@ -268,9 +267,8 @@ class Moves:
         """Move leased/@me -> pending/."""
         leased, name = self._layout.leased, names.ref_file(claim.stem)
         result = self._renames.to_known(
-            leased, claim.name, self._layout.pending, name, doubted=not claim.is_new_here,
-            stamped=partial(self._stamped, claim),
-        )  # fmt: skip
+            leased, claim.name, self._layout.pending, name, doubted=not claim.is_new_here, claim=claim
+        )
         if result != "undone":
             return result == "done"
         # CRASH: before this an ordinary lease, which expires.
@@ -302,8 +300,7 @@ class Moves:
         """Move leased/@me -> failed/."""
         leased, failed = self._layout.leased, self._layout.failed
         try:
-            stamped = partial(self._stamped, claim)
-            result = self._renames.to_known(leased, claim.name, failed, names.ref_file(claim.stem), stamped=stamped)
+            result = self._renames.to_known(leased, claim.name, failed, names.ref_file(claim.stem), claim=claim)
         except OSError as error:
             if error.errno not in NO_SUCH_REPLACEMENT:
                 raise

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from fsqueue.disk.directory import Directory, located, locating
@@ -39,24 +39,25 @@ class NewFiles:
         self._names = names
         self._durable = durable
         self._overlap = overlap
+        self._syncs = overlap.syncs if durable else None
         self._beside: list[Directory] | None = None  # tmp/, to create files in
 
-    def write(self, contents: list[bytes]) -> list[Written]:
-        """Write files and make them durable; on an error none is left."""
+    def write(self, contents: Mapping[str, bytes]) -> dict[str, Written]:
+        """Write files and make them durable; return where each lies, by its key. On an error none is left."""
         tmp = self._layout.tmp
         places = itertools.cycle([tmp, *self._others(len(contents))])
-        found = list(map(Written, places, itertools.islice(self._names, len(contents))))
-        named = list(zip(found, contents, strict=True))
+        found = dict(zip(contents, map(Written, places, self._names), strict=False))
         try:
             if self._layout.remote:
+                named = list(zip(found.values(), contents.values(), strict=True))
                 write = self._overlap.ahead("write", self._write_one, named)
                 for each in named:
                     write(each)
             else:
-                syncs = self._overlap.syncs if self._durable else None
-                write_together(self._ops, tmp, ((file.name, data) for file, data in named), syncs)
+                files = ((file.name, contents[key]) for key, file in found.items())
+                write_together(self._ops, tmp, files, self._syncs)
         except BaseException as error:
-            self.discard(found)
+            self.discard(found.values())
             located(error, tmp)
             raise
         return found

@@ -13,16 +13,17 @@ nobody can use the file, they find an empty order and write nothing.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from itertools import islice
+from math import inf
 from typing import NamedTuple
 
 from fsqueue.disk.fileops import FileOps
 from fsqueue.engine.layout import HEADER_BYTES
 from fsqueue.engine.lock import OrderFile
 from fsqueue.engine.order_access import UNREADABLE
+from fsqueue.engine.order_lines import NOTHING, Ahead, dead_bytes, find_line
 from fsqueue.format.names import is_stem
 
 COMPACT_BYTES = 1 << 16
@@ -79,7 +80,6 @@ class Order:
 
     Attributes:
         swept_at: from the header when it was last read, seconds; None before.
-        backlog_bytes: how much there was to hand out then, in bytes of lines; inf before.
         incomplete: as far as this handle knows, refs may lie in pending/ that no line names.
     """
 
@@ -88,14 +88,13 @@ class Order:
         self._lock = file
         self._file = file.content
         self.swept_at: int | None = None
-        self.backlog_bytes = float("inf")
+        self._seen: tuple[Header, int] | None = None  # the header that was read last, and how long the file was
         self.incomplete = False
         self.unwritable = False  # the filesystem has refused the latest write
         self._unwritten: Header | None = None  # where this handle stands in an order that it could not write
         self._left = Header()  # the header as this handle's last take left it, and its bytes
         self._encoded: bytes | None = None
-        self._ahead: deque[bytes] = deque()  # the lines from its cursor on that were read already, and where they end
-        self._ahead_end = 0
+        self._ahead = NOTHING
 
     def may_name_some(self) -> bool:
         """Guess, on a local mount and without the lock, whether it is worth taking that for."""
@@ -108,26 +107,36 @@ class Order:
 
     def header_locked(self) -> Header:
         """Return the header; replace a damaged one by that of an empty order."""
+        file, left, kept = self._file, self._left, self._unwritten
         try:
-            head = (self._file.head or self._ops.pread(self._file.fd, HEADER_BYTES, 0))[:HEADER_BYTES]
-            header = self._left if head == self._encoded else Header.decode(head)
+            head = (file.head or self._ops.pread(file.fd, HEADER_BYTES, 0))[:HEADER_BYTES]
+            if head == self._encoded and left.cursor <= file.size and kept is None:
+                self._seen = left, file.size
+                return left
+            header = Header.decode(head)
         except OSError as error:
             self._fail(error)
             header = None
-        if header is None or header.cursor > self._file.size:
+        if header is None or header.cursor > file.size:
             header = Header(epoch=self._new_epoch())
             self._rewrite_locked(header, b"")
-        elif (
-            (kept := self._unwritten) and kept.epoch == header.epoch and header.cursor < kept.cursor <= self._file.size
-        ):
+        elif kept and kept.epoch == header.epoch and header.cursor < kept.cursor <= file.size:
             header = header._replace(cursor=kept.cursor)
         self.swept_at = header.swept_at
-        self.backlog_bytes = self._file.size - header.cursor - header.dead
+        self._seen = header, file.size
         return header
+
+    @property
+    def backlog_bytes(self) -> float:
+        """Return how much there was to hand out when the header was last read, in bytes of lines; inf before."""
+        if self._seen is None:
+            return inf
+        header, size = self._seen
+        return size - header.cursor - header.dead
 
     def append_locked(self, stems: Iterable[str]) -> None:
         """Name these at the tail, after a blank line that ends what a torn append left behind."""
-        data = ("\n" + "\n".join(stems) + "\n").encode("ascii")
+        data = "\n".join(("", *stems, "")).encode("ascii")
         offset = self._file.size
         if offset < HEADER_BYTES:
             data = Header(epoch=self._new_epoch(), swept_at=int(self._ops.time())).encode() + data
@@ -155,37 +164,38 @@ class Order:
             writing: called with what writes the cursor, for it to call, and with the stems.
         """
         header, size = self.header_locked(), self._file.size
-        cursor, dead = header.cursor, header.dead
-        lines, end = self._ahead, self._ahead_end
-        self._ahead, self._ahead_end = deque(), 0
-        alone = header is self._left and end <= size
-        if not alone:
-            lines = deque()
+        cursor, dead, epoch, swept_at = header
+        lines, self._ahead = self._ahead, NOTHING
+        alone = header is self._left and lines[2] <= size
+        text, at, end = lines if alone else NOTHING
         stems: list[str] = []
         while len(stems) < count and cursor < size:
-            if not lines:
+            if at >= len(text):
                 wanted = 128 + (count - len(stems)) * _LINE_GUESS_BYTES
-                lines.extend(self._lines(cursor, max(wanted, _AHEAD_BYTES) if alone else wanted))
-                end = cursor + sum(map(len, lines))
-                if not lines:
+                data = self._whole_lines(cursor, max(wanted, _AHEAD_BYTES) if alone else wanted)
+                if not data:
                     break
-            line = lines.popleft()
-            cursor += len(line)
-            if line[0] == DEAD:
-                dead -= len(line)
-            elif line != b"\n" and (stem := _stem(line)) is not None:
+                text, at, end = data.decode("ascii", "replace"), 0, cursor + len(data)
+            found = find_line(text, at)
+            after = found.end() if found else len(text)
+            if dead:
+                dead -= dead_bytes(text[at:after])
+            cursor += after - at
+            at = after
+            if found and is_stem(stem := found[1]):
                 stems.append(stem)
-        after = Header(min(cursor, size), max(dead, 0), header.epoch, header.swept_at)
+        left = Header(min(cursor, size), max(dead, 0), epoch, swept_at)
+        ahead = (text, at, end) if alone else NOTHING
         if writing is None:
-            self._leave_locked(after, header, lines if alone else None, end)
+            self._leave_locked(left, header, ahead)
         else:
-            writing(partial(self._leave_locked, after, header, lines if alone else None, end), stems)
+            writing(partial(self._leave_locked, left, header, ahead), stems)
         return stems
 
-    def _leave_locked(self, header: Header, before: Header, ahead: deque[bytes] | None, end: int) -> None:
+    def _leave_locked(self, header: Header, before: Header, ahead: Ahead) -> None:
         """Write the header back after a take, and keep the lines that were read ahead, if they may be used."""
-        if self._advance_locked(header, before) and ahead is not None:
-            self._ahead, self._ahead_end = ahead, end
+        if self._advance_locked(header, before):
+            self._ahead = ahead
 
     def take_partition_locked(
         self, count: int, width: int, mine: Callable[[bytes], Iterator[int]], scan: Scan | None
@@ -200,7 +210,7 @@ class Order:
         Returns:
             The stems, where to go on the next time, and whether the scan reached the order's end.
         """
-        header, self._ahead = self.header_locked(), deque()
+        header, self._ahead = self.header_locked(), NOTHING
         offset = header.cursor
         if scan is not None and scan.epoch == header.epoch and scan.offset <= self._file.size:
             offset = max(offset, scan.offset)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from fsqueue.engine.casing import Casing
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.longnames import NameLimit
@@ -29,17 +27,26 @@ class Putter:
         self._name_limit = NameLimit(handle.layout, handle.owner)
         self._casing = Casing(handle.layout, handle.owner)
         self._leased_names = 0  # in the last listing
+        self._remote = handle.layout.remote
+        self._hold_s = _REMOTE_HOLD_S if self._remote else _HOLD_S
+        self._asks_in_turn = not self._remote and handle.overlap.in_turn
 
-    def put(self, contents: dict[str, bytes]) -> int:
-        """Publish files by stem, but for stems that are pending or leased already; return how many were published.
+    def put(self, encoded: list[tuple[str, bytes]]) -> int:
+        """Publish files, but for stems that are pending or leased already; return how many were published.
 
         CRASH: before a rename, a file in tmp/ that nobody sees; after it, a pending ref, which a sweep finds
         where its line in the order is missing.
+
+        Args:
+            encoded: stems and contents; of several with the same stem, the first is meant.
         """
+        contents: dict[str, bytes] = {}
+        for stem, data in encoded:
+            contents.setdefault(stem, data)
         handle, published, given = self._handle, 0, len(contents)
         self._name_limit.require(contents)
         self._casing.require(contents)
-        if handle.durable and not (handle.layout.remote and len(contents) <= _FEW):
+        if handle.durable and not (self._remote and given <= _FEW):
             # An fsync costs more than asking, and a restarted controller puts again what is pending. On a shared mount
             # it costs nothing beside the write, and asking about a few refs costs as much as writing one.
             pending = self._pending(list(contents))
@@ -57,7 +64,7 @@ class Putter:
     def _write_and_publish(self, contents: dict[str, bytes]) -> int:
         handle = self._handle
         written_at = handle.ops.monotonic()
-        waiting = dict(zip(contents, handle.moves.write_new(list(contents.values())), strict=True))
+        waiting = handle.moves.write_new(contents)
         try:
             self._publish(waiting, written_at)
         finally:
@@ -72,9 +79,7 @@ class Putter:
         A piece ends when it has taken as long as a hold of the lock may; the next one is as large as that leaves time
         for. All but the first begin after a pause, since whoever waits for the lock has to ask just then.
         """
-        handle = self._handle
-        hold_s = _REMOTE_HOLD_S if handle.layout.remote else _HOLD_S
-        stems = list(waiting)
+        handle, hold_s, stems = self._handle, self._hold_s, list(waiting)
         size, done = _FIRST_PIECE, 0
         while True:
             with handle.order_file.surely:
@@ -89,8 +94,7 @@ class Putter:
 
     def _publish_locked(self, stems: list[str], waiting: dict[str, Written], written_at: float, until: float) -> int:
         """Rename new refs into pending/ and name them in the order; return how many of the stems were seen to."""
-        handle = self._handle
-        remote = handle.layout.remote
+        handle, remote = self._handle, self._remote
         if remote and len(stems) > _FEW:
             handle.order.header_locked()  # tells how long the backlog is
         self._casing.require(stems)  # RACE: another put may have come in between
@@ -147,15 +151,12 @@ class Putter:
         On a shared mount, where one more look costs round trips, leased/ comes last, once: a ref that comes back to
         pending/ after the look there is replaced, and so there once all the same.
         """
-        looks: tuple[Callable[[list[str]], set[str]], ...]
-        if self._handle.layout.remote:
-            looks = self._pending, self._leased
-        elif len(stems) <= _FEW or len(stems) * _NAMES_A_STAT < self._leased_names:
-            looks = self._pending, self._leased, self._pending
+        if self._remote or len(stems) <= _FEW or len(stems) * _NAMES_A_STAT < self._leased_names:
+            first, second = self._pending, self._leased
         else:
-            looks = self._leased, self._pending, self._leased
-        known = looks[0](stems)
-        for look in looks[1:]:
+            first, second = self._leased, self._pending
+        known = first(stems)
+        for look in (second,) if self._remote else (second, first):
             missing = [stem for stem in stems if stem not in known] if known else stems
             if missing:
                 known |= look(missing)
@@ -164,23 +165,23 @@ class Putter:
     def _pending(self, stems: list[str]) -> set[str]:
         handle = self._handle
         pending, is_there = handle.layout.pending, handle.ops.is_there
-        if not handle.layout.remote and handle.overlap.in_turn:
-            fd = pending.fd
-            return {stem for stem in stems if is_there(fd, stem + names.SUFFIX)}
+        if self._asks_in_turn:
+            fd, suffix = pending.fd, names.SUFFIX
+            return {stem for stem in stems if is_there(fd, stem + suffix)}
         if self._listing_is_cheaper(stems):
             present = set(pending.listing())
             return {stem for stem in stems if stem + names.SUFFIX in present}
         handle.layout.refresh_pending()
         is_pending = handle.overlap.ahead("look", lambda stem: is_there(pending.fd, stem + names.SUFFIX), stems)
         found = set(filter(is_pending, stems))
-        if found and handle.layout.remote and not handle.layout.filesystem.opening_asks:
+        if found and self._remote and not handle.layout.filesystem.opening_asks:
             found.intersection_update(map(names.parse_pending, pending.listing()))  # else a name may be remembered only
         return found
 
     def _listing_is_cheaper(self, stems: list[str]) -> bool:
         """Return whether to list pending/. NFS: a lookup is a round trip each, and so is a listing of 1,000 names."""
         handle = self._handle
-        if not handle.layout.remote or len(stems) <= _FEW:
+        if not self._remote or len(stems) <= _FEW:
             return False
         return handle.order.backlog_bytes < _NAMES_A_LOOKUP * sum(len(stem) + 1 for stem in stems)
 

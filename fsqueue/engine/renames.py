@@ -14,6 +14,7 @@ from typing import Literal
 
 from fsqueue.disk.directory import Directory
 from fsqueue.engine.arrival import Stamped, has_arrived, holds, is_gone, patiently, refusal, still_opens
+from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import Layout
 from fsqueue.engine.reserve import is_full
 
@@ -22,9 +23,14 @@ Result = Literal["done", "lost", "undone"]
 
 
 class Renames:
-    """Rename files on behalf of one handle."""
+    """Rename files on behalf of one handle.
 
-    def __init__(self, layout: Layout) -> None:
+    Args:
+        stamped: returns what tells the file of a lease of this handle's from others that have had its new name.
+    """
+
+    def __init__(self, layout: Layout, stamped: Callable[[Claim], Stamped | None]) -> None:
+        self._stamped = stamped
         self._ops = layout.ops
         self._layout = layout
         self._remote = layout.remote
@@ -55,14 +61,14 @@ class Renames:
         new_name: str,
         *,
         doubted: bool = True,
-        stamped: Callable[[], Stamped | None] | None = None,
+        claim: Claim | None = None,
     ) -> Result:
         """Rename to a name that this client may have known for the same file.
 
         Args:
             doubted: false where this client has moved the file away from that name itself, so that it remembers none.
                 Opening the directories is saved then.
-            stamped: returns what tells the file from others that have had the new name.
+            claim: the lease of this handle's whose file it is; None where it is another one's, or none's.
         """
         ops, started = self._ops, self._ops.monotonic()
         if doubted and self._opening_asks and self._remote:
@@ -71,7 +77,7 @@ class Renames:
         try:
             ops.rename(name, new_name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
         except OSError as error:
-            arrived = self._arrival(target, new_name, started, stamped() if stamped else None)
+            arrived = self._arrival(target, new_name, started, self._stamped(claim) if claim else None)
             if not self._was_made(error, source, name, target, new_name, arrived):
                 return "lost"
         if self._remote and not self._opening_asks and self._is_there(source, name):

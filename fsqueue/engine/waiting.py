@@ -153,8 +153,11 @@ class Pace:
         self.waited_s = 0.0
         self.rounds = 1
         self._handle = handle
+        self._poller = Waiting(handle, None, None)
 
     def waiter(self, timeout_s: float | None, stop: StopEvent | None) -> Waiting:
+        if timeout_s is None and stop is None:
+            return self._poller
         return _LocalWaiter(self._handle, timeout_s, self, stop)
 
     def restart(self) -> None:

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import cached_property
 from itertools import chain
+from math import inf
 from typing import Any, Generic, TypeVar, cast
 
 import msgspec
@@ -36,6 +37,7 @@ from fsqueue.format.roundtrip import (
     ChangedError,
     compare,
     eq_tells_all,
+    equality_of,
     first_unencodable,
     format_path,
     full_name,
@@ -147,7 +149,7 @@ class Codec(Generic[R]):
         self.ref_type: type[R] = ref_type
         try:
             self._decode_strictly = msgspec.json.Decoder(ref_type).decode
-            self.eq_tells_all = eq_tells_all(ref_type, set())
+            self._are_equal = equality_of(ref_type) if eq_tells_all(ref_type, set()) else None
         except (TypeError, NameError) as error:
             raise InvalidArgumentError("ref_type", "fields that JSON can carry", ref_type, f": {error}") from None
 
@@ -167,25 +169,25 @@ class Codec(Generic[R]):
             return relaxed_decoder(self.ref_type)
         return None
 
-    def encode_all(self, refs: Iterable[R], *, at_most: int | None = None) -> Iterator[tuple[str, str, bytes]]:
-        """Yield the id, its stem and the bytes of every ref.
+    def encode_all(self, refs: Iterable[R], *, at_most: float = inf) -> list[tuple[str, bytes]]:
+        """Return the stem and the bytes of every ref.
 
         Raises:
             InvalidRefError: one of them cannot be put; it says which.
         """
-        for index, ref in enumerate(refs):
-            sample_id: Any = None
+        encoded: list[tuple[str, bytes]] = []
+        for ref in refs:
+            sample_id: Any = getattr(ref, "sample_id", None)
             try:
-                sample_id = getattr(ref, "sample_id", None)
                 data = self.encode(ref)
-                stem = names.stem_of(sample_id)
-                if at_most is not None and len(data) > at_most:
+                if len(data) > at_most:
                     problem = f"{len(data)} bytes encoded, at most {at_most}: keep data in the feature store"
                     raise InvalidRefError("<root>", problem)
+                encoded.append((names.stem_of(sample_id), data))
             except InvalidRefError as error:
-                error.locate(index, sample_id)
+                error.locate(len(encoded), sample_id)
                 raise
-            yield sample_id, stem, data
+        return encoded
 
     def encode(self, ref: R) -> bytes:
         """Return the bytes of a ref; decoding them gives an equal one.
@@ -196,7 +198,7 @@ class Codec(Generic[R]):
         """
         try:
             data: bytes = _encode(ref)
-            if self.eq_tells_all and self._decode_strictly(data) == ref:
+            if self._are_equal is not None and self._are_equal(self._decode_strictly(data), ref):
                 return data + b"\n"
         except Exception:  # also of the class's own; what it was is found out with its place
             pass
@@ -242,6 +244,8 @@ class Codec(Generic[R]):
             UnreadableRefError: there is one, which this class does not take.
         """
         try:
+            if _KEY not in data:
+                return self._decode(data)
             return self._decode_whole(data)
         except MemoryError:
             raise  # it says nothing about the ref

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
+from collections.abc import Callable
+from inspect import getattr_static
 from typing import Any, cast, get_args, get_type_hints
 
 import msgspec
@@ -110,3 +113,16 @@ def eq_tells_all(t: Any, seen: set[Any]) -> bool:
             return False
         return all(eq_tells_all(hint, seen) for hint in get_type_hints(t).values())
     return all(eq_tells_all(arg, seen) for arg in get_args(t) if not isinstance(arg, (str, int, bytes)))
+
+
+def equality_of(t: type[Any]) -> Callable[[Any, Any], bool]:
+    """Return how to compare objects of a dataclass whose ``==`` tells all.
+
+    Where their fields are what their ``__dict__`` holds, and neither slots nor properties, that is compared at once.
+    """
+    held_elsewhere = any(hasattr(type(getattr_static(t, f.name, None)), "__set__") for f in dataclasses.fields(t))
+    return operator.eq if held_elsewhere else _have_equal_vars
+
+
+def _have_equal_vars(one: object, other: object) -> bool:
+    return type(one) is type(other) and vars(one) == vars(other)

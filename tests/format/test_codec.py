@@ -366,3 +366,28 @@ def test_a_value_of_a_kind_that_a_literal_does_not_list_is_refused(word: Any, wh
     """It is a misfit as for any other annotation."""
     with pytest.raises(InvalidRefError, match=rf"does not fit Branch: .*\$\.{where}"):
         Codec(Branch).encode(Branch("s", word))
+
+
+@dataclass(frozen=True, slots=True)
+class Slotted:
+    """Keeps its fields in slots."""
+
+    sample_id: str
+    value: Any
+
+
+@dataclass(frozen=True)
+class PartlySlotted(Slotted):
+    """Keeps those of its base in slots, and its own in a ``__dict__``."""
+
+    more: Any = None
+
+
+@pytest.mark.parametrize("ref_type", [Loose, Slotted, PartlySlotted])
+def test_what_json_would_change_is_noticed_wherever_a_class_keeps_it(ref_type: Any) -> None:
+    """A tuple comes back as one, and a value that cannot is refused."""
+    again = Codec(ref_type)
+    found = again.decode(again.encode(ref_type("s", (1, 2))))
+    assert found == ref_type("s", (1, 2))
+    with pytest.raises(InvalidRefError, match="object keys are strings"):
+        again.encode(ref_type("s", {1: 2}))
