@@ -59,6 +59,9 @@ class StoreRoot:
     def _create(self) -> StoreSettings:
         """CRASH: before features.json is there, the directory holds an empty tmp/, which the next creator completes."""
         if strangers := strangers_in(self.directory, {TMP, SETTINGS}):
+            self.directory.refresh()  # RACE: another process has made the store since this one looked, and put features
+            if found := self._settled():
+                return found
             raise self._refused(refusal_of(strangers, SETTINGS))
         make_within(self.ops, self.directory, TMP)
         settings = StoreSettings(FORMAT, secrets.token_hex(8), self.ops.time())
