@@ -162,6 +162,17 @@ def test_a_generation_does_not_depend_on_how_it_was_written(
     assert files[0] == files[1]
 
 
+def test_a_large_sample_is_written_in_pieces_that_end_at_multiples_of_their_size(tmp_path: Path) -> None:
+    """Except for the last one, and the header, which comes after it."""
+    tap, ends = Tap(), []
+    store = open_tapped(tap, tmp_path / "features")
+    tap.before = lambda name, args, kwargs: ends.append(args[2] + len(args[1])) if name == "pwrite" else None
+    size = encoding.LOCAL_PIECE_BYTES
+    stored = store.put("s1", {"hidden": torch.zeros(3 * size, dtype=torch.uint8)})
+    whole = stored.estimated_bytes
+    assert ends == [size, 2 * size, 3 * size, whole, whole - 3 * size]
+
+
 def test_features_with_the_digest_of_earlier_versions(store: SharedDirFeatureStore) -> None:
     """A file whose generation is a SHA-256 is read, checked, and refused once it is damaged."""
     sample = tensors(1)
