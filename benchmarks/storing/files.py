@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -34,6 +34,17 @@ class Wanted:
     beside: str
     ratio: float
     from_bytes: int
+
+
+class Spent(NamedTuple):
+    """Hold what a round of a way took.
+
+    Attributes:
+        cpu_s: of all of the process's threads, and of the kernel for them: steadier where others use the machine.
+    """
+
+    wall_s: float
+    cpu_s: float
 
 
 TARGETS = (
@@ -130,36 +141,40 @@ def measure(files: Files, rounds: int) -> list[Row]:
     torch.set_num_threads(1)
     keep_freed_memory()
     try:
-        took: dict[str, list[float]] = {way: [] for way in (*files.writers(), *files.readers())}
+        took: dict[str, list[Spent]] = {way: [] for way in (*files.writers(), *files.readers())}
         for _ in range(rounds):
             files.remove()
             for ways in (files.writers(), files.readers()):
                 for name, way in ways.items():
-                    took[name].append(_seconds(way, files.count))
+                    took[name].append(spent_on(way, files.count))
     finally:
         torch.set_num_threads(threads)
         files.remove()
     return [_row(files, name, took) for name in took]
 
 
-def _seconds(way: Way, count: int) -> float:
-    began = time.perf_counter()
+def spent_on(way: Way, count: int) -> Spent:
+    began = time.perf_counter(), time.process_time()
     for number in range(count):
         way(number)
-    return time.perf_counter() - began
+    return Spent(time.perf_counter() - began[0], time.process_time() - began[1])
 
 
-def _row(files: Files, name: str, took: dict[str, list[float]]) -> Row:
-    def over(other: str) -> float:
-        return statistics.median(theirs / mine for theirs, mine in zip(took[other], took[name], strict=True))
+def ratio(theirs: list[Spent], mine: list[Spent], of: str) -> float:
+    """Return the median over the rounds of how much more of this, wall_s or cpu_s, theirs took."""
+    return float(statistics.median(getattr(a, of) / getattr(b, of) for a, b in zip(theirs, mine, strict=True)))
 
+
+def _row(files: Files, name: str, took: dict[str, list[Spent]]) -> Row:
     writes = name in files.writers()
+    beside = took["save_file" if writes else "load_file"]
     return {
         "way": name,
         "bytes": files.bytes,
-        "MB/s": files.count * files.bytes / statistics.median(took[name]) / 1e6,
-        "x safetensors": over("save_file" if writes else "load_file"),
-        "x bare": over("bare write" if writes else "bare read"),
+        "MB/s": files.count * files.bytes / statistics.median(spent.wall_s for spent in took[name]) / 1e6,
+        "x safetensors": ratio(beside, took[name], "wall_s"),
+        "by CPU": ratio(beside, took[name], "cpu_s"),
+        "x bare": ratio(took["bare write" if writes else "bare read"], took[name], "wall_s"),
     }
 
 

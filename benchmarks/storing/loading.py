@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ from safetensors.torch import load_file
 
 from fsqueue import SampleRef
 from fsqueue.features import FeatureDataLoader, SharedDirFeatureStore
-from storing.files import keep_freed_memory, size_shown
+from storing.files import Spent, keep_freed_memory, ratio, size_shown, spent_on
 
 THREADS = (0, 1, 2)
 GOAL = 0.95
@@ -73,26 +72,29 @@ def measure(directory: str, samples: int, sample_bytes: int, rounds: int) -> lis
     keep_freed_memory()
     ways: dict[int | None, Run] = {None: batches.bare}
     ways |= {threads: lambda threads=threads: batches.loader(threads) for threads in THREADS}  # type: ignore[misc]
-    took: dict[int | None, list[float]] = {way: [] for way in ways}
+    took: dict[int | None, list[Spent]] = {way: [] for way in ways}
     try:
         for _ in range(rounds):
             for way, run in ways.items():
-                began = time.perf_counter()
-                if run() != samples:
-                    raise AssertionError(f"not all of {samples} samples were loaded")
-                took[way].append(time.perf_counter() - began)
+                took[way].append(spent_on(lambda _, run=run: _all(run(), samples), 1))  # type: ignore[misc]
     finally:
         torch.set_num_threads(torch_s_threads)
     return [_row(batches, samples, device, way, took) for way in ways]
 
 
 def _row(
-    batches: Batches, samples: int, device: str, way: int | None, took: dict[int | None, list[float]]
+    batches: Batches, samples: int, device: str, way: int | None, took: dict[int | None, list[Spent]]
 ) -> dict[str, Any]:
     return {
         "loop": "bare" if way is None else f"loader, {way} threads",
         "sample": size_shown(batches.sample_bytes),
         "device": device,
-        "MB/s": samples * batches.sample_bytes / statistics.median(took[way]) / 1e6,
-        "x bare": statistics.median(bare / mine for bare, mine in zip(took[None], took[way], strict=True)),
+        "MB/s": samples * batches.sample_bytes / statistics.median(spent.wall_s for spent in took[way]) / 1e6,
+        "x bare": ratio(took[None], took[way], "wall_s"),
+        "by CPU": ratio(took[None], took[way], "cpu_s"),
     }
+
+
+def _all(loaded: int, samples: int) -> None:
+    if loaded != samples:
+        raise AssertionError(f"{loaded} of {samples} samples were loaded")

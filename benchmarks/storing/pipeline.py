@@ -22,6 +22,7 @@ from storing.files import keep_freed_memory, memory_of, size_shown
 PRODUCERS = RANKS = 2
 GOAL = 0.85
 _PAUSE_S = 0.001
+_START_S = 300.0
 _HIGH = 8
 
 Part = Callable[[str, int, int, int], None]
@@ -131,7 +132,7 @@ def _run(parts: tuple[Part, Part], directory: str, samples: int, sample_bytes: i
     ]
     for process in processes:
         process.start()
-    ready.wait()
+    ready.wait(_START_S)  # where one has died by then, all the others end, too
     began = time.perf_counter()
     _await(processes, directory)
     return time.perf_counter() - began

@@ -406,9 +406,14 @@ def _create(ops: FileOps, path: str, settings: Settings) -> None:
 
 
 def refuse_strangers(root: Directory) -> None:
-    """Raise a NotAQueueError where a directory holds what keeps it from being made a queue."""
+    """Raise a NotAQueueError where a directory holds what keeps it from being made a queue.
+
+    RACE: what is strange to a new queue may have been put there since another process has made it one.
+    """
     if strangers := strangers_in(root, {*DIRECTORIES, ORDER, SETTINGS, REF_TYPE}):
-        raise NotAQueueError(root.path, refusal_of(strangers, SETTINGS))
+        root.refresh()  # NFS: that there is no such file may be remembered from before
+        if read_settings(root) is None:
+            raise NotAQueueError(root.path, refusal_of(strangers, SETTINGS))
 
 
 def _refuse_orphans(ops: FileOps, root: Directory) -> None:

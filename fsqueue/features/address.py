@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from fsqueue.format.names import is_stem
@@ -47,6 +48,7 @@ def parse(uri: str) -> Address | None:
     return Address(store_id, stem, generation) if is_stem(stem) and folder == folder_of(stem) else None
 
 
+@lru_cache(maxsize=64)  # each call of a store asks for one stem's several times
 def folder_of(stem: str) -> str:
     return hashlib.sha256(stem.encode()).hexdigest()[:2]
 

@@ -55,7 +55,10 @@ class StoredFeatures:
         Args:
             fields: the ref's other fields, such as run_id and strategy; they take precedence.
         """
-        specs = msgspec.convert(self.feature_specs, _specs_type(cast(Hashable, ref_type)), from_attributes=True)
+        wanted = _specs_type(cast(Hashable, ref_type))
+        specs = dict(self.feature_specs)
+        if wanted != dict[str, FeatureSpec]:
+            specs = msgspec.convert(specs, wanted, from_attributes=True)
         return ref_type(**(vars(self) | {"feature_specs": specs} | fields))
 
 

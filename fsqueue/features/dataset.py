@@ -31,6 +31,7 @@ from fsqueue.features.source import QueueSource, Source
 from fsqueue.format import names
 from fsqueue.queue import FileSampleRefQueue
 from fsqueue.records import id_of_ref
+from fsqueue.stream.pacing import members_pause_s
 
 R = TypeVar("R")
 
@@ -158,8 +159,11 @@ class FeatureDataset(IterableDataset[Sample], Generic[R]):
 
     def _next(self, source: QueueSource[R], queue: FileSampleRefQueue[R]) -> list[R]:
         """Lease the next refs to load; [] at the end of the epoch."""
+        monotonic = queue.handle.ops.monotonic
+        began = monotonic()
         refs = source.next(self._lease, None)
         while not refs and self._timeout_s is None:
+            source.timeout_s = max(_LOOK_S, members_pause_s(queue.handle, monotonic() - began))
             stream = queue.stream()
             stream.raise_failures("producer")
             closed = stream.all_closed("producer")

@@ -2,7 +2,7 @@
 
 The generation, a digest of the tensors' bytes, stands in the header, which comes first. But how long the header is does
 not depend on it: so the tensors are written, and digested piece by piece while a processor's cache still holds what was
-just written, and the header comes last.
+just written, and the header comes last. A small file is digested first, and written by one call.
 
 Source: https://huggingface.co/docs/safetensors/index#format
 """
@@ -10,7 +10,7 @@ Source: https://huggingface.co/docs/safetensors/index#format
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 import torch
@@ -30,8 +30,9 @@ from fsqueue.features.tensorfile import (
     dtype_name,
 )
 
+SMALL_BYTES = 128 << 10
 _COPY_BYTES = 1 << 20
-LOCAL_PIECE_BYTES = 256 << 10
+LOCAL_PIECE_BYTES = 512 << 10
 REMOTE_PIECE_BYTES = 1 << 20
 """The most that FUSE sends at a time."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -67,22 +68,25 @@ class Encoder:
         for name, tensor in self._tensors.items():
             start, end = end, end + tensor.nbytes
             entries[name] = TensorEntry(_NAMES[tensor.dtype], tuple(tensor.shape), (start, end))
-        self.header = TensorHeader(Metadata(sample_id, _UNKNOWN, digest="xxh3"), entries, 0)
-        self.header.data_at = len(_head(self.header))
-        self.size_bytes = self.header.data_at + end
+        parts: list[bytes | memoryview] | None = [] if end <= SMALL_BYTES else None
+        generation = _UNKNOWN if parts is None else self._digested(lambda piece, at: parts.append(piece))
+        self.header = TensorHeader(Metadata(sample_id, generation, digest="xxh3"), entries, 0)
+        head = _head(self.header)
+        self.header.data_at = len(head)
+        self.size_bytes = len(head) + end
+        self._whole = None if parts is None else b"".join([head, *parts])
 
     def write(self, write_at: WriteAt) -> int:
         """Write the file by calls of ``write_at(data, offset)``; return its size in bytes."""
-        at = self.header.data_at
-
-        def write(piece: memoryview) -> None:
-            nonlocal at
-            write_at(piece, at)
-            at += len(piece)
-
-        self.header.metadata.generation = _digest(self._tensors.items(), "xxh3", write, self._piece_bytes)
-        write_at(_head(self.header), 0)
+        if self._whole is not None:
+            write_at(self._whole, 0)
+        else:
+            self.header.metadata.generation = self._digested(write_at, self.header.data_at)
+            write_at(_head(self.header), 0)
         return self.size_bytes
+
+    def _digested(self, first: WriteAt, at: int = 0) -> str:
+        return _digest(self._tensors.items(), "xxh3", first, at, self._piece_bytes)
 
 
 def encode_apart(sample_id: str, generation: str) -> bytes:
@@ -103,16 +107,26 @@ def in_order(tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
 def _digest(
     tensors: Iterable[tuple[str, Tensor]],
     kind: Digest,
-    first: Callable[[memoryview], object] = lambda piece: None,
+    first: WriteAt = lambda piece, at: None,
+    at: int = 0,
     piece_bytes: int = LOCAL_PIECE_BYTES,
 ) -> str:
-    """Digest tensors in pieces; what is to be done with a piece is done first."""
+    """Digest tensors, which lie from an offset on, in pieces; what is to be done with a piece is done first.
+
+    Pieces end at multiples of their size: a page cache keeps what is written so in larger parts, which ext4 writes, and
+    whoever maps the file reads, with a fifth less work.
+    """
     state = xxhash.xxh3_128() if kind == "xxh3" else hashlib.sha256()
     for name, tensor in tensors:
         state.update(msgspec.json.encode((name, dtype_name(tensor.dtype), tuple(tensor.shape))))
-        for piece in _pieces(tensor, piece_bytes):
-            first(piece)
-            state.update(piece)
+        for part in _in_order_of_elements(tensor):
+            start = 0
+            while start < len(part):
+                piece = part[start : start + piece_bytes - at % piece_bytes]
+                first(piece, at)
+                state.update(piece)
+                start += len(piece)
+                at += len(piece)
     return state.hexdigest()[:GENERATION_DIGITS]
 
 
@@ -126,19 +140,20 @@ def _head(header: TensorHeader) -> bytes:
 
 
 def _on_host(tensor: Tensor) -> Tensor:
+    if tensor.is_cpu and not (tensor.requires_grad or tensor.is_conj() or tensor.is_neg()):
+        return tensor  # as most are; a small sample's put takes a tenth longer with the calls below
     return tensor.detach().to("cpu").resolve_conj().resolve_neg()
 
 
-def _pieces(tensor: Tensor, most_bytes: int) -> Iterator[memoryview]:
-    """Yield a tensor's bytes in the order of its elements; what is not in that order is copied part by part."""
-    for part in _in_order_of_elements(tensor):
-        yield from (part[at : at + most_bytes] for at in range(0, len(part), most_bytes))
-
-
-def _in_order_of_elements(tensor: Tensor) -> Iterator[memoryview]:
+def _in_order_of_elements(tensor: Tensor) -> Iterable[memoryview]:
+    """Return a tensor's bytes in the order of its elements; what is not in that order is copied part by part."""
     if tensor.is_contiguous():
-        yield tensor.reshape(-1).view(torch.uint8).numpy().data
-    elif tensor.nbytes <= _COPY_BYTES:
+        return (tensor.reshape(-1).view(torch.uint8).numpy().data,)
+    return _put_in_order(tensor)
+
+
+def _put_in_order(tensor: Tensor) -> Iterator[memoryview]:
+    if tensor.nbytes <= _COPY_BYTES:
         yield from _in_order_of_elements(tensor.contiguous())
     elif len(tensor) == 1:
         yield from _in_order_of_elements(tensor[0])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import msgspec
 
@@ -60,6 +59,9 @@ class StoreRoot:
     def _create(self) -> StoreSettings:
         """CRASH: before features.json is there, the directory holds an empty tmp/, which the next creator completes."""
         if strangers := strangers_in(self.directory, {TMP, SETTINGS}):
+            self.directory.refresh()  # RACE: another process has made the store since this one looked, and put features
+            if found := self._settled():
+                return found
             raise self._refused(refusal_of(strangers, SETTINGS))
         make_within(self.ops, self.directory, TMP)
         settings = StoreSettings(FORMAT, secrets.token_hex(8), self.ops.time())
@@ -90,23 +92,22 @@ class StoreRoot:
     def _refused(self, problem: str) -> FeatureStoreError:
         return FeatureStoreError(self.directory.path, problem)
 
-    @contextmanager
-    def reaching(self) -> Iterator[None]:
-        """Open the store by its path again after an error that says that it cannot be reached by its descriptor.
+    def reaching(self) -> _Reaching:
+        """Return a block after which the store is open by its path again, where its descriptor has become useless.
 
-        The error goes on to the caller, whose next call works. Where no store is found there, as before the mount is
-        back, nothing changes.
+        The error that says so goes on to the caller, whose next call works. Where no store is found there, as before
+        the mount is back, nothing changes.
 
         Raises:
             FeatureStoreError: the path leads to another store.
         """
-        try:
-            yield
-        except OSError as error:
-            if error.errno in UNREACHABLE and self.directory.fd >= 0:
-                with self._reopening, suppress(OSError):
-                    self._reopen()
-            raise
+        return _Reaching(self)
+
+    def reopen_after(self, error: OSError) -> None:
+        """Open the store by its path again where this error says that it cannot be reached by its descriptor."""
+        if error.errno in UNREACHABLE and self.directory.fd >= 0:
+            with self._reopening, suppress(OSError):
+                self._reopen()
 
     def _reopen(self) -> None:
         """RACE: other threads may be using the former descriptor, so it is closed the next time only."""
@@ -129,9 +130,8 @@ class StoreRoot:
                 self.ops.close_read(fd)
             self.directory.close()
 
-    @contextmanager
-    def folder(self, name: str, create: bool = False) -> Iterator[int]:
-        """Open a directory in the store and lend its descriptor.
+    def folder(self, name: str, create: bool = False) -> _Folder:
+        """Return a block that opens a directory in the store and is lent its descriptor.
 
         NFS: opening it afresh makes this client ask again about the names in it.
 
@@ -139,21 +139,53 @@ class StoreRoot:
             FileNotFoundError: there is none.
             NotADirectoryError: it is a symbolic link or a file.
         """
+        return _Folder(self, name, create)
+
+    def open_folder(self, name: str, create: bool) -> int:
+        """Open a directory in the store, and make it where it is missing if it is to be created."""
         try:
-            fd = self.ops.open_folder(self.directory.fd, name)
+            return self.ops.open_folder(self.directory.fd, name)
         except FileNotFoundError:
             if create:
                 make_within(self.ops, self.directory, name)
                 self.directory.sync()
             else:
                 self.directory.refresh()
-            fd = self.ops.open_folder(self.directory.fd, name)
-        try:
-            yield fd
-        finally:
-            self.ops.close_read(fd)
+            return self.ops.open_folder(self.directory.fd, name)
 
     def now(self) -> float:
         """Return the filesystem's own time, in seconds: features.json is touched and its mtime read back."""
         self.ops.utime(SETTINGS, dir_fd=self.directory.fd, follow_symlinks=False)
         return self.ops.fresh_mtime(self.directory.fd, SETTINGS) or self.ops.time()
+
+
+class _Folder:
+    """A class, as `_Reaching`: a small sample's put cannot afford generators' context managers."""
+
+    __slots__ = ("_create", "_fd", "_name", "_root")
+
+    def __init__(self, root: StoreRoot, name: str, create: bool) -> None:
+        self._root = root
+        self._name = name
+        self._create = create
+
+    def __enter__(self) -> int:
+        self._fd = self._root.open_folder(self._name, self._create)
+        return self._fd
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._root.ops.close_read(self._fd)
+
+
+class _Reaching:
+    __slots__ = ("_root",)
+
+    def __init__(self, root: StoreRoot) -> None:
+        self._root = root
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            self._root.reopen_after(error)

@@ -108,7 +108,7 @@ class SharedDirFeatureStore:
         except NamesTooLongError as error:
             why = f"has the longest of {len(tensors)} names, and the file {error}: use fewer or shorter names"
             raise FeatureSpecError(sample_id, max(tensors, key=len, default=""), why) from None
-        with self._reaching("storing features in"):
+        with explained("storing features in", self.root), self._store_root.reaching():
             self._publish(stem, file.header.metadata, fill=file.write)
         return self._described(sample_id, stem, file.header, file.size_bytes)
 

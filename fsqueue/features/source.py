@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
-from fsqueue.engine.waiting import StopEvent
+from fsqueue.engine.handle import Handle
+from fsqueue.engine.waiting import SHARE, StopEvent, sleep_until
+from fsqueue.stream.pacing import longest_pause_s
 
 R = TypeVar("R")
 
@@ -51,12 +53,17 @@ class QueueSource(Source[R]):
     Args:
         timeout_s: how long a get may find nothing before that is the end; None: 0.0 where the loader waits for it,
             0.1 where it is asked ahead of need. A queue with `get_interruptible` knows its end by itself.
+
+    Attributes:
+        timeout_s: as given; it may be changed from one call to the next.
     """
 
     def __init__(self, queue: Any, timeout_s: float | None, partition: tuple[int, int] | None) -> None:
         super().__init__()
+        self.timeout_s = timeout_s
         self._queue = queue
-        self._timeout_s = timeout_s
+        self._handle: Handle | None = getattr(queue, "handle", None)
+        self._monotonic = time.monotonic if self._handle is None else self._handle.ops.monotonic
         self._partition = {} if partition is None else {"partition": partition}
         self._spared = False
 
@@ -70,14 +77,29 @@ class QueueSource(Source[R]):
         interruptible = getattr(self._queue, "get_interruptible", None)
         if stop is not None and interruptible is not None:
             return list(interruptible(count, stop_event=stop))
-        ahead = stop is not None
-        deadline = time.monotonic() + (self._timeout_s if self._timeout_s is not None else _SILENCE_S * ahead)
+        patience_s = self.timeout_s if self.timeout_s is not None else _SILENCE_S * (stop is not None)
+        began = self._monotonic()
         while True:
-            left_s = deadline - time.monotonic()
-            refs = list(self._queue.get(count, timeout_s=max(0.0, min(left_s, _POLL_S)), **self._partition))
-            if refs or left_s <= 0 or (stop is not None and stop.is_set()):
+            waited_s = self._monotonic() - began
+            left_s = max(0.0, patience_s - waited_s)
+            refs = self._get(count, left_s, stop)
+            if refs or not left_s or (stop is not None and stop.is_set()):
                 return refs
-            time.sleep(_PAUSE_S)  # a partitioned get does not wait while others' refs are pending
+            self._pause(waited_s, left_s, stop)
+
+    def _get(self, count: int, left_s: float, stop: StopEvent | None) -> list[R]:
+        """Lease refs; a queue in a directory waits at its own pace, and hears the stop."""
+        if self._handle is not None:
+            return list(self._queue.get(count, timeout_s=left_s, stop_event=stop, **self._partition))
+        return list(self._queue.get(count, timeout_s=min(left_s, _POLL_S), **self._partition))
+
+    def _pause(self, waited_s: float, left_s: float, stop: StopEvent | None) -> None:
+        """Pause before the next get, since a partitioned one does not wait while others' refs are pending."""
+        if self._handle is None:
+            time.sleep(_PAUSE_S)
+            return
+        pause_s = min(max(_PAUSE_S, SHARE * waited_s), longest_pause_s(self._handle, _POLL_S), left_s)
+        sleep_until(self._handle, self._monotonic() + pause_s, lambda: stop is not None and stop.is_set())
 
     def ack(self, refs: list[R], step: int | None) -> list[str]:
         return list(self._queue.ack(refs, **({} if step is None else {"step": step})) or ())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
@@ -103,6 +104,7 @@ class TensorHeader(msgspec.Struct):
             raise NotTensorsError(f"holds a tensor that torch cannot have ({error})") from None
 
 
+@lru_cache(maxsize=len(DTYPES))
 def dtype_name(dtype: torch.dtype) -> str:
     """Name a type as a `FeatureSpec` does, such as ``float32``."""
     return str(dtype).removeprefix("torch.")

@@ -24,12 +24,14 @@ from types import TracebackType
 from typing import Any
 from weakref import WeakValueDictionary
 
+from fsqueue.engine.waiting import SHARE
 from fsqueue.errors import FsQueueError, InvalidArgumentError, NotAQueueError
 from fsqueue.format import names
 from fsqueue.format.codec import split
 from fsqueue.lazy import needed_by
 from fsqueue.queue import FileSampleRefQueue
 from fsqueue.stream.membership import Membership
+from fsqueue.stream.pacing import longest_pause_s
 
 with needed_by(__name__, "nemo", "nemo_automodel", "torch"):
     import torch
@@ -150,6 +152,7 @@ class SharedSampleRefQueue:
         self._on_pause, self._on_resume = on_pause, on_resume
         self._paused = False
         self._closed = threading.Event()
+        self._idle_since: float | None = None  # since when no ref has come, monotonic
         self._leases: WeakValueDictionary[int, Any] = WeakValueDictionary()  # those that somebody may yet settle
         self._member: Membership | None = None
         self.queue = _opened(path, visibility_timeout, options)
@@ -226,20 +229,30 @@ class SharedSampleRefQueue:
     def acquire(self, *, poll_interval: float = 0.05) -> Any:
         """Return NeMo's `Lease` on the oldest ref; None where nothing comes within the interval, and at the end.
 
-        At the end `is_closed` is true. Where all producers have closed while other processes still lease refs, this
-        waits for the outcome, also with an interval of 0.
+        On a shared mount an interval, unless it is 0, lasts for at least a fifth of the time that was waited, up to the
+        queue's poll_interval_s. At the end `is_closed` is true. Where all producers have closed while other processes
+        still lease refs, this waits for the outcome, also with an interval of 0.
 
         Raises:
             MemberFailedError: a producer failed or died.
         """
         self._collect_garbage()
         while True:
-            refs = self.queue.get(1, poll_interval)
+            refs = self.queue.get(1, max(poll_interval, self._pause_s()) if poll_interval else 0)
             if refs:
+                self._idle_since = None
                 return self._lease_on(refs[0])
             if not self._may_come_back():
                 return None
             poll_interval = max(poll_interval, _OUTCOME_POLL_S)
+
+    def _pause_s(self) -> float:
+        """Return for how long at least to wait now, seconds, since no ref has come for some time."""
+        handle = self.queue.handle
+        now = handle.ops.monotonic()
+        if self._idle_since is None:
+            self._idle_since = now
+        return min(SHARE * (now - self._idle_since), longest_pause_s(handle, 0.0))
 
     def _may_come_back(self) -> bool:
         stream = self.queue.stream()

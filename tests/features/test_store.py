@@ -48,6 +48,13 @@ def store(tmp_path: Path) -> SharedDirFeatureStore:
     return SharedDirFeatureStore(tmp_path / "features")
 
 
+@pytest.fixture(params=["by one call", "in pieces"])
+def written(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have also the smallest sample be written as a small one, or as a large one is."""
+    if request.param == "in pieces":
+        monkeypatch.setattr(encoding, "SMALL_BYTES", -1)
+
+
 def open_tapped(tap: Tap, path: Path, **options: Any) -> SharedDirFeatureStore:
     with tap.here():
         return SharedDirFeatureStore(path, **options)
@@ -139,6 +146,31 @@ def test_a_generation_does_not_depend_on_how_tensors_lie_in_memory(store: Shared
     assert again.feature_store_uri == first.feature_store_uri
     flipped = torch.tensor([1 + 2j, 3 - 1j], dtype=torch.complex64).conj()
     assert torch.equal(store.get(ref_of(store.put("s2", {"x": flipped})))["x"], flipped)
+
+
+def test_a_generation_does_not_depend_on_how_it_was_written(
+    store: SharedDirFeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small sample is written by one call and a large one in pieces: the same tensors make the same file."""
+    files = []
+    for sizes in ({"SMALL_BYTES": 1 << 30}, {"SMALL_BYTES": -1, "LOCAL_PIECE_BYTES": 1000}):
+        for name, value in sizes.items():
+            monkeypatch.setattr(encoding, name, value)
+        sample = {"even": torch.arange(3000.0).reshape(60, 50), "odd": torch.arange(5001, dtype=torch.uint8)}
+        sample |= {"columns": sample["even"].t(), "empty": torch.zeros(0, 3)}
+        files.append(file_of(store, ref_of(SharedDirFeatureStore(store.root).put("s1", sample))).read_bytes())
+    assert files[0] == files[1]
+
+
+def test_a_large_sample_is_written_in_pieces_that_end_at_multiples_of_their_size(tmp_path: Path) -> None:
+    """Except for the last one, and the header, which comes after it."""
+    tap, ends = Tap(), []
+    store = open_tapped(tap, tmp_path / "features")
+    tap.before = lambda name, args, kwargs: ends.append(args[2] + len(args[1])) if name == "pwrite" else None
+    size = encoding.LOCAL_PIECE_BYTES
+    stored = store.put("s1", {"hidden": torch.zeros(3 * size, dtype=torch.uint8)})
+    whole = stored.estimated_bytes
+    assert ends == [size, 2 * size, 3 * size, whole, whole - 3 * size]
 
 
 def test_features_with_the_digest_of_earlier_versions(store: SharedDirFeatureStore) -> None:
@@ -289,6 +321,7 @@ def test_gc_of_what_dead_writers_left(store: SharedDirFeatureStore, tmp_path: Pa
     assert not old.exists() and young.exists() and stranger.exists() and same(store.get(ref), tensors(0))
 
 
+@pytest.mark.usefixtures("written")
 def test_a_writer_that_dies_at_any_operation(tmp_path: Path) -> None:
     """Killed before or after any file operation of a put, the old features or the new ones are there, whole."""
     for after in (False, True):
@@ -354,6 +387,7 @@ def test_a_writer_killed_at_random_instants(tmp_path: Path) -> None:
         assert store.health().samples == 0
 
 
+@pytest.mark.usefixtures("written")
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
 def test_every_operation_of_a_put_fails_once(tmp_path: Path, code: int) -> None:
     """A put whose n-th operation fails names cause and path, leaves what was there, and can be repeated."""

@@ -6,6 +6,7 @@ import gc
 import math
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from fsqueue import FileSampleRefQueue, InvalidRefError, MemberFailedError, QueueConfigError
-from tests.support import GUARD_S, Child, InThread, assert_clean, content, names_in, wait_until
+from tests.support import GUARD_S, Child, InThread, Tap, assert_clean, content, names_in, wait_until
 from tests.support.upstream import required
 
 torch: Any = pytest.importorskip("torch")
@@ -256,6 +257,27 @@ def test_the_outcome_of_others_is_waited_for_without_spinning(tmp_path: Path, mo
     assert queue.acquire(poll_interval=0) is None and queue.is_closed
     for each in (queue, other):
         each.queue.close()
+
+
+def test_waiting_on_a_shared_mount_makes_few_operations(tmp_path: Path) -> None:
+    """Whatever the interval, an acquire after a minute in vain lasts for as long as a look of the queue's own."""
+    tap, now, made = Tap(), [1_000.0], Counter[int]()
+    tap.ops.filesystem_type = lambda path: "nfs4"
+    tap.ops.monotonic = lambda: now[0]
+    tap.ops.sleep = lambda pause_s: now.__setitem__(0, now[0] + pause_s)
+    tap.before = lambda name, args, kwargs: made.update([int(now[0] - 1_000.0) // 60])
+    with tap.here():
+        queue = SharedSampleRefQueue(Store(), tmp_path / "q", durable=False)
+    while now[0] < 1_180.0:
+        assert queue.acquire() is None and not queue.is_closed
+    assert 0 < made[2] < 10 * 60
+    queue.queue.put([ref("a")])
+    lease = queue.acquire()
+    assert lease.ref == ref("a")
+    queue.ack(lease)
+    began = now[0]
+    assert queue.acquire(poll_interval=0.05) is None and now[0] - began < 0.1, "it looks often again"
+    queue.queue.close()
 
 
 def test_a_closed_queue_is_drained(make: Make) -> None:

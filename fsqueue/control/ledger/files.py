@@ -151,7 +151,11 @@ def _create_once(ops: FileOps, root: Directory, durable: bool, lock_timeout_s: f
 
     CRASH: until fsledger.json is there, what lies here is nobody's, and the next creator begins anew.
     """
-    _refuse_strangers(ops, root)
+    if problem := _keeps_from_being_one(ops, root):
+        root.refresh()  # RACE: another process may have made it one since this one looked, and written into it
+        if found := _settings(ops, root):
+            return found
+        raise problem
     with ExitStack() as stack:
         fd = ops.open(CREATE_LOCK, _LOCK_FLAGS, 0o666, dir_fd=root.fd)
         stack.callback(ops.close, fd)
@@ -161,14 +165,14 @@ def _create_once(ops: FileOps, root: Directory, durable: bool, lock_timeout_s: f
         return _settings(ops, root) or _create_locked(ops, root, durable)
 
 
-def _refuse_strangers(ops: FileOps, root: Directory) -> None:
+def _keeps_from_being_one(ops: FileOps, root: Directory) -> LedgerFormatError | None:
+    """Return the error that what lies in a directory is, where a ledger is to be made; None where it is none."""
     for name in sorted(root.listing()):
-        if name == SETTINGS:
-            return
         if not _is_ours(name):
-            raise LedgerFormatError(root.path, refusal_of([name], SETTINGS))
+            return LedgerFormatError(root.path, refusal_of([name], SETTINGS))
         if name.endswith(".jsonl") and ops.stat(name, dir_fd=root.fd, follow_symlinks=False).st_size:
-            raise LedgerFormatError(root.path, f"holds {name} but no {SETTINGS}: restore it")
+            return LedgerFormatError(root.path, f"holds {name} but no {SETTINGS}: restore it")
+    return None
 
 
 def _create_locked(ops: FileOps, root: Directory, durable: bool) -> Settings:
