@@ -18,7 +18,7 @@ where they were::
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -139,6 +139,12 @@ def read_names(listing: Iterable[str]) -> Done:
 def of_packing(listing: Iterable[str]) -> list[str]:
     """Return the names in done/ that are no done ref's own."""
     return [name for name in listing if not name.endswith(names.SUFFIX)]
+
+
+def among(listing: Iterable[str], stems: Collection[str]) -> list[str]:
+    """Return the names in done/ but for those of other refs' files; some that are no file's of these may remain."""
+    cut = -len(names.SUFFIX)
+    return [n for n in listing if not n.endswith(names.SUFFIX) or n[:cut].partition("@")[0] in stems]
 
 
 def revisions_in(listing: Iterable[str]) -> set[str]:
