@@ -163,7 +163,8 @@ def count(listing: list[str]) -> int:
     odd = of_packing(listing)
     if any(map(parse_aside, odd)):
         return read_names(listing).count
-    return read_names(odd).count + names.count_done([name for name in listing if name.endswith(names.SUFFIX)])
+    plain = [name for name in listing if name.endswith(names.SUFFIX)] if odd else listing
+    return read_names(odd).count + names.count_done(plain)
 
 
 def segment_file(revision: str, refs: int, replaces: Iterable[str] = ()) -> str:
