@@ -95,12 +95,11 @@ def operation(name: str, site: Site) -> dict[str, float]:
 def reconciling(site: Site) -> dict[str, float]:
     """A ledger over the queue: a tenth of its refs is not in the queue, another one is acknowledged in it alone."""
     ledger: FileMetadataStore[Any] = FileMetadataStore(f"{site.path}-ledger", durable=False)
-    refs = [sample(f"ref-{number:09d}") for number in range(site.refs)]
     for start in range(0, site.refs, BATCH):
-        part = refs[start : start + BATCH]
+        part = [sample(f"ref-{n:09d}") for n in range(start, min(start + BATCH, site.refs))]
         ledger.commit_samples(part)
         site.queue.put([ref for number, ref in enumerate(part) if number % 10])
-    acked = [ref.sample_id for ref in refs[5::10]]
+    acked = [sample_id for number, sample_id in enumerate(ledger.all_committed_ids()) if number % 10 == 5]
     ledger.record_train_ack(acked, global_step=3, optimizer_durable=True)
     controller: DataFlowController[Any] = DataFlowController("bench", sample_queue=site.queue, metadata_store=ledger)
     found = timed(controller.reconcile_on_restart)

@@ -9,14 +9,14 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from measuring.builds import importing
 from scaling.measures import Measure, Scale, fill, open_queue
 from scaling.operating import BATCH, MEANWHILE, OPERATIONS, RECONCILE
 
 _SCRIPT = Path(__file__).with_name("operating.py")
-_MIB = 1024
+_WEIGHED = Path(__file__).with_name("weighed.py")
+_KIB_A_MIB = 1024
 WANTED = {
     "rewind of plain files": 1.3,
     "rewind of packed refs": 3.0,
@@ -136,22 +136,21 @@ class _Commands:
 
     def _run(self, *arguments: str) -> tuple[float, float, float]:
         """Return a command's seconds, its seconds of CPU, and its peak memory in MiB."""
-        started = time.perf_counter()
-        process = self._start(subprocess.DEVNULL, *arguments)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise RuntimeError(f"fsqueue {arguments[0]} ended with {process.returncode}")
-        return time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / _MIB
+        weighed = [sys.executable, str(_WEIGHED), *self._command(*arguments)]
+        done = subprocess.run(weighed, stdout=subprocess.PIPE, env=importing(None), check=False)
+        took = json.loads(done.stdout)
+        if took["code"]:
+            raise RuntimeError(f"fsqueue {arguments[0]} ended with {took['code']}")
+        return took["seconds"], took["cpu_s"], took["peak_kib"] / _KIB_A_MIB
 
     def _first_line_s(self, state: str) -> float:
         started = time.perf_counter()
-        with self._start(subprocess.PIPE, "ls", "--state", state) as process:
+        command = self._command("ls", "--state", state)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env=importing(None)) as process:
             assert process.stdout is not None and process.stdout.readline()
             seconds = time.perf_counter() - started
             process.kill()
         return seconds
 
-    def _start(self, stdout: int, command: str, *options: str) -> subprocess.Popen[Any]:
-        arguments = [sys.executable, "-m", "fsqueue", command, self._path, *options]
-        return subprocess.Popen(arguments, stdout=stdout, env=importing(None))
+    def _command(self, command: str, *options: str) -> list[str]:
+        return [sys.executable, "-m", "fsqueue", command, self._path, *options]

@@ -21,6 +21,7 @@ from itertools import chain, islice
 from typing import Any, NamedTuple, TypedDict
 
 from fsqueue.control.errors import LiveNamesakeError
+from fsqueue.control.ledger.file_store import FileMetadataStore
 from fsqueue.control.ledger.metadata_store import MetadataStore
 from fsqueue.control.sample_queue import SampleQueue
 from fsqueue.disk import fileops
@@ -30,7 +31,7 @@ from fsqueue.engine.annotations import record
 from fsqueue.engine.attempts import return_or_bury
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.letters import letters_beside
-from fsqueue.engine.listing import files_in, packed_in
+from fsqueue.engine.listing import done_among
 from fsqueue.engine.owners import Liveness, read_record
 from fsqueue.engine.progress import Progress, unheard
 from fsqueue.format import names
@@ -79,13 +80,14 @@ def reconcile(side: ContractSide, store: MetadataStore[Any]) -> Report:
     committed = store.all_committed_ids()
     side.look()
     marker = store.durable_marker()
-    steps = store.acked_steps(committed)
-    acked = {i: steps.get(i) for i in committed if i in steps or i in marker["acked"]}
+    released = [sample_id for sample_id in committed if sample_id in marker["acked"]]
+    steps = store.acked_steps(released)
+    acked = {sample_id: steps.get(sample_id) for sample_id in released}
     rest = [sample_id for sample_id in committed if sample_id not in acked]
     failed, leased = side.agree(acked, rest)
     return Report(
         requeued=[i for i in rest if i not in failed],
-        released=[i for i in committed if i in acked],
+        released=released,
         leased=[i for i in rest if i not in failed and names.stem_of(i) in leased] if leased else [],
         failed=[i for i in rest if i in failed],
         global_step=marker["global_step"],
@@ -168,11 +170,16 @@ class ContractSide:
 
     def _refs(self, sample_ids: Iterable[str]) -> Iterator[list[Any]]:
         """Read refs from the ledger, in batches."""
-        ids = iter(sample_ids)
-        while batch := list(islice(ids, _BATCH)):
+        for batch in _batches(sample_ids):
             refs = [ref for ref in map(self._store.get_committed, batch) if ref is not None]
             if refs:
                 yield refs
+
+
+def _batches(sample_ids: Iterable[str]) -> Iterator[list[str]]:
+    ids = iter(sample_ids)
+    while batch := list(islice(ids, _BATCH)):
+        yield batch
 
 
 class FileSide(ContractSide):
@@ -250,19 +257,18 @@ class FileSide(ContractSide):
 
     def look(self) -> None:
         """List what is live. What moves from one directory to the other meanwhile is seen in one of them."""
-        pending = self._handle.layout.pending
+        moves, pending = self._handle.moves, self._handle.layout.pending
         with explained("listing", self._files.path):
-            before = pending.listing()
-            self._holders = self._handle.moves.holders()
-            listed = set(before)
-            listed.update(pending.listing())
+            before = moves.holders()
+            listed = pending.listing()
+            self._holders = before | moves.holders()
             self._pending = {name.removesuffix(names.SUFFIX) for name in listed if name.endswith(names.SUFFIX)}
             self._pending.update(filter(None, (names.parse_pending(name) for name in listed if "@" in name)))
 
     def missing(self, sample_ids: Iterable[str]) -> list[str]:
         """Return those that are neither pending nor leased."""
-        live = self._pending | self._holders.keys()
-        return [sample_id for sample_id in sample_ids if names.stem_of(sample_id) not in live]
+        ids, live = list(sample_ids), self._pending | self._holders.keys()
+        return [i for i, stem in zip(ids, names.stems_of(ids), strict=True) if stem not in live]
 
     def agree(self, acked: dict[str, int | None], rest: list[str]) -> tuple[set[str], Collection[str]]:
         self._mark_done(acked)
@@ -297,10 +303,34 @@ class FileSide(ContractSide):
         missing = self.missing(sample_ids)
         if not missing:
             return
-        layout = self._handle.layout
-        done = {file.place.stem for file in chain(files_in(layout, "done"), packed_in(layout))}
-        requeue(self._files.path, [i for i in missing if names.stem_of(i) in done], ledger_agrees=True)
-        self._put([i for i in missing if names.stem_of(i) not in done])
+        stems = names.stems_of(missing)
+        done = done_among(self._handle.layout, set(stems))
+        if done:
+            back = [sample_id for sample_id, stem in zip(missing, stems, strict=True) if stem in done]
+            requeue(self._files.path, back, ledger_agrees=True)
+        self._put(sample_id for sample_id, stem in zip(missing, stems, strict=True) if stem not in done)
+
+    def _put(self, sample_ids: Iterable[str]) -> None:
+        """Put refs as the ledger has them, where the queue's files hold them in the same way."""
+        for batch in _batches(sample_ids):
+            files = self._files_of(batch)
+            if not files or max(map(len, files.values())) > fileops.REF_LIMIT_BYTES:
+                super()._put(batch)
+                continue
+            self._files.put([])  # is refused what every put is refused
+            engine = self._files.engine
+            try:
+                engine.contents.agree_to_put()
+                engine.putter.put({names.stem_of(sample_id): data for sample_id, data in files.items()})
+            except BaseException as error:
+                engine.give_up("putting refs into", error)
+
+    def _files_of(self, batch: list[str]) -> dict[str, bytes]:
+        """Return the files of refs, by id; none where the ledger's and the queue's differ in class or codec."""
+        store, queue = self._store, self._files
+        if not isinstance(store, FileMetadataStore) or queue.options.codec is not None:
+            return {}
+        return store.files_of(batch) if store.ref_type is queue.engine.contents.ref_type else {}
 
 
 def _name_of(owner: str) -> str:

@@ -11,6 +11,7 @@ from fsqueue.engine.annotations import Change, changed, record
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
 from fsqueue.engine.packing.copies import Copies
+from fsqueue.engine.packing.parts import ALL, Part
 from fsqueue.engine.packing.unpack import unpack
 from fsqueue.engine.put import Putter
 from fsqueue.format import names
@@ -27,9 +28,10 @@ class BringingBack:
     the lock may exclude no other node, and a queue may have none, so copies are leased on their way there, too.
     """
 
-    def __init__(self, handle: Handle, after_step: int) -> None:
+    def __init__(self, handle: Handle, after_step: int, part: Part = ALL) -> None:
         self._handle = handle
         self._after_step = after_step
+        self._part = part
         self._now = handle.clock.now()
         self._copies = Copies(handle, lambda line: changed(line.data, self._rewound(line.step)))
 
@@ -55,11 +57,13 @@ class BringingBack:
 
     def acked_later(self) -> list[Acked]:
         """List what was acked after the step, in the order in which it is to come again."""
-        after_step = self._after_step
-        done = unpack(self._handle, lambda stem, step: step is not None and step > after_step, self._copies)
+        done = unpack(self._handle, self._wanted, self._copies, self._part)
         parsed = ((names.parse_done(name), file) for name, file in done.files.items())
-        steps = ((of[1], of[0], file) for of, file in parsed if of)
-        return by_last_life((step, stem, file) for step, stem, file in steps if step is not None and step > after_step)
+        steps = ((of[1], of[0], file) for of, file in parsed if of and self._wanted(*of))
+        return by_last_life((step, stem, file) for step, stem, file in steps if step is not None)
+
+    def _wanted(self, stem: str, step: int | None) -> bool:
+        return step is not None and step > self._after_step and self._part.has(stem)
 
     def put_back(self, batch: list[Acked], returned: list[str]) -> set[Acked]:
         """Move what of a batch is not live to pending/; return all but what was gone from done/.

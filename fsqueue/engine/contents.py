@@ -24,12 +24,13 @@ class Contents:
     """Compare one handle's class with the queue's, once for puts and once for gets where it fits.
 
     Attributes:
+        ref_type: the class of this handle's refs.
         fits_puts, fits_gets: that was done, and need not be done again.
     """
 
     def __init__(self, layout: Layout, ref_type: type[Any]) -> None:
         self._layout = layout
-        self._ref_type = ref_type
+        self.ref_type = ref_type
         self.fits_puts = False
         self.fits_gets = False
         self._ask_again_at = -inf
@@ -45,7 +46,7 @@ class Contents:
         ops, root = self._layout.ops, self._layout.root
         found = self._agree("put")
         if not found:
-            publish_once(ops, root, REF_TYPE, msgspec.json.encode(describe(self._ref_type)) + b"\n")
+            publish_once(ops, root, REF_TYPE, msgspec.json.encode(describe(self.ref_type)) + b"\n")
         if await_creators(ops, root, REF_TYPE) or not found:
             self._agree("put", surely=True)
         self.fits_puts = True
@@ -74,7 +75,7 @@ class Contents:
 
     def _agree(self, use: Use, surely: bool = False) -> bool:
         """Compare the classes; return whether the queue has one."""
-        return agree(self._layout, self._ref_type, use, surely)
+        return agree(self._layout, self.ref_type, use, surely)
 
 
 def agree(layout: Layout, ref_type: type[Any], use: Use, surely: bool = False) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from itertools import chain, islice
@@ -101,6 +101,13 @@ def files_in(layout: Layout, state: str) -> list[File]:
         return [File(state, file, place) for name, file in done.files.items() if (place := place_of(state, name))]
     parsed = ((name, place_of(state, name)) for name in directory_of(layout, state).listing())
     return [File(state, name, place) for name, place in parsed if place is not None]
+
+
+def done_among(layout: Layout, stems: Collection[str]) -> set[str]:
+    """Return those of the stems whose refs are done; segments are read where there are any."""
+    files = look(layout, stems).files
+    found = {place.stem for name in files if (place := place_of("done", name)) and place.stem in stems}
+    return found.union(file.place.stem for file in packed_in(layout) if file.place.stem in stems)
 
 
 def count_in(layout: Layout, state: str) -> int:

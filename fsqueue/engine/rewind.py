@@ -19,6 +19,7 @@ from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import Layout, open_layout
 from fsqueue.engine.listing import files_in, packed_in
 from fsqueue.engine.owners import new_owner, read_record
+from fsqueue.engine.packing.parts import Parts
 from fsqueue.engine.packing.revision import Pauses
 from fsqueue.engine.progress import Progress, unheard
 from fsqueue.errors import LeasesHeldError
@@ -55,23 +56,31 @@ def rewind(
         refuse_while_held(handle.layout, handle.moves.owners_holding() - {handle.owner})
     handle.presence.announce()
     returned: list[str] = []
-    settled: set[tuple[int, str]] = set()  # by step and stem: a file may have another name at the next look
+    stayed: set[tuple[int, str]] = set()  # by step and stem: a file may have another name at the next look
     missed: set[tuple[int, str]] = set()
     pauses = Pauses(handle.ops)
+    seen = 0
     for look in itertools.count(1):
         # RACE: a packing may claim a file while it is listed, or afterwards: look twice, then for what was missed.
-        with BringingBack(handle, after_step) as back:
-            found = [acked for acked in back.acked_later() if acked[:2] not in settled]
-            later = [acked for acked in found if look <= _LOOKS or acked[:2] in missed]
-            total = len(settled) + len(later)
-            for batch in batches(later, handle.layout.batch_size):
-                before = len(returned)
-                settled |= {acked[:2] for acked in back.put_back(batch, returned)}
-                if each is not None:
-                    for stem in returned[before:]:
-                        each(names.id_of(stem) or stem)
-                progress(len(settled), total)
-        missed = {acked[:2] for acked in later} - settled
+        wanted, missed = missed, set()
+        parts = Parts(handle.layout, after_step)
+        total = seen + (parts.refs or 0)
+        for part in parts:
+            with BringingBack(handle, after_step, part) as back:
+                found = [acked for acked in back.acked_later() if acked[:2] not in stayed]
+                later = [acked for acked in found if look <= _LOOKS or acked[:2] in wanted]
+                total = max(total, seen + len(later))
+                for batch in batches(later, handle.layout.batch_size):
+                    before = len(returned)
+                    settled = {acked[:2] for acked in back.put_back(batch, returned)}
+                    moved = set(returned[before:])
+                    stayed.update(acked for acked in settled if acked[1] not in moved)
+                    missed.update(acked[:2] for acked in batch if acked[:2] not in settled)
+                    seen += len(settled)
+                    if each is not None:
+                        for stem in returned[before:]:
+                            each(names.id_of(stem) or stem)
+                    progress(seen, total)
         if look >= _LOOKS and not missed:
             break
         if missed:

@@ -118,6 +118,9 @@ def tells_of_an_end(data: bytes) -> bool:
 _decode_bookkeeping = msgspec.json.Decoder(Bookkeeping).decode
 
 
+_NONE = msgspec.Raw(b"{}")
+
+
 class _Object(msgspec.Struct):
     """Hold what of a JSON object matters here; the other values are skipped unread, as a ref's class skips them.
 
@@ -125,7 +128,7 @@ class _Object(msgspec.Struct):
     """
 
     sample_id: Any = None
-    bookkeeping: msgspec.Raw = msgspec.field(name=RESERVED, default=msgspec.Raw(b"{}"))
+    bookkeeping: msgspec.Raw = msgspec.field(name=RESERVED, default=_NONE)
 
 
 _decode_object = msgspec.json.Decoder(_Object).decode
@@ -338,12 +341,27 @@ def bookkeeping_tail(bookkeeping: Bookkeeping) -> bytes:
 def whole_id(data: bytes) -> str | None:
     """Return the id of the ref in a file; None where it has none that is usable, or its bookkeeping does not decode."""
     try:
-        found = _decode_object(data)
-        _decode_bookkeeping(found.bookkeeping)
-        names.stem_of(found.sample_id)
+        sample_id = _id_with_bookkeeping(data)
+        names.stem_of(sample_id)
     except (*UNDECODABLE, InvalidRefError):
         return None
-    return cast(str, found.sample_id)
+    return cast(str, sample_id)
+
+
+def is_whole(data: bytes, sample_id: str) -> bool:
+    """Return whether `whole_id` of a file is this usable id, at less cost."""
+    try:
+        return bool(_id_with_bookkeeping(data) == sample_id)
+    except UNDECODABLE:
+        return False
+
+
+def _id_with_bookkeeping(data: bytes) -> Any:
+    """Return the id in a JSON object whose bookkeeping decodes."""
+    found = _decode_object(data)
+    if found.bookkeeping is not _NONE:
+        _decode_bookkeeping(found.bookkeeping)
+    return found.sample_id
 
 
 def wrap_raw(data: bytes, bookkeeping: Bookkeeping) -> bytes:

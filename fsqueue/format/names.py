@@ -70,6 +70,15 @@ def stem_of(sample_id: str) -> str:
     return f"{escaped[:_CUT]}~{hashlib.sha256(raw).hexdigest()[:32]}"
 
 
+def stems_of(sample_ids: Sequence[str]) -> Sequence[str]:
+    """Return the stems of many ids, at less cost where all of them are plain.
+
+    Raises:
+        InvalidRefError: as `stem_of` does.
+    """
+    return sample_ids if all(map(_PLAIN, sample_ids)) else list(map(stem_of, sample_ids))
+
+
 def id_of(stem: str) -> str | None:
     """Return the id that a stem was made from; None where the stem was cut, and only the file's content tells."""
     if "~" in stem:

@@ -18,7 +18,7 @@ where they were::
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -141,6 +141,12 @@ def of_packing(listing: Iterable[str]) -> list[str]:
     return [name for name in listing if not name.endswith(names.SUFFIX)]
 
 
+def among(listing: Iterable[str], stems: Collection[str]) -> list[str]:
+    """Return the names in done/ but for those of other refs' files; some that are no file's of these may remain."""
+    cut = -len(names.SUFFIX)
+    return [n for n in listing if not n.endswith(names.SUFFIX) or n[:cut].partition("@")[0] in stems]
+
+
 def revisions_in(listing: Iterable[str]) -> set[str]:
     """Return the names of licences and segments."""
     return {name for name in listing if name.endswith(_LINES) and (parse_segment(name) or parse_licence(name))}
@@ -157,7 +163,8 @@ def count(listing: list[str]) -> int:
     odd = of_packing(listing)
     if any(map(parse_aside, odd)):
         return read_names(listing).count
-    return read_names(odd).count + names.count_done([name for name in listing if name.endswith(names.SUFFIX)])
+    plain = [name for name in listing if name.endswith(names.SUFFIX)] if odd else listing
+    return read_names(odd).count + names.count_done(plain)
 
 
 def segment_file(revision: str, refs: int, replaces: Iterable[str] = ()) -> str:

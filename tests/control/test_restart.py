@@ -29,6 +29,7 @@ from tests.support import (
     GUARD_S,
     Child,
     assert_clean,
+    content,
     ids,
     lease_and_obey,
     names_in,
@@ -107,6 +108,25 @@ def test_a_sample_that_was_committed_and_not_put(site: Site) -> None:
     report = controller.reconcile_on_restart()
     assert (report["requeued"], report["released"]) == (["a", "b", "c"], [])
     assert site.live() == {"a": 1, "b": 1, "c": 1}
+    assert_clean(site.queue)
+
+
+def test_a_sample_that_is_put_anew_has_the_file_that_a_put_makes(site: Site, tmp_path: Path) -> None:
+    """To the last byte, tuples and ids that no file name can spell too; one that is done here is moved, not put."""
+    samples = [ref("a"), ref("b/@5", num_tokens=3, metadata={"span": (0, [1, (2,)])}), ref("é" * 90), ref("done")]
+    controller = site.controller()
+    controller.store.commit_samples(samples)
+    with FileSampleRefQueue(site.queue, durable=False) as other:
+        other.put(samples[3:])
+        other.ack(other.get(1))
+    controller.reconcile_on_restart()
+    with FileSampleRefQueue(tmp_path / "other", durable=False) as other:
+        other.put(samples[:3])
+    for name in names_in(tmp_path / "other", "pending"):
+        made, put = (path / "pending" / name for path in (site.queue, tmp_path / "other"))
+        assert made.read_bytes() == put.read_bytes()
+    assert site.live() == dict.fromkeys(map(names.stem_of, ids(samples)), 1)
+    assert content(site.queue / "pending" / "done.json")["_fsqueue"]["history"][-1]["event"] == "requeued"
     assert_clean(site.queue)
 
 

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
-from fsqueue import FileSampleRefQueue, LeasesHeldError
-from tests.support import Child, Queue, assert_clean, content, drain, lease_and_obey, names_in, refs
+from fsqueue import FileSampleRefQueue, LeasesHeldError, SampleRef
+from fsqueue.engine.packing import parts
+from fsqueue.engine.rewind import rewind
+from fsqueue.operate import pack
+from tests.support import Child, Queue, assert_clean, content, drain, ids, lease_and_obey, names_in, ref, refs
 from tests.support.dying import died
 
 
@@ -20,6 +23,11 @@ def acked(path: Path, **options: Any) -> Queue:
     for step in range(1, 5):
         queue.ack(queue.get(1), step=step)
     return queue
+
+
+def acked_at(queue: Queue, step: int, *found: SampleRef) -> None:
+    queue.put(found)
+    queue.ack(queue.get(len(found)), step=step)
 
 
 def test_the_leases_of_a_killed_process_of_this_host_are_taken_back_at_once(path: Path) -> None:
@@ -80,6 +88,37 @@ def test_a_rewind_that_was_killed_at_any_file_operation_is_completed_by_calling_
             break
     else:
         pytest.fail("it never came to its end")
+
+
+@pytest.mark.parametrize("packed", ["none", "some", "all"])
+def test_more_than_one_part_holds_come_again_in_one_order(
+    path: Path, monkeypatch: pytest.MonkeyPatch, packed: str
+) -> None:
+    """Part by part by step, each ref once, as it was put last, and at its last step's place; live ones stay."""
+    monkeypatch.setattr(parts, "PART_REFS", 2)
+    with FileSampleRefQueue(path, durable=False) as queue:
+        acked_at(queue, 1, *refs("first", "a", "i d"))
+        acked_at(queue, 2, *refs("b", "c", "d"))
+        acked_at(queue, 3, *refs("e", "live"))
+        if packed == "some":
+            pack(path, 0)
+        acked_at(queue, 4, ref("a", num_tokens=7), *refs("f"))
+        acked_at(queue, 5, *refs("g", "h"))
+        if packed == "all":
+            pack(path, 0)
+        queue.put(refs("live"))
+        queue.get(1)  # so that it stays so
+        acked_at(queue, 6, *refs("later"))
+        (path / "done" / "later@6.json").rename(path / "done" / f"later@{'6'.zfill(30)}.json")
+        seen: list[tuple[int, int | None]] = []
+        told: list[str] = []
+        handle, reclaimer = queue.handle, queue.engine.reclaimer
+        returned = rewind(handle, reclaimer, 0, True, lambda done, total: seen.append((done, total)), told.append)
+        assert returned == ["first", "i d", "b", "c", "d", "e", "a", "f", "g", "h", "later"] == told
+        found = queue.get(99)
+        assert ids(found) == returned and found[6].num_tokens == 7
+        assert seen[-1][0] == seen[-1][1]
+    assert_clean(path)
 
 
 def test_force_asks_nobody_and_takes_nothing_back(path: Path) -> None:

@@ -115,6 +115,11 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
         with self._held("acks"):
             pass
 
+    @property
+    def ref_type(self) -> type[R]:
+        """Return the class that is committed and given back."""
+        return self._codec.ref_type
+
     # -- commits ------------------------------------------------------------------------------------------------
 
     @_lets_go
@@ -143,9 +148,6 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
         # The codec begins bookkeeping on a line of its own; a record is one line.
         return self._codec.encode(ref)[:-1].replace(b"\n", b" ")
 
-    def _decode(self, data: bytes) -> R:
-        return self._codec.decode(data.replace(b' ,"_fsqueue":', b'\n,"_fsqueue":') + b"\n")
-
     @_lets_go
     def is_committed(self, sample_id: str) -> bool:
         with self._mutex:
@@ -165,9 +167,25 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
             if not self.is_committed(sample_id):
                 return None
             with explained("reading ledger", self.path):
-                offset, data = self._read_ref(sample_id)
+                place = self._read_ref(sample_id)
+        return self._decode_as(sample_id, *place)
+
+    @_lets_go
+    def files_of(self, sample_ids: Iterable[str]) -> dict[str, bytes]:
+        """Read committed refs as the files that a queue of the same class, without a codec, keeps them in; by id.
+
+        Raises:
+            LedgerDamagedError: what is read back is not one of them.
+        """
+        with self._mutex, explained("reading ledger", self.path):
+            places = {sample_id: self._read_ref(sample_id) for sample_id in sample_ids}
+        for sample_id, place in places.items():
+            self._decode_as(sample_id, *place)
+        return {sample_id: _as_file(data) for sample_id, (_, data) in places.items()}
+
+    def _decode_as(self, sample_id: str, offset: int, data: bytes) -> R:
         try:
-            ref = self._decode(data)
+            ref = self._codec.decode(_as_file(data))
         except CorruptRefError:
             ref = None
         if ref is None or id_of_ref(ref) != sample_id:
@@ -341,6 +359,11 @@ class FileMetadataStore(MetadataStore[R], Generic[R]):
         replica, self._replica = self._replica, None
         if replica is not None:
             replica.close()
+
+
+def _as_file(data: bytes) -> bytes:
+    """Return what the codec made of a ref, from what is in a record."""
+    return data.replace(b' ,"_fsqueue":', b'\n,"_fsqueue":') + b"\n"
 
 
 class _Transaction:

@@ -25,6 +25,7 @@ from fsqueue.engine.packing.revision import (
     read_segment,
     recover,
     recover_quietly,
+    segments_in_force,
 )
 from fsqueue.engine.progress import Progress, unheard
 from fsqueue.engine.reserve import FREED_S, is_full
@@ -276,7 +277,7 @@ def packed_lines(layout: Layout) -> Iterator[tuple[Segment, bytes]]:
     pauses = Pauses(layout.ops)
     while True:
         again = False
-        for segment in _by_age(layout, look(layout).segments):
+        for segment in _by_age(layout, segments_in_force(layout)):
             if segment.revision in given or not given.isdisjoint(segment.replaces):
                 continue
             try:

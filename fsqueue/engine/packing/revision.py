@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import errno
 import secrets
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Container, Iterable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -46,9 +46,19 @@ MERGED = 8
 _LOOKS = 16
 
 
-def look(layout: Layout) -> Done:
-    """Return what is done, by one listing; where a revision is at work, by two that agree."""
-    return packed.read_names(listed(layout))
+def look(layout: Layout, stems: Collection[str] | None = None) -> Done:
+    """Return what is done, by one listing; where a revision is at work, by two that agree.
+
+    Args:
+        stems: of done files under their own names, only those of these refs matter.
+    """
+    listing = listed(layout)
+    return packed.read_names(listing if stems is None else packed.among(listing, stems))
+
+
+def segments_in_force(layout: Layout) -> list[Segment]:
+    """Return the segments that are, at less cost than `look`."""
+    return packed.read_names(packed.of_packing(listed(layout))).segments
 
 
 def listed(layout: Layout) -> list[str]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.packing.copies import Copies
+from fsqueue.engine.packing.parts import ALL, Part
 from fsqueue.engine.packing.revision import (
     MERGED,
     SEGMENT_BYTES,
@@ -26,7 +27,7 @@ Wanted = Callable[[str, int | None], bool]
 _DAMAGED = "found in a segment of packed refs: it belongs to no whole line"
 
 
-def unpack(handle: Handle, wanted: Wanted, copies: Copies | None = None) -> Done:
+def unpack(handle: Handle, wanted: Wanted, copies: Copies | None = None, part: Part = ALL) -> Done:
     """Make every done ref that is wanted, by stem and step, a file of its own again; return what is done then.
 
     Such a file may have the name that a revision gave it, where this client cannot change that now.
@@ -36,15 +37,16 @@ def unpack(handle: Handle, wanted: Wanted, copies: Copies | None = None) -> Done
     Args:
         copies: takes those that it is to move on, and is ended by the caller, after an error too; what is live stays
             in its segment then.
+        part: what is wanted is among these refs.
 
     RACE: a packing that begins afterwards may claim such a file before the caller has moved it on.
     """
-    clean: set[str] = set()
+    clean = set(part.clean)
     stuck: set[str] = set()
     kept: Collection[str] = copies.stamps if copies else ()
     pauses = Pauses(handle.ops)
     while True:
-        done = look(handle.layout)
+        done = look(handle.layout, part.stems)
         try:
             aside = _is_aside(done, wanted, stuck, kept)
             found = None if aside else _holding(handle, done.segments, wanted, copies, clean)

@@ -10,8 +10,8 @@ from fsqueue.disk.directory import Directory
 from fsqueue.engine.layout import Layout
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import names
-from fsqueue.format.codec import whole_id
-from fsqueue.format.untyped import allows, place_of
+from fsqueue.format.codec import is_whole
+from fsqueue.format.untyped import allows
 
 _WHOLE_BYTES = 1 << 16
 _LIVE = ("pending", "leased")
@@ -42,10 +42,9 @@ class Sound:
             yield None if self._is_sound(state, directory.fd, name) else name
 
     def _is_sound(self, state: str, dir_fd: int, name: str) -> bool:
-        place = place_of(state, name)
-        if place is None or place.due is not None or "~" in place.stem or not name.startswith(place.stem):
-            return False
-        if state in ("pending", "failed") and name != place.stem + names.SUFFIX:
+        stem = _stem_in(state, name)
+        sample_id = None if stem is None else names.id_of(stem)
+        if stem is None or sample_id is None:
             return False
         ops = self._ops
         try:
@@ -57,13 +56,12 @@ class Sound:
                 ops.close_read(fd)
         except (OSError, CorruptRefError):
             return False
-        sample_id = names.id_of(place.stem)
-        if sample_id is None or whole_id(data) != sample_id or not self._is_ordinary(state, status, len(data)):
+        if not is_whole(data, sample_id) or not self._is_ordinary(state, status, len(data)):
             return False
         if state == "leased":
-            if place.stem in self.leased:
+            if stem in self.leased:
                 self.twice.append(name)
-            self.leased.setdefault(place.stem, name)
+            self.leased.setdefault(stem, name)
         return True
 
     def _is_ordinary(self, state: str, status: os.stat_result, size: int) -> bool:
@@ -74,3 +72,14 @@ class Sound:
             and status.st_mtime <= self._latest
             and allows(status, write=self._participant and state in _LIVE)
         )
+
+
+def _stem_in(state: str, name: str) -> str | None:
+    """Return the stem in an ordinary name; None in one that has to be looked at closely."""
+    if state == "done":
+        done = names.parse_done(name)
+        return done[0] if done else None
+    if state == "leased":
+        lease = names.parse_leased(name)
+        return lease.stem if lease and lease.due is None else None
+    return names.parse_ref(name)
