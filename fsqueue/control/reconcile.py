@@ -321,7 +321,7 @@ class FileSide(ContractSide):
             engine = self._files.engine
             try:
                 engine.contents.agree_to_put()
-                engine.putter.put({names.stem_of(sample_id): data for sample_id, data in files.items()})
+                engine.putter.put([(names.stem_of(sample_id), data) for sample_id, data in files.items()])
             except BaseException as error:
                 engine.give_up("putting refs into", error)
 
