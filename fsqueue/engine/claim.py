@@ -254,7 +254,7 @@ class Claimer:
                 handle.ops.sleep(_REMOTE_CLAIMING_S if handle.layout.remote else _CLAIMING_S)
                 stranded.intersection_update(self._pending_stems())
                 found = len(stranded)
-                unnamed.name(self._arrange(list(stranded)), swept=True)
+                unnamed.name(self._arrange(sorted(stranded)), swept=True)
         except BaseException:
             handle.order.incomplete = True
             raise
