@@ -23,12 +23,12 @@ from fsqueue.disk.parallel import IoThreads
 from fsqueue.disk.publish import absolute
 from fsqueue.engine import arguments
 from fsqueue.engine.attempts import MAX_DELIVERIES
-from fsqueue.engine.claim import Partition
 from fsqueue.engine.configure import UNCHANGED, configure
 from fsqueue.engine.engine import Engine, Options, reaching
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import LEDGER, STREAM, ensure_queue
+from fsqueue.engine.picking import Partition
 from fsqueue.engine.settings import LONGEST_DELAY_S, RETRY_BACKOFF, RETRY_JITTER, Retry, Settings, require_same
 from fsqueue.engine.settle import Settler, Target
 from fsqueue.engine.waiting import StopEvent

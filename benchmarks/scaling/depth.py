@@ -141,7 +141,7 @@ def _partitions(plain: str, parted: str, scale: Scale) -> list[Measure]:
         parted_s, found = _empty(queues, PARTITIONS)
     times = (parted_s / found) / (whole_s / whole)
     return [
-        Measure(f"get, {PARTITIONS} partitions over unpartitioned, {scale.wide:,} pending", times, "times", 2),
+        Measure(f"get, {PARTITIONS} partitions over unpartitioned, {scale.wide:,} pending", times, "times", 1.3),
         Measure("refs that the partitions left", scale.wide - found, "", 0, verifies=True),
     ]
 

@@ -125,9 +125,9 @@ def _saturated(scale: Scale, rates: dict[str, list[float]], crowd: Crowd) -> lis
     held = [held for work in crowd.consumers for held in work.held_s]
     return [
         Measure(f"{FEW} producers + {FEW} consumers, saturated", few, "refs/s"),
-        Measure(f"{sizes}, saturated", many, "refs/s", few, at_least=True),
-        Measure("smallest share of a consumer, of even", shares[0], "times", 0.75, at_least=True),
-        Measure("largest share of a consumer, of even", shares[-1], "times", 1.25),
+        Measure(f"{sizes}, saturated", many, "refs/s", 0.9 * few, at_least=True),
+        Measure("smallest share of a consumer, of even", shares[0], "times", 0.8, at_least=True),
+        Measure("largest share of a consumer, of even", shares[-1], "times", 1.2),
         Measure(f"lock held by a get of {_BATCH}, median of all", median(held) * 1e6, "µs", 200),
         *_latency("saturated", crowd, None),
     ]

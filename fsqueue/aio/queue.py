@@ -19,8 +19,8 @@ from fsqueue.engine.waiting import StopEvent, patience_s
 from fsqueue.records import Put
 
 if TYPE_CHECKING:
-    from fsqueue.engine.claim import Partition
     from fsqueue.engine.pausing import Paused
+    from fsqueue.engine.picking import Partition
     from fsqueue.queue import FileSampleRefQueue
 
 R = TypeVar("R")

@@ -13,7 +13,7 @@ from fsqueue.engine.waiting import AnyOf, StopEvent
 from fsqueue.errors import QueueClosedError
 
 if TYPE_CHECKING:
-    from fsqueue.engine.claim import Partition
+    from fsqueue.engine.picking import Partition
     from fsqueue.queue import FileSampleRefQueue
 
 R = TypeVar("R")

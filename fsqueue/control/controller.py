@@ -21,8 +21,8 @@ from fsqueue.control.reconcile import Report, reconcile, rewind, side_of
 from fsqueue.control.sample_queue import SampleQueue, ack, give_back, refs_of
 from fsqueue.control.train_lease import TrainLease
 from fsqueue.engine import arguments
-from fsqueue.engine.claim import Partition
 from fsqueue.engine.memory import MemorySampleRefQueue
+from fsqueue.engine.picking import Partition
 from fsqueue.engine.waiting import StopEvent
 from fsqueue.errors import InvalidArgumentError
 from fsqueue.records import PromptTask, assert_no_tensors, id_of_ref

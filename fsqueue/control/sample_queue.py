@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 from fsqueue.control.ledger.metadata_store import MetadataStore
-from fsqueue.engine.claim import Partition
+from fsqueue.engine.picking import Partition
 
 R = TypeVar("R")
 Lost = Iterable[str] | None

@@ -7,7 +7,7 @@ from typing import Generic, Protocol, TypeVar
 
 from fsqueue.control.sample_queue import Renews, SampleQueue, give_back
 from fsqueue.engine import arguments
-from fsqueue.engine.claim import Partition
+from fsqueue.engine.picking import Partition
 from fsqueue.engine.waiting import StopEvent
 
 R = TypeVar("R")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -14,10 +14,12 @@ from fsqueue.disk.parallel import Outcome
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
 from fsqueue.engine.layout import read_json
-from fsqueue.engine.order import DEAD, Scan
+from fsqueue.engine.order import AFRESH, FIRST, Scan
+from fsqueue.engine.picking import Partition, Picker
 from fsqueue.engine.refused import SWEEP_S, Refused
+from fsqueue.engine.unnamed import Unnamed
 from fsqueue.format import names
-from fsqueue.records import dp_partition, partition_of
+from fsqueue.records import dp_partition
 
 _SORT_BY_MTIME_LIMIT = 4096
 _CHEAP_SWEEP_S = 0.001
@@ -29,8 +31,6 @@ _REMOTE_CLAIMING_S = 0.05
 _MISSED_S = 1.0  # for about as long a name is remembered as missing where opening the directory does not end that
 _MISSED = 64
 _PLACES_A_HOLD = 1_000
-
-Partition = tuple[int, int]
 
 
 class _SampleId(msgspec.Struct):
@@ -51,7 +51,8 @@ class Claimer:
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
         self._remote = handle.layout.remote
-        self._scans: dict[Partition | None, Scan] = {}
+        self._scans: dict[Partition, Scan] = {}
+        self._doubted_at = handle.ops.monotonic()  # when marks were last believed no more
         self._unchanged = Unchanged(handle.layout.pending, handle.layout.filesystem.directory_times, SWEEP_S)
         self._no_sweep_before = -1e9
         self._sweep_s = 0.0  # how long the last two listings and comparisons took, the quicker of them
@@ -88,7 +89,7 @@ class Claimer:
                         self._claim(self._without_lock(wanted - had, partition), leased, errors)
                     elif not found:
                         break
-                    self._scans.pop(partition, None)  # the order may have been torn and grown again below it
+                    self._scan_again(partition)
                 had = len(leased)
             if errors and len(leased) == before:
                 self._told_at = self._handle.ops.monotonic()
@@ -97,6 +98,15 @@ class Claimer:
             order.incomplete = True
             raise
         return had > before
+
+    def _scan_again(self, partition: Partition | None) -> None:
+        """Begin a partition's scan anew: the order may have been torn, and grown again below it."""
+        if partition not in self._scans:
+            return
+        now = self._handle.ops.monotonic()
+        doubting = now - self._doubted_at > SWEEP_S
+        self._scans[partition] = AFRESH if doubting else FIRST
+        self._doubted_at = now if doubting else self._doubted_at
 
     def _claim(self, stems: list[str], leased: list[Claim], errors: list[OSError]) -> None:
         """Claim the refs whose places were taken; append to errors what some of them raise."""
@@ -188,9 +198,9 @@ class Claimer:
             if partition is None:
                 stems = handle.order.take_locked(count, self._stamp_meanwhile if self._remote else None)
                 return stems, len(stems) < count
-            stems, self._scans[partition], at_end = handle.order.take_partition_locked(
-                count, partition[1], lambda lines: self._belonging(lines, partition), self._scans.get(partition)
-            )
+            picker = Picker(partition, lambda stem: self._belongs(stem, partition))
+            scan = self._scans.get(partition, FIRST)
+            stems, self._scans[partition], at_end = handle.order.take_partition_locked(count, picker, scan)
             return stems, at_end
 
     def _stamp_meanwhile(self, write: Callable[[], object], stems: list[str]) -> None:
@@ -240,39 +250,26 @@ class Claimer:
         the order is exhausted and `_sweep` has reason to list.
         """
         handle, started = self._handle, self._handle.ops.monotonic()
+        stranded, found = set[str](), 0
         handle.order.incomplete = False
         self._passed_over.clear()
         try:
-            stranded = self._unnamed(self._pending_stems())
+            unnamed = Unnamed(handle, self._pending_stems())
+            if unnamed.stems and unnamed.compare():
+                stranded = unnamed.stems
             took_s = handle.ops.monotonic() - started
             self._sweep_s, self._took_s = min(self._took_s, took_s), took_s  # a process that was stopped took long once
             if stranded:
                 # RACE: another handle may just have taken the places of these, and be about to claim them.
                 handle.ops.sleep(_REMOTE_CLAIMING_S if handle.layout.remote else _CLAIMING_S)
-                still = set(self._pending_stems())
-                stranded = [stem for stem in sorted(stranded) if stem in still]
-                self._unnamed(stranded, name=True)
+                stranded.intersection_update(self._pending_stems())
+                found = len(stranded)
+                unnamed.name(self._arrange(sorted(stranded)), swept=True)
         except BaseException:
             handle.order.incomplete = True
             raise
         self._compared_at = started
-        return len(stranded)
-
-    def _unnamed(self, stems: Collection[str], name: bool = False) -> Collection[str]:
-        """Return those of the stems that no line of the order names, and append them to it if told to."""
-        handle = self._handle
-        if not stems:
-            return stems
-        with handle.order_file.soon as held:
-            if not held:
-                handle.order.incomplete = True
-                return []
-            unnamed = handle.order.unnamed_locked(stems)
-            if unnamed and name:
-                handle.order.append_locked(self._arrange(unnamed))
-            if (name or not unnamed) and not handle.order.unwritable:  # a full disk has no room for the lines
-                handle.order.swept_locked(handle.ops.time())
-            return unnamed
+        return found
 
     def sweep_if_due(self, now: float) -> None:
         """Name stranded refs though the order is not exhausted, once in a while and for all handles."""
@@ -306,13 +303,8 @@ class Claimer:
         is_there, holds = handle.ops.is_there, handle.moves.holds
         files = {stem: names.ref_file(stem) for stem in due}
         there = [stem for stem, file in files.items() if is_there(pending.fd, file) and holds(pending, file)]
-        if not there:
-            return
-        with handle.order_file.soon as held:
-            unnamed = sorted(handle.order.unnamed_locked(there)) if held else []
-            if unnamed:
-                handle.order.append_locked(unnamed)
-            handle.order.incomplete |= not held
+        if there:
+            Unnamed(handle, there).name(sorted(there), swept=False)
 
     def _pending_stems(self) -> list[str]:
         """List the stems in pending/; give a file that was moved there under another name its own."""
@@ -338,21 +330,6 @@ class Claimer:
     def _mtime_ns(self, stem: str) -> int:
         status = self._handle.ops.status(self._handle.layout.pending.fd, names.ref_file(stem))
         return status.st_mtime_ns if status else 0
-
-    def _belonging(self, data: bytes, partition: Partition) -> Iterator[int]:
-        """Yield the numbers of those lines of the order that are of this partition and not handed out."""
-        index, count = partition
-        lines = enumerate(data.split(b"\n"))
-        if b"%" in data or b"~" in data:
-            return (number for number, line in lines if self._line_belongs(line, partition))
-        # Every partition sees every line, and most are an id as it is, so that their hash says all.
-        return (n for n, line in lines if line and line[0] != DEAD and partition_of(line, count) == index)
-
-    def _line_belongs(self, line: bytes, partition: Partition) -> bool:
-        if b"%" not in line and b"~" not in line:
-            return bool(line) and line[0] != DEAD and partition_of(line, partition[1]) == partition[0]
-        stem = line.decode("ascii", "replace")
-        return names.is_stem(stem) and self._belongs(stem, partition)
 
     def _belongs(self, stem: str, partition: Partition) -> bool:
         index, count = partition

@@ -13,13 +13,14 @@ from typing import Generic, TypeVar
 from fsqueue.disk.denied import told as told_of
 from fsqueue.engine.annotations import record
 from fsqueue.engine.attempts import Limits
-from fsqueue.engine.claim import Claimer, Partition
+from fsqueue.engine.claim import Claimer
 from fsqueue.engine.contents import Contents
 from fsqueue.engine.expire import Reclaimer
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.held import Claim
 from fsqueue.engine.holding import HoldLimit
 from fsqueue.engine.lookout import pace_of
+from fsqueue.engine.picking import Partition
 from fsqueue.engine.put import Putter
 from fsqueue.engine.settle import Settler, bury
 from fsqueue.engine.unread import Unread

@@ -20,6 +20,7 @@ from fsqueue.engine.packing.pack import packed_lines
 from fsqueue.engine.packing.revision import listed, look
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import names, packed
+from fsqueue.format.lines import stem_in
 from fsqueue.format.packed import Line
 from fsqueue.format.untyped import Place, RefSight, place_of, sight
 
@@ -159,8 +160,8 @@ def hinted(layout: Layout) -> Iterator[str]:
     """Yield the stems that the order names, the next one first, read without its lock: a hint, as all of the order."""
     with suppress(OSError, CorruptRefError):
         for line in _order_lines(layout):
-            stem = line.decode("ascii", "replace")
-            if stem and names.is_stem(stem):
+            stem = stem_in(line.decode("ascii", "replace"))
+            if stem is not None:
                 yield stem
 
 

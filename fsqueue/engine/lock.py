@@ -25,6 +25,7 @@ from fsqueue.disk.filesystems import Filesystem
 from fsqueue.engine import order_access
 from fsqueue.engine.counters import Counters
 from fsqueue.engine.layout import ORDER
+from fsqueue.engine.lock_pace import LockPace
 from fsqueue.engine.order_access import Shown, put_fresh
 from fsqueue.engine.order_content import STUCK_FOR_S, OrderContent, StaleLockWarning
 from fsqueue.engine.reserve import is_full
@@ -35,10 +36,6 @@ if TYPE_CHECKING:
 
 GET_PATIENCE_S = 2.0
 PUT_TIMEOUT_S = 30.0
-_FIRST_PAUSE_S = 0.00005
-_LONGEST_PAUSE_S = 0.02
-_BRISK_S = 0.1
-_BRISK_PAUSE_S = 0.002
 _BRISK_LOSSES = 3
 _MOST_LOSSES = 50
 _UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
@@ -96,7 +93,7 @@ class OrderFile:
         self._inside: set[int] = set()  # the threads that take, hold or give the lock
         self._stuck_until = 0.0
         self._stuck_at: Shown | None = None
-        self._pause_s = _FIRST_PAUSE_S
+        self._pace = LockPace()
         self._lease: OrderLease | None = None
         if mode == "lease":
             from fsqueue.engine.order_lease import OrderLease
@@ -153,8 +150,7 @@ class OrderFile:
                 self._inside.discard(thread)
                 return False
             if self._lease is None and self._try_lock(0.0) and self.content.is_current(to_take):
-                if self._pause_s > _FIRST_PAUSE_S:
-                    self._pause_s = max(_FIRST_PAUSE_S, self._pause_s / 4)
+                self._pace.free += 1
                 return True
             if self._take_counting(patience_s):
                 return True
@@ -261,12 +257,13 @@ class OrderFile:
         """Take the lock, or return False when its holder has not moved on for patience_s seconds."""
         monotonic = self.ops.monotonic
         started = monotonic()
-        deadline, pause_s = started + patience_s, self._pause_s
+        deadline = started + patience_s
         seen, looked, losses = None, False, 0
         while True:
             if self._try_lock(max(0.0, deadline - monotonic())):
                 if self.content.is_current():
-                    self._pause_s = max(_FIRST_PAUSE_S, pause_s / 4)
+                    now = monotonic()
+                    self._pace.taken(now, now - started)
                     return True
                 # The file was deleted or replaced under this handle: its lock excludes nobody any more.
                 self._unlock_dropped()
@@ -289,10 +286,8 @@ class OrderFile:
                         return False
                 deadline = monotonic() + patience_s
                 continue
-            self.ops.sleep(pause_s * (0.5 + self.ops.random()))
+            self.ops.sleep(self._pace.pause_s(now - started) * (0.5 + self.ops.random()))
             self.tick()
-            brisk = not self._remote and now - started < _BRISK_S
-            pause_s = min(2 * pause_s, _BRISK_PAUSE_S if brisk else _LONGEST_PAUSE_S)
 
     def _try_lock(self, patience_s: float) -> bool:
         content = self.content

@@ -1,8 +1,8 @@
 """Keep the FIFO order: a hint, inside the file that is locked.
 
     header, 64 bytes:  cursor  dead  epoch  swept_at
-    then one stem a line, in the order in which refs became pending; a line handed out before the cursor
-    came to it begins with #
+    then one stem a line (`format.lines`), in the order in which refs became pending; a line handed out before the
+    cursor came to it begins with #
 
 It may be deleted, torn, duplicated or stale at any moment; a line that is no stem is skipped, and refs that
 no line names are found by a listing and named. It exists so that put and get cost O(batch), whatever the backlog.
@@ -13,7 +13,7 @@ nobody can use the file, they find an empty order and write nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import islice
 from math import inf
@@ -24,15 +24,17 @@ from fsqueue.engine.layout import HEADER_BYTES
 from fsqueue.engine.lock import OrderFile
 from fsqueue.engine.order_access import UNREADABLE
 from fsqueue.engine.order_lines import NOTHING, Ahead, dead_bytes, find_line
+from fsqueue.engine.picking import Picker
+from fsqueue.format.lines import DEAD, lines_of, stem_in, without_dead
 from fsqueue.format.names import is_stem
 
 COMPACT_BYTES = 1 << 16
 _SCAN_CHUNK_BYTES = 1 << 16
-_SCAN_LIMIT_BYTES = 1 << 17  # some milliseconds of hashing
+_SCAN_LIMIT_BYTES = 1 << 17
+_HASH_LIMIT_BYTES = 1 << 15  # some milliseconds of hashing
 _REMOTE_SCAN_LIMIT_BYTES = 1 << 21
 _LINE_GUESS_BYTES = 48
 _AHEAD_BYTES = 1 << 12
-DEAD = ord("#")
 
 Writing = Callable[[Callable[[], object], list[str]], object]
 
@@ -69,10 +71,19 @@ class Header(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """Mark where a handle's scan for one partition stands; valid for one epoch."""
+    """Mark where a handle's scan for one partition stands; valid for one epoch.
+
+    Attributes:
+        doubting: until the order's end has been reached, no mark on a line is believed.
+    """
 
     epoch: int
     offset: int
+    doubting: bool = False
+
+
+FIRST = Scan(-1, 0)
+AFRESH = Scan(-1, 0, doubting=True)
 
 
 class Order:
@@ -136,7 +147,7 @@ class Order:
 
     def append_locked(self, stems: Iterable[str]) -> None:
         """Name these at the tail, after a blank line that ends what a torn append left behind."""
-        data = "\n".join(("", *stems, "")).encode("ascii")
+        data = lines_of(stems)
         offset = self._file.size
         if offset < HEADER_BYTES:
             data = Header(epoch=self._new_epoch(), swept_at=int(self._ops.time())).encode() + data
@@ -197,73 +208,76 @@ class Order:
         if self._advance_locked(header, before):
             self._ahead = ahead
 
-    def take_partition_locked(
-        self, count: int, width: int, mine: Callable[[bytes], Iterator[int]], scan: Scan | None
-    ) -> tuple[list[str], Scan, bool]:
-        """Hand out the next count stems that are mine, leaving the others where they are.
+    def take_partition_locked(self, count: int, picker: Picker, scan: Scan) -> tuple[list[str], Scan, bool]:
+        """Hand out the next count stems of a partition, leaving the others where they are.
 
-        Args:
-            width: of how many lines one is mine, about.
-            mine: yields the numbers of those of these lines that are mine and not dead; some may be no stems. No
-                more are asked for than needed.
+        Lines are given the marks that they lack, so that no other partition has to hash their ids again.
 
         Returns:
             The stems, where to go on the next time, and whether the scan reached the order's end.
         """
         header, self._ahead = self.header_locked(), NOTHING
-        offset = header.cursor
-        if scan is not None and scan.epoch == header.epoch and scan.offset <= self._file.size:
+        offset, remote = header.cursor, self._file.remote
+        if scan.epoch == header.epoch and scan.offset <= self._file.size:
             offset = max(offset, scan.offset)
-        stop = offset + (_REMOTE_SCAN_LIMIT_BYTES if self._file.remote else _SCAN_LIMIT_BYTES)
+        stop = offset + (_REMOTE_SCAN_LIMIT_BYTES if remote else _SCAN_LIMIT_BYTES)
         stems: list[str] = []
         dead = header.dead
         while (wanted := count - len(stems)) and offset < min(stop, self._file.size):
-            data = self._whole_lines(offset, min(_SCAN_CHUNK_BYTES, 128 + wanted * width * _LINE_GUESS_BYTES))
+            data = self._whole_lines(offset, min(_SCAN_CHUNK_BYTES, 128 + wanted * picker.count * _LINE_GUESS_BYTES))
             if not data:
                 offset = self._file.size  # cut shorter by another holder of a lock that does not exclude
                 break
-            found = list(islice(mine(data), wanted))
-            taken, used, dead_bytes = self._mark_locked(data, found, offset)
+            if not remote and (scan.doubting or not picker.is_quick(data)):
+                data = data[: data.rfind(b"\n", 0, _HASH_LIMIT_BYTES) + 1] or data
+                stop = min(stop, offset + _HASH_LIMIT_BYTES)
+            marked = picker.filled(data)
+            found = list(islice(picker.picked(marked, scan.doubting), wanted))
+            taken, used, dead_bytes = self._mark_locked(data, marked, found, offset)
             stems += taken
             offset += used if len(found) == wanted else len(data)
             dead += dead_bytes
         self._advance_locked(self._skip_dead_locked(header._replace(dead=dead)), header)
-        return stems, Scan(header.epoch, offset), offset >= self._file.size
+        at_end = offset >= self._file.size
+        return stems, Scan(header.epoch, offset, scan.doubting and not at_end), at_end
 
-    def unnamed_locked(self, stems: Collection[str]) -> list[str]:
-        """Return those of the stems that no line from the cursor on names."""
+    def read_on_locked(self, at: Scan, most_bytes: int) -> tuple[bytes, Scan, int]:
+        """Read lines from where an earlier reading ended, or from the cursor.
+
+        Returns:
+            The lines, where they end, and how many bytes of lines come behind them.
+        """
         header = self.header_locked()
-        rest = self._read(max(0, self._file.size - header.cursor), header.cursor)
-        known = set(rest.decode("ascii", "replace").split("\n"))
-        return [stem for stem in stems if stem not in known]
+        offset = max(at.offset, header.cursor) if at.epoch == header.epoch else header.cursor
+        data = self._whole_lines(offset, most_bytes)
+        end = offset + len(data)
+        return data, Scan(header.epoch, end), max(0, self._file.size - end) if data else 0
 
     def swept_locked(self, now: float) -> None:
         """Note that pending/ has been compared with the order."""
         self._write(self.header_locked()._replace(swept_at=int(now)).encode(), 0)
 
-    def _mark_locked(self, data: bytes, found: list[int], offset: int) -> tuple[list[str], int, int]:
-        """Mark as dead those of the found lines that are stems.
+    def _mark_locked(self, data: bytes, marked: bytes, found: list[int], offset: int) -> tuple[list[str], int, int]:
+        """Mark as dead the lines that begin at the places found, and write what differs from the order's data.
 
         Returns:
-            Their stems, the bytes of data up to the end of the last line found, and the bytes marked.
+            Their stems, the bytes of data up to the end of the last line found, and the bytes marked dead.
         """
         stems: list[str] = []
-        lines, marked = data.split(b"\n"), bytearray(data)
-        at = after = first = last = dead_bytes = 0
-        for index in found:
-            at += sum(map(len, lines[after:index])) + index - after
-            size_bytes = min(len(lines[index]) + 1, len(data) - at)
-            stem = _stem(lines[index])
+        changed = bytearray(marked)
+        end = dead_bytes = 0
+        for at in found:
+            end = marked.find(b"\n", at) + 1 or len(marked)
+            stem = _stem(marked[at:end])
             if stem is not None:
-                marked[at] = DEAD
-                first = first if stems else at
                 stems.append(stem)
-                dead_bytes += size_bytes
-                last = at + 1
-            at, after = at + size_bytes, index + 1
-        if stems:
-            self._write(bytes(marked[first:last]), offset + first)
-        return stems, at, dead_bytes
+                changed[at] = DEAD
+                dead_bytes += end - at
+        if marked != data:
+            self._write(bytes(changed), offset)
+        elif stems:
+            self._write(bytes(changed[found[0] : found[-1] + 1]), offset + found[0])
+        return stems, end, dead_bytes
 
     def _skip_dead_locked(self, header: Header) -> Header:
         """Move the cursor past dead lines that it has come to."""
@@ -284,7 +298,7 @@ class Order:
         if consumed > COMPACT_BYTES and consumed > self._file.size - HEADER_BYTES - consumed:
             rest = self._read(self._file.size - header.cursor, header.cursor)
             if header.dead:
-                rest = b"".join(line for line in rest.splitlines(keepends=True) if line[0] != DEAD)
+                rest = without_dead(rest)
             written = self._rewrite_locked(Header(epoch=self._new_epoch(), swept_at=header.swept_at), rest)
             self._unwritten = None if written else header
             return False
@@ -358,5 +372,4 @@ class Order:
 
 def _stem(line: bytes) -> str | None:
     """Return the stem on a line; None for a blank, dead, torn or foreign one."""
-    text = str(line, "ascii", "replace").rstrip("\n")
-    return text if text and is_stem(text) else None
+    return stem_in(str(line, "ascii", "replace").rstrip("\n"))

@@ -8,7 +8,7 @@ Ahead = tuple[str, int, int]
 """Whole lines that were read ahead, where in them the cursor stands, and the offset in the file at which they end."""
 NOTHING: Ahead = "", 0, 0
 
-find_line = re.compile(r"^([A-Za-z0-9_%-][A-Za-z0-9._%~-]*)(?:\n|\Z)", re.MULTILINE).search
+find_line = re.compile(r"^([A-Za-z0-9_%-][A-Za-z0-9._%~-]*)(?: [^\n]{4})?(?:\n|\Z)", re.MULTILINE).search
 """Find the next line that may be a stem, its first group: one that is neither blank nor handed out."""
 
 

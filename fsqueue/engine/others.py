@@ -9,7 +9,7 @@ from collections.abc import Container
 from typing import NamedTuple
 
 from fsqueue.engine.handle import Handle
-from fsqueue.engine.owners import OwnerRecord, read_record
+from fsqueue.engine.owners import Here, OwnerRecord, read_record, whereabouts
 
 READS_A_ROUND = 18
 ABSENT_FOR_S = 10.0
@@ -38,12 +38,19 @@ class Others:
         self._known: dict[str, Known] = {}
         self._absent: dict[str, float] = {}
         self._round_at = 0.0
+        self._here: Here | None = None
         self.reads_left = 0
 
     def begin_round(self, reads: int) -> None:
         """Allow so many records to be read from now on."""
         self._round_at = self._handle.ops.monotonic()
         self.reads_left = reads
+        self._here = None
+
+    def _whereabouts(self) -> Here:
+        """Return where this process runs, asked once a round: there may be hundreds of owners."""
+        here = self._here = self._here or whereabouts()
+        return here
 
     def look(self, owner: str, afresh: bool = False) -> Known | None:
         """Return what is known of an owner; None where its turn has not come to be read.
@@ -67,7 +74,7 @@ class Others:
         if found is None:
             self._absent[owner] = self._handle.ops.monotonic()
             return _ABSENT
-        can_be_asked = found.pid_start_time is not None and found.is_from_here()
+        can_be_asked = found.pid_start_time is not None and found.is_from(self._whereabouts())
         self._known[owner] = known = Known(found.heartbeat_s, found if can_be_asked else None)
         self._absent.pop(owner, None)
         return known
@@ -80,7 +87,7 @@ class Others:
         if owner == self._handle.owner:
             return False
         known = self.look(owner)
-        return known is not None and known.process is not None and known.process.liveness() == "dead"
+        return known is not None and known.process is not None and known.process.liveness(self._whereabouts()) == "dead"
 
     def is_known_dead(self, owner: str) -> bool:
         """Do as `is_dead`, for an owner whose record was read; of others, and of this handle's, say no."""
@@ -89,7 +96,7 @@ class Others:
     def cannot_be_asked(self, owner: str) -> bool:
         """Return whether the record of an owner is known, and nobody here can tell whether its process lives."""
         known = self._known.get(owner)
-        return known is not None and (known.process is None or known.process.liveness() == "unknown")
+        return known is not None and (known.process is None or known.process.liveness(self._whereabouts()) == "unknown")
 
     def keep(self, present: Container[str]) -> None:
         """Forget owners who have neither a record nor a lease any more."""

@@ -11,7 +11,7 @@ time namespace; a /proc that is not that of this process's namespace) makes an o
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -22,6 +22,16 @@ from fsqueue.format import names
 
 OWNER_VARIABLE = "FSQUEUE_OWNER"
 Liveness = Literal["alive", "dead", "unknown"]
+
+
+class Here(NamedTuple):
+    """Say where this process runs, as far as that tells which processes its pids mean."""
+
+    host: str
+    boot_id: str | None
+    pid_namespace: str | None
+    time_namespace: str | None
+    sees_itself: bool
 
 
 class OwnerRecord(msgspec.Struct, frozen=True):
@@ -43,17 +53,23 @@ class OwnerRecord(msgspec.Struct, frozen=True):
     heartbeat_s: float | None = None
     time_namespace: str | None = None
 
-    def liveness(self) -> Liveness:
-        """Tell whether the owner's process runs, as far as this process can prove."""
-        if self.pid_start_time is None or not self.is_from_here() or not sees_itself():
+    def liveness(self, here: Here | None = None) -> Liveness:
+        """Tell whether the owner's process runs, as far as this process, which is here, can prove."""
+        here = here or whereabouts()
+        if self.pid_start_time is None or not self.is_from(here) or not here.sees_itself:
             return "unknown"
         return _liveness(self.pid, self.pid_start_time)
 
-    def is_from_here(self) -> bool:
+    def is_from(self, here: Here) -> bool:
         """Tell whether the owner's pid means the same process here as where the record was written."""
-        if self.boot_id is None or self.pid_namespace is None or self.host != os.uname().nodename:
+        if self.boot_id is None or self.pid_namespace is None:
             return False
-        return (self.pid_namespace, self.time_namespace, self.boot_id) == (pid_namespace(), time_namespace(), boot_id())
+        return (self.host, self.boot_id, self.pid_namespace, self.time_namespace) == here[:4]
+
+
+def whereabouts() -> Here:
+    """Find out where this process runs."""
+    return Here(os.uname().nodename, boot_id(), pid_namespace(), time_namespace(), sees_itself())
 
 
 def _liveness(pid: int, start_time: str) -> Liveness:

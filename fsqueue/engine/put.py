@@ -7,6 +7,7 @@ from fsqueue.engine.handle import Handle
 from fsqueue.engine.longnames import NameLimit
 from fsqueue.engine.newfiles import Written
 from fsqueue.format import names
+from fsqueue.format.lines import length_of
 
 _HOLD_S = 0.005  # for which a put holds the lock at most, where the filesystem lets it do anything in that time
 _REMOTE_HOLD_S = 0.1
@@ -183,7 +184,7 @@ class Putter:
         handle = self._handle
         if not self._remote or len(stems) <= _FEW:
             return False
-        return handle.order.backlog_bytes < _NAMES_A_LOOKUP * sum(len(stem) + 1 for stem in stems)
+        return handle.order.backlog_bytes < _NAMES_A_LOOKUP * sum(map(length_of, stems))
 
     def _leased(self, stems: list[str]) -> set[str]:
         listing = self._handle.layout.leased.listing()

@@ -12,7 +12,11 @@ from typing import Any
 import pytest
 
 from fsqueue import FileSampleRefQueue, QueueIOError, dp_partition
+from fsqueue.engine import unnamed
+from fsqueue.engine.claim import Claimer
 from fsqueue.engine.layout import HEADER_BYTES
+from fsqueue.format import lines as order_lines
+from fsqueue.format.lines import DEAD, stems_in
 from tests.support import FakeClock, Tap, assert_clean, drain, ids, names_in, numbered, open_tapped, ref, refs
 
 Damage = Callable[[Path], None]
@@ -177,6 +181,79 @@ def test_partitions_share_one_order(path: Path) -> None:
         assert ids(queue.get(1000, partition=(0, 3))) == mine[0]
         assert ids(queue.get(1000)) == [i for i in ids(todo) if i in {*mine[1][50:], *mine[2]}]
         assert queue.get(1, partition=(2, 3)) == []
+
+
+def test_a_wrong_mark_hides_no_ref_for_long(path: Path) -> None:
+    """A ref whose line says that it is another partition's is found by its own within two minutes, and by no other."""
+    tap, now = Tap(), [1_000.0]
+    tap.ops.monotonic = tap.ops.time = lambda: now[0]
+    queue = open_tapped(tap, path, durable=False)
+    mine = [each for each in ids(numbered(20)) if dp_partition(each, 2) == 1]
+    others = [each for each in ids(numbered(20)) if dp_partition(each, 2) == 0]
+    queue.put(numbered(20))
+    found = ids(queue.get(1, partition=(1, 2)))
+    order = path / "order.lock"
+    header, *lines = order.read_bytes().split(b"\n")
+    mark = next(line[-5:] for line in lines if line[:-5].decode() in others)
+    wrong = [line[:-5] + mark if line and line[0] != DEAD else line for line in lines]
+    order.write_bytes(b"\n".join([header, *wrong]))
+    assert queue.get(20, partition=(1, 2)) == []
+    for _ in range(120):
+        now[0] += 1.0
+        found += ids(queue.get(20, partition=(1, 2)))
+    assert sorted(found) == mine
+    assert sorted(ids(queue.get(20, partition=(0, 2)))) == others
+
+
+def test_an_order_of_ids_alone_is_read_as_ever(path: Path) -> None:
+    """Lines without room for marks, as other programs write them, come in order, also to partitions, among others."""
+    with FileSampleRefQueue(path, durable=False) as queue:
+        queue.put(numbered(20))
+        order = path / "order.lock"
+        order.write_bytes(order.read_bytes().replace(b" ....", b""))
+        queue.put(refs("t1", "t2"))
+        every = [*ids(numbered(20)), "t1", "t2"]
+        taken = [each for each in every if dp_partition(each, 2) == 1][:3]
+        assert ids(queue.get(3, partition=(1, 2))) == taken
+        assert ids(queue.get(50)) == [each for each in every if each not in taken]
+
+
+def test_each_id_is_hashed_once_for_all_partitions(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first partition to come to a line leaves its mark; the others find their lines by that."""
+    hashed: list[str] = []
+    honest = order_lines.mark_of
+
+    def mark_of(sample_id: str) -> bytes:
+        hashed.append(sample_id)
+        return honest(sample_id)
+
+    monkeypatch.setattr(order_lines, "mark_of", mark_of)
+    handles = [FileSampleRefQueue(path, durable=False) for _ in range(8)]
+    handles[0].put(numbered(200))
+    found = [each for index, handle in enumerate(handles) for each in ids(handle.get(100, partition=(index, 8)))]
+    assert sorted(found) == sorted(hashed) == ids(numbered(200))
+
+
+@pytest.mark.parametrize("count", [0, 30])
+def test_a_sweep_reads_a_long_order_in_pieces(path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """No hold reads more than a piece; what no line names comes behind all that one does."""
+    monkeypatch.setattr(unnamed, "_PIECE_BYTES", 100)
+    monkeypatch.setattr(unnamed, "_SMALL_BYTES", 50)
+    tap = Tap()
+    queue = open_tapped(tap, path, durable=False)
+    queue.put(numbered(40))
+    for number in range(count):
+        (path / "pending" / f"by-hand-{number:02d}.json").write_bytes((path / "pending" / "s00000.json").read_bytes())
+    reads: list[int] = []
+
+    def note(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        reads.extend([args[1]] if name == "pread" else [])
+
+    tap.before = note
+    Claimer(queue.handle).name_stranded()
+    assert max(reads) == 100
+    stems = [*ids(numbered(40)), *(f"by-hand-{number:02d}" for number in range(count))]
+    assert list(stems_in((path / "order.lock").read_bytes()[HEADER_BYTES:])) == stems
 
 
 def test_changing_the_number_of_partitions(path: Path) -> None:

@@ -93,7 +93,7 @@ def test_an_order_that_was_removed_is_noticed(path: Path) -> None:
     assert (path / ORDER).exists()
     (path / ORDER).unlink()
     mount.queue.put(refs("d"))
-    assert b"\nd\n" in (path / ORDER).read_bytes()
+    assert b"\nd ....\n" in (path / ORDER).read_bytes()
     mount.now += 1.5
     assert sorted(ids(mount.queue.get(3)) + ids(mount.queue.get(3))) == ["c", "d"]
     mount.queue.close()

@@ -19,6 +19,7 @@ from fsqueue.engine.pausing import PAUSED
 from fsqueue.engine.settings import SETTINGS
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import names, packed
+from fsqueue.format.lines import stem_in
 from fsqueue.format.ref_type import RefType
 from fsqueue.format.untyped import Place, RefSight, allows, place_of, sight, type_name
 from fsqueue.operate.check.sound import Sound
@@ -329,7 +330,7 @@ class Looks:
         if data and (header is None or header.cursor > len(data)):
             yield "order", "its header is damaged"
         lines = data[header.cursor :].decode("ascii", "replace").split("\n") if header else []
-        garbage = sum(1 for line in lines if line and line[0] != "#" and not names.is_stem(line))
+        garbage = sum(1 for line in lines if line and line[0] != "#" and stem_in(line) is None)
         if garbage:
             yield "order", f"lines that name nothing: {garbage}"
 

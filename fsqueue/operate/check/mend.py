@@ -28,6 +28,7 @@ from fsqueue.engine.settle import bury
 from fsqueue.errors import CorruptRefError
 from fsqueue.format import names
 from fsqueue.format.codec import Bookkeeping, bookkeeping_tail, split
+from fsqueue.format.lines import stems_in
 from fsqueue.format.untyped import RefSight, place_of, same_ref, sight
 from fsqueue.log import tell
 from fsqueue.operate.check.violations import Violation
@@ -294,11 +295,11 @@ class Mender:
             if not held:
                 return self._replaced_order()
             header = Header.decode(data[:HEADER_BYTES])
-            lines = data[header.cursor if header else 0 :].decode("ascii", "replace").split("\n")
+            stems = stems_in(data[header.cursor if header else 0 :])
             # CRASH: between the two an empty order, which the next get fills from a listing.
             handle.ops.ftruncate(file.fd, 0)
             file.size = 0
-            handle.order.append_locked(dict.fromkeys(line for line in lines if line and names.is_stem(line)))
+            handle.order.append_locked(dict.fromkeys(stems))
         Claimer(handle).name_stranded()
         return "rebuilt"
 
