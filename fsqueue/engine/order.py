@@ -23,12 +23,13 @@ from fsqueue.disk.fileops import FileOps
 from fsqueue.engine.layout import HEADER_BYTES
 from fsqueue.engine.lock import OrderFile
 from fsqueue.engine.order_access import UNREADABLE
-from fsqueue.engine.order_lines import NOTHING, Ahead, dead_bytes, find_line
 from fsqueue.engine.picking import Picker
-from fsqueue.format.lines import DEAD, lines_of, stem_in, without_dead
+from fsqueue.format.lines import DEAD, dead_bytes_in, find_line, lines_of, stem_in, without_dead
 from fsqueue.format.names import is_stem
 
 COMPACT_BYTES = 1 << 16
+_MOVED_BYTES = 1 << 21  # some milliseconds of reading and writing
+_MANY_TIMES = 4
 _SCAN_CHUNK_BYTES = 1 << 16
 _SCAN_LIMIT_BYTES = 1 << 17
 _HASH_LIMIT_BYTES = 1 << 15  # some milliseconds of hashing
@@ -37,6 +38,9 @@ _LINE_GUESS_BYTES = 48
 _AHEAD_BYTES = 1 << 12
 
 Writing = Callable[[Callable[[], object], list[str]], object]
+Ahead = tuple[str, int, int]
+"""Whole lines that were read ahead, where in them the cursor stands, and the offset in the file at which they end."""
+_NOTHING: Ahead = "", 0, 0
 
 
 class Header(NamedTuple):
@@ -105,7 +109,7 @@ class Order:
         self._unwritten: Header | None = None  # where this handle stands in an order that it could not write
         self._left = Header()  # the header as this handle's last take left it, and its bytes
         self._encoded: bytes | None = None
-        self._ahead = NOTHING
+        self._ahead = _NOTHING
 
     def may_name_some(self) -> bool:
         """Guess, on a local mount and without the lock, whether it is worth taking that for."""
@@ -176,9 +180,9 @@ class Order:
         """
         header, size = self.header_locked(), self._file.size
         cursor, dead, epoch, swept_at = header
-        lines, self._ahead = self._ahead, NOTHING
+        lines, self._ahead = self._ahead, _NOTHING
         alone = header is self._left and lines[2] <= size
-        text, at, end = lines if alone else NOTHING
+        text, at, end = lines if alone else _NOTHING
         stems: list[str] = []
         while len(stems) < count and cursor < size:
             if at >= len(text):
@@ -190,13 +194,13 @@ class Order:
             found = find_line(text, at)
             after = found.end() if found else len(text)
             if dead:
-                dead -= dead_bytes(text[at:after])
+                dead -= dead_bytes_in(text[at:after])
             cursor += after - at
             at = after
             if found and is_stem(stem := found[1]):
                 stems.append(stem)
         left = Header(min(cursor, size), max(dead, 0), epoch, swept_at)
-        ahead = (text, at, end) if alone else NOTHING
+        ahead = (text, at, end) if alone else _NOTHING
         if writing is None:
             self._leave_locked(left, header, ahead)
         else:
@@ -216,7 +220,7 @@ class Order:
         Returns:
             The stems, where to go on the next time, and whether the scan reached the order's end.
         """
-        header, self._ahead = self.header_locked(), NOTHING
+        header, self._ahead = self.header_locked(), _NOTHING
         offset, remote = header.cursor, self._file.remote
         if scan.epoch == header.epoch and scan.offset <= self._file.size:
             offset = max(offset, scan.offset)
@@ -295,7 +299,8 @@ class Order:
         Return whether it was written, and offsets mean what they meant before.
         """
         consumed = header.cursor - HEADER_BYTES + header.dead
-        if consumed > COMPACT_BYTES and consumed > self._file.size - HEADER_BYTES - consumed:
+        left = self._file.size - HEADER_BYTES - consumed
+        if consumed > max(COMPACT_BYTES, left if left < _MOVED_BYTES else _MANY_TIMES * left):
             rest = self._read(self._file.size - header.cursor, header.cursor)
             if header.dead:
                 rest = without_dead(rest)

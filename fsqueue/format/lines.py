@@ -29,6 +29,9 @@ _blank_line = re.compile(rb"^([^#\n ][^\n ]*) \.{4}$", re.MULTILINE)
 _written = re.compile(r"^([^# \n][^ \n]*)(?: [^\n]{4})?$", re.MULTILINE).findall
 _dead_line = re.compile(rb"\n#[^\n]*(?=\n)")
 
+find_line = re.compile(r"^([A-Za-z0-9_%-][A-Za-z0-9._%~-]*)(?: [^\n]{4})?(?:\n|\Z)", re.MULTILINE).search
+"""Find the next line that may name a stem, its first group: one that is neither blank nor handed out."""
+
 
 def lines_of(stems: Iterable[str]) -> bytes:
     """Return lines that name these, and a blank one before them, which ends what a torn append left behind."""
@@ -55,6 +58,11 @@ def stems_in(lines: bytes) -> Iterator[str]:
 def written_in(lines: bytes) -> list[str]:
     """Return what lines name, but for dead ones; not all of that need be stems."""
     return _written(lines.decode("ascii", "replace"))
+
+
+def dead_bytes_in(lines: str) -> int:
+    """Return how long those of the lines are, with their line feeds, that were handed out already."""
+    return sum(len(line) + 1 for line in lines.split("\n") if line.startswith("#"))
 
 
 def without_dead(lines: bytes) -> bytes:

@@ -15,6 +15,7 @@ from fsqueue import FileSampleRefQueue, QueueIOError, dp_partition
 from fsqueue.engine import unnamed
 from fsqueue.engine.claim import Claimer
 from fsqueue.engine.layout import HEADER_BYTES
+from fsqueue.engine.order import Header
 from fsqueue.format import lines as order_lines
 from fsqueue.format.lines import DEAD, stems_in
 from tests.support import FakeClock, Tap, assert_clean, drain, ids, names_in, numbered, open_tapped, ref, refs
@@ -169,6 +170,21 @@ def test_fifo_over_compactions(path: Path) -> None:
         found += ids(queue.get(1_000))
         assert found == expected
         assert (path / "order.lock").stat().st_size < 400_000
+
+
+@pytest.mark.parametrize(
+    ("behind", "handed_out", "stays"), [(10_000, 11_000, False), (30_000, 31_000, True), (30_000, 130_000, False)]
+)
+def test_a_long_backlog_is_moved_seldom(path: Path, behind: int, handed_out: int, stays: bool) -> None:
+    """Moving many lines takes longer than a hold of the lock may: so a good deal more has to be handed out first."""
+    line = b"x" * 95 + b" ....\n"
+    with FileSampleRefQueue(path, durable=False) as queue:
+        queue.put([ref("there")])
+        header = Header(HEADER_BYTES + handed_out * len(line)).encode()
+        order = b"".join([header, handed_out * line, b"there ....\n", behind * line])
+        (path / "order.lock").write_bytes(order)
+        assert ids(queue.get(1)) == ["there"]
+        assert ((path / "order.lock").stat().st_size == len(order)) == stays
 
 
 def test_partitions_share_one_order(path: Path) -> None:

@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 
 from fsqueue import dp_partition
-from fsqueue.format.lines import filled, finder, has_marks, lines_of, stem_in, stems_in, without_dead, written_in
+from fsqueue.format.lines import (
+    dead_bytes_in,
+    filled,
+    find_line,
+    finder,
+    has_marks,
+    lines_of,
+    stem_in,
+    stems_in,
+    without_dead,
+    written_in,
+)
 from fsqueue.format.names import stem_of
 
 IDS = [*(f"s{number}" for number in range(300)), "a b", "ü/1", "x" * 400, ".hidden"]
@@ -52,3 +63,32 @@ def test_lines_name_stems_with_and_without_marks() -> None:
 def test_dead_lines_are_left_out(lines: bytes) -> None:
     assert list(stems_in(without_dead(lines))) == list(stems_in(lines))
     assert b"\n#" not in without_dead(lines).rpartition(b"\n")[0] or lines.endswith(b"#")
+
+
+def found_in(text: str) -> list[str]:
+    """List what one search after the other finds, each from where the last one ended."""
+    found, at = [], 0
+    while (line := find_line(text, at)) is not None:
+        found.append(line[1])
+        at = line.end()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("text", "stems"),
+    [
+        ("\na\n\nb\n", ["a", "b"]),
+        ("a\n#b\nc", ["a", "c"]),
+        ("a b\ne ....\n.c\nd\re\n\ufffd\nf\0\n\ng%2f~1\n", ["e", "g%2f~1"]),
+        ("\n\n#a\n", []),
+        ("", []),
+    ],
+)
+def test_what_may_be_a_stem_is_found_line_by_line(text: str, stems: list[str]) -> None:
+    """Blank, dead and foreign lines are passed over; the last line needs no line feed."""
+    assert found_in(text) == stems
+
+
+def test_dead_bytes_are_those_of_whole_lines() -> None:
+    """Lines that were handed out count with their line feeds, others not at all."""
+    assert dead_bytes_in("\n#abc\nd#\n\n#e\nf\n") == 5 + 3
