@@ -323,3 +323,31 @@ def test_the_time_is_the_filesystem_s(tmp_path: Path) -> None:
     tap.after = None
     assert not list((tmp_path / "q").glob(".order*"))
     queue.close()
+
+
+@pytest.mark.parametrize(("others", "rounds"), [(3, 20), (32, 5)])
+def test_many_who_find_refs_look_at_the_leases_by_turns(path: Path, others: int, rounds: int) -> None:
+    """Each lists leased/ as seldom as there are many: together they look as often."""
+    tap, now = Tap(), 1e6
+    tap.ops.monotonic = lambda: now
+    queue = open_tapped(tap, path, lease_timeout_s=3600.0, durable=False)
+    handles = [FileSampleRefQueue(path, durable=False) for _ in range(others)]
+    queue.put(numbered(others + 1000))
+    for other in handles:
+        other.get(1)
+    looked = 0
+    round_of = queue.engine.reclaimer.round
+
+    def count(*args: Any, **kwargs: Any) -> int:
+        nonlocal looked
+        looked += 1
+        return round_of(*args, **kwargs)
+
+    queue.engine.reclaimer.round = count  # type: ignore[method-assign]
+    queue.get(1)
+    for _ in range(200):
+        now += 0.1
+        assert len(queue.get(1)) == 1
+    assert abs(looked - rounds) <= 1
+    for other in [queue, *handles]:
+        other.close()
