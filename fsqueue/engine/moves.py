@@ -107,13 +107,13 @@ class Moves:
         claim.stamped_at, claim.stamped_by = before
         return False
 
-    def _stamped(self, claim: Claim) -> Stamped | None:
+    def _stamped(self, claim: Claim, holder: str | None = None) -> Stamped | None:
         """Return what tells the file of a lease of this owner's from others; None where it has not stamped it."""
         if claim.stamped_at is None or self._clock.injected:
             return None
         timeout_s = self._layout.settings.lease_timeout_s
         until = None if timeout_s is None else claim.stamped_at + timeout_s
-        return Stamped(claim.stamped_at, claim.stamped_by, until)
+        return Stamped(claim.stamped_at, claim.stamped_by, until, holder)
 
     def remove(self, directory: Directory, name: str) -> bool:
         """Unlink a file; False where it was gone."""
@@ -257,7 +257,7 @@ class Moves:
     def move_to_done(self, source: Directory, name: str, done_name: str, claim: Claim | None = None) -> bool:
         """Move a file to done/ from anywhere, also from another name in there."""
         done = self._layout.done
-        stamped, was_done = (partial(self._stamped, claim), claim.was_done) if claim else (None, True)
+        stamped, was_done = (partial(self._stamped, claim, claim.holder), claim.was_done) if claim else (None, True)
         result = self._renames.to_known(source, name, done, done_name, doubted=was_done, stamped=stamped)
         if result == "undone":
             aside = packed.aside_file(done_name, f"{int(self._ops.random() * 2**48):012x}", original=True)
