@@ -395,6 +395,18 @@ class Stream:
             there = [it.record.process.owner for it in found if it.state == "closed" and not self._happened_before(it)]
         return there[0] if len(there) == 1 else before
 
+    def succeeds(self, role: Role, name: str, owner: str) -> bool:
+        """Tell whether this handle's member of that name took the place of an owner's, which had not closed."""
+        return any(member.place == (role, name) and member.succeeds(owner) for member in list(self._mine))
+
+    def closed_owners(self, role: Role) -> set[str]:
+        """Return the owners of those members that have closed since this handle was opened."""
+        return {
+            member.record.process.owner
+            for member in self.members()
+            if (member.role, member.state) == (role, "closed") and not self._happened_before(member)
+        }
+
     def new_voice(self) -> str:
         """Return a name for one view of this handle, by which its words are told from those of its earlier views."""
         self._voices += 1
