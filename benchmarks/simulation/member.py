@@ -150,9 +150,11 @@ class MemberScript:
             other = self._instead_of
             if other.was_stopped_all_along(began_at) if other is not None else not self._taken_over:
                 self._truth.problems.append(f"refused: {error}")
-            if other is not None and not self._has_joined:
-                other._taken_over = False
             self._truth.refusals += 1
+            if other is not None and not self._has_joined:
+                if other.ended is not None:  # it beat, and died: a scheduler that has nobody else there tries again
+                    return self._after_a_while()
+                other._taken_over = False
             return "was refused, since the other one lives"
         except FsQueueError as error:
             self._world.say(f"{self.name}  !! {error}")

@@ -20,6 +20,7 @@ from fsqueue.engine.clock import FilesystemClock
 from fsqueue.engine.layout import Layout
 from fsqueue.errors import CorruptRefError, QueueIOError
 from fsqueue.format import names, packed
+from fsqueue.format.codec import split
 
 T = TypeVar("T")
 
@@ -100,17 +101,22 @@ class Stamped(NamedTuple):
         since: when this handle began to stamp it, by monotonic; nobody's stamp of an earlier life is as late.
         by: when it had: a later stamp is somebody else's, who took the ref over meanwhile; None: not known.
         until: when a lease that begins with that stamp ends by time, and others may stamp it; None: never.
+        holder: as whose lease it was to be moved, where this handle has written no end of that lease into it.
     """
 
     since: float
     by: float | None
     until: float | None
+    holder: str | None = None
 
 
 def has_arrived(layout: Layout, target: Directory, name: str, started: float, stamped: Stamped | None = None) -> bool:
     """Return whether a file has come to a name since started, by monotonic.
 
     Where a rename leaves the ctime as it was, or stamps are coarse, only the file's own stamp can tell.
+
+    RACE: a file that another owner has taken over and moved to the same name within the grain of stamps looks the same
+    (encfs cuts them to the second). Who took it over has written into it whose lease ended.
 
     Args:
         stamped: what tells the file that was to be moved; None where nothing does.
@@ -133,7 +139,18 @@ def has_arrived(layout: Layout, target: Directory, name: str, started: float, st
         return False
     if not told_by_ctime and stamped.until is not None and status.st_mtime > stamped.until + offset - grain_s:
         return False
+    if stamped.holder is not None and _tells_end_of(layout, target, name, stamped.holder):
+        return False
     return kind.opening_asks or holds(target, name)
+
+
+def _tells_end_of(layout: Layout, directory: Directory, name: str, holder: str) -> bool:
+    """Return whether a file's history tells that this lease has ended; one that cannot be read tells nothing."""
+    try:
+        bookkeeping = split(patiently(lambda: layout.ops.read_file(directory.fd, name)))[1]
+    except (FileNotFoundError, PermissionError, CorruptRefError):
+        return False
+    return bookkeeping.names_holder(holder)
 
 
 def _status(layout: Layout, directory: Directory, name: str) -> os.stat_result | None:

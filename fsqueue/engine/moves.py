@@ -107,13 +107,14 @@ class Moves:
         claim.stamped_at, claim.stamped_by = before
         return False
 
-    def _stamped(self, claim: Claim) -> Stamped | None:
+    def _stamped(self, claim: Claim, target: Directory) -> Stamped | None:
         """Return what tells the file of a lease of this owner's from others; None where it has not stamped it."""
         if claim.stamped_at is None or self._clock.injected:
             return None
         timeout_s = self._layout.settings.lease_timeout_s
         until = None if timeout_s is None else claim.stamped_at + timeout_s
-        return Stamped(claim.stamped_at, claim.stamped_by, until)
+        writes_no_end = target is self._layout.done  # of the lease into its file, as who fails or releases a ref does
+        return Stamped(claim.stamped_at, claim.stamped_by, until, claim.holder if writes_no_end else None)
 
     def remove(self, directory: Directory, name: str) -> bool:
         """Unlink a file; False where it was gone."""

@@ -26,10 +26,10 @@ class Renames:
     """Rename files on behalf of one handle.
 
     Args:
-        stamped: returns what tells the file of a lease of this handle's from others that have had its new name.
+        stamped: returns what tells the file of a lease of this handle's from others that have had its new name, there.
     """
 
-    def __init__(self, layout: Layout, stamped: Callable[[Claim], Stamped | None]) -> None:
+    def __init__(self, layout: Layout, stamped: Callable[[Claim, Directory], Stamped | None]) -> None:
         self._stamped = stamped
         self._ops = layout.ops
         self._layout = layout
@@ -77,7 +77,7 @@ class Renames:
         try:
             ops.rename(name, new_name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
         except OSError as error:
-            arrived = self._arrival(target, new_name, started, self._stamped(claim) if claim else None)
+            arrived = self._arrival(target, new_name, started, self._stamped(claim, target) if claim else None)
             if not self._was_made(error, source, name, target, new_name, arrived):
                 return "lost"
         if self._remote and not self._opening_asks and self._is_there(source, name):

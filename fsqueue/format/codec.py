@@ -109,6 +109,10 @@ class Bookkeeping(msgspec.Struct, omit_defaults=True):
                 return True
         return False
 
+    def names_holder(self, holder: str) -> bool:
+        """Return whether this very lease has ended, in whatever way; no other lease ever has its name."""
+        return any(event.owner == holder for event in self.history)
+
 
 def tells_of_an_end(data: bytes) -> bool:
     """Return whether a ref's file may tell that it was done or buried before: one that was put only does not."""

@@ -14,6 +14,9 @@ A rank that was started again beside the others, whether or not its predecessor 
 
 So the windows of those who are members never stay apart, whoever else still writes. Rank 0 leaves verdicts of its
 predecessor where they are, for the ranks that have not read them; the next verdict takes them away.
+
+Where rank 0 is replaced as soon as it has said end, some ranks take that for theirs, and others follow its successor by
+then. So once one that this end binds has closed, it is the end for the others, and for the successor.
 """
 
 from __future__ import annotations
@@ -109,6 +112,8 @@ class Rendezvous:
 
     def _decide(self, listing: list[str]) -> Verdict | None:
         if self._decided is None or self._decided.window != self.window:
+            if self._has_predecessor_ended(listing):
+                return "end"
             self._catch_up(listing)
             posts = self._said(listing)
             if len(posts) < len(self._members):
@@ -148,6 +153,21 @@ class Rendezvous:
     def _open_file(self, rank: int, owner: str) -> str:
         return open_file("consumer", self._members[rank], owner)
 
+    def _has_predecessor_ended(self, listing: list[str]) -> bool:
+        """Tell whether the rank 0 whose place this one took had said end, and another rank has left by that since.
+
+        After an earlier run's end rank 0 has closed, too; or the others had, before this one came.
+        """
+        ends = [name for name in self._grammar.verdicts(listing) if name.verdict == "end"]
+        return any(
+            self._stream.succeeds("consumer", self._members[0], end.leader) and self._has_ended_any(self._owners(end))
+            for end in ends
+        )
+
+    def _has_ended_any(self, bound: list[str]) -> bool:
+        """Tell whether one of those whom an end binds has closed."""
+        return not self._stream.closed_owners("consumer").isdisjoint(voice.partition("+")[0] for voice in bound)
+
     def _require_one_size(self, said: list[Post]) -> None:
         sizes = {rank: post.refs for rank, post in enumerate(said) if post.refs}
         if len(set(sizes.values())) > 1:
@@ -184,7 +204,7 @@ class Rendezvous:
         for said in self._verdicts_here(listing, lead if is_behind else None):
             owners = self._owners(said)
             if owners[self._rank :][:1] == [self._me]:
-                if said.verdict == "go" or self._is_still_led_by(said.leader):
+                if said.verdict == "go" or self._is_still_led_by(said.leader) or self._has_ended_any(owners):
                     return said.verdict
             elif owners and lead is not None and self._is_of(lead, said, owners[0]):
                 passed = said.verdict

@@ -153,6 +153,20 @@ def test_another_owner_who_acked_the_ref_under_the_same_name(path: Path, mount: 
     assert queue.ack(held) == ["a"]
 
 
+@pytest.mark.parametrize("kind", ["fuse.encfs", "fuse.unheard-of"])
+def test_another_owner_who_took_the_ref_over_and_acked_it_within_the_second(path: Path, kind: str) -> None:
+    """His stamps are cut to the same second as this handle's own; what he wrote into the file tells that it is his."""
+    mount = Mount(kind)
+    queue, other = mount.open_queue(path), mount.open_queue(path)
+    queue.put(refs("a"))
+    held = queue.get(1)
+    other.fail(refs("a"), "taken over", retryable=True)
+    assert other.ack(other.get(1)) == []
+    whole = int(os.stat(path / "done/a.json").st_mtime)
+    os.utime(path / "done/a.json", (whole, whole))
+    assert queue.ack(held) == ["a"]
+
+
 def test_another_life_of_the_same_name_that_comes_at_the_same_moment(path: Path) -> None:
     """A done file that got its name back just now is not the one that this ack was to move."""
     mount = Mount("nfs4")

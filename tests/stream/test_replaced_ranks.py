@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,15 +15,16 @@ from fsqueue.stream.membership import Membership
 from tests.support import Queue
 
 NAMES = ["trainer-0", "trainer-1"]
+THREE = [*NAMES, "trainer-2"]
 
 
 class Rank:
     """One process of a rank, step by step."""
 
-    def __init__(self, path: Path, rank: int, attempt: int) -> None:
+    def __init__(self, path: Path, rank: int, attempt: int, names: list[str]) -> None:
         self.queue: Queue = FileSampleRefQueue(path, durable=False)
-        self.member: Membership = self.queue.consumer(NAMES[rank], attempt=attempt)
-        self.said = Rendezvous(self.queue.handle, self.queue.stream(), rank, NAMES, "")
+        self.member: Membership = self.queue.consumer(names[rank], attempt=attempt)
+        self.said = Rendezvous(self.queue.handle, self.queue.stream(), rank, names, "")
 
     def opens_a_window(self) -> None:
         assert self.said.verdict() == "go"
@@ -30,14 +32,15 @@ class Rank:
 
 
 class Group:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, names: list[str] = NAMES) -> None:
         self.path = path
+        self.names = names
         self.ranks: list[Rank] = []
         FileSampleRefQueue(path, durable=False).close()
-        self.zero, self.one = self.start(0), self.start(1)
+        self.zero, self.one, *self.others = [self.start(rank) for rank in range(len(names))]
 
     def start(self, rank: int, attempt: int = 0) -> Rank:
-        self.ranks.append(Rank(self.path, rank, attempt))
+        self.ranks.append(Rank(self.path, rank, attempt, self.names))
         return self.ranks[-1]
 
     def all_ready(self, *ranks: Rank, standing: str = "ready") -> None:
@@ -54,6 +57,13 @@ class Group:
 @pytest.fixture
 def group(tmp_path: Path) -> Iterator[Group]:
     it = Group(tmp_path / "q")
+    yield it
+    it.close()
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Iterator[Group]:
+    it = Group(tmp_path / "q", THREE)
     yield it
     it.close()
 
@@ -146,6 +156,36 @@ def test_the_end_of_a_replaced_rank_0_ends_nobody(group: Group) -> None:
     assert group.one.said.verdict() is None
     assert new.said.verdict() == "go"
     assert group.one.said.verdict() == "go"
+
+
+def test_the_end_of_a_replaced_rank_0_by_which_another_rank_has_left_ends_all(three: Group) -> None:
+    """It was replaced before the third one had read it, which follows the successor by then."""
+    (two,) = three.others
+    three.all_ready(three.zero, three.one, two, standing="starved")
+    assert (three.zero.said.verdict(), three.one.said.verdict()) == ("end", "end")
+    new = three.start(0, attempt=1)
+    three.all_ready(new, two)
+    assert (new.said.verdict(), two.said.verdict()) == (None, None)
+    three.one.member.close()
+    assert (new.said.verdict(), two.said.verdict()) == ("end", "end")
+
+
+@pytest.mark.parametrize("rank_0_closed", [True, False])
+def test_the_end_of_an_earlier_run_does_not_end_a_new_rank_0(group: Group, rank_0_closed: bool) -> None:
+    """Its rank 0 had closed as well, or the others had before the new one came."""
+    group.all_ready(group.zero, group.one, standing="starved")
+    assert (group.zero.said.verdict(), group.one.said.verdict()) == ("end", "end")
+    if rank_0_closed:
+        group.zero.member.close()
+        new = group.start(0, attempt=1)
+        group.one.member.close()
+    else:
+        group.one.member.close()
+        (closed,) = (group.path / "stream").glob("consumer@*@closed.json")
+        os.utime(closed, (1e9, 1e9))
+        new = group.start(0, attempt=1)
+    group.all_ready(new)
+    assert new.said.verdict() is None
 
 
 def test_a_rank_that_was_passed_over_goes_on_at_rank_0s_window(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,21 @@ from typing import Any
 
 import pytest
 
+from fsqueue import QueueConfigError
 from fsqueue.engine.settle import Settler
 from fsqueue.stream.agreement import Rendezvous
 from fsqueue.stream.joining import Places
 from fsqueue.stream.members import Member
 from fsqueue.stream.stream import Stream
+from history.recording import Log
+from simulation.hearts import Hearts
+from simulation.member import MemberScript
+from simulation.observer import Observer
+from simulation.rules import Rules
 from simulation.stream_plan import SILENCE_S, make_stream_plan, stream_plan_from_json
 from simulation.stream_run import StreamOutcome, run_stream
+from simulation.truth import Truth
+from simulation.world import World
 from tests.sweeps.proof import tally
 
 BLOCK = 50
@@ -65,6 +73,27 @@ def test_every_kind_of_member_and_fault_has_its_seeds() -> None:
     assert sum(part.understudy for part in parts) > 20 and sum(part.gone for part in parts) > 20
     assert sum(bool(part.withdraws) for part in parts) > 50 and sum(bool(part.twin_after) for part in parts) > 20
     assert sum(make_stream_plan(seed).quorum for seed in range(150)) > 2
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_a_place_whose_understudy_was_refused_goes_to_one_of_the_two(
+    monkeypatch: pytest.MonkeyPatch, dies: bool
+) -> None:
+    """Where the one that woke has died by then, and nobody else would start it, the understudy is started again."""
+    world, plan, hearts = World(Rules()), make_stream_plan(4), Hearts()
+    truth = Truth(world, Observer(world, Log(lambda line: None, lambda: world.now)))
+    first = MemberScript(world, plan, plan.parts[0], truth, hearts)
+    second = MemberScript(world, plan, plan.parts[0], truth, hearts, instead_of=first)
+    first._taken_over, first.ended = True, "was taken over" if dies else None
+
+    def refuse(self: MemberScript) -> None:
+        raise QueueConfigError("/queue", "has a consumer of this name")
+
+    monkeypatch.setattr(MemberScript, "_open", refuse)
+    ends: list[str | None] = []
+    world.run([lambda: ends.append(second._live())])
+    is_started_again = ends == [None]
+    assert not world.failures and is_started_again == first._taken_over == dies
 
 
 def without(problem: str, monkeypatch: pytest.MonkeyPatch, target: Any, name: str, broken: object) -> StreamOutcome:
