@@ -36,7 +36,7 @@ from fsqueue.log import some, tell
 ROUND_S = 1.0
 IDLE_ROUND_S = 0.05
 _BUSY_ROUND_S = 10.0
-_OWNERS_A_ROUND = 8  # where more lease, who finds refs looks that much less often, since they all do
+_OWNERS_A_ROUND = 8
 LOOKS_A_ROUND = 128
 SETTINGS_S = 30.0
 _NO_LIMIT = 1 << 62
@@ -100,26 +100,28 @@ class Reclaimer:
         timeout_s = self._handle.layout.settings.lease_timeout_s
         return ROUND_S if timeout_s is None or timeout_s > 10 * ROUND_S else timeout_s / 10
 
-    @property
-    def _busy_round_s(self) -> float:
-        longest_s = min(_BUSY_ROUND_S, (self._timeout_s or inf) / 10)
-        return max(self._round_s, min(ROUND_S * len(self._holders) / _OWNERS_A_ROUND, longest_s))
+    def _interval_s(self, idle: bool) -> float:
+        """Return how long after a round the next one is due; where many lease they take turns, since they all look."""
+        turns = max(1.0, len(self._holders) / _OWNERS_A_ROUND)
+        if idle:
+            return min(IDLE_ROUND_S * turns, self._round_s)
+        return max(self._round_s, min(ROUND_S * turns, _BUSY_ROUND_S, (self._timeout_s or inf) / 10))
 
     def due(self, idle: bool) -> bool:
         """Return whether a round is due; that is sooner where idle, with nothing else to hand out."""
         now = self._handle.ops.monotonic()
         if not idle and now < self._quiet_until:
             return False
-        round_s = self._round_s if idle else self._busy_round_s
-        if now - self._last_round_mono >= (min(IDLE_ROUND_S, round_s) if idle else round_s):
+        interval_s = self._interval_s(idle)
+        if now - self._last_round_mono >= interval_s:
             return True
         if self._last_round is None:
             return True
         first = self._first()
         if self._handle.clock.injected:
             now = self._tick()
-            return now >= first or now >= self._last_round + round_s
-        self._quiet_until = min(first, self._last_round_mono + round_s)
+            return now >= first or now >= self._last_round + self._round_s
+        self._quiet_until = min(first, self._last_round_mono + interval_s)
         return now >= first
 
     def _first(self) -> float:

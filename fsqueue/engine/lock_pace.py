@@ -11,7 +11,8 @@ _SHORTEST_S = 0.0002
 _LONGEST_S = 0.02
 _OF_A_TURN = 0.4
 _OF_A_WAIT = 2.0
-_OF_THIS_WAIT = 0.5
+_OF_A_LONG_WAIT = 0.5
+_LONG_TURNS = 2.0
 _LONG_TURN_S = 1.0
 _SMOOTHING = 0.125
 
@@ -40,4 +41,5 @@ class LockPace:
     def pause_s(self, waited_s: float) -> float:
         """Return for how long to pause, on average, after a wait of so long; one that is unusually long slows down."""
         usual_s = min(_OF_A_TURN * self._turn_s, _OF_A_WAIT * self._wait_s)
-        return min(_LONGEST_S, max(_SHORTEST_S, usual_s, _OF_THIS_WAIT * waited_s))
+        overdue_s = waited_s - _LONG_TURNS * self._turn_s
+        return min(_LONGEST_S, max(_SHORTEST_S, usual_s, _OF_A_LONG_WAIT * overdue_s))

@@ -35,8 +35,7 @@ find_line = re.compile(r"^([A-Za-z0-9_%-][A-Za-z0-9._%~-]*)(?: [^\n]{4})?(?:\n|\
 
 def lines_of(stems: Iterable[str]) -> bytes:
     """Return lines that name these, and a blank one before them, which ends what a torn append left behind."""
-    end = f" {_BLANK}\n"
-    return f"\n{end.join(stems)}{end}".encode("ascii")
+    return "\n".join(["", *(f"{stem} {_BLANK}" for stem in stems), ""]).encode("ascii")
 
 
 def length_of(stem: str) -> int:

@@ -313,7 +313,7 @@ def test_a_ref_that_was_not_where_the_order_said_is_named_again(path: Path, moun
     mount.answers.clear()
     mount.ahead_s += 1.1
     assert ids(queue.get(1)) == ["s00002"]
-    assert (path / "order.lock").read_bytes().endswith(b"\ns00000\n")
+    assert (path / "order.lock").read_bytes().endswith(b"\ns00000 ....\n")
     assert "s00000" in ids(queue.get(20))
 
 

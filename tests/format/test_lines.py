@@ -44,6 +44,10 @@ def test_other_numbers_of_partitions_have_no_pattern(count: int) -> None:
     assert finder(0, count) is None
 
 
+def test_no_stems_are_no_lines() -> None:
+    assert lines_of([]).strip() == b"" and lines_of(["a"]) == b"\na ....\n"
+
+
 def test_a_mark_is_filled_in_once_and_in_its_place() -> None:
     """Lines keep their length, so that nobody's offsets move; dead, foreign and unmarked ones stay as they are."""
     lines = lines_of(["a", "b"]) + b"#c ....\nplain\nno stem ....\n"

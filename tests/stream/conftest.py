@@ -19,6 +19,12 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def nowhere(tmp_path: Path) -> Path:
+    """A path at which nothing is yet: the queue is made on a mount that is not what it seems."""
+    return tmp_path / "q"
+
+
+@pytest.fixture
 def queue(path: Path) -> Iterator[Queue]:
     with FileSampleRefQueue(path, durable=False) as it:
         yield it

@@ -12,17 +12,11 @@ from tests.support import ids, numbered, refs
 from tests.support.shared import Shared
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Nothing is there yet: the queue is made on the mount."""
-    return tmp_path / "q"
-
-
-def test_a_view_that_waits_makes_few_operations(path: Path) -> None:
+def test_a_view_that_waits_makes_few_operations(nowhere: Path) -> None:
     """Fewer than two a second, once it has waited for ten; a put is seen within the poll interval all the same."""
-    shared = Shared(path, "nfs4")
+    shared = Shared(nowhere, "nfs4")
     with (
-        FileSampleRefQueue[SampleRef](path, durable=False) as other,
+        FileSampleRefQueue[SampleRef](nowhere, durable=False) as other,
         other.producer("p"),
         TrainerView(shared.queue, batch=1, rest="release") as view,
     ):
@@ -33,19 +27,19 @@ def test_a_view_that_waits_makes_few_operations(path: Path) -> None:
     shared.queue.close()
 
 
-def test_a_close_ends_a_put_that_waits_for_room(path: Path) -> None:
+def test_a_close_ends_a_put_that_waits_for_room(nowhere: Path) -> None:
     """By an error that says so, and not by one of a descriptor that is closed."""
-    shared = Shared(path, "nfs4", durable=False)
+    shared = Shared(nowhere, "nfs4", durable=False)
     shared.queue.put(numbered(8))
     shared.after(60.0, shared.queue.close)
     with pytest.raises(QueueClosedError):
         shared.queue.put_when_below(refs("a"), high=4)
 
 
-def test_a_failure_is_heard_of_after_a_fifth_of_the_time_that_was_waited(path: Path) -> None:
+def test_a_failure_is_heard_of_after_a_fifth_of_the_time_that_was_waited(nowhere: Path) -> None:
     """And after 15 s at most."""
-    shared = Shared(path, "nfs4")
-    with FileSampleRefQueue[SampleRef](path, durable=False) as other:
+    shared = Shared(nowhere, "nfs4")
+    with FileSampleRefQueue[SampleRef](nowhere, durable=False) as other:
         producer = other.producer("p")
         with TrainerView(shared.queue, batch=1) as view:
             failed_at = shared.after(60.0, lambda: producer.fail("a test"))
@@ -55,11 +49,11 @@ def test_a_failure_is_heard_of_after_a_fifth_of_the_time_that_was_waited(path: P
     shared.queue.close()
 
 
-def test_a_stop_ends_the_wait_of_a_view_at_once(path: Path) -> None:
+def test_a_stop_ends_the_wait_of_a_view_at_once(nowhere: Path) -> None:
     """However long its pauses are by then."""
-    shared, stop = Shared(path, "nfs4"), threading.Event()
+    shared, stop = Shared(nowhere, "nfs4"), threading.Event()
     with (
-        FileSampleRefQueue[SampleRef](path, durable=False) as other,
+        FileSampleRefQueue[SampleRef](nowhere, durable=False) as other,
         other.producer("p"),
         TrainerView(shared.queue, batch=1) as view,
     ):
@@ -69,10 +63,10 @@ def test_a_stop_ends_the_wait_of_a_view_at_once(path: Path) -> None:
     shared.queue.close()
 
 
-def test_a_producer_that_waits_for_room_makes_few_operations(path: Path) -> None:
+def test_a_producer_that_waits_for_room_makes_few_operations(nowhere: Path) -> None:
     """Fewer than two a second, once it has waited for ten; its timeout ends when it is to."""
-    shared = Shared(path, "nfs4")
-    with FileSampleRefQueue[SampleRef](path, durable=False) as other, other.consumer("c"):
+    shared = Shared(nowhere, "nfs4")
+    with FileSampleRefQueue[SampleRef](nowhere, durable=False) as other, other.consumer("c"):
         shared.queue.put(numbered(8))
         with pytest.raises(StreamStalledError):
             shared.queue.put_when_below(refs("late"), high=8, low=4, timeout_s=130.0)

@@ -47,10 +47,10 @@ BASE = time.time()
 
 
 @pytest.fixture
-def shared(path: Path, monkeypatch: pytest.MonkeyPatch) -> Shared:
+def shared(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> Shared:
     """A handle whose filesystem's clock goes as its own."""
-    found = Shared(path, "nfs4", lease_timeout_s=60.0)
-    with FileSampleRefQueue[SampleRef](path, durable=False) as other:
+    found = Shared(nowhere, "nfs4", lease_timeout_s=60.0)
+    with FileSampleRefQueue[SampleRef](nowhere, durable=False) as other:
         other.put(refs("first"))
     found.queue.ack(found.queue.get(1))
     found.queue.stream()
