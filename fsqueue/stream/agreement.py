@@ -112,7 +112,7 @@ class Rendezvous:
 
     def _decide(self, listing: list[str]) -> Verdict | None:
         if self._decided is None or self._decided.window != self.window:
-            if self._has_predecessor_ended(listing):
+            if self._decided is None and self._has_predecessor_ended(listing):
                 return "end"
             self._catch_up(listing)
             posts = self._said(listing)

@@ -188,6 +188,19 @@ def test_the_end_of_an_earlier_run_does_not_end_a_new_rank_0(group: Group, rank_
     assert new.said.verdict() is None
 
 
+def test_an_end_that_a_replaced_rank_0_says_late_does_not_end_a_successor_that_has_decided(group: Group) -> None:
+    """All have spoken to that one by then, whoever leaves afterwards."""
+    new = group.start(0, attempt=1)
+    group.all_ready(new, group.one)
+    new.opens_a_window()
+    group.one.opens_a_window()
+    late = group.path / "stream" / f"verdict@default.{group.zero.queue.owner}@0.end.json"
+    late.write_text(f'{{"owners":["{group.zero.queue.owner}","{group.one.queue.owner}"]}}')
+    group.one.member.close()
+    group.all_ready(new)
+    assert new.said.verdict() is None
+
+
 def test_a_rank_that_was_passed_over_goes_on_at_rank_0s_window(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank 0 shows itself further on, and nothing binds this rank: but not before a second look, a second later."""
     group.all_ready(group.zero, group.one)
