@@ -260,9 +260,10 @@ class MemberScript:
 
     def _has_ended(self, queue: FileSampleRefQueue[SampleRef]) -> bool:
         queue.stream().raise_failures("producer")
+        since = self._world.now
         if not queue.drained():
             return False
-        self._truth.judge_end([part.name for part in self._plan.of("producer")], self._plan.quorum)
+        self._truth.judge_end([part.name for part in self._plan.of("producer")], self._plan.quorum, since)
         return True
 
     def _train_in_step(self, queue: FileSampleRefQueue[SampleRef], facts: dict[str, Any]) -> None:

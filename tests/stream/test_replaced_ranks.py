@@ -170,6 +170,19 @@ def test_the_end_of_a_replaced_rank_0_by_which_another_rank_has_left_ends_all(th
     assert (new.said.verdict(), two.said.verdict()) == ("end", "end")
 
 
+def test_ranks_that_were_started_again_after_another_had_come_to_the_end_end_together(three: Group) -> None:
+    """Nothing is left for any of them; while one of the rest is at work, or has work, they wait."""
+    three.others[0].member.withdraw()
+    new, two = three.start(0, attempt=1), three.start(2, attempt=1)
+    three.all_ready(new, two, standing="starved")
+    assert new.said.verdict() is None
+    three.one.member.close()
+    three.all_ready(new)
+    assert new.said.verdict() is None
+    three.all_ready(new, standing="starved")
+    assert (new.said.verdict(), two.said.verdict()) == ("end", "end")
+
+
 @pytest.mark.parametrize("rank_0_closed", [True, False])
 def test_the_end_of_an_earlier_run_does_not_end_a_new_rank_0(group: Group, rank_0_closed: bool) -> None:
     """Its rank 0 had closed as well, or the others had before the new one came."""
@@ -184,6 +197,19 @@ def test_the_end_of_an_earlier_run_does_not_end_a_new_rank_0(group: Group, rank_
         (closed,) = (group.path / "stream").glob("consumer@*@closed.json")
         os.utime(closed, (1e9, 1e9))
         new = group.start(0, attempt=1)
+    group.all_ready(new)
+    assert new.said.verdict() is None
+
+
+def test_an_end_that_a_replaced_rank_0_says_late_does_not_end_a_successor_that_has_decided(group: Group) -> None:
+    """All have spoken to that one by then, whoever leaves afterwards."""
+    new = group.start(0, attempt=1)
+    group.all_ready(new, group.one)
+    new.opens_a_window()
+    group.one.opens_a_window()
+    late = group.path / "stream" / f"verdict@default.{group.zero.queue.owner}@0.end.json"
+    late.write_text(f'{{"owners":["{group.zero.queue.owner}","{group.one.queue.owner}"]}}')
+    group.one.member.close()
     group.all_ready(new)
     assert new.said.verdict() is None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,6 +74,18 @@ def test_every_kind_of_member_and_fault_has_its_seeds() -> None:
     assert sum(part.understudy for part in parts) > 20 and sum(part.gone for part in parts) > 20
     assert sum(bool(part.withdraws) for part in parts) > 50 and sum(bool(part.twin_after) for part in parts) > 20
     assert sum(make_stream_plan(seed).quorum for seed in range(150)) > 2
+
+
+@pytest.mark.parametrize("looked_s", [1.0, 0.0])
+def test_a_quorum_does_not_wait_for_who_joins_while_another_one_looks(looked_s: float) -> None:
+    """Whoever was at work before the look began ends nothing early by its being there."""
+    world = World(Rules())
+    truth = Truth(world, Observer(world, Log(lambda line: None, lambda: world.now)))
+    member = SimpleNamespace(name="a", _record=SimpleNamespace(process=SimpleNamespace(owner="a.1.00000a")))
+    truth.joined(member, world.now)  # type: ignore[arg-type]
+    truth.closed.add("b")
+    truth.judge_end(["a", "b"], 1, world.now - looked_s)
+    assert bool(truth.problems) == (looked_s == 0.0)
 
 
 @pytest.mark.parametrize("dies", [True, False])
