@@ -66,10 +66,10 @@ class Truth:
         self._leaving.add(self.at_work.pop(name, ""))
 
     def joined(self, member: Membership, since: float) -> None:
-        """Note that one has joined, which it began at that time."""
+        """Note that one has joined, which it began at that time; it may have hung before anybody could see it."""
         self._beats[member._record.process.owner].append(since)
         self.at_work[member.name] = member._record.process.owner
-        self._seen[member.name].append(since)
+        self._seen[member.name].append(self._world.now)
         self._joined_at[member._record.process.owner] = self._world.now
         self.moved()
 

@@ -76,13 +76,27 @@ def test_every_kind_of_member_and_fault_has_its_seeds() -> None:
     assert sum(make_stream_plan(seed).quorum for seed in range(150)) > 2
 
 
+def one_that_has_joined() -> tuple[World, Truth, Any]:
+    world = World(Rules())
+    truth = Truth(world, Observer(world, Log(lambda line: None, lambda: world.now)))
+    member: Any = SimpleNamespace(name="a", _record=SimpleNamespace(process=SimpleNamespace(owner="a.1.00000a")))
+    truth.joined(member, world.now)
+    return world, truth, member
+
+
+@pytest.mark.parametrize("away_s", [45.0, 30.0])
+def test_one_that_hangs_as_it_joins_is_away_until_it_has_joined(away_s: float) -> None:
+    world, truth, member = one_that_has_joined()
+    world.now += away_s
+    truth.joined(member, world.now - 25.0)
+    truth.judge_error(TimeoutError("missing"), "producer 'a' (pid 1)", 40.0)
+    assert bool(truth.problems) == (away_s < 40.0)
+
+
 @pytest.mark.parametrize("looked_s", [1.0, 0.0])
 def test_a_quorum_does_not_wait_for_who_joins_while_another_one_looks(looked_s: float) -> None:
     """Whoever was at work before the look began ends nothing early by its being there."""
-    world = World(Rules())
-    truth = Truth(world, Observer(world, Log(lambda line: None, lambda: world.now)))
-    member = SimpleNamespace(name="a", _record=SimpleNamespace(process=SimpleNamespace(owner="a.1.00000a")))
-    truth.joined(member, world.now)  # type: ignore[arg-type]
+    world, truth, _member = one_that_has_joined()
     truth.closed.add("b")
     truth.judge_end(["a", "b"], 1, world.now - looked_s)
     assert bool(truth.problems) == (looked_s == 0.0)
