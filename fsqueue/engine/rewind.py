@@ -56,6 +56,7 @@ def rewind(
         refuse_while_held(handle.layout, handle.moves.owners_holding() - {handle.owner})
     handle.presence.announce()
     returned: list[str] = []
+    came: set[str] = set()  # of returned: one that is leased and acked again meanwhile has been trained since
     stayed: set[tuple[int, str]] = set()  # by step and stem: a file may have another name at the next look
     missed: set[tuple[int, str]] = set()
     pauses = Pauses(handle.ops)
@@ -67,14 +68,14 @@ def rewind(
         total = seen + (parts.refs or 0)
         for part in parts:
             with BringingBack(handle, after_step, part) as back:
-                found = [acked for acked in back.acked_later() if acked[:2] not in stayed]
+                found = [it for it in back.acked_later() if it[1] not in came and it[:2] not in stayed]
                 later = [acked for acked in found if look <= _LOOKS or acked[:2] in wanted]
                 total = max(total, seen + len(later))
                 for batch in batches(later, handle.layout.batch_size):
                     before = len(returned)
                     settled = {acked[:2] for acked in back.put_back(batch, returned)}
-                    moved = set(returned[before:])
-                    stayed.update(acked for acked in settled if acked[1] not in moved)
+                    came.update(returned[before:])
+                    stayed.update(acked for acked in settled if acked[1] not in came)
                     missed.update(acked[:2] for acked in batch if acked[:2] not in settled)
                     seen += len(settled)
                     if each is not None:

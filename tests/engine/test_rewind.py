@@ -121,6 +121,24 @@ def test_more_than_one_part_holds_come_again_in_one_order(
     assert_clean(path)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_is_trained_again_meanwhile_does_not_come_a_second_time(path: Path, packed: bool) -> None:
+    """A trainer that goes on from the checkpoint acks at the same steps, between the two looks of a rewind."""
+    with FileSampleRefQueue(path, durable=False) as queue, FileSampleRefQueue(path, durable=False) as trainer:
+        acked_at(queue, 1, *refs("a", "b"))
+        if packed:
+            pack(path, 0)
+        again = iter([1])
+
+        def train(done: int, total: int | None) -> None:
+            for step in again:
+                trainer.ack(trainer.get(2), step=step)
+
+        assert rewind(queue.handle, queue.engine.reclaimer, 0, True, train) == ["a", "b"]
+        assert queue.depth() == 0
+    assert_clean(path)
+
+
 def test_force_asks_nobody_and_takes_nothing_back(path: Path) -> None:
     with acked(path) as queue:
         with Child(lease_and_obey, path, 1, {"durable": False}) as child:
