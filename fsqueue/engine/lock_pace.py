@@ -7,11 +7,13 @@ times in a turn, which is as long for all who take turns: so all look equally of
 
 from __future__ import annotations
 
-_SHORTEST_S = 0.0002
+_SHORTEST_S = 0.00005
+_GROWTH = 0.5
+_BRISK_S = 0.002
 _LONGEST_S = 0.02
 _OF_A_TURN = 0.4
+_SHORT_TURN_S = 0.002  # in which only a few take turns, whose looks cost little
 _OF_A_WAIT = 2.0
-_OF_A_LONG_WAIT = 0.5
 _LONG_TURNS = 2.0
 _LONG_TURN_S = 1.0
 _SMOOTHING = 0.125
@@ -40,6 +42,7 @@ class LockPace:
 
     def pause_s(self, waited_s: float) -> float:
         """Return for how long to pause, on average, after a wait of so long; one that is unusually long slows down."""
-        usual_s = min(_OF_A_TURN * self._turn_s, _OF_A_WAIT * self._wait_s)
-        overdue_s = waited_s - _LONG_TURNS * self._turn_s
-        return min(_LONGEST_S, max(_SHORTEST_S, usual_s, _OF_A_LONG_WAIT * overdue_s))
+        usual_s = min(_OF_A_TURN * (self._turn_s - _SHORT_TURN_S), _OF_A_WAIT * self._wait_s)
+        brisk_s = min(_GROWTH * waited_s, _BRISK_S)
+        late_s = _GROWTH * (waited_s - _LONG_TURNS * self._turn_s)
+        return min(_LONGEST_S, max(_SHORTEST_S, usual_s, brisk_s, late_s))

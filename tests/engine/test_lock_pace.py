@@ -37,6 +37,11 @@ def test_all_who_share_turns_look_equally_often_whatever_they_waited() -> None:
     assert learned(0.03, 0.01).pause_s(0.0) == learned(0.03, 0.025).pause_s(0.0)
 
 
+def test_a_few_that_take_short_turns_look_soon() -> None:
+    """Four processes that put one ref after the other: a pause of half a turn would leave the lock free meanwhile."""
+    assert learned(0.0014, 0.0008).pause_s(0.0) <= 0.0002
+
+
 def test_short_waits_between_long_turns_stay_short() -> None:
     """A trainer that gets once a second, and waits for a put's piece then, looks within some milliseconds."""
     assert learned(1.0, 0.002).pause_s(0.0) <= 0.005
