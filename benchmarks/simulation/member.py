@@ -150,11 +150,9 @@ class MemberScript:
             other = self._instead_of
             if other.was_stopped_all_along(began_at) if other is not None else not self._taken_over:
                 self._truth.problems.append(f"refused: {error}")
-            self._truth.refusals += 1
             if other is not None and not self._has_joined:
-                if other.ended is not None:  # it beat, and died: a scheduler that has nobody else there tries again
-                    return self._after_a_while()
                 other._taken_over = False
+            self._truth.refusals += 1
             return "was refused, since the other one lives"
         except FsQueueError as error:
             self._world.say(f"{self.name}  !! {error}")
@@ -260,10 +258,9 @@ class MemberScript:
 
     def _has_ended(self, queue: FileSampleRefQueue[SampleRef]) -> bool:
         queue.stream().raise_failures("producer")
-        since = self._world.now
         if not queue.drained():
             return False
-        self._truth.judge_end([part.name for part in self._plan.of("producer")], self._plan.quorum, since)
+        self._truth.judge_end([part.name for part in self._plan.of("producer")], self._plan.quorum)
         return True
 
     def _train_in_step(self, queue: FileSampleRefQueue[SampleRef], facts: dict[str, Any]) -> None:

@@ -48,7 +48,6 @@ class Truth:
         self._beats: dict[str, list[float]] = defaultdict(list)
         self._seen: dict[str, list[float]] = defaultdict(list)  # when each was there, in order
         self._leaving: set[str] = set()
-        self._joined_at: dict[str, float] = {}  # by owner
 
     def moved(self) -> None:
         self.moved_at = self._world.now
@@ -66,11 +65,10 @@ class Truth:
         self._leaving.add(self.at_work.pop(name, ""))
 
     def joined(self, member: Membership, since: float) -> None:
-        """Note that one has joined, which it began at that time; it may have hung before anybody could see it."""
+        """Note that one has joined, which it began at that time."""
         self._beats[member._record.process.owner].append(since)
         self.at_work[member.name] = member._record.process.owner
-        self._seen[member.name].append(self._world.now)
-        self._joined_at[member._record.process.owner] = self._world.now
+        self._seen[member.name].append(since)
         self.moved()
 
     def has_trained(self, sample_id: str, who: str) -> None:
@@ -86,11 +84,9 @@ class Truth:
             if member.standing == "silent" and silent_s < member.silence_s - _MARGIN_S:
                 self.problems.append(f"called silent: {member.describe()}, silent for {silent_s:.1f} s at most")
 
-    def _beats_at_work(self, name: str, since: float) -> bool:
+    def _beats_at_work(self, name: str) -> bool:
         owner = self.at_work.get(name)
-        if owner is None or self._joined_at[owner] > since:
-            return False
-        return self._longest_silence_s(owner, self._world.now) < SILENCE_S - _MARGIN_S
+        return owner is not None and self._longest_silence_s(owner, self._world.now) < SILENCE_S - _MARGIN_S
 
     def _longest_silence_s(self, owner: str, since: float) -> float:
         """How long after a beat any moment was, from then to now; one that died, or hung, as it joined had none."""
@@ -111,14 +107,11 @@ class Truth:
         if name not in self.gone and away_s < await_s - _MARGIN_S:
             self.problems.append(f"called missing: {error}")
 
-    def judge_end(self, producers: list[str], quorum: int, since: float) -> None:
-        """The stream is over: all have closed that have to, and nothing can be delivered any more.
-
-        Whoever joins while another one looks, since that time, may find the stream over: a quorum does not wait for it.
-        """
+    def judge_end(self, producers: list[str], quorum: int) -> None:
+        """The stream is over: all have closed that have to, and nothing can be delivered any more."""
         open_yet = sorted(set(producers) - self.closed)
         if quorum and len(self.closed) >= quorum:
-            open_yet = [name for name in open_yet if self._beats_at_work(name, since)]
+            open_yet = [name for name in open_yet if self._beats_at_work(name)]
         if open_yet:
             self.problems.append(f"ended early: {', '.join(open_yet)} had not closed")
         live = [

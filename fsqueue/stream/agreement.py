@@ -14,14 +14,11 @@ A rank that was started again beside the others, whether or not its predecessor 
 
 So the windows of those who are members never stay apart, whoever else still writes. Rank 0 leaves verdicts of its
 predecessor where they are, for the ranks that have not read them; the next verdict takes them away.
-
-Where rank 0 is replaced as soon as it has said end, some ranks take that for theirs, and others follow its successor by
-then. So once one that this end binds has closed, it is the end for the others, and for the successor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 import msgspec
@@ -29,7 +26,7 @@ import msgspec
 from fsqueue.engine.handle import Handle
 from fsqueue.engine.layout import read_json
 from fsqueue.errors import QueueConfigError
-from fsqueue.stream.members import Member, open_file, parse_member
+from fsqueue.stream.members import Member, open_file
 from fsqueue.stream.posts import Decision, Grammar, Post, PostName, Standing, Verdict, VerdictName
 from fsqueue.stream.stream import Stream
 
@@ -58,7 +55,6 @@ class Rendezvous:
         self._me = stream.new_voice()
         self._leader: str | None = handle.owner if rank == 0 else None
         self._shown: dict[str, tuple[str, bytes]] = {}
-        self._standing: Standing | None = None  # as this rank has said last
         self._spoke_at = -1  # the last window for which this rank has posted
         self._decided: VerdictName | None = None
         self._decision = b""
@@ -100,7 +96,6 @@ class Rendezvous:
             content = msgspec.json.encode(Post(self._me, self._leader, refs))
             said = PostName(self._rank, self._handle.owner, self.window, standing)
             self._show("post", self._grammar.post(said), content)
-            self._standing = standing
             self._spoke_at = self.window
 
     def verdict(self) -> Verdict | None:
@@ -114,17 +109,14 @@ class Rendezvous:
 
     def _decide(self, listing: list[str]) -> Verdict | None:
         if self._decided is None or self._decided.window != self.window:
-            if self._decided is None and self._has_predecessor_ended(listing):
-                return "end"
             self._catch_up(listing)
             posts = self._said(listing)
-            if len(posts) < len(self._members) and not self._have_closed_all_but(posts, listing):
+            if len(posts) < len(self._members):
                 return None
-            self._require_one_size({rank: post for rank, (_, post) in posts.items()})
-            go = all(rank in posts and posts[rank][0].standing == "ready" for rank in range(len(self._members)))
+            self._require_one_size([post for _, post in posts])
+            go = all(name.standing == "ready" for name, _ in posts)
             self._decided = VerdictName(self._handle.owner, self.window, "go" if go else "end")
-            bound = [posts[rank][1].owner if rank in posts else "" for rank in range(len(self._members))]
-            self._decision = msgspec.json.encode(Decision(bound))
+            self._decision = msgspec.json.encode(Decision([post.owner for _, post in posts]))
         decided = self._grammar.verdict(self._decided)
         self._show("verdict", decided, self._decision)
         if not self._has_cleared:
@@ -132,21 +124,12 @@ class Rendezvous:
             self._has_cleared = True
         return self._decided.verdict
 
-    def _said(self, listing: list[str]) -> dict[int, tuple[PostName, Post]]:
-        """Return what the ranks say to this one, rank 0, on the current window; nothing before all may have."""
+    def _said(self, listing: list[str]) -> list[tuple[PostName, Post]]:
+        """Return what the ranks say to this one, rank 0, on the current window, one post a rank, in their order."""
         there = [name for name in self._of_members(listing) if name.window == self.window]
-        if len({name.rank for name in there}) < len(self._members) and self._standing != "starved":
-            return {}
-        return {said[0].rank: said for said in self._to_me(there)}
-
-    def _have_closed_all_but(self, said: Container[int], listing: list[str]) -> bool:
-        """Tell whether this rank, and others that were started again, find that the rest had come to the end.
-
-        One that has closed speaks no more; and where this rank is starved, it would find nothing either.
-        """
-        if self._standing != "starved" or not any(parse_member(name) == ("consumer", "closed") for name in listing):
-            return False
-        return self._stream.have_closed([name for rank, name in enumerate(self._members) if rank not in said])
+        if len({name.rank for name in there}) < len(self._members):
+            return []
+        return [said for _, said in sorted({said[0].rank: said for said in self._to_me(there)}.items())]
 
     def _to_me(self, found: list[PostName]) -> list[tuple[PostName, Post]]:
         read = [(name, self._read(self._grammar.post(name), Post)) for name in found]
@@ -165,23 +148,8 @@ class Rendezvous:
     def _open_file(self, rank: int, owner: str) -> str:
         return open_file("consumer", self._members[rank], owner)
 
-    def _has_predecessor_ended(self, listing: list[str]) -> bool:
-        """Tell whether the rank 0 whose place this one took had said end, and another rank has left by that since.
-
-        After an earlier run's end rank 0 has closed, too; or the others had, before this one came.
-        """
-        ends = [name for name in self._grammar.verdicts(listing) if name.verdict == "end"]
-        return any(
-            self._stream.succeeds("consumer", self._members[0], end.leader) and self._has_ended_any(self._owners(end))
-            for end in ends
-        )
-
-    def _has_ended_any(self, bound: list[str]) -> bool:
-        """Tell whether one of those whom an end binds has closed."""
-        return not self._stream.closed_owners("consumer").isdisjoint(voice.partition("+")[0] for voice in bound)
-
-    def _require_one_size(self, said: Mapping[int, Post]) -> None:
-        sizes = {rank: post.refs for rank, post in sorted(said.items()) if post.refs}
+    def _require_one_size(self, said: list[Post]) -> None:
+        sizes = {rank: post.refs for rank, post in enumerate(said) if post.refs}
         if len(set(sizes.values())) > 1:
             wanted = ", ".join(f"rank {rank} {refs}" for rank, refs in sizes.items())
             raise QueueConfigError(
@@ -216,7 +184,7 @@ class Rendezvous:
         for said in self._verdicts_here(listing, lead if is_behind else None):
             owners = self._owners(said)
             if owners[self._rank :][:1] == [self._me]:
-                if said.verdict == "go" or self._is_still_led_by(said.leader) or self._has_ended_any(owners):
+                if said.verdict == "go" or self._is_still_led_by(said.leader):
                     return said.verdict
             elif owners and lead is not None and self._is_of(lead, said, owners[0]):
                 passed = said.verdict

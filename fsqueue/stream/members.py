@@ -125,11 +125,6 @@ def open_file(role: Role, name: str, owner: str) -> str:
     return _file(role, name, owner, "open")
 
 
-def kept_files(role: Role, name: str, owner: str) -> set[str]:
-    """Return the names of a member's files while its place is its own, or kept for a successor."""
-    return {_file(role, name, owner, state) for state in STATES if state != "closed"}
-
-
 def _file(role: Role, name: str, owner: str, state: State) -> str:
     return f"{role}@{names.owner_name(name)}-{owner}@{state}{names.SUFFIX}"
 

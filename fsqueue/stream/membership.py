@@ -20,7 +20,7 @@ from fsqueue.engine.layout import open_root
 from fsqueue.errors import MemberFailedError, MemberReplacedError
 from fsqueue.format.codec import tidy
 from fsqueue.log import tell
-from fsqueue.stream.members import Record, Role, State, has_namesake_in, kept_files, member_file
+from fsqueue.stream.members import Record, Role, State, has_namesake_in, member_file
 from fsqueue.stream.sigterm import SigtermHandler
 
 
@@ -198,10 +198,6 @@ class Membership:
     @property
     def place(self) -> tuple[Role, str]:
         return self.role, self.name
-
-    def succeeds(self, owner: str) -> bool:
-        """Tell whether it took the place of the member that this handle's owner was, and that had not closed."""
-        return not kept_files(self.role, self.name, owner).isdisjoint(self._before_it)
 
     @property
     def has_left(self) -> bool:

@@ -86,7 +86,6 @@ class Stream:
         self._watched_at = -1e9
         self._failures_seen: set[str] = set()
         self._seen: set[str] = set()  # files of members at work
-        self._ever_seen: set[str] = set()
         self._mine: WeakSet[Membership] = WeakSet()
         self._doubts = Doubts(handle.awake)
         self._beat_s = BEAT_S
@@ -229,7 +228,6 @@ class Stream:
                 for membership in list(self._mine):
                     membership.beat()
         self._seen = at_work
-        self._ever_seen |= at_work
 
     def raise_if_replaced(self, role: Role) -> None:
         """Raise a MemberReplacedError where a successor has taken the place of one of this handle's own members."""
@@ -280,14 +278,6 @@ class Stream:
     def _happened_before(self, member: Member) -> bool:
         """Tell whether a member was last there before this handle was opened: that is an earlier run's affair."""
         return member.age_s > self._open_s()
-
-    def _closed_before(self, member: Member) -> bool:
-        """Tell whether a member that has closed had done so before this handle was opened.
-
-        RACE: its file bears the stamp of its last beat, which may be older than this handle all the same.
-        """
-        file = member_file(member.role, member.record, "open")
-        return file not in self._ever_seen and self._happened_before(member)
 
     def _why_not_to_wait(self, member: Member) -> MemberFailedError | None:
         record, policy = member.record, member.policy
@@ -347,7 +337,7 @@ class Stream:
         """
         for member in found:
             closed = member.role == "consumer" and member.state == "closed" and member.record.name in among
-            if closed and (not self._closed_before(member) or self._open_s() > member.policy.await_s):
+            if closed and (not self._happened_before(member) or self._open_s() > member.policy.await_s):
                 return member
         return None
 
@@ -402,20 +392,8 @@ class Stream:
         found = [member for member in members if (member.role, member.record.name) == (role, name)]
         there = [member.record.process.owner for member in found if member.state == "open"]
         if before is None and not there:
-            there = [it.record.process.owner for it in found if it.state == "closed" and not self._closed_before(it)]
+            there = [it.record.process.owner for it in found if it.state == "closed" and not self._happened_before(it)]
         return there[0] if len(there) == 1 else before
-
-    def succeeds(self, role: Role, name: str, owner: str) -> bool:
-        """Tell whether this handle's member of that name took the place of an owner's, which had not closed."""
-        return any(member.place == (role, name) and member.succeeds(owner) for member in list(self._mine))
-
-    def closed_owners(self, role: Role) -> set[str]:
-        """Return the owners of those members that have closed since this handle was opened."""
-        return {
-            member.record.process.owner
-            for member in self.members()
-            if (member.role, member.state) == (role, "closed") and not self._closed_before(member)
-        }
 
     def new_voice(self) -> str:
         """Return a name for one view of this handle, by which its words are told from those of its earlier views."""

@@ -369,19 +369,6 @@ def test_a_member_that_cannot_be_asked_is_awaited_once_silent(queue: Queue, path
         queue.stream().raise_failures("producer")
 
 
-def test_one_that_closed_between_two_beats_has_left_whoever_saw_it_at_work(path: Path) -> None:
-    """Its file bears the stamp of its last beat, before the other one came; who comes later is told nothing."""
-    with ExitStack() as stack:
-        first, other, later = [stack.enter_context(FileSampleRefQueue(path, durable=False)) for _ in range(3)]
-        member = first.consumer("run-0")
-        assert len(other.stream().members()) == 1
-        member.close()
-        (closed,) = (path / "stream").glob("consumer@run-0-*@closed.json")
-        os.utime(closed, (1e9, 1e9))
-        told = [each.stream().left(["run-0"], each.stream().members()) for each in (other, later)]
-        assert [one is not None for one in told] == [True, False]
-
-
 def test_ranks_whose_windows_have_come_apart_meet_again(path: Path) -> None:
     """Rank 1 has followed a predecessor of rank 0 to window 2, and rank 2 has spoken on window 0 before rank 0 did."""
     names = [f"run-{rank}" for rank in range(3)]

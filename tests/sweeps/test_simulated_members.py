@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from fsqueue import QueueConfigError
 from fsqueue.engine.settle import Settler
 from fsqueue.stream.agreement import Rendezvous
 from fsqueue.stream.joining import Places
 from fsqueue.stream.members import Member
 from fsqueue.stream.stream import Stream
-from history.recording import Log
-from simulation.hearts import Hearts
-from simulation.member import MemberScript
-from simulation.observer import Observer
-from simulation.rules import Rules
 from simulation.stream_plan import SILENCE_S, make_stream_plan, stream_plan_from_json
 from simulation.stream_run import StreamOutcome, run_stream
-from simulation.truth import Truth
-from simulation.world import World
 from tests.sweeps.proof import tally
 
 BLOCK = 50
@@ -74,53 +65,6 @@ def test_every_kind_of_member_and_fault_has_its_seeds() -> None:
     assert sum(part.understudy for part in parts) > 20 and sum(part.gone for part in parts) > 20
     assert sum(bool(part.withdraws) for part in parts) > 50 and sum(bool(part.twin_after) for part in parts) > 20
     assert sum(make_stream_plan(seed).quorum for seed in range(150)) > 2
-
-
-def one_that_has_joined() -> tuple[World, Truth, Any]:
-    world = World(Rules())
-    truth = Truth(world, Observer(world, Log(lambda line: None, lambda: world.now)))
-    member: Any = SimpleNamespace(name="a", _record=SimpleNamespace(process=SimpleNamespace(owner="a.1.00000a")))
-    truth.joined(member, world.now)
-    return world, truth, member
-
-
-@pytest.mark.parametrize("away_s", [45.0, 30.0])
-def test_one_that_hangs_as_it_joins_is_away_until_it_has_joined(away_s: float) -> None:
-    world, truth, member = one_that_has_joined()
-    world.now += away_s
-    truth.joined(member, world.now - 25.0)
-    truth.judge_error(TimeoutError("missing"), "producer 'a' (pid 1)", 40.0)
-    assert bool(truth.problems) == (away_s < 40.0)
-
-
-@pytest.mark.parametrize("looked_s", [1.0, 0.0])
-def test_a_quorum_does_not_wait_for_who_joins_while_another_one_looks(looked_s: float) -> None:
-    """Whoever was at work before the look began ends nothing early by its being there."""
-    world, truth, _member = one_that_has_joined()
-    truth.closed.add("b")
-    truth.judge_end(["a", "b"], 1, world.now - looked_s)
-    assert bool(truth.problems) == (looked_s == 0.0)
-
-
-@pytest.mark.parametrize("dies", [True, False])
-def test_a_place_whose_understudy_was_refused_goes_to_one_of_the_two(
-    monkeypatch: pytest.MonkeyPatch, dies: bool
-) -> None:
-    """Where the one that woke has died by then, and nobody else would start it, the understudy is started again."""
-    world, plan, hearts = World(Rules()), make_stream_plan(4), Hearts()
-    truth = Truth(world, Observer(world, Log(lambda line: None, lambda: world.now)))
-    first = MemberScript(world, plan, plan.parts[0], truth, hearts)
-    second = MemberScript(world, plan, plan.parts[0], truth, hearts, instead_of=first)
-    first._taken_over, first.ended = True, "was taken over" if dies else None
-
-    def refuse(self: MemberScript) -> None:
-        raise QueueConfigError("/queue", "has a consumer of this name")
-
-    monkeypatch.setattr(MemberScript, "_open", refuse)
-    ends: list[str | None] = []
-    world.run([lambda: ends.append(second._live())])
-    is_started_again = ends == [None]
-    assert not world.failures and is_started_again == first._taken_over == dies
 
 
 def without(problem: str, monkeypatch: pytest.MonkeyPatch, target: Any, name: str, broken: object) -> StreamOutcome:
