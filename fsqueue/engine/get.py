@@ -6,6 +6,7 @@ stray, which the next call gives back to pending/.
 
 from __future__ import annotations
 
+import errno
 import warnings
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -279,7 +280,10 @@ class Getter(Generic[R]):
     def _read(self, leased: list[Claim], claim: Claim, content: Callable[[Claim], bytes]) -> R | None:
         """Return the ref in a file that this handle leases; None where it is none, or the lease is gone already."""
         try:
-            data = content(claim)
+            try:
+                data = content(claim)
+            except OSError as error:
+                data = self._read_anew(claim, error)
             self._unread.note_success()
             ref = self._codec.decode(data)
             named = names.stem_of(id_of_ref(ref))
@@ -299,6 +303,13 @@ class Getter(Generic[R]):
         if named == claim.stem or self._rename(claim, named, leased):
             return ref
         return None
+
+    def _read_anew(self, claim: Claim, error: OSError) -> bytes:
+        """Read a file again that is there though its handle was stale; raise any other error as it is."""
+        handle = self._handle
+        if error.errno != errno.ESTALE or handle.moves.is_gone(handle.layout.leased, claim.name, error):
+            raise error
+        return self._content(claim)
 
     def _note_ending(self, claim: Claim, error: BaseException) -> None:
         """Raise another error where what ends a program came from the reading of this ref again and again.

@@ -191,6 +191,22 @@ def test_another_life_of_the_same_name_that_comes_at_the_same_moment(path: Path)
 # Stale handles
 
 
+def test_a_ref_whose_handle_is_stale_for_a_moment_is_read_all_the_same(path: Path, mount: Mount) -> None:
+    """It counts as no failure of the ref, of which the last one would bury it."""
+    queue = mount.open_queue(path)
+    queue.put(refs("a"))
+    moments = ["the first"]
+
+    def stale(call: Answer, name: str, *args: Any, **kwargs: Any) -> int:
+        if name.startswith("a@") and moments:
+            moments.clear()
+            raise OSError(errno.ESTALE, "stale", name)
+        return int(call(name, *args, **kwargs))
+
+    mount.answers["open"] = stale
+    assert ids(queue.get(1)) == ["a"]
+
+
 def test_stale_handles_do_not_end_a_lease(path: Path, mount: Mount) -> None:
     """An ESTALE of the file proves nothing while a listing shows it: fail says so, and the lease goes on."""
     queue = mount.open_queue(path)
