@@ -355,6 +355,13 @@ def work_until_killed(path: Path, seed: int, tell: int) -> None:
         controller.fail_refs("t", leased[cut:], "again", True)
 
 
+def _has_said(fd: int, patience_s: float) -> bool:
+    """Wait for a pipe to have something; by poll, since a test process may have more descriptors than select takes."""
+    looking = select.poll()
+    looking.register(fd, select.POLLIN)
+    return bool(looking.poll(1000 * patience_s))
+
+
 def run_and_kill(path: Path, seed: int, steps: int, delay_s: float) -> list[tuple[str, list[str]]]:
     """Fork a worker, kill it some time after it has told so many steps, and reap it.
 
@@ -372,12 +379,12 @@ def run_and_kill(path: Path, seed: int, steps: int, delay_s: float) -> list[tupl
     said = b""
     try:
         while said.count(b"\n") < steps:
-            assert select.select([told], [], [], GUARD_S)[0], "the worker hung"
+            assert _has_said(told, GUARD_S), "the worker hung"
             said += (more := os.read(told, 1 << 16))
             assert more, "the worker failed"
         end = time.monotonic() + delay_s
         while (left_s := end - time.monotonic()) > 0:
-            if select.select([told], [], [], left_s)[0]:
+            if _has_said(told, left_s):
                 said += os.read(told, 1 << 16)
     finally:
         os.kill(pid, signal.SIGKILL)

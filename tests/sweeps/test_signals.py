@@ -66,6 +66,9 @@ STATES = ("pending", "leased", "done", "failed")
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # struck before its with: Python closes it
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <function Directory.__del__:pytest.PytestUnraisableExceptionWarning"
+)
 @pytest.mark.timeout(300)
 def test_a_handler_that_raises(path: Path) -> None:
     """One handle survives exceptions at random instants: no lock stays held, nothing that was put is lost."""
