@@ -40,7 +40,7 @@ class NewFiles:
         self._durable = durable
         self._overlap = overlap
         self._syncs = overlap.syncs if durable else None
-        self._beside: list[Directory] | None = None  # tmp/, to create files in
+        self._beside: list[Directory] | None = None  # tmp/, where this user may create files
 
     def write(self, contents: Mapping[str, bytes]) -> dict[str, Written]:
         """Write files and make them durable; return where each lies, by its key. On an error none is left."""

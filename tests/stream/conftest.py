@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fsqueue import FileSampleRefQueue
-from tests.support import Queue
 
 
 @pytest.fixture
@@ -22,9 +20,3 @@ def path(tmp_path: Path) -> Path:
 def nowhere(tmp_path: Path) -> Path:
     """A path at which nothing is yet: the queue is made on a mount that is not what it seems."""
     return tmp_path / "q"
-
-
-@pytest.fixture
-def queue(path: Path) -> Iterator[Queue]:
-    with FileSampleRefQueue(path, durable=False) as it:
-        yield it
